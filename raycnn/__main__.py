@@ -1,0 +1,3 @@
+from raycnn.cli import main
+
+main()

@@ -1,0 +1,212 @@
+"""The state of a training, saved whole or not at all. No pickle: safetensors, and JSON for the rest.
+
+A checkpoint is a folder `EPOCH-STEP` (epochs done, steps done of the next one) written under a
+temporary name, synced and renamed. `index.json` names the last and the best one and is renamed
+after it; the one before the last is kept until then, and still after, in case the last is damaged.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from raycnn.errors import DataError
+from raycnn.metrics import Seen
+from raycnn.optim import Optimizer
+
+MODEL, OPTIMIZER, STATE, INDEX = "model.safetensors", "optimizer.safetensors", "state.json", "index.json"
+TENSORS = (MODEL, OPTIMIZER)
+
+Row = dict[str, float]
+
+
+@dataclass
+class State:
+    """Everything that a training needs to go on from here."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    about: dict[str, Any]
+    """The resolved spec, class names, input shape, normalisation, data fingerprint, versions."""
+    epoch: int = 0
+    """Epochs done."""
+    step: int = 0
+    """Steps done of the epoch under way."""
+    seen: Seen = field(default_factory=Seen)
+    """What those steps saw."""
+    history: list[Row] = field(default_factory=list)
+    """One row of metrics for each epoch done."""
+    best: int | None = None
+    """The epoch, counted from 1, with the best validation accuracy."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.epoch:05d}-{self.step:08d}"
+
+    def close_epoch(self, row: Row) -> None:
+        self.epoch, self.step, self.seen = self.epoch + 1, 0, Seen()
+        self.history.append(row)
+        key = "val/acc1" if "val/acc1" in row else "epoch"  # without validation the last is best
+        if self.best is None or row[key] > self.history[self.best - 1][key]:
+            self.best = self.epoch
+
+
+def save(state: State, folder: Path) -> None:
+    """Write the state into `folder` and have the index point to it. OSError leaves all as it was."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _clean(folder, ".*")  # half-written by a process that was killed
+    index = read_index(folder)
+    if index.get("last") != state.name:
+        _write(state, folder)
+    at_end = state.best == state.epoch and not state.step
+    new = {
+        "last": state.name,
+        "previous": index.get("last") if index.get("last") != state.name else index.get("previous"),
+        "best": state.name if at_end else index.get("best"),
+    }
+    _write_json(folder / f".{INDEX}", new)
+    os.replace(folder / f".{INDEX}", folder / INDEX)
+    _sync(folder)
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in new.values():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(state: State, folder: Path) -> None:
+    temporary, final = folder / f".{state.name}", folder / state.name
+    temporary.mkdir()
+    try:
+        for name, tensors in (
+            (MODEL, state.model.state_dict()),
+            (OPTIMIZER, state.optimizer.state()),
+        ):
+            plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            save_file(plain, temporary / name)
+            _sync(temporary / name)
+        files = {name: _facts(temporary / name) for name in TENSORS}
+        saved = {key: getattr(state, key) for key in ("about", "epoch", "step", "history", "best")}
+        _write_json(temporary / STATE, {"files": files, "seen": asdict(state.seen), **saved})
+        _sync(temporary)
+        if final.exists():  # damaged, or it would have been gone on from
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_index(folder: Path) -> dict[str, str | None]:
+    try:
+        index = json.loads((folder / INDEX).read_text())
+    except (OSError, ValueError):
+        return {}
+    return index if isinstance(index, dict) else {}
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and what is wrong with any newer one.
+
+    Raises DataError when there are checkpoints and none is whole.
+    """
+    names = sorted(path.name for path in folder.glob("[0-9]*-[0-9]*") if path.is_dir())
+    faults = []
+    for name in reversed(names):
+        fault = verify(folder / name)
+        if not fault:
+            return folder / name, faults
+        faults.append(fault)
+    if faults:
+        raise DataError("no checkpoint is whole: " + "; ".join(faults))
+    return None, []
+
+
+def verify(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        files = read_state(checkpoint)["files"]
+        for name in TENSORS:
+            if _facts(checkpoint / name) != files[name]:
+                return f"{checkpoint / name} is not what was written (size or SHA-256 differ)"
+    except (DataError, OSError, KeyError, TypeError) as error:
+        return f"{checkpoint} is damaged: {error}"
+    return None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The JSON of a checkpoint."""
+    try:
+        state = json.loads((checkpoint / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {checkpoint / STATE}: {error}") from None
+    return dict(state)
+
+
+def restore(state: State, checkpoint: Path) -> None:
+    """Put a checkpoint into a state of the same job."""
+    saved = read_state(checkpoint)
+    load_weights(state.model, checkpoint)
+    state.optimizer.load(read_tensors(checkpoint / OPTIMIZER))
+    state.epoch, state.step = saved["epoch"], saved["step"]
+    state.history, state.best = saved["history"], saved["best"]
+    state.seen = Seen(**saved["seen"])
+
+
+def load_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Copy a checkpoint's weights into a model of the same form. Raises DataError naming what differs."""
+    tensors = read_tensors(checkpoint / MODEL)
+    own = model.state_dict()
+    differ = [
+        f"{key}: {_shape(tensors.get(key))} in the checkpoint, {_shape(own.get(key))} in the model"
+        for key in sorted({*tensors, *own})
+        if _shape(tensors.get(key)) != _shape(own.get(key))
+    ]
+    if differ:
+        raise DataError(f"{checkpoint} is of another network: {'; '.join(differ[:5])}")
+    model.load_state_dict(tensors)
+
+
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else "x".join(map(str, tensor.shape)) or "a number"
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with path.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _clean(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

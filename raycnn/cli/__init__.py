@@ -1,0 +1,42 @@
+"""The command line: one thin file for each verb. What is slow to import is imported by its verb."""
+
+import os
+import sys
+
+import typer
+
+from raycnn.cli.check import check
+from raycnn.cli.eval import evaluate
+from raycnn.cli.list import show
+from raycnn.cli.predict import predict
+from raycnn.cli.schema import schema
+from raycnn.cli.train import resume, train
+from raycnn.errors import RaycnnError
+
+app = typer.Typer(
+    help="Train CNN classifiers from one YAML job spec: in one process, or on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+for name, verb in {
+    "train": train, "resume": resume, "eval": evaluate, "predict": predict,
+    "list": show, "check": check, "schema": schema,
+}.items():  # fmt: skip
+    app.command(name)(verb)
+
+
+def main() -> None:
+    """Run the command line; a user's error is its message and its exit code, without a traceback."""
+    try:
+        app()
+    except RaycnnError as error:
+        print(f"raycnn: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("raycnn: stopped; `raycnn resume RUN` goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `raycnn list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

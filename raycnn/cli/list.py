@@ -1,0 +1,57 @@
+"""`raycnn list`."""
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typing_extensions import Annotated
+
+from raycnn.cli.arguments import Runs
+from raycnn.errors import SpecError, unknown
+
+if TYPE_CHECKING:
+    from raycnn.catalogue import Catalogue
+
+TABLES = ["datasets", "models", "optimizers", "schedules", "transforms"]
+
+
+def show(
+    what: Annotated[
+        str, typer.Argument(metavar="[WHAT]", help="models, datasets, ..., or runs; else all names.")
+    ] = "",
+    runs: Runs = "runs",
+) -> None:
+    """List what a spec can name, with options and defaults; or the runs."""
+    if what == "runs":
+        _show_runs(runs)
+        return
+    if what and what not in TABLES:
+        raise SpecError(unknown("table", what, [*TABLES, "runs"]))
+    for name, table in _tables().items():
+        if what in ("", name):
+            print(f"{name}:")
+            for entry in table.names():
+                print(f"  {entry:<16}{_options(table, entry)}".rstrip())
+
+
+def _tables() -> "dict[str, Catalogue[Any]]":
+    from raycnn.data import DATASETS
+    from raycnn.data.augment import TRANSFORMS
+    from raycnn.models import MODELS
+    from raycnn.optim import OPTIMIZERS, SCHEDULES
+
+    return dict(zip(TABLES, [DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS], strict=True))
+
+
+def _options(table: "Catalogue[Any]", entry: str) -> str:
+    fields = table.schema(entry).model_fields.items()
+    return ", ".join(n if f.is_required() else f"{n}={f.default}" for n, f in fields)
+
+
+def _show_runs(root: str) -> None:
+    from raycnn.runs import Run
+
+    for run in Run.all(root):
+        rows, result = run.rows(), run.result()
+        best = max((float(row["val/acc1"] or 0) for row in rows), default=0.0)
+        test = f"test {result['test']['acc1']:.2%}" if result else ""
+        print(f"{run.name:<28}{run.state():<9}{len(rows):>4} epochs  val {best:.2%}  {test}".rstrip())

@@ -1,0 +1,68 @@
+"""`raycnn train` and `raycnn resume`."""
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raycnn import spec, yaml_file
+from raycnn.cli.arguments import Changes, Job, RunName, Runs
+
+if TYPE_CHECKING:
+    from raycnn.runs import Run
+
+
+def train(
+    job: Job,
+    changes: Changes = None,
+    show: Annotated[
+        bool, typer.Option("--print", help="Print the resolved spec, and train nothing.")
+    ] = False,
+) -> None:
+    """Train a job: a new run folder, validation after each epoch, one test at the end."""
+    resolved = spec.load(job, changes or [])
+    if show:
+        yaml_file.dump(resolved.tree(), sys.stdout)
+        return
+    from raycnn.check import check
+    from raycnn.runs import Run
+
+    check(resolved)
+    _launch(resolved, lambda: Run.create(resolved))
+
+
+def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
+    """Go on with a run from its last checkpoint; `train.epochs=N` trains a finished one longer."""
+    from raycnn.check import check
+    from raycnn.runs import Run, can_go_on
+
+    found = Run.find(run, runs)
+    resolved = found.job().change(changes or [])
+    done = can_go_on(found, resolved)
+    result = found.result()
+    if result and done >= resolved.train.epochs:
+        print(f"{found.name} is done: {done} epochs; train.epochs={done + 1} trains one more")
+        return
+    check(resolved)
+    found.reopen(resolved)
+    _launch(resolved, lambda: found)
+
+
+def _launch(job: spec.JobSpec, open_run: "Callable[[], Run]") -> None:
+    from rich.console import Console
+
+    from raycnn import dist, launch
+    from raycnn.cli.view import show_result, view_for
+
+    console = Console(quiet=dist.launched() and not dist.leads_launch())
+
+    def opened() -> "Run":
+        run = open_run()
+        view.note(f"run {run.folder}")
+        return run
+
+    with view_for(console, job.train.epochs) as view, job.located():
+        run = launch.train(job, opened, view)
+    show_result(console, run)
+

@@ -1,0 +1,94 @@
+"""The kinds of device: one row each. Nothing else in raycnn asks which kind it runs on."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from raycnn.errors import SpecError, Unfit
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What raycnn must know of a kind of device."""
+
+    name: str
+    """As in `workers.device`, and torch's device type."""
+    backend: str
+    """Of the process group; CPU tensors go through gloo on every kind."""
+    resource: str
+    """What Ray calls one of them."""
+    count: Callable[[], int]
+    """How many this process sees."""
+    fused: bool
+    """Whether torch has fused optimizer kernels for it."""
+
+    def select(self, local_rank: int, threads: int | None = None) -> torch.device:
+        """Make one device this process's own, and give CPU work so many threads."""
+        if threads:
+            torch.set_num_threads(threads)
+        if self.name == "cpu":
+            return torch.device("cpu")
+        device = torch.device(self.name, local_rank % max(1, self.count()))
+        torch.get_device_module(device).set_device(device)
+        return device
+
+
+def _npus() -> int:
+    try:
+        importlib.import_module("torch_npu")
+    except (ImportError, RuntimeError, OSError):  # not installed, or without its CANN libraries
+        return 0
+    return torch.npu.device_count()
+
+
+KINDS = {
+    "cuda": Kind("cuda", "cpu:gloo,cuda:nccl", "GPU", torch.cuda.device_count, fused=True),
+    "npu": Kind("npu", "cpu:gloo,npu:hccl", "NPU", _npus, fused=False),
+    "cpu": Kind("cpu", "gloo", "CPU", lambda: len(os.sched_getaffinity(0)), fused=True),
+}
+
+
+def find(name: str) -> Kind:
+    """The kind a job asks for; `auto` is the first that is there. Raises Unfit, saying what lacks."""
+    if name == "auto":
+        # An NPU is looked for only where its driver is: torch_npu is never loaded by accident.
+        present = (kind for kind in KINDS.values() if kind.name != "npu" or _npu_driver())
+        return next(kind for kind in present if kind.count())
+    kind = KINDS[name]
+    if name == "npu":
+        _require_npu()
+    elif not kind.count():
+        raise Unfit(f"workers.device: {name}: this machine has none (torch {torch.__version__})")
+    return kind
+
+
+def _npu_driver() -> bool:
+    return any(Path("/dev").glob("davinci[0-9]*"))
+
+
+def _require_npu() -> None:
+    if not importlib.util.find_spec("torch_npu"):
+        raise Unfit(
+            f"workers.device: npu: torch_npu is not installed: pip install 'raycnn[npu]' brings the "
+            f"one for torch {torch.__version__}"
+        )
+    try:
+        importlib.import_module("torch_npu")
+    except (ImportError, RuntimeError, OSError) as error:
+        raise Unfit(
+            f"workers.device: npu: torch_npu does not load ({error}): is CANN installed, and was its "
+            "set_env.sh sourced? torch_npu fits the torch of the same major and minor version"
+        ) from None
+    if not torch.npu.device_count():
+        raise Unfit("workers.device: npu: torch_npu sees no Ascend device")
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises SpecError where the device cannot compute at this precision."""
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        name = torch.cuda.get_device_name(device)
+        raise SpecError(f"bf16 is not for {name}: use fp32", "train.precision")

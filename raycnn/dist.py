@@ -1,0 +1,138 @@
+"""The workers of a job, as one of them sees it. Alone, every function here does nothing.
+
+Nothing else in raycnn imports torch.distributed or asks for a rank to decide what to do.
+"""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from raycnn.errors import RaycnnError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def launched() -> bool:
+    """Whether torchrun, or something that sets the same variables, started this process."""
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def leads_launch() -> bool:
+    """Whether this process is the one that speaks, of those that torchrun started."""
+    return os.environ["RANK"] == "0"
+
+
+def join(backend: str, timeout_s: int) -> None:
+    """Meet the other workers that torchrun started."""
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        total(torch.zeros(1))
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over the workers of a tensor on the CPU, on every worker."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def together(work: Callable[[], T]) -> T:
+    """Do something on every worker; if it is refused on one, raise its error on all."""
+    error: RaycnnError | None = None
+    result: Any = None
+    try:
+        result = work()
+    except RaycnnError as refused:
+        error = refused
+    errors: list[RaycnnError | None] = [error]
+    if dist.is_initialized():
+        errors = [None] * world()
+        dist.all_gather_object(errors, error)
+    first = next(filter(None, errors), None)
+    if first:
+        raise first
+    return result  # type: ignore[no-any-return]
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """Do something on rank 0 alone, and have its result, or its error, on every worker."""
+    result = together(lambda: work() if rank() == 0 else None)
+    if dist.is_initialized():
+        held = [result]
+        dist.broadcast_object_list(held)
+        result = held[0]
+    return result  # type: ignore[return-value]
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another worker is gone, and not by a fault of its own."""
+    closed = isinstance(error, RuntimeError) and "gloo" in str(error)
+    return closed or isinstance(error, dist.DistError)
+
+
+def replicate(model: nn.Module, image: Tensor) -> nn.Module:
+    """The model, with its gradients averaged over the workers (PyTorch's DDP).
+
+    After its first backward pass DDP lays its buckets out anew, and with them the order in which
+    floats are summed. One pass here, over one image (1, C, H, W) and without effect, has that
+    behind us: step k of a resumed run sums as step k of an unbroken one.
+    """
+    if not dist.is_initialized():
+        return model
+    ids = [image.device.index] if image.device.index is not None else None
+    replica = nn.parallel.DistributedDataParallel(model, ids, gradient_as_bucket_view=True)
+    replica.eval()  # no batch statistics, no dropout
+    replica(image).sum().backward()
+    model.zero_grad()
+    return replica
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every worker rank 0's buffers: DDP does so only before a training step."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+class Ballot:
+    """Does any worker want to stop? Asked each step, answered one step later, without waiting."""
+
+    def __init__(self) -> None:
+        self._votes: Tensor | None = None
+        self._pending: Any = None
+
+    def ask(self, mine: bool) -> bool:
+        if not dist.is_initialized():
+            return mine
+        answer = self.close()
+        self._votes = torch.tensor([mine], dtype=torch.int32)
+        self._pending = dist.all_reduce(self._votes, async_op=True)
+        return answer
+
+    def close(self) -> bool:
+        if self._pending is None or self._votes is None:
+            return False
+        self._pending.wait()
+        self._pending = None
+        return bool(self._votes.item())

@@ -1,0 +1,71 @@
+"""What can go wrong with a job: one tree, each class with its exit code.
+
+RaycnnError
+├── JobFailed      1  the job ran and failed
+│   ├── Diverged      its loss is no longer a finite number
+│   └── WorkerLost    a worker went away more often than `failure.retries` allows
+├── SpecError      2  bad usage or a bad spec
+├── Unfit          3  this environment cannot: device, disk, versions
+├── DataError      4  the data, or a checkpoint, is not what it should be
+├── ClusterError   5  the cluster cannot be reached, or is too small
+└── Interrupted  130  stopped on request, its state saved
+
+Every one is a user's to mend, and is shown as its message alone. Anything else is a bug of ours
+and keeps its traceback.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RaycnnError(Exception):
+    exit_code = 1
+
+
+class JobFailed(RaycnnError):
+    pass
+
+
+class Diverged(JobFailed):
+    pass
+
+
+class WorkerLost(JobFailed):
+    pass
+
+
+class SpecError(RaycnnError):
+    """`key` is the dotted name of the setting at fault, where there is one."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, key: str = ""):
+        super().__init__(message, key)
+        self.message, self.key = message, key
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.key else self.message
+
+
+class Unfit(RaycnnError):
+    exit_code = 3
+
+
+class DataError(RaycnnError):
+    exit_code = 4
+
+
+class ClusterError(RaycnnError):
+    exit_code = 5
+
+
+class Interrupted(RaycnnError):
+    exit_code = 130
+
+
+def unknown(kind: str, found: str, names: Iterable[str]) -> str:
+    """The sentence for a name nobody knows: the nearest one, and all there are."""
+    names = sorted(names)
+    near = get_close_matches(str(found), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {found!r}{hint} ({kind}s: {', '.join(names) or 'none'})"

@@ -1,0 +1,143 @@
+"""The Ray cluster of a job: reached or started, and what it has."""
+
+import importlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from raycnn.device import KINDS, Kind
+from raycnn.errors import ClusterError, SpecError
+from raycnn.spec import Workers
+
+# Read by Ray when it is imported, or by the processes it starts.
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` has each worker build its own environment
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # else a lost worker, or the end, is seen 2 s late
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more, and 3 s
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+}
+for key, value in SETTINGS.items():
+    os.environ.setdefault(key, value)
+
+import ray  # noqa: E402
+
+PROBE_S = 5
+OBJECT_STORE_BYTES = 200 << 20  # images do not go through it
+
+
+@dataclass(frozen=True)
+class Node:
+    address: str
+    total: dict[str, float]
+
+    def fits(self, ask: dict[str, float]) -> int:
+        """How many workers that ask for so much find room here."""
+        return min(int(self.total.get(key, 0) // amount) for key, amount in ask.items())
+
+
+def require(workers: Workers) -> None:
+    """Raises ClusterError when the workers do not fit, or no cluster answers."""
+    if address_of(workers):
+        with connected(workers) as nodes:
+            ask_of(workers, kind_of(workers, nodes), nodes)
+    else:
+        here = [Node("this machine", {k.resource: float(k.count()) for k in KINDS.values()})]
+        ask_of(workers, kind_of(workers, here), here)
+
+
+def address_of(workers: Workers) -> str | None:
+    return workers.address or os.environ.get("RAY_ADDRESS")
+
+
+@contextmanager
+def connected(workers: Workers) -> Iterator[list[Node]]:
+    """A Ray to run on: the address given or in RAY_ADDRESS, else one of our own for as long as needed."""
+    address = address_of(workers)
+    if address:
+        _probe(address)
+    else:
+        require(workers)
+    # Imported while Ray's processes start: either takes about as long as the other.
+    importing = threading.Thread(target=importlib.import_module, args=("ray.train.torch",))
+    importing.start()
+    try:
+        if address:
+            ray.init(address, log_to_driver=False, logging_level="ERROR", namespace="raycnn")
+        else:
+            ray.init(
+                "local",
+                num_cpus=KINDS["cpu"].count(),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        importing.join()
+        yield [Node(node["NodeManagerAddress"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        raise ClusterError(f"no Ray cluster at {address}: {error}") from None
+    finally:
+        ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Ray itself would try for minutes. Raises ClusterError when nothing listens."""
+    if "://" in address:
+        raise SpecError(
+            f"{address!r} is no address of a Ray head: host:port, as `ray start` prints it",
+            "workers.address",
+        )
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise SpecError(f"{address!r} is not host:port", "workers.address")
+    try:
+        socket.create_connection((host, int(port)), PROBE_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"no Ray cluster at {address}: {error}") from None
+
+
+def kind_of(workers: Workers, nodes: list[Node]) -> Kind:
+    """The kind of device a job's workers drive on this cluster."""
+    if workers.device != "auto":
+        return KINDS[workers.device]
+    return next(kind for kind in KINDS.values() if any(node.fits({kind.resource: 1}) for node in nodes))
+
+
+def ask_of(workers: Workers, kind: Kind, nodes: list[Node]) -> dict[str, float]:
+    """What each worker asks Ray for: with no `cpus` given, the most that lets all of them in.
+
+    Raises ClusterError, with a table of what exists, when they do not fit even so.
+    """
+    most = int(max((node.total.get("CPU", 0) for node in nodes), default=0))
+    for cpus in [workers.cpus] if workers.cpus else range(most, 0, -1):
+        ask = {"CPU": float(cpus)} | ({kind.resource: 1.0} if kind.resource != "CPU" else {})
+        if sum(node.fits(ask) for node in nodes) >= workers.count:
+            return ask
+    least = {"CPU": workers.cpus or 1} | ({kind.resource: 1} if kind.resource != "CPU" else {})
+    raise ClusterError(
+        f"{workers.count} workers of {_amounts(least)} each do not fit into what this cluster has:\n"
+        + table(nodes)
+    )
+
+
+def table(nodes: list[Node]) -> str:
+    resources = [kind.resource for kind in reversed(KINDS.values())]
+    lines = ["node".ljust(20) + "".join(name.rjust(8) for name in resources)]
+    for node in nodes:
+        amounts = (f"{node.total.get(name, 0):g}".rjust(8) for name in resources)
+        lines.append(node.address.ljust(20) + "".join(amounts))
+    return "\n".join(lines)
+
+
+def _amounts(ask: dict[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in ask.items())

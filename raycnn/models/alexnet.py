@@ -1,0 +1,87 @@
+"""AlexNet: "ImageNet Classification with Deep Convolutional Neural Networks", Krizhevsky et al. 2012.
+
+`form: large` is torchvision's, from "One weird trick for parallelizing convolutional neural
+networks", Krizhevsky 2014 (arXiv:1404.5997), with its state-dict keys; `form: small` keeps the
+resolution of 32 x 32 images. B images, C channels, K classes.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from raycnn.models.blocks import width
+from raycnn.noise import Dropout
+from raycnn.shape import Shape
+
+# Channels, kernel, stride, padding of each convolution, and the (kernel, stride) of a max pool.
+Row = tuple[int, int, int, int] | tuple[int, int]
+SMALL: list[Row] = [
+    (64, 4, 2, 0), (2, 1), (256, 3, 1, 1), (2, 2),
+    (384, 3, 1, 1), (384, 3, 1, 1), (256, 3, 1, 1), (2, 1),
+]  # fmt: skip
+LARGE: list[Row] = [
+    (64, 11, 4, 2), (3, 2), (192, 5, 1, 2), (3, 2),
+    (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1), (3, 2),
+]  # fmt: skip
+SMALL_BELOW = 63  # pixels: the least that the large form takes
+
+
+def features(channels: int, rows: list[Row]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for row in rows:
+        if len(row) == 2:
+            layers.append(nn.MaxPool2d(*row))
+        else:
+            layers += [nn.Conv2d(channels, *row), nn.ReLU(inplace=True)]
+            channels = row[0]
+    return nn.Sequential(*layers)
+
+
+class SmallAlexNet(nn.Module):
+    def __init__(self, shape: Shape, classes: int, dropout: float):
+        super().__init__()
+        self.features = features(shape.channels, SMALL)
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Sequential(
+            nn.Linear(width(self.features, shape), 4608), nn.ReLU(inplace=True), Dropout(dropout),
+            nn.Linear(4608, 4608), nn.ReLU(inplace=True), Dropout(dropout),
+            nn.Linear(4608, classes),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,   C, 32, 32)
+        x = self.features(x)                 # (B, 256,  6,  6)
+        x = self.flatten(x)                  # (B, 9216)
+        return self.classifier(x)            # (B, K)
+
+
+class AlexNet(nn.Module):
+    def __init__(self, shape: Shape, classes: int, dropout: float):
+        super().__init__()
+        self.features = features(shape.channels, LARGE)
+        width(self.features, shape)  # the average pool would make up for what is not there
+        self.avgpool = nn.AdaptiveAvgPool2d(6)
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Sequential(
+            Dropout(dropout), nn.Linear(256 * 6 * 6, 4096), nn.ReLU(inplace=True),
+            Dropout(dropout), nn.Linear(4096, 4096), nn.ReLU(inplace=True),
+            nn.Linear(4096, classes),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,   C, 224, 224)
+        x = self.features(x)                 # (B, 256,   6,   6)
+        x = self.avgpool(x)                  # (B, 256,   6,   6)
+        x = self.flatten(x)                  # (B, 9216)
+        return self.classifier(x)            # (B, K)
+
+
+def alexnet(
+    shape: Shape,
+    classes: int,
+    *,
+    form: Literal["auto", "small", "large"] = "auto",
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
+) -> nn.Module:
+    """`auto` takes the large form for images it can take."""
+    small = min(shape.height, shape.width) < SMALL_BELOW if form == "auto" else form == "small"
+    return (SmallAlexNet if small else AlexNet)(shape, classes, dropout)

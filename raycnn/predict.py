@@ -1,0 +1,120 @@
+"""A trained network, from its run folder alone, and what it says of pictures."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from raycnn import checkpoint, models
+from raycnn.data import open_splits
+from raycnn.data.augment import TRANSFORMS, Pipeline
+from raycnn.device import find
+from raycnn.errors import DataError
+from raycnn.loop import evaluate, fresh_state
+from raycnn.runs import Run, result_of
+from raycnn.shape import Shape
+from raycnn.spec import JobSpec, from_tree
+
+BATCH = 64
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+ENDINGS = {ending for ending in Image.registered_extensions() if ending != ".pdf"}
+
+
+@dataclass(frozen=True)
+class Network:
+    model: nn.Module
+    classes: tuple[str, ...]
+    source: Shape
+    """Of the images it was trained on, before their transforms."""
+    pipeline: Pipeline
+    device: torch.device
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 of the source's shape to (B, K)."""
+        numbers = torch.zeros(len(images), 0, device=self.device)
+        logits = self.model(self.pipeline(images.to(self.device), numbers))
+        return logits.float().softmax(1).cpu()
+
+
+def load(weights: Path, device: torch.device) -> Network:
+    """The network of a checkpoint's folder."""
+    about = checkpoint.read_state(weights)["about"]
+    job: JobSpec = from_tree(about["spec"])
+    classes = tuple(about["classes"])
+    model = models.build(job.model, Shape(*about["shape"]), len(classes))
+    checkpoint.load_weights(model, weights)
+    model.to(device, memory_format=torch.channels_last).eval()
+    transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
+    pipeline = Pipeline(transforms, about["mean"], about["std"]).evaluation()
+    return Network(model, classes, Shape(*about["source_shape"]), pipeline, device)
+
+
+def pictures(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and the pictures in the folders named. Raises DataError when there are none."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path} does not exist")
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        hidden = (p for p in inside if p.is_file() and not p.name.startswith("."))
+        found += [p for p in hidden if p == path or p.suffix.lower() in ENDINGS]
+    if not found:
+        raise DataError(f"no pictures in {', '.join(map(str, paths))}")
+    return found
+
+
+def read(path: Path, shape: Shape) -> Tensor:
+    """A picture as (C, H, W) uint8, converted and scaled to a shape. Raises DataError naming it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = ImageOps.exif_transpose(Image.open(path)).convert(MODES[shape.channels])
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
+        raise DataError(f"{path} is no picture that can be read: {error}") from None
+    if picture.size != (shape.width, shape.height):
+        picture = picture.resize((shape.width, shape.height), Image.Resampling.BILINEAR)
+    pixels = np.array(picture).reshape(shape.height, shape.width, shape.channels)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def predict(network: Network, paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor | DataError]]:
+    """For each picture its probabilities (K,), or what is wrong with it."""
+    for start in range(0, len(paths), BATCH):
+        read_or_not = [_attempt(path, network.source) for path in paths[start : start + BATCH]]
+        images = [image for image in read_or_not if isinstance(image, Tensor)]
+        rows = iter(network.probabilities(torch.stack(images))) if images else iter(())
+        for path, image in zip(paths[start : start + BATCH], read_or_not, strict=True):
+            yield path, next(rows) if isinstance(image, Tensor) else image
+
+
+def _attempt(path: Path, shape: Shape) -> Tensor | DataError:
+    try:
+        return read(path, shape)
+    except DataError as error:
+        return error
+
+
+def evaluate_run(
+    run: Run, split: str, weights: str, name: str, root: str | None
+) -> dict[str, Any]:
+    """What result.json says, of any split, weights and device."""
+    job = run.job()
+    if root:
+        job = job.change({"data.root": root})
+    kind = find(name)
+    device = kind.select(0)
+    splits = open_splits(job)
+    state = fresh_state(job, splits, device)
+    path = run.weights(weights)
+    if checkpoint.read_state(path)["about"]["data"] != state.about["data"]:
+        raise DataError("the images or labels are not the ones this run was trained on")
+    checkpoint.restore(state, path)
+    loader = splits.loader(split, job, device, training=False)
+    return result_of(state, evaluate(state.model, loader, job.train, len(splits.classes)))

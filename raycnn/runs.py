@@ -1,0 +1,377 @@
+"""The run folder: what is written where, and found again.
+
+runs/<job>/<n>/
+    job.yaml            the resolved spec
+    environment.json    what it ran on
+    metrics.csv         a row for each epoch
+    checkpoints/        see checkpoint.py
+    logs/               a file for each worker; TensorBoard events in logs/tensorboard
+    result.json         when done: the test, and what was best
+    progress.json       while it trains: where it is
+
+Nothing in it names a place outside it, so it can be moved.
+"""
+
+import csv
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import reduce
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from filelock import FileLock, Timeout
+
+from raycnn import checkpoint, dist, spec, yaml_file
+from raycnn.checkpoint import Row, State
+from raycnn.errors import DataError, SpecError, Unfit, unknown
+from raycnn.metrics import interval, per_class
+from raycnn.spec import JobSpec
+
+COLUMNS = [
+    "epoch", "step", "train/loss", "train/acc1", "val/loss", "val/acc1", "val/acc5",
+    "lr", "images_per_s", "time_s",
+]  # fmt: skip
+FIXED = ["seed", "data", "model", "optimizer.name", "train.batch_size"]  # once a run has begun
+PLACES = {"root", "download"}
+LOOK_S = 0.25  # between two looks at what was asked, and two signs of life
+
+log = logging.getLogger("raycnn")
+
+
+class Run:
+    """One execution of a job."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+
+    @classmethod
+    def create(cls, job: JobSpec) -> "Run":
+        """A new folder, numbered after the ones that are there."""
+        parent = Path(job.storage.path).absolute() / job.name
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                taken = [int(path.name) for path in parent.iterdir() if path.name.isdigit()]
+                folder = parent / str(max(taken, default=0) + 1)
+                try:
+                    folder.mkdir()
+                    break
+                except FileExistsError:  # another run of the job was quicker
+                    continue
+            run = cls(folder)
+            for inner in (run.checkpoints, folder / "logs"):
+                inner.mkdir()
+            run.write_job(job)
+            _write(folder / "environment.json", environment())
+        except OSError as error:
+            raise Unfit(f"storage.path: cannot write to {parent}: {error}") from None
+        return run
+
+    @classmethod
+    def find(cls, text: str, root: str = "runs") -> "Run":
+        """By its folder, by `job/n`, or the latest by `job`. Raises SpecError when there is none."""
+        for path in (Path(text), Path(root) / text):
+            if (path / "job.yaml").is_file():
+                return cls(path.absolute())
+        numbered = [run for run in cls.all(root) if run.folder.parent.name == text]
+        if numbered:
+            return numbered[-1]
+        names = {name for run in cls.all(root) for name in (run.name, run.folder.parent.name)}
+        raise SpecError(unknown("run", text, names) + f"; looked for a folder and in {root}/")
+
+    @classmethod
+    def all(cls, root: str = "runs") -> list["Run"]:
+        found = [path.parent for path in Path(root).glob("*/*/job.yaml")]
+        numbered = [path for path in found if path.name.isdigit()]
+        return [cls(path.absolute()) for path in sorted(numbered, key=lambda p: (p.parent, int(p.name)))]
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    def job(self) -> JobSpec:
+        return spec.load(self.folder / "job.yaml")
+
+    def write_job(self, job: JobSpec) -> None:
+        temporary = self.folder / ".job.yaml"
+        with temporary.open("w", encoding="utf-8") as file:
+            yaml_file.dump(job.tree(), file)
+        os.replace(temporary, self.folder / "job.yaml")
+
+    def reopen(self, job: JobSpec) -> None:
+        """Make it a run under way, of the job as it is now."""
+        with self.held():
+            self.write_job(job)
+            (self.folder / "result.json").unlink(missing_ok=True)
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of a run that is done."""
+        return _read(self.folder / "result.json")
+
+    def progress(self) -> dict[str, Any]:
+        return _read(self.folder / "progress.json") or {}
+
+    def rows(self) -> list[dict[str, str]]:
+        try:
+            with (self.folder / "metrics.csv").open(newline="") as file:
+                return list(csv.DictReader(file))
+        except FileNotFoundError:
+            return []
+
+    def state(self) -> str:
+        """done, running, or stopped: one word for a list."""
+        if self.result():
+            return "done"
+        try:
+            with self.held():
+                return "stopped"
+        except Unfit:
+            return "running"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other process from training in this folder."""
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise Unfit(f"{self.folder} is being trained by another process") from None
+
+    def ask_to_stop(self) -> None:
+        """Have the workers save and stop, wherever they are."""
+        (self.folder / ".stop").touch()
+
+    def asked_to_stop(self) -> bool:
+        return (self.folder / ".stop").exists()
+
+    def forget_stop(self) -> None:
+        (self.folder / ".stop").unlink(missing_ok=True)
+
+    def weights(self, which: str) -> Path:
+        """The checkpoint `best` or `last`. Raises DataError when there is none, or it is damaged."""
+        name = checkpoint.read_index(self.checkpoints).get(which)
+        if not name:
+            raise DataError(f"{self.folder} has no {which} checkpoint")
+        fault = checkpoint.verify(self.checkpoints / name)
+        if fault:
+            raise DataError(fault)
+        return self.checkpoints / name
+
+
+class View(Protocol):
+    """Where a person watches."""
+
+    def progress(self, epoch: int, step: int, steps: int) -> None: ...
+
+    def row(self, row: Row) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Recorder:
+    """The loop's watch: puts what happens into the run folder. Only rank 0 writes."""
+
+    def __init__(self, run: Run, view: View | None, asked: Callable[[], bool] = lambda: False):
+        self.run, self.view, self.asked = run, view, asked
+        self.leads = dist.rank() == 0
+        self._looked = 0.0
+        self._stop = False
+        self._events: Any = None
+        self._file = _log_to(run.folder / "logs" / f"rank-{dist.rank()}.log")
+
+    def close(self) -> None:
+        if self._events:
+            self._events.close()
+        log.removeHandler(self._file)
+        self._file.close()
+
+    def restore(self, state: State) -> None:
+        path, faults = checkpoint.newest(self.run.checkpoints)
+        for fault in faults:
+            self._note(f"passed over: {fault}")
+        if not path:
+            return
+        saved = checkpoint.read_state(path)["about"]
+        _same_job(saved["spec"], state.about["spec"])
+        if saved["data"] != state.about["data"]:
+            raise DataError("the images or labels are not the ones this run was begun with")
+        if saved["torch"] != state.about["torch"]:
+            self._note(f"begun with torch {saved['torch']}: results may differ in the last digits")
+        checkpoint.restore(state, path)
+        self._note(f"going on from epoch {state.epoch}, step {state.step}")
+        if self.leads:
+            self._write_rows(state.history)
+
+    def step(self, state: State, steps: int) -> bool:
+        now = time.monotonic()
+        if now - self._looked < LOOK_S:
+            return self._stop or self.asked()
+        self._looked = now
+        if self.leads:
+            self._stop = self.run.asked_to_stop()
+            where = {"epoch": state.epoch + 1, "step": state.step, "steps": steps}
+            _spared(lambda: _write(self.run.folder / "progress.json", where))
+            if self.view:
+                self.view.progress(**where)
+        return self._stop or self.asked()
+
+    def save(self, state: State) -> None:
+        if not self.leads:
+            return
+        try:
+            checkpoint.save(state, self.run.checkpoints)
+        except OSError as error:
+            raise Unfit(
+                f"cannot save a checkpoint: {error}; the one before it is whole, and "
+                f"`raycnn resume {self.run.folder}` goes on from there"
+            ) from None
+
+    def close_epoch(self, state: State) -> None:
+        row = state.history[-1]
+        if not self.leads:
+            return
+        log.info(plain_row(row))
+        self._write_rows(state.history)
+        _spared(lambda: self._write_events(row))
+        if self.view:
+            self.view.row(row)
+
+    def restore_best(self, state: State) -> None:
+        checkpoint.load_weights(state.model, self.run.weights("best"))
+
+    def finish(self, result: dict[str, Any]) -> None:
+        if self.leads:
+            log.info(f"test {result['test']}")
+            _write(self.run.folder / "result.json", result)
+
+    def _note(self, text: str) -> None:
+        log.info(text)
+        if self.leads and self.view:
+            self.view.note(text)
+
+    def _write_rows(self, history: list[Row]) -> None:
+        def write() -> None:
+            temporary = self.run.folder / ".metrics.csv"
+            with temporary.open("w", newline="") as file:
+                table = csv.DictWriter(file, COLUMNS, restval="")
+                table.writeheader()
+                table.writerows(history)
+            os.replace(temporary, self.run.folder / "metrics.csv")
+
+        _spared(write)
+
+    def _write_events(self, row: Row) -> None:
+        if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            folder = self.run.folder / "logs" / "tensorboard"
+            self._events = SummaryWriter(folder, purge_step=int(row["epoch"]))
+        for key, value in row.items():
+            self._events.add_scalar(key, value, int(row["epoch"]))
+        self._events.flush()
+
+
+def result_of(state: State, test: Any) -> dict[str, Any]:
+    """What result.json says."""
+    low, high = interval(test.hits, test.count)
+    return {
+        "test": {
+            "acc1": test.acc1,
+            "interval95": [low, high],
+            "acc5": test.acc5,
+            "loss": test.mean_loss,
+            "count": test.count,
+            "images_per_s": test.count / test.seconds,
+        },
+        "best_epoch": state.best,
+        "best": state.history[state.best - 1] if state.best else None,
+        "epochs": state.epoch,
+        "time_s": state.history[-1]["time_s"] if state.history else 0.0,
+        "confusion": test.confusion,
+        "per_class": per_class(test.confusion, tuple(state.about["classes"])),
+    }
+
+
+def plain_row(row: Row) -> str:
+    """One epoch on one line."""
+    shown = {key: row[key] for key in COLUMNS if key in row}
+    return "  ".join(f"{key} {_short(key, value)}" for key, value in shown.items())
+
+
+def _short(key: str, value: float) -> str:
+    if key in ("epoch", "step"):
+        return str(int(value))
+    return f"{value:,.0f}" if key == "images_per_s" else f"{value:.4g}"
+
+
+def environment() -> dict[str, Any]:
+    packages = ["raycnn", "torch", "torchvision", "ray", "numpy", "safetensors"]
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "packages": {name: version(name) for name in packages},
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def can_go_on(run: Run, job: JobSpec) -> int:
+    """How many epochs the run has done. Raises SpecError when this job is not its job any more."""
+    path, _ = checkpoint.newest(run.checkpoints)
+    if not path:
+        return 0
+    saved = checkpoint.read_state(path)
+    _same_job(saved["about"]["spec"], job.tree())
+    return int(saved["epoch"])
+
+
+def _same_job(saved: dict[str, Any], own: dict[str, Any]) -> None:
+    for path in FIXED:
+        before, now = (reduce(dict.__getitem__, path.split("."), tree) for tree in (saved, own))
+        if isinstance(now, dict):  # where the data lies may change
+            before, now = ({k: v for k, v in d.items() if k not in PLACES} for d in (before, now))
+        if before != now:
+            raise SpecError("cannot change in a run that has begun: train it as a new job", path)
+
+
+def _log_to(path: Path) -> logging.Handler:
+    try:
+        handler: logging.Handler = logging.FileHandler(path)
+    except OSError:  # a log that cannot be written never stops training
+        handler = logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    return handler
+
+
+def _spared(write: Callable[[], None]) -> None:
+    """Do what training can go on without: a full disk is said in the log, and that is all."""
+    try:
+        write()
+    except OSError as error:
+        log.warning(f"not written: {error}")
+
+
+def _write(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(value, indent=1))
+    os.replace(temporary, path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,44 @@
+"""All randomness of a job: numbers that depend on (seed, epoch, sample) and on nothing else.
+
+Not on what was drawn before, nor on how many workers draw: that is what makes a resumed run equal
+an unbroken one, and two workers equal one. The mixer is splitmix64 (Steele, Lea, Flood, "Fast
+splittable pseudorandom number generators", OOPSLA 2014, figure 17), whole arrays at a time.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint64]
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _scramble(z: Words) -> Words:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def words(seed: int, *keys: int | NDArray[np.integer]) -> Words:
+    """64 random bits for every element of the keys, which broadcast against one another."""
+    state: Words = np.array([seed & (2**64 - 1)], dtype=np.uint64)
+    with np.errstate(over="ignore"):  # the arithmetic is modulo 2**64
+        for key in keys:
+            state = _scramble(state + GOLDEN) ^ np.asarray(key).astype(np.uint64)
+        return _scramble(state + GOLDEN)
+
+
+def number(seed: int, *keys: int) -> int:
+    """One seed for a generator, out of a seed and what it is for: 0 ≤ number < 2**63."""
+    return int(words(seed, *keys)[0] >> np.uint64(1))
+
+
+def uniform(seed: int, epoch: int, samples: NDArray[np.integer], count: int) -> NDArray[np.float64]:
+    """(samples, count) numbers in [0, 1), for the augmentation of these samples in this epoch."""
+    bits = words(seed, epoch, np.asarray(samples)[:, None], np.arange(count)[None, :])
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """The permutation of `count` samples that is trained on in this epoch."""
+    return np.argsort(words(seed, epoch, np.arange(count)), kind="stable")

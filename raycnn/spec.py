@@ -1,0 +1,293 @@
+"""What a job is: one YAML file in, one frozen JobSpec out. Imports neither torch nor Ray."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from typing_extensions import Self
+
+from raycnn import yaml_file
+from raycnn.errors import SpecError, unknown
+from raycnn.yaml_file import Tree, Where
+
+MAX_EXTENDS = 8
+
+
+def _no_traversal(path: str) -> str:
+    if not path or ".." in PurePath(path).parts or path.startswith("~") or "\0" in path:
+        raise ValueError("is not a plain path: `..` and `~` are not followed")
+    if "://" in path:
+        raise ValueError("is a URI: only a local or a shared path can be used")
+    return path
+
+
+SafePath = Annotated[str, AfterValidator(_no_traversal)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )
+
+
+class Choice(Frozen, extra="allow"):
+    """An entry of a catalogue: `lenet`, or with options `{name: lenet, activation: relu}`."""
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.model_extra or {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class Normalize(Frozen):
+    mean: list[float]
+    """Of each channel, on the scale 0 to 1."""
+    std: list[Annotated[float, Field(gt=0)]]
+    """Of each channel, on the scale 0 to 1."""
+
+
+class Data(Choice):
+    """A data set of `raycnn list datasets`, with its options beside the keys below."""
+
+    root: SafePath | None = None
+    """Folder that holds the data; when absent RAYCNN_DATA, else `data`."""
+    download: bool = False
+    """Whether the data set may be fetched into `root` when it is not there."""
+    val: Fraction = 0.1
+    """Share of the training images held out, by class, to choose the best epoch."""
+    limit: PositiveInt | None = None
+    """Use only this many training images, drawn by class and seed, before `val` is held out."""
+    transforms: list[Choice] = []
+    """What is done to a batch of images, in order, on the device; the random ones in training."""
+    normalize: Normalize | None = None
+    """When absent, the mean and deviation of the training images."""
+
+
+class Train(Frozen):
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    """Images per step over all workers: more workers change the speed, not the result."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the network under autocast; weights and updates stay in fp32."""
+    label_smoothing: Fraction = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Scale the gradients down to this L2 norm over all parameters."""
+
+
+class Workers(Frozen):
+    count: PositiveInt = 1
+    """Processes that share every batch; each drives one device."""
+    device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
+    """auto: the first of cuda, npu, cpu that is there."""
+    cpus: PositiveInt | None = None
+    """CPUs, and so threads, of each worker; when absent an equal share of what is there."""
+    launcher: Literal["auto", "ray", "local"] = "auto"
+    """auto: one worker without an address runs in this process, all else on Ray."""
+    address: str | None = None
+    """Of a running Ray cluster; when absent RAY_ADDRESS, else a Ray of the job's own."""
+    timeout_s: Annotated[int, Field(ge=10)] = 600
+    """How long a worker waits for the others before it gives up."""
+
+
+class Storage(Frozen):
+    path: SafePath = "runs"
+    """Folder of the runs; with several nodes, one that all of them share."""
+    every_steps: PositiveInt | None = None
+    """Save also each time so many steps are done; the end of an epoch is always saved."""
+
+
+class Failure(Frozen):
+    retries: Annotated[int, Field(ge=0)] = 2
+    """How often lost workers may send the job back to its last checkpoint."""
+
+
+class JobSpec(Frozen):
+    """A training, said completely. Keys not listed here are refused."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    """Names the folder of the runs: small letters, digits, `.`, `_` and `-`."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """First weights, order, augmentation, dropout and validation split follow from it."""
+    data: Data
+    model: Choice
+    """A network of `raycnn list models`, or one with options."""
+    optimizer: Choice
+    """One of `raycnn list optimizers`."""
+    schedule: Choice = Choice(name="constant")
+    """One of `raycnn list schedules`: the learning rate as a function of the step."""
+    train: Train
+    workers: Workers = Workers()
+    storage: Storage = Storage()
+    failure: Failure = Failure()
+
+    _where: Where = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _enough_to_share(self) -> Self:
+        if self.train.batch_size < self.workers.count:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} gives some of "
+                f"{self.workers.count} workers nothing to do"
+            )
+        return self
+
+    def tree(self) -> Tree:
+        """Plain values, every default filled in: what is printed, saved and sent."""
+        return self.model_dump(mode="json")
+
+    def change(self, changes: Iterable[str] | Mapping[str, Any]) -> Self:
+        """A new spec with dotted keys set: `["optimizer.lr=0.2"]` or `{"optimizer.lr": 0.2}`."""
+        pairs = parse_changes(changes) if not isinstance(changes, Mapping) else dict(changes)
+        return _validate(type(self), *_set(self.tree(), dict(self._where), pairs))
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Give a SpecError raised inside the file and line of the key it is about."""
+        try:
+            yield
+        except SpecError as error:
+            raise SpecError(_at(self._where, error.key, error.message)) from None
+
+
+def load(path: Path, changes: Iterable[str] = ()) -> JobSpec:
+    """The job of a file, with what it `extends` beneath it and the changes above it."""
+    tree, where = _read(path.resolve(), path, 0)
+    return _validate(JobSpec, *_set(tree, where, parse_changes(changes)))
+
+
+def from_tree(tree: Tree) -> JobSpec:
+    return _validate(JobSpec, tree, {})
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of the file: the fields above, and `extends`."""
+    drawn = JobSpec.model_json_schema()
+    drawn["properties"]["extends"] = {
+        "type": "string",
+        "description": "A spec beside this one, or below it, whose keys this one changes.",
+    }
+    required = drawn.pop("required")
+    drawn["anyOf"] = [{"required": required}, {"required": ["extends"]}]
+    return drawn
+
+
+def parse_changes(changes: Iterable[str]) -> Tree:
+    pairs = {}
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals or not key.strip():
+            raise SpecError(f"{change!r} is not a change: write key=value, e.g. train.epochs=3")
+        pairs[key.strip()] = yaml_file.value_of(text)
+    return pairs
+
+
+def _read(path: Path, shown: Path, depth: int) -> tuple[Tree, Where]:
+    tree, where = yaml_file.load(shown)
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree, where
+    place = where.pop("extends")
+    if depth == MAX_EXTENDS:
+        raise SpecError(f"{place}: extends: more than {MAX_EXTENDS} files deep, or in a circle")
+    if not isinstance(base, str) or PurePath(base).is_absolute() or ".." in PurePath(base).parts:
+        raise SpecError(f"{place}: extends: {base!r} is not a file beside this one, or below it")
+    target = (path.parent / base).resolve()
+    if not target.is_relative_to(path.parent) or not target.is_file():
+        raise SpecError(f"{place}: extends: there is no {base} beside this file, or below it")
+    below, below_where = _read(target, shown.parent / base, depth + 1)
+    return _merge(below, tree), below_where | where
+
+
+def _merge(below: Tree, above: Tree) -> Tree:
+    """Keys of `above` win; another name makes another entry, and takes no options over."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(value, dict) and isinstance(old, str):
+            old = {"name": old}
+        both = isinstance(old, dict) and isinstance(value, dict)
+        if both and value.get("name", old.get("name")) == old.get("name"):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _set(tree: Tree, where: Where, pairs: Tree) -> tuple[Tree, Where]:
+    for path, value in pairs.items():
+        *parents, leaf = path.split(".")
+        change: Tree = {leaf: value}
+        for key in reversed(parents):
+            change = {key: change}
+        tree = _merge(tree, change)
+        where = where | {path: "command line"}
+    return tree, where
+
+
+def _validate(kind: type[Any], tree: Tree, where: Where) -> Any:
+    try:
+        job = kind.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(detail, where) for detail in error.errors()]
+        raise SpecError("\n".join(lines)) from None
+    job._where.update(where)
+    return job
+
+
+def _explain(detail: ErrorDetails, where: Where) -> str:
+    key = ".".join(map(str, detail["loc"]))
+    message = plain(detail)
+    if detail["type"] == "extra_forbidden":
+        *parents, leaf = key.split(".")
+        message = unknown("key", leaf, _fields(parents))
+    return _at(where, key, message)
+
+
+def plain(detail: ErrorDetails) -> str:
+    """What pydantic found, as one plain sentence."""
+    if detail["type"] == "missing":
+        return "is missing"
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    message = re.sub(r"a valid dictionary or instance of (Choice|Data)", "a name, or a mapping", message)
+    message = re.sub(r"a valid dictionary or instance of \w+", "a mapping", message)
+    return message if isinstance(detail["input"], dict) else f"{message}, not {detail['input']!r}"
+
+
+def _at(where: Where, key: str, message: str) -> str:
+    place = key
+    while place and place not in where:  # the nearest enclosing key that stands in a file
+        place = place.rpartition(".")[0]
+    return ": ".join(filter(None, [where.get(place, ""), key, message]))
+
+
+def _fields(parents: list[str]) -> list[str]:
+    model: Any = JobSpec
+    for key in parents:
+        model = model.model_fields[key].annotation
+    return list(model.model_fields)
+

@@ -1,0 +1,76 @@
+"""YAML 1.2 in, plain values and the line of every key out. Data only: no tags, no aliases.
+
+In YAML 1.2 `1e-3` is a number and `on` is a word; a key given twice is an error.
+"""
+
+from pathlib import Path
+from typing import Any, TextIO
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from raycnn.errors import SpecError
+
+MAX_BYTES = 1 << 20
+
+Tree = dict[str, Any]
+Where = dict[str, str]  # dotted key -> "file:line"
+
+
+def load(path: Path) -> tuple[Tree, Where]:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise SpecError(f"{path} has {size:,} bytes: a spec has at most {MAX_BYTES:,}")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read {path}: {error}") from None
+    value, root = _parse(text, str(path))
+    if not isinstance(value, dict):
+        found = "empty" if value is None else f"a {type(value).__name__}"
+        raise SpecError(f"{path}:1: a job is a mapping of keys to values; this file is {found}")
+    where: Where = {}
+    _lines(root, "", str(path), where)
+    return value, where
+
+
+def value_of(text: str) -> Any:
+    """The value of one `key=value` of the command line."""
+    return _parse(text, "command line")[0]
+
+
+def dump(tree: Tree, file: TextIO) -> None:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(tree, file)
+
+
+def _parse(text: str, name: str) -> tuple[Any, Node | None]:
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        for event in yaml.parse(text):
+            if isinstance(event, AliasEvent):
+                line = event.start_mark.line + 1
+                raise SpecError(f"{name}:{line}: aliases are not used in a spec; see `extends`")
+        return yaml.load(text), yaml.compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        raise SpecError(f"{place}: not YAML: {error.problem or error.context}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise SpecError(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
+
+
+def _lines(node: Node | None, path: str, name: str, where: Where) -> None:
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            inner = f"{path}.{key.value}" if path else str(key.value)
+            where[inner] = f"{name}:{key.start_mark.line + 1}"
+            _lines(value, inner, name, where)
+    elif isinstance(node, SequenceNode):
+        for index, value in enumerate(node.value):
+            where[f"{path}.{index}"] = f"{name}:{value.start_mark.line + 1}"
+            _lines(value, f"{path}.{index}", name, where)
