@@ -20,7 +20,9 @@ T = TypeVar("T")
 class Catalogue(Generic[T]):
     """`section` is the key of the spec that chooses here: it stands in every error."""
 
-    def __init__(self, kind: str, section: str, builders: dict[str, Callable[..., T]], group: str = ""):
+    def __init__(
+        self, kind: str, section: str, builders: dict[str, Callable[..., T]], group: str = ""
+    ):
         self.kind, self.section = kind, section
         self._builders = builders
         self._plugins = {point.name: point for point in entry_points(group=group)} if group else {}
@@ -40,7 +42,10 @@ class Catalogue(Generic[T]):
         builder = self.builder(name)
         hints = get_type_hints(builder, include_extras=True)
         fields: dict[str, Any] = {
-            option.name: (hints[option.name], option.default if option.default is not option.empty else ...)
+            option.name: (
+                hints[option.name],
+                option.default if option.default is not option.empty else ...,
+            )
             for option in inspect.signature(builder).parameters.values()
             if option.kind is option.KEYWORD_ONLY
         }
@@ -66,7 +71,6 @@ class Catalogue(Generic[T]):
         if detail["type"] == "extra_forbidden":
             return unknown(f"{name} option", option, model.model_fields), f"{self.section}.{option}"
         return plain(detail), f"{self.section}.{option}"
-
 
 
 def with_options(schema: dict[str, Any], tables: list[Catalogue[Any]]) -> dict[str, Any]:

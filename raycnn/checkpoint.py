@@ -1,4 +1,4 @@
-"""The state of a training, saved whole or not at all. No pickle: safetensors, and JSON for the rest.
+"""The state of a training, saved whole or not at all. No pickle: safetensors and JSON.
 
 A checkpoint is a folder `EPOCH-STEP` (epochs done, steps done of the next one) written under a
 temporary name, synced and renamed. `index.json` names the last and the best one and is renamed
@@ -22,7 +22,12 @@ from raycnn.errors import DataError
 from raycnn.metrics import Seen
 from raycnn.optim import Optimizer
 
-MODEL, OPTIMIZER, STATE, INDEX = "model.safetensors", "optimizer.safetensors", "state.json", "index.json"
+MODEL, OPTIMIZER, STATE, INDEX = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "index.json",
+)
 TENSORS = (MODEL, OPTIMIZER)
 
 Row = dict[str, float]
@@ -60,7 +65,7 @@ class State:
 
 
 def save(state: State, folder: Path) -> None:
-    """Write the state into `folder` and have the index point to it. OSError leaves all as it was."""
+    """Write the state into `folder`, then the index. OSError leaves what was there."""
     folder.mkdir(parents=True, exist_ok=True)
     _clean(folder, ".*")  # half-written by a process that was killed
     index = read_index(folder)
@@ -117,7 +122,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     Raises DataError when there are checkpoints and none is whole.
     """
     names = sorted(path.name for path in folder.glob("[0-9]*-[0-9]*") if path.is_dir())
-    faults = []
+    faults: list[str] = []
     for name in reversed(names):
         fault = verify(folder / name)
         if not fault:
@@ -160,7 +165,7 @@ def restore(state: State, checkpoint: Path) -> None:
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Copy a checkpoint's weights into a model of the same form. Raises DataError naming what differs."""
+    """Copy a checkpoint's weights into a model. Raises DataError naming what differs."""
     tensors = read_tensors(checkpoint / MODEL)
     own = model.state_dict()
     differ = [

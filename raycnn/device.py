@@ -25,6 +25,8 @@ class Kind:
     """How many this process sees."""
     fused: bool
     """Whether torch has fused optimizer kernels for it."""
+    layout: torch.memory_format
+    """Of images and weights, whichever its convolutions are quicker in."""
 
     def select(self, local_rank: int, threads: int | None = None) -> torch.device:
         """Make one device this process's own, and give CPU work so many threads."""
@@ -37,23 +39,31 @@ class Kind:
         return device
 
 
+def _gpus() -> int:
+    return torch.cuda.device_count()
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 def _npus() -> int:
     try:
         importlib.import_module("torch_npu")
     except (ImportError, RuntimeError, OSError):  # not installed, or without its CANN libraries
         return 0
-    return torch.npu.device_count()
+    return int(torch.get_device_module("npu").device_count())
 
 
 KINDS = {
-    "cuda": Kind("cuda", "cpu:gloo,cuda:nccl", "GPU", torch.cuda.device_count, fused=True),
-    "npu": Kind("npu", "cpu:gloo,npu:hccl", "NPU", _npus, fused=False),
-    "cpu": Kind("cpu", "gloo", "CPU", lambda: len(os.sched_getaffinity(0)), fused=True),
+    "cuda": Kind("cuda", "cpu:gloo,cuda:nccl", "GPU", _gpus, True, torch.channels_last),
+    "npu": Kind("npu", "cpu:gloo,npu:hccl", "NPU", _npus, False, torch.contiguous_format),
+    "cpu": Kind("cpu", "gloo", "CPU", _cpus, True, torch.contiguous_format),
 }
 
 
 def find(name: str) -> Kind:
-    """The kind a job asks for; `auto` is the first that is there. Raises Unfit, saying what lacks."""
+    """The kind asked for; `auto` is the first that is there. Raises Unfit, saying what lacks."""
     if name == "auto":
         # An NPU is looked for only where its driver is: torch_npu is never loaded by accident.
         present = (kind for kind in KINDS.values() if kind.name != "npu" or _npu_driver())
@@ -73,17 +83,17 @@ def _npu_driver() -> bool:
 def _require_npu() -> None:
     if not importlib.util.find_spec("torch_npu"):
         raise Unfit(
-            f"workers.device: npu: torch_npu is not installed: pip install 'raycnn[npu]' brings the "
+            "workers.device: npu: torch_npu is not installed: pip install 'raycnn[npu]' brings the "
             f"one for torch {torch.__version__}"
         )
     try:
         importlib.import_module("torch_npu")
     except (ImportError, RuntimeError, OSError) as error:
         raise Unfit(
-            f"workers.device: npu: torch_npu does not load ({error}): is CANN installed, and was its "
-            "set_env.sh sourced? torch_npu fits the torch of the same major and minor version"
+            f"workers.device: npu: torch_npu does not load ({error}): is CANN installed, was its "
+            "set_env.sh sourced, and is torch of the same major and minor version?"
         ) from None
-    if not torch.npu.device_count():
+    if not _npus():
         raise Unfit("workers.device: npu: torch_npu sees no Ascend device")
 
 

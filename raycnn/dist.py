@@ -6,7 +6,7 @@ Nothing else in raycnn imports torch.distributed or asks for a rank to decide wh
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -72,7 +72,7 @@ def together(work: Callable[[], T]) -> T:
     first = next(filter(None, errors), None)
     if first:
         raise first
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 def from_first(work: Callable[[], T]) -> T:
@@ -82,7 +82,7 @@ def from_first(work: Callable[[], T]) -> T:
         held = [result]
         dist.broadcast_object_list(held)
         result = held[0]
-    return result  # type: ignore[return-value]
+    return cast(T, result)
 
 
 def lost_peer(error: BaseException) -> bool:

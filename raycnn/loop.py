@@ -12,6 +12,7 @@ from raycnn import dist, models, noise, seeds
 from raycnn.checkpoint import Row, State
 from raycnn.data import Splits, open_splits
 from raycnn.data.loader import Batch, Loader
+from raycnn.device import KINDS
 from raycnn.errors import Diverged, Interrupted
 from raycnn.metrics import Seen, Tally
 from raycnn.optim import OPTIMIZERS, SCHEDULES, Schedule
@@ -84,7 +85,7 @@ def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> State:
     """First weights: the same on every worker, and for every launcher."""
     torch.manual_seed(job.seed)
     model = models.build(job.model, splits.shape, len(splits.classes))
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=KINDS[device.type].layout)
     optimizer = OPTIMIZERS.build(job.optimizer, model.named_parameters())
     return State(model, optimizer, about(job, splits))
 
@@ -117,9 +118,8 @@ def train_epoch(
     progress = Progress(state, len(state.about["classes"]))
     ballot = dist.Ballot()
     for batch in loader.epoch(state.epoch, state.step):
-        noise.begin_step(
-            seeds.number(job.seed, NOISE, done_before + state.step), batch.first, batch.total
-        )
+        number = seeds.number(job.seed, NOISE, done_before + state.step)
+        noise.begin_step(number, batch.first, batch.total, batch.images.device)
         logits, loss = forward(replica, batch, job.train)
         # DDP averages over the workers, whose shares may differ: this makes it the batch's mean.
         (loss * (dist.world() / batch.total)).backward()

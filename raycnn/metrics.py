@@ -96,7 +96,7 @@ def _total(values: list[Tensor]) -> Tensor:
 
 
 def interval(hits: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy (Wilson, JASA 1927; Brown, Cai, DasGupta 2001, section 3)."""
+    """The 95 % interval of an accuracy: Wilson, JASA 22 (1927), pages 209 to 212."""
     if not count:
         return 0.0, 1.0
     share, slack = hits / count, Z95**2 / count

@@ -10,15 +10,18 @@ from torch import Tensor, nn
 _first, _total = 0, 0
 
 
-def begin_step(number: int, first: int, total: int) -> None:
+def begin_step(number: int, first: int, total: int, device: torch.device) -> None:
     """From here on this worker holds rows `first`... of a batch of `total` images."""
     global _first, _total
-    torch.manual_seed(number)
+    if device.type == "cpu":  # torch.manual_seed would seed every other kind as well, slowly
+        torch.default_generator.manual_seed(number)
+    else:
+        torch.get_device_module(device).manual_seed(number)
     _first, _total = first, total
 
 
 class Dropout(nn.Module):
-    """"Dropout", Srivastava et al. 2014 (JMLR 15), figure 1; kept values are scaled by 1 / (1 - p)."""
+    """Srivastava et al. 2014, JMLR 15, pages 1929 to 1958; the rest is scaled by 1 / (1 - p)."""
 
     def __init__(self, p: float):
         super().__init__()

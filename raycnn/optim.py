@@ -6,7 +6,7 @@ one imports torch._dynamo, which takes longer than everything else before the fi
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -43,10 +43,11 @@ class Optimizer:
     def __init__(self, named: Named, lr: float, kept: tuple[str, ...]):
         self.parameters = dict(named)
         self.lr = lr
-        self.kept: dict[str, list[Tensor | None]] = {key: [None] * len(self.parameters) for key in kept}
+        self.kept: dict[str, list[Any]] = {key: [None] * len(self.parameters) for key in kept}
+        """Tensors, and None before the first step."""
 
     def step(self, rates: Rates) -> None:
-        parameters = list(self.parameters.values())
+        parameters: list[Tensor] = list(self.parameters.values())
         gradients = [p.grad for p in parameters if p.grad is not None]
         assert len(gradients) == len(parameters), "every parameter takes part in every step"
         self._update(parameters, gradients, rates, KINDS[parameters[0].device.type].fused)
@@ -113,7 +114,7 @@ class Sgd(Optimizer):
 
 
 class Adam(Optimizer):
-    """"Adam", Kingma and Ba 2014 (arXiv:1412.6980); `decoupled`: AdamW, Loshchilov and Hutter 2017."""
+    """Kingma and Ba, arXiv:1412.6980; `decoupled`: Loshchilov and Hutter, arXiv:1711.05101."""
 
     def __init__(
         self,
@@ -154,7 +155,6 @@ class Adam(Optimizer):
             fused=fused,
             foreach=not fused,
         )
-
 
 
 def sgd(
@@ -216,7 +216,7 @@ def step(
 
 
 def cosine(steps: int, *, final: BelowOne = 0.0, warmup: BelowOne = 0.0) -> Schedule:
-    """Down along half a cosine ("SGDR", Loshchilov and Hutter 2016, arXiv:1608.03983, equation 5)."""
+    """Down along half a cosine ("SGDR", Loshchilov and Hutter, arXiv:1608.03983, equation 5)."""
 
     def factor(done: float) -> float:
         eased = (done - warmup) / (1 - warmup)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raycnn import checkpoint, models
 from raycnn.data import open_splits
 from raycnn.data.augment import TRANSFORMS, Pipeline
-from raycnn.device import find
+from raycnn.device import KINDS, find
 from raycnn.errors import DataError
 from raycnn.loop import evaluate, fresh_state
 from raycnn.runs import Run, result_of
@@ -40,7 +40,7 @@ class Network:
         """(B, C, H, W) uint8 of the source's shape to (B, K)."""
         numbers = torch.zeros(len(images), 0, device=self.device)
         logits = self.model(self.pipeline(images.to(self.device), numbers))
-        return logits.float().softmax(1).cpu()
+        return torch.softmax(logits.float(), 1).cpu()
 
 
 def load(weights: Path, device: torch.device) -> Network:
@@ -50,14 +50,14 @@ def load(weights: Path, device: torch.device) -> Network:
     classes = tuple(about["classes"])
     model = models.build(job.model, Shape(*about["shape"]), len(classes))
     checkpoint.load_weights(model, weights)
-    model.to(device, memory_format=torch.channels_last).eval()
+    model.to(device).to(memory_format=KINDS[device.type].layout).eval()
     transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
     pipeline = Pipeline(transforms, about["mean"], about["std"]).evaluation()
     return Network(model, classes, Shape(*about["source_shape"]), pipeline, device)
 
 
 def pictures(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and the pictures in the folders named. Raises DataError when there are none."""
+    """The files named, and the pictures in the folders named. Raises DataError for none."""
     found: list[Path] = []
     for path in paths:
         if not path.exists():
@@ -101,9 +101,7 @@ def _attempt(path: Path, shape: Shape) -> Tensor | DataError:
         return error
 
 
-def evaluate_run(
-    run: Run, split: str, weights: str, name: str, root: str | None
-) -> dict[str, Any]:
+def evaluate_run(run: Run, split: str, weights: str, name: str, root: str | None) -> dict[str, Any]:
     """What result.json says, of any split, weights and device."""
     job = run.job()
     if root:

@@ -78,7 +78,7 @@ class Run:
 
     @classmethod
     def find(cls, text: str, root: str = "runs") -> "Run":
-        """By its folder, by `job/n`, or the latest by `job`. Raises SpecError when there is none."""
+        """By its folder, by `job/n`, or the latest of `job`. Raises SpecError for none."""
         for path in (Path(text), Path(root) / text):
             if (path / "job.yaml").is_file():
                 return cls(path.absolute())
@@ -92,7 +92,9 @@ class Run:
     def all(cls, root: str = "runs") -> list["Run"]:
         found = [path.parent for path in Path(root).glob("*/*/job.yaml")]
         numbered = [path for path in found if path.name.isdigit()]
-        return [cls(path.absolute()) for path in sorted(numbered, key=lambda p: (p.parent, int(p.name)))]
+        return [
+            cls(path.absolute()) for path in sorted(numbered, key=lambda p: (p.parent, int(p.name)))
+        ]
 
     @property
     def name(self) -> str:
@@ -157,7 +159,7 @@ class Run:
         (self.folder / ".stop").unlink(missing_ok=True)
 
     def weights(self, which: str) -> Path:
-        """The checkpoint `best` or `last`. Raises DataError when there is none, or it is damaged."""
+        """The checkpoint `best` or `last`. Raises DataError when it is not there, or damaged."""
         name = checkpoint.read_index(self.checkpoints).get(which)
         if not name:
             raise DataError(f"{self.folder} has no {which} checkpoint")

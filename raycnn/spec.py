@@ -230,12 +230,15 @@ def _merge(below: Tree, above: Tree) -> Tree:
         old = merged.get(key)
         if isinstance(value, dict) and isinstance(old, str):
             old = {"name": old}
-        both = isinstance(old, dict) and isinstance(value, dict)
-        if both and value.get("name", old.get("name")) == old.get("name"):
+        if isinstance(old, dict) and isinstance(value, dict) and _same_entry(old, value):
             merged[key] = _merge(old, value)
         else:
             merged[key] = value
     return merged
+
+
+def _same_entry(below: Tree, above: Tree) -> bool:
+    return bool(above.get("name", below.get("name")) == below.get("name"))
 
 
 def _set(tree: Tree, where: Where, pairs: Tree) -> tuple[Tree, Where]:
@@ -273,7 +276,9 @@ def plain(detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return "is missing"
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    message = re.sub(r"a valid dictionary or instance of (Choice|Data)", "a name, or a mapping", message)
+    message = re.sub(
+        r"a valid dictionary or instance of (Choice|Data)", "a name, or a mapping", message
+    )
     message = re.sub(r"a valid dictionary or instance of \w+", "a mapping", message)
     return message if isinstance(detail["input"], dict) else f"{message}, not {detail['input']!r}"
 
@@ -290,4 +295,3 @@ def _fields(parents: list[str]) -> list[str]:
     for key in parents:
         model = model.model_fields[key].annotation
     return list(model.model_fields)
-

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -20,22 +21,25 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for name, verb in {
+verbs: dict[str, Callable[..., None]] = {
     "train": train, "resume": resume, "eval": evaluate, "predict": predict,
     "list": show, "check": check, "schema": schema,
-}.items():  # fmt: skip
+}  # fmt: skip
+for name, verb in verbs.items():
     app.command(name)(verb)
 
 
 def main() -> None:
-    """Run the command line; a user's error is its message and its exit code, without a traceback."""
+    """Run the command line; a user's error is a message and an exit code, without a traceback."""
     try:
         app()
     except RaycnnError as error:
         print(f"raycnn: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("raycnn: stopped; `raycnn resume RUN` goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "raycnn: stopped; `raycnn resume RUN` goes on from the last checkpoint", file=sys.stderr
+        )
         sys.exit(130)
     except BrokenPipeError:  # `raycnn list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,5 +16,7 @@ def check(job: Job, changes: Changes = None) -> None:
     where = launch.launcher_of(resolved.workers)
     print(f"{job}: job {resolved.name}")
     print(f"  data     {resolved.data.name}: {found.classes} classes, {len(found.files)} files")
-    print(f"  model    {resolved.model.name}: {found.shape} images, {found.parameters:,} parameters")
+    print(
+        f"  model    {resolved.model.name}: {found.shape} images, {found.parameters:,} parameters"
+    )
     print(f"  workers  {resolved.workers.count} on {found.kind}, launcher {where}")

@@ -1,9 +1,9 @@
 """`raycnn eval`."""
 
 import json
+from typing import Annotated
 
 import typer
-from typing_extensions import Annotated
 
 from raycnn.cli.arguments import Device, RunName, Runs, Weights
 from raycnn.errors import SpecError, unknown

@@ -1,9 +1,8 @@
 """`raycnn list`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typing_extensions import Annotated
 
 from raycnn.cli.arguments import Runs
 from raycnn.errors import SpecError, unknown
@@ -16,7 +15,8 @@ TABLES = ["datasets", "models", "optimizers", "schedules", "transforms"]
 
 def show(
     what: Annotated[
-        str, typer.Argument(metavar="[WHAT]", help="models, datasets, ..., or runs; else all names.")
+        str,
+        typer.Argument(metavar="[WHAT]", help="models, datasets, ..., or runs; else all names."),
     ] = "",
     runs: Runs = "runs",
 ) -> None:
@@ -54,4 +54,6 @@ def _show_runs(root: str) -> None:
         rows, result = run.rows(), run.result()
         best = max((float(row["val/acc1"] or 0) for row in rows), default=0.0)
         test = f"test {result['test']['acc1']:.2%}" if result else ""
-        print(f"{run.name:<28}{run.state():<9}{len(rows):>4} epochs  val {best:.2%}  {test}".rstrip())
+        print(
+            f"{run.name:<28}{run.state():<9}{len(rows):>4} epochs  val {best:.2%}  {test}".rstrip()
+        )

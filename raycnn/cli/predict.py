@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 import typer
-from typing_extensions import Annotated
 
 from raycnn.cli.arguments import Device, RunName, Runs, Weights
 from raycnn.errors import DataError

@@ -65,4 +65,3 @@ def _launch(job: spec.JobSpec, open_run: "Callable[[], Run]") -> None:
     with view_for(console, job.train.epochs) as view, job.located():
         run = launch.train(job, opened, view)
     show_result(console, run)
-

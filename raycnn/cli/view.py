@@ -10,7 +10,7 @@ from typing_extensions import Self
 from raycnn.checkpoint import Row
 from raycnn.runs import Run, plain_row
 
-HEADER = f"{'epoch':>6} {'train loss':>11} {'train acc':>10} {'val loss':>9} {'val acc':>8} {'lr':>9} {'images/s':>9} {'time':>8}"
+HEADER = " epoch  train loss  train acc  val loss  val acc        lr  images/s     time"
 
 
 def table_row(row: Row) -> str:
@@ -43,7 +43,10 @@ class TerminalView:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.bar.stop()
 
@@ -99,4 +102,6 @@ def show_result(console: Console, run: Run) -> None:
 def tested(test: dict[str, Any], split: str = "test") -> str:
     low, high = test["interval95"]
     count = test["count"]
-    return f"{split} {test['acc1']:.2%} (95 %: {low:.2%} to {high:.2%}), {count:,} of {count:,} images"
+    return (
+        f"{split} {test['acc1']:.2%} (95 %: {low:.2%} to {high:.2%}), {count:,} of {count:,} images"
+    )

@@ -107,7 +107,8 @@ def _normalisation(
         for key, values in (("mean", given.mean), ("std", given.std)):
             if len(values) != channels:
                 raise SpecError(
-                    f"{len(values)} numbers for images of {channels} channels", f"data.normalize.{key}"
+                    f"{len(values)} numbers for images of {channels} channels",
+                    f"data.normalize.{key}",
                 )
         return given.mean, given.std
     pixels = len(rows) * train.images[0, ..., 0].numel()

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raycnn.catalogue import Catalogue
+from raycnn.device import KINDS
 from raycnn.shape import Shape
 from raycnn.spec import Choice
 
@@ -119,9 +120,18 @@ class Pipeline:
             stop = start + transform.numbers
             images = transform(images, numbers[:, start:stop])
             start = stop
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
-        return (images - 255 * mean).div_(255 * std)
+        return self._normalise(images)
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        layout = KINDS[images.device.type].layout
+        mean, std = (
+            torch.tensor(values, device=images.device).mul_(255).view(1, -1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        # Into a new tensor, since the strides of one with a single channel leave its layout open,
+        # and a convolution may guess the slower one.
+        floats = torch.empty(images.shape, device=images.device, memory_format=layout)
+        return torch.sub(images, mean, out=floats).div_(std)
 
 
 def shape_after(choices: Sequence[Choice], shape: Shape) -> Shape:

@@ -28,7 +28,7 @@ PLAIN = {
 
 class Cifar10:
     shape = Shape(3, 32, 32)
-    classes = (
+    classes: tuple[str, ...] = (
         "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
     )  # fmt: skip
 
@@ -47,7 +47,10 @@ class Cifar10:
     def _found(self) -> list[Path] | None:
         """Parquet files train-* and test-*, else the six batches, in reading order."""
         for folder in (self.root / "cifar10", self.root / "cifar10" / "plain_text", self.root):
-            train, test = sorted(folder.glob("train-*.parquet")), sorted(folder.glob("test-*.parquet"))
+            train, test = (
+                sorted(folder.glob("train-*.parquet")),
+                sorted(folder.glob("test-*.parquet")),
+            )
             if train and test:
                 return train + test
         folders = [self.root / "cifar-10-batches-py", self.root / "cifar10" / "cifar-10-batches-py"]
@@ -76,7 +79,14 @@ class Cifar10:
             batch = _Unpickler(path.open("rb"), encoding="bytes").load()
             images = np.asarray(batch[b"data"], np.uint8).reshape(-1, *self.shape)
             labels = np.asarray(batch[b"labels"])
-        except (OSError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+        except (
+            OSError,
+            EOFError,
+            pickle.UnpicklingError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise DataError(f"{path} is not a batch of CIFAR-10: {error}") from None
         labels = check_labels(labels, len(self.classes), path)
         return Split(images.transpose(0, 2, 3, 1), labels)

@@ -20,7 +20,7 @@ BRIGHTEST = 16  # pixel values are 0 to 16
 
 class Digits:
     shape = Shape(1, 8, 8)
-    classes = tuple("0123456789")
+    classes: tuple[str, ...] = tuple("0123456789")
 
     def files(self) -> list[Path]:
         # Found without importing scikit-learn, which takes longer than the training.
@@ -37,7 +37,10 @@ class Digits:
         labels = table[:, -1].astype(np.int64)
         test = draw(labels, TEST, TEST_SEED)
         train = np.setdiff1d(np.arange(len(labels)), test)
-        return {"train": Split(images[train], labels[train]), "test": Split(images[test], labels[test])}
+        return {
+            "train": Split(images[train], labels[train]),
+            "test": Split(images[test], labels[test]),
+        }
 
 
 def digits(root: Path, download: bool) -> Source:

@@ -30,7 +30,9 @@ GARMENTS = (
 class Idx:
     shape = Shape(1, 28, 28)
 
-    def __init__(self, name: str, vision: str, classes: tuple[str, ...], root: Path, download: bool):
+    def __init__(
+        self, name: str, vision: str, classes: tuple[str, ...], root: Path, download: bool
+    ):
         self.name, self.vision, self.classes = name, vision, classes
         self.root, self.download = root, download
 
@@ -57,7 +59,9 @@ class Idx:
     def _split(self, images: Path, labels: Path) -> Split:
         pixels, names = read_idx(images, 3), read_idx(labels, 1)
         if pixels.shape[1:] != self.shape[1:]:
-            raise DataError(f"{images}: images of {pixels.shape[1:]}, where {self.shape[1:]} are due")
+            raise DataError(
+                f"{images}: images of {pixels.shape[1:]}, where {self.shape[1:]} are due"
+            )
         if len(pixels) != len(names):
             raise DataError(f"{images} has {len(pixels):,} images, {labels} {len(names):,} labels")
         return Split(pixels[..., None], check_labels(names, len(self.classes), labels))

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -79,7 +79,9 @@ class Loader:
         for images, labels, numbers, *share in _ahead(self._gather(epoch, batches)):
             yield Batch(self.pipeline(images, numbers), labels, *share)
 
-    def _gather(self, epoch: int, batches: Iterable[NDArray[np.int64]]) -> Iterator[tuple]:
+    def _gather(
+        self, epoch: int, batches: Iterable[NDArray[np.int64]]
+    ) -> Iterator[tuple[Any, ...]]:
         rank, world = dist.rank(), dist.world()
         for batch in batches:
             first, last = (len(batch) * r // world for r in (rank, rank + 1))
@@ -89,7 +91,9 @@ class Loader:
             labels = self.labels[index] if last > first else torch.full((1,), ABSENT)
             numbers = seeds.uniform(self.seed, epoch, share, self.pipeline.numbers)
             images = self.images[index].permute(0, 3, 1, 2)  # channels_last without a copy
-            moved = (self._move(part) for part in (images, labels, torch.from_numpy(numbers).float()))
+            moved = (
+                self._move(part) for part in (images, labels, torch.from_numpy(numbers).float())
+            )
             yield *moved, first, len(batch), last - first
 
     def _move(self, tensor: Tensor) -> Tensor:

@@ -103,7 +103,9 @@ def _write(folder: Path, split: Split, digest: Any) -> None:
     digest.update(images)
     digest.update(split.labels)
     pixels = images.reshape(len(images), -1, images.shape[-1])
-    sums = np.stack([pixels.sum(1, np.uint64), np.square(pixels, dtype=np.uint16).sum(1, np.uint64)], 1)
+    sums = np.stack(
+        [pixels.sum(1, np.uint64), np.square(pixels, dtype=np.uint16).sum(1, np.uint64)], 1
+    )
     np.save(folder / "images.npy", images)
     np.save(folder / "labels.npy", split.labels)
     np.save(folder / "sums.npy", sums)

@@ -10,7 +10,7 @@ from raycnn.spec import JobSpec, Workers
 
 
 def launcher_of(workers: Workers) -> Literal["ray", "local"]:
-    """`auto`: what torchrun started, and one worker without a cluster's address, runs right here."""
+    """`auto`: what torchrun started, and one worker without an address, runs right here."""
     if workers.launcher != "auto":
         return workers.launcher
     alone = workers.count == 1 and not workers.address and "RAY_ADDRESS" not in os.environ

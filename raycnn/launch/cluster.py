@@ -1,6 +1,7 @@
 """The Ray cluster of a job: reached or started, and what it has."""
 
 import importlib
+import logging
 import os
 import socket
 import threading
@@ -59,7 +60,7 @@ def address_of(workers: Workers) -> str | None:
 
 @contextmanager
 def connected(workers: Workers) -> Iterator[list[Node]]:
-    """A Ray to run on: the address given or in RAY_ADDRESS, else one of our own for as long as needed."""
+    """A Ray to run on: the one at the address, else one of our own for as long as needed."""
     address = address_of(workers)
     if address:
         _probe(address)
@@ -70,7 +71,7 @@ def connected(workers: Workers) -> Iterator[list[Node]]:
     importing.start()
     try:
         if address:
-            ray.init(address, log_to_driver=False, logging_level="ERROR", namespace="raycnn")
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, namespace="raycnn")
         else:
             ray.init(
                 "local",
@@ -78,10 +79,14 @@ def connected(workers: Workers) -> Iterator[list[Node]]:
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
             )
         importing.join()
-        yield [Node(node["NodeManagerAddress"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        yield [
+            Node(node["NodeManagerAddress"], node["Resources"])
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
         raise ClusterError(f"no Ray cluster at {address}: {error}") from None
     finally:
@@ -110,7 +115,9 @@ def kind_of(workers: Workers, nodes: list[Node]) -> Kind:
     """The kind of device a job's workers drive on this cluster."""
     if workers.device != "auto":
         return KINDS[workers.device]
-    return next(kind for kind in KINDS.values() if any(node.fits({kind.resource: 1}) for node in nodes))
+    return next(
+        kind for kind in KINDS.values() if any(node.fits({kind.resource: 1}) for node in nodes)
+    )
 
 
 def ask_of(workers: Workers, kind: Kind, nodes: list[Node]) -> dict[str, float]:
@@ -123,9 +130,11 @@ def ask_of(workers: Workers, kind: Kind, nodes: list[Node]) -> dict[str, float]:
         ask = {"CPU": float(cpus)} | ({kind.resource: 1.0} if kind.resource != "CPU" else {})
         if sum(node.fits(ask) for node in nodes) >= workers.count:
             return ask
-    least = {"CPU": workers.cpus or 1} | ({kind.resource: 1} if kind.resource != "CPU" else {})
+    least = {"CPU": float(workers.cpus or 1)} | (
+        {kind.resource: 1.0} if kind.resource != "CPU" else {}
+    )
     raise ClusterError(
-        f"{workers.count} workers of {_amounts(least)} each do not fit into what this cluster has:\n"
+        f"{workers.count} workers of {_amounts(least)} each do not fit into what there is:\n"
         + table(nodes)
     )
 

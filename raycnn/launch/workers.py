@@ -92,7 +92,7 @@ def _fit(trainer: "_Trainer", retries: int) -> RaycnnError | None:
 
 
 def _worker(config: dict[str, Any]) -> RaycnnError | None:
-    """In each of Ray's workers. A user's error is returned, for Ray would try again what is raised."""
+    """In each of Ray's workers. A user's error is returned: what is raised may be retried."""
     job, run = spec.from_tree(config["job"]), Run(Path(config["run"]))
     try:
         chosen = dist.together(lambda: _place(job, run, config["threads"]))
@@ -225,7 +225,9 @@ class _Trainer(TorchTrainer):
         parts["failure_policy"] = _RetryLost(self.run_config.failure_config)
         # It frees the workers' room when the controller dies; here that is when the job ends.
         parts["callbacks"] = [
-            part for part in parts["callbacks"] if not isinstance(part, PlacementGroupCleanerCallback)
+            part
+            for part in parts["callbacks"]
+            if not isinstance(part, PlacementGroupCleanerCallback)
         ]
         controller = _Controller(**parts)
         asyncio.run(controller.run())

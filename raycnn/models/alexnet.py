@@ -1,4 +1,4 @@
-"""AlexNet: "ImageNet Classification with Deep Convolutional Neural Networks", Krizhevsky et al. 2012.
+"""AlexNet: "ImageNet Classification with Deep Convolutional Neural Networks", Krizhevsky 2012.
 
 `form: large` is torchvision's, from "One weird trick for parallelizing convolutional neural
 networks", Krizhevsky 2014 (arXiv:1404.5997), with its state-dict keys; `form: small` keeps the

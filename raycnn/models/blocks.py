@@ -1,17 +1,20 @@
 """Pieces that several networks are made of."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from raycnn.shape import Shape
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+Layer = Callable[..., nn.Module]
+
+ACTIVATIONS: dict[str, Layer] = {
     "relu": nn.ReLU,
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }
-POOLS: dict[str, type[nn.Module]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
+POOLS: dict[str, Layer] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
 
 
 
@@ -28,10 +31,8 @@ def width(features: nn.Module, shape: Shape) -> int:
     channels, *sides = shape
     for layer in features.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-            kernel, stride, padding = (
-                _pair(value) for value in (layer.kernel_size, layer.stride, layer.padding)
-            )
-            sides = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(sides, kernel, stride, padding)]
+            layout = sides, *map(_pair, (layer.kernel_size, layer.stride, layer.padding))
+            sides = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(*layout, strict=True)]
         if isinstance(layer, nn.Conv2d):
             channels = layer.out_channels
         if min(sides) < 1:

@@ -9,12 +9,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from raycnn.models.blocks import ACTIVATIONS, POOLS, width
+from raycnn.models.blocks import ACTIVATIONS, POOLS, Layer, width
 from raycnn.shape import Shape
 
 
 class LeNet(nn.Module):
-    def __init__(self, shape: Shape, classes: int, activation: type[nn.Module], pool: type[nn.Module]):
+    def __init__(self, shape: Shape, classes: int, activation: Layer, pool: Layer):
         super().__init__()
         self.stage1 = nn.Sequential(
             nn.Conv2d(shape.channels, 6, 5, padding=2), activation(), pool(2)
