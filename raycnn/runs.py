@@ -189,6 +189,7 @@ class Recorder:
         self._stop = False
         self._events: Any = None
         self._file = _log_to(run.folder / "logs" / f"rank-{dist.rank()}.log")
+        log.info(f"rank {dist.rank()} of {dist.world()}, process {os.getpid()}")
 
     def close(self) -> None:
         if self._events:

@@ -95,6 +95,7 @@ class Train(Frozen):
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs the network under autocast; weights and updates stay in fp32."""
     label_smoothing: Fraction = 0.0
+    """Share of each label spread evenly over all classes."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Scale the gradients down to this L2 norm over all parameters."""
 

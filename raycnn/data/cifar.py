@@ -76,7 +76,7 @@ class Cifar10:
 
     def _batch(self, path: Path) -> Split:
         try:
-            batch = _Unpickler(path.open("rb"), encoding="bytes").load()
+            batch = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
             images = np.asarray(batch[b"data"], np.uint8).reshape(-1, *self.shape)
             labels = np.asarray(batch[b"labels"])
         except (

@@ -70,7 +70,8 @@ class Idx:
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """The array in an IDX file of unsigned bytes. Raises DataError for anything else."""
     try:
-        raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from None
     start = 4 + 4 * dimensions

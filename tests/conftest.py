@@ -1,0 +1,125 @@
+"""What the tests share. They read ../shared/data, or RAYCNN_DATA, and skip where neither is."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raycnn.launch.worker import work
+from raycnn.runs import Run
+from raycnn.spec import JobSpec, from_tree
+
+ROOT = Path(__file__).parent.parent
+JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+
+TINY = {
+    "name": "tiny",
+    "data": {"name": "digits", "limit": 200, "transforms": [{"name": "resize", "size": 12}]},
+    "model": {"name": "lenet", "activation": "relu"},
+    "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+    "schedule": {"name": "cosine", "warmup": 0.2},
+    "train": {"epochs": 3, "batch_size": 32},
+}
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The decoded images of a test run, apart from the user's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["RAYCNN_CACHE"] = str(folder)
+    torch.set_num_threads(1)
+    yield folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    folder = Path(os.environ.get("RAYCNN_DATA") or ROOT.parent / "shared" / "data")
+    if not (folder / "mnist").is_dir():
+        pytest.skip(f"no real images: {folder} holds none (RAYCNN_DATA names a folder that does)")
+    return folder
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., JobSpec]:
+    """A job of a second, stored in the test's own folder, with dotted keys changed."""
+
+    def make(**changes: Any) -> JobSpec:
+        dotted = {key.replace("__", "."): value for key, value in changes.items()}
+        return from_tree(TINY).change({"storage.path": str(tmp_path / "runs")} | dotted)
+
+    return make
+
+
+def train(job: JobSpec, run: Run | None = None, stop_at: int | None = None) -> Run:
+    """Train here, in a new run or an old one; be asked to stop when so many steps are done."""
+    run = run or Run.create(job)
+    steps = 0
+
+    def asked() -> bool:
+        nonlocal steps
+        steps += 1
+        return steps == stop_at
+
+    work(job, run, torch.device("cpu"), asked=asked)
+    return run
+
+
+def weights(run: Run, which: str = "last") -> Weights:
+    return load_file(run.weights(which) / "model.safetensors")
+
+
+def same(one: Weights, other: Weights) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def distance(one: Weights, other: Weights) -> float:
+    return max((one[key] - other[key]).abs().max().item() for key in one)
+
+
+def numbers(run: Run) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what depends on the clock."""
+    clock = {"images_per_s", "time_s"}
+    return [{k: v for k, v in row.items() if k not in clock} for row in run.rows()]
+
+
+def raycnn(*words: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """The command line, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "raycnn", *map(str, words)],
+        cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def workers(count: int, spec: Path, *changes: str, cwd: Path, verb: str = "train") -> list[str]:
+    """Train in `count` processes that meet as torchrun's do; what each printed to stderr."""
+    port = _free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "raycnn", verb, str(spec), *changes],
+            cwd=cwd, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env=os.environ | {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+            },
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    return [error for process, error in zip(processes, errors, strict=True) if process.returncode]
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
