@@ -69,17 +69,16 @@ def save(state: State, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _clean(folder, ".*")  # half-written by a process that was killed
     index = read_index(folder)
-    if index.get("last") != state.name:
+    again = index.get("last") == state.name
+    if not again or verify(folder / state.name):
         _write(state, folder)
     at_end = state.best == state.epoch and not state.step
     new = {
         "last": state.name,
-        "previous": index.get("last") if index.get("last") != state.name else index.get("previous"),
+        "previous": index.get("previous" if again else "last"),
         "best": state.name if at_end else index.get("best"),
     }
-    _write_json(folder / f".{INDEX}", new)
-    os.replace(folder / f".{INDEX}", folder / INDEX)
-    _sync(folder)
+    _write_index(new, folder)
     for path in folder.iterdir():
         if path.is_dir() and path.name not in new.values():
             shutil.rmtree(path, ignore_errors=True)
@@ -94,7 +93,7 @@ def _write(state: State, folder: Path) -> None:
             (OPTIMIZER, state.optimizer.state()),
         ):
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-            save_file(plain, temporary / name)
+            _save_tensors(plain, temporary / name)
             _sync(temporary / name)
         files = {name: _facts(temporary / name) for name in TENSORS}
         saved = {key: getattr(state, key) for key in ("about", "epoch", "step", "history", "best")}
@@ -106,6 +105,24 @@ def _write(state: State, folder: Path) -> None:
         _sync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def go_back(folder: Path, checkpoint: Path) -> None:
+    """Have the index name an older checkpoint as the last, newer ones being damaged."""
+    _write_index(read_index(folder) | {"last": checkpoint.name}, folder)
+
+
+def _write_index(index: dict[str, str | None], folder: Path) -> None:
+    _write_json(folder / f".{INDEX}", index)
+    os.replace(folder / f".{INDEX}", folder / INDEX)
+    _sync(folder)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # how it wraps a full disk
+        raise OSError(str(error)) from error
 
 
 def read_index(folder: Path) -> dict[str, str | None]:

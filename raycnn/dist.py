@@ -116,23 +116,24 @@ def share_buffers(model: nn.Module) -> None:
 
 
 class Ballot:
-    """Does any worker want to stop? Asked each step, answered one step later, without waiting."""
+    """Does any worker want to stop? Voted on each step, known one step later, without waiting."""
 
     def __init__(self) -> None:
-        self._votes: Tensor | None = None
+        self.stop = False
+        self._votes = torch.zeros(1, dtype=torch.int32)
         self._pending: Any = None
 
-    def ask(self, mine: bool) -> bool:
+    def vote(self, mine: bool) -> None:
         if not dist.is_initialized():
-            return mine
-        answer = self.close()
+            self.stop |= mine
+            return
+        self.count()
         self._votes = torch.tensor([mine], dtype=torch.int32)
         self._pending = dist.all_reduce(self._votes, async_op=True)
-        return answer
 
-    def close(self) -> bool:
-        if self._pending is None or self._votes is None:
-            return False
-        self._pending.wait()
-        self._pending = None
-        return bool(self._votes.item())
+    def count(self) -> None:
+        """Have the last vote counted: every worker then knows the same `stop`."""
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+            self.stop |= bool(self._votes.item())

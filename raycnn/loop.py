@@ -60,11 +60,11 @@ def fit(job: JobSpec, device: torch.device, watch: Watch) -> Outcome:
     )
     schedule = SCHEDULES.build(job.schedule, job.train.epochs * len(train))
     replica = dist.replicate(state.model, torch.zeros(1, *splits.shape, device=device))
-    classes = len(splits.classes)
+    classes, ballot = len(splits.classes), dist.Ballot()
 
     while state.epoch < job.train.epochs:
         rates = schedule(state.epoch * len(train))
-        seen = train_epoch(replica, state, train, schedule, job, watch)
+        seen = train_epoch(replica, state, train, schedule, job, watch, ballot)
         row: Row = {"epoch": state.epoch + 1, "step": (state.epoch + 1) * len(train)}
         row |= {"lr": state.optimizer.lr * rates.factor, "images_per_s": seen.count / seen.seconds}
         row |= {"train/loss": seen.mean_loss, "train/acc1": seen.acc1}
@@ -76,6 +76,7 @@ def fit(job: JobSpec, device: torch.device, watch: Watch) -> Outcome:
         state.close_epoch(row | {"time_s": before + seen.seconds})
         dist.together(lambda: watch.save(state))
         watch.close_epoch(state)
+        _stop_if(ballot.stop, state)
 
     dist.together(lambda: watch.restore_best(state))
     return Outcome(state, evaluate(state.model, test, job.train, classes))
@@ -111,12 +112,12 @@ def train_epoch(
     schedule: Schedule,
     job: JobSpec,
     watch: Watch,
+    ballot: dist.Ballot,
 ) -> Seen:
     """The steps of the epoch that are still to do; returns what the whole epoch saw."""
     replica.train()
     steps, done_before = len(loader), state.epoch * len(loader)
     progress = Progress(state, len(state.about["classes"]))
-    ballot = dist.Ballot()
     for batch in loader.epoch(state.epoch, state.step):
         number = seeds.number(job.seed, NOISE, done_before + state.step)
         noise.begin_step(number, batch.first, batch.total, batch.images.device)
@@ -130,19 +131,25 @@ def train_epoch(
         progress.tally.add(loss, logits, batch.labels, batch.count)
         state.step += 1
 
-        asked = ballot.ask(watch.step(state, steps))
+        ballot.vote(watch.step(state, steps))
         every = job.storage.every_steps
-        if state.step < steps and (asked or (every and state.step % every == 0)):
+        if state.step < steps and (ballot.stop or (every and state.step % every == 0)):
             progress.bring_up(state)
             dist.share_buffers(state.model)
             dist.together(lambda: watch.save(state))
-            if asked:
-                ballot.close()
-                raise Interrupted(f"stopped after step {state.step} of epoch {state.epoch + 1}")
-    ballot.close()
+            _stop_if(ballot.stop, state)
+    ballot.count()
     progress.bring_up(state)
     dist.share_buffers(state.model)
     return state.seen
+
+
+def _stop_if(asked: bool, state: State) -> None:
+    if asked:
+        raise Interrupted(
+            f"stopped as asked, and saved, after {state.epoch} epochs and {state.step} steps: "
+            "`raycnn resume` goes on from there"
+        )
 
 
 class Progress:

@@ -199,10 +199,12 @@ class Recorder:
 
     def restore(self, state: State) -> None:
         path, faults = checkpoint.newest(self.run.checkpoints)
-        for fault in faults:
-            self._note(f"passed over: {fault}")
         if not path:
             return
+        for fault in faults:
+            self._note(f"passed over: {fault}")
+        if faults and self.leads:
+            checkpoint.go_back(self.run.checkpoints, path)
         saved = checkpoint.read_state(path)["about"]
         _same_job(saved["spec"], state.about["spec"])
         if saved["data"] != state.about["data"]:
@@ -249,12 +251,20 @@ class Recorder:
             self.view.row(row)
 
     def restore_best(self, state: State) -> None:
-        checkpoint.load_weights(state.model, self.run.weights("best"))
+        try:
+            checkpoint.load_weights(state.model, self.run.weights("best"))
+        except DataError as error:
+            self._note(f"the last weights are tested, for the best cannot be: {error}")
+            state.best = state.epoch
 
     def finish(self, result: dict[str, Any]) -> None:
-        if self.leads:
-            log.info(f"test {result['test']}")
+        if not self.leads:
+            return
+        log.info(f"test {result['test']}")
+        try:
             _write(self.run.folder / "result.json", result)
+        except OSError as error:
+            raise Unfit(f"cannot write the result: {error}; `raycnn resume` tests again") from None
 
     def _note(self, text: str) -> None:
         log.info(text)

@@ -12,7 +12,9 @@ from raycnn.optim import OPTIMIZERS, SCHEDULES
 from raycnn.spec import Choice, schema
 
 
-def tower(base: int, *, height: Annotated[float, Field(gt=0)] = 2.0, roof: Literal["a", "b"]) -> Any:
+def tower(
+    base: int, *, height: Annotated[float, Field(gt=0)] = 2.0, roof: Literal["a", "b"]
+) -> Any:
     return base, height, roof
 
 
@@ -31,7 +33,10 @@ def test_keyword_only_parameters_are_the_options() -> None:
         ({"name": "towr"}, "tower: unknown tower 'towr'; did you mean 'tower'? (towers: tower)"),
         ({"name": "tower"}, "tower.roof: is missing"),
         ({"name": "tower", "roof": "c"}, "tower.roof: must be 'a' or 'b', not 'c'"),
-        ({"name": "tower", "roof": "a", "height": 0}, "tower.height: must be greater than 0, not 0"),
+        (
+            {"name": "tower", "roof": "a", "height": 0},
+            "tower.height: must be greater than 0, not 0",
+        ),
         ({"name": "tower", "roof": "a", "height": float("nan")}, "tower.height: must be"),
         ({"name": "tower", "roof": "a", "base": 1}, "tower.base: unknown tower option 'base'"),
         ({"name": "tower", "roof": "a", "heigth": 1}, "did you mean 'height'?"),

@@ -13,7 +13,9 @@ FLOORS = [
     "models", "data", "optim", "metrics", "checkpoint", "loop", "runs", "check", "predict",
     "launch", "cli",
 ]  # fmt: skip
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or "__" not in path.stem)
+MODULES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or "__" not in path.stem
+)
 
 
 def floor(name: str) -> int:

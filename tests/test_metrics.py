@@ -11,7 +11,9 @@ def test_an_epoch_is_summed_over_batches_of_any_size() -> None:
     logits = torch.tensor([[9.0, 1, 0], [0, 9, 1], [0, 9, 1], [1, 0, 9], [9, 0, 1]])
     labels = torch.tensor([0, 1, 2, 2, 1])
     for rows in (slice(0, 4), slice(4, 5)):
-        tally.add(torch.tensor(float(len(labels[rows]))), logits[rows], labels[rows], len(labels[rows]))
+        tally.add(
+            torch.tensor(float(len(labels[rows]))), logits[rows], labels[rows], len(labels[rows])
+        )
     seen = tally.over_workers(2.0)
     assert (seen.count, seen.hits, seen.top5, seen.loss, seen.seconds) == (5, 3, 5, 5.0, 2.0)
     assert seen.confusion == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]

@@ -82,7 +82,10 @@ def test_an_image_too_small_is_refused_with_the_least_size(name: str, least: int
     for size in range(1, least):
         with pytest.raises(SpecError, match=f"at least {least}x{least}, not {size}x{size}"):
             build(name, Shape(3, size, size))
-    assert build(name, Shape(3, least, least)).eval()(torch.zeros(1, 3, least, least)).shape == (1, 10)
+    assert build(name, Shape(3, least, least)).eval()(torch.zeros(1, 3, least, least)).shape == (
+        1,
+        10,
+    )
 
 
 def test_the_large_alexnet_says_its_least_size_too() -> None:

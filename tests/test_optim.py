@@ -86,7 +86,9 @@ def test_step_falls_at_its_shares_of_the_run() -> None:
 @pytest.mark.parametrize("name", ["constant", "cosine", "step"])
 def test_warm_up_rises_in_a_line_to_the_full_rate(name: str) -> None:
     factors = [rate.factor for rate in rates(name, 100, warmup=0.1)]
-    assert [round(factor, 9) for factor in factors[:10]] == [round((k + 1) / 10, 9) for k in range(10)]
+    assert [round(factor, 9) for factor in factors[:10]] == [
+        round((k + 1) / 10, 9) for k in range(10)
+    ]
     assert factors[10] == 1
 
 
@@ -120,4 +122,6 @@ def test_the_state_of_an_optimizer_is_named_after_its_parameters() -> None:
     assert adam.state() == {}
     layer(torch.ones(1, 2)).sum().backward()
     adam.step(Rates(1.0))
-    assert set(adam.state()) == {f"{k}/{n}" for k in ("mean", "square", "steps") for n in ("weight", "bias")}
+    assert set(adam.state()) == {
+        f"{k}/{n}" for k in ("mean", "square", "steps") for n in ("weight", "bias")
+    }

@@ -153,7 +153,9 @@ def test_an_error_in_what_is_extended_names_that_file(tmp_path: Path) -> None:
     assert f"{tmp_path}/base.yaml:6: train.epochs" in refusal(tmp_path, "extends: base.yaml\n")
 
 
-@pytest.mark.parametrize("target", ["../secret.yaml", "/etc/passwd", "nowhere.yaml", "link.yaml", "1"])
+@pytest.mark.parametrize(
+    "target", ["../secret.yaml", "/etc/passwd", "nowhere.yaml", "link.yaml", "1"]
+)
 def test_a_job_extends_nothing_outside_its_folder(tmp_path: Path, target: str) -> None:
     write(tmp_path, GOOD, "secret.yaml")
     (tmp_path / "jobs").mkdir()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from raycnn import dist
 from raycnn.loop import fit
 from raycnn.runs import Recorder, Run, View, log, result_of
 from raycnn.spec import JobSpec
@@ -19,7 +20,7 @@ def work(
     recorder = Recorder(run, view, asked)
     try:
         outcome = fit(job, device, recorder)
-        recorder.finish(result_of(outcome.state, outcome.test))
+        dist.together(lambda: recorder.finish(result_of(outcome.state, outcome.test)))
     except BaseException as error:
         log.error("ended", exc_info=error)  # every worker's own file has its own story
         raise

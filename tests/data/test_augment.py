@@ -6,13 +6,12 @@ from torch import Tensor
 from raycnn import seeds
 from raycnn.data.augment import TRANSFORMS, Flip, PadCrop, Pipeline, Resize
 from raycnn.errors import SpecError
-from raycnn.shape import Shape
 from raycnn.spec import Choice
 
 
-def images(count: int, shape: Shape = Shape(3, 9, 12)) -> Tensor:
+def images(count: int) -> Tensor:
     torch.manual_seed(0)
-    return torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
+    return torch.randint(0, 256, (count, 3, 9, 12), dtype=torch.uint8)
 
 
 def numbers(samples: list[int], count: int) -> Tensor:

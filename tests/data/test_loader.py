@@ -11,15 +11,24 @@ from raycnn.data.loader import ABSENT, Batch, Loader
 
 def loader(count: int, batch_size: int, shuffle: bool = True) -> Loader:
     """Of images that are all their own number."""
-    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 3).contiguous()
+    images = (
+        torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 3).contiguous()
+    )
+    pipeline = Pipeline([Flip(), PadCrop(1)], [0.0] * 3, [1.0] * 3)
     return Loader(
-        images, torch.arange(count), np.arange(count), Pipeline([Flip(), PadCrop(1)], [0.0] * 3, [1.0] * 3),
+        images, torch.arange(count), np.arange(count), pipeline,
         batch_size=batch_size, seed=1, shuffle=shuffle, device=torch.device("cpu"),
     )  # fmt: skip
 
 
 def share(
-    monkeypatch: pytest.MonkeyPatch, rank: int, world: int, *, count: int = 61, epoch: int = 0, start: int = 0
+    monkeypatch: pytest.MonkeyPatch,
+    rank: int,
+    world: int,
+    *,
+    count: int = 61,
+    epoch: int = 0,
+    start: int = 0,
 ) -> list[Batch]:
     """What one of several workers is given; the loader asks dist alone who it is."""
     monkeypatch.setattr(dist, "rank", lambda: rank)
@@ -28,7 +37,9 @@ def share(
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7, 25])
-def test_every_image_counts_once_with_61_images(monkeypatch: pytest.MonkeyPatch, world: int) -> None:
+def test_every_image_counts_once_with_61_images(
+    monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
     seen: Counter[int] = Counter()
     for rank in range(world):
         for batch in share(monkeypatch, rank, world):
@@ -48,7 +59,9 @@ def test_workers_share_the_very_batches_that_one_would_have(
         parts = [part[step] for part in shares if part[step].count]
         assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)
         assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
-        assert [part.first for part in parts] == np.cumsum([0, *(p.count for p in parts)])[:-1].tolist()
+        assert [part.first for part in parts] == np.cumsum([0, *(p.count for p in parts)])[
+            :-1
+        ].tolist()
         assert {part.total for part in parts} == {batch.total}
 
 
@@ -57,7 +70,9 @@ def test_every_worker_goes_through_every_step(monkeypatch: pytest.MonkeyPatch) -
     assert all(len(batch.labels) for batch in share(monkeypatch, 0, 25))
 
 
-def test_an_epoch_begun_in_its_middle_goes_on_as_it_would_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_begun_in_its_middle_goes_on_as_it_would_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     whole, rest = share(monkeypatch, 0, 1, epoch=4), share(monkeypatch, 0, 1, epoch=4, start=2)
     assert len(rest) == 2
     for late, early in zip(rest, whole[2:], strict=True):

@@ -49,7 +49,9 @@ def png(size: tuple[int, int] = (32, 32), colour: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def write_cifar(folder: Path, images: list[bytes | None], labels: list[object], column: str = "label") -> None:
+def write_cifar(
+    folder: Path, images: list[bytes | None], labels: list[object], column: str = "label"
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     cells = [None if image is None else {"bytes": image, "path": None} for image in images]
     table = pa.table({"img": cells, column: labels})
@@ -120,7 +122,9 @@ def test_plain_and_gzipped_idx_are_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
-def test_absent_data_says_where_it_was_looked_for_and_how_to_get_it(name: str, tmp_path: Path) -> None:
+def test_absent_data_says_where_it_was_looked_for_and_how_to_get_it(
+    name: str, tmp_path: Path
+) -> None:
     said = refusal(name, tmp_path)
     assert str(tmp_path) in said and "data.download=true" in said and "RAYCNN_DATA" in said
 
