@@ -1,0 +1,145 @@
+"""Real Ray: its processes, killed and asked too much of. Each start takes Ray some 20 s."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from raycnn.runs import Run
+from raycnn.spec import JobSpec
+from tests.conftest import numbers, raycnn, same, weights, workers
+
+pytestmark = pytest.mark.ray
+
+MakeJob = Callable[..., JobSpec]
+
+
+def long(job: MakeJob) -> JobSpec:
+    """Some seconds of training by two workers, with a checkpoint now and then."""
+    return job(
+        data__limit=None, train__epochs=60, storage__every_steps=7, train__batch_size=64,
+        workers__count=2, workers__cpus=1,
+    )  # fmt: skip
+
+
+def start(run: Run, folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "raycnn", "resume", str(run.folder)],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for(
+    what: Callable[[], bool], process: subprocess.Popen[str], limit_s: float = 200
+) -> None:
+    deadline = time.monotonic() + limit_s
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def pids(run: Run, rank: int) -> list[int]:
+    """Of every process that was this rank, in order."""
+    log = run.folder / "logs" / f"rank-{rank}.log"
+    text = log.read_text() if log.exists() else ""
+    return [int(pid) for pid in re.findall(r"rank \d of \d, process (\d+)", text)]
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    """Whatever is started here is ended, also when a test fails."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def test_killed_workers_and_a_stopped_driver_end_with_the_unbroken_weights(
+    job: MakeJob, tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    """A worker is killed in mid-epoch, and Ray starts it again; later Ctrl-C, and `resume`.
+
+    The unbroken run is trained by two processes without Ray: the launcher makes no difference.
+    """
+    spec = long(job)
+    run = Run.create(spec)
+    driver = start(run, tmp_path)
+    processes.append(driver)
+    wait_for(lambda: len(run.rows()) >= 2, driver)
+    os.kill(pids(run, 1)[0], signal.SIGKILL)
+    wait_for(lambda: len(pids(run, 1)) == 2, driver)
+    wait_for(lambda: len(run.rows()) >= 6, driver)
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=120)
+    assert driver.returncode == 130, said
+    assert "stopped as asked, and saved" in said and "Traceback" not in said
+    assert 6 <= len(run.rows()) < 60
+    log = (run.folder / "logs" / "rank-0.log").read_text()
+    assert log.count("going on from epoch") == 1
+
+    assert raycnn("resume", run.folder, cwd=tmp_path).returncode == 0
+    unbroken = Run.create(spec)
+    assert workers(2, unbroken.folder, cwd=tmp_path, verb="resume") == []
+    assert same(weights(unbroken), weights(run))
+    assert numbers(unbroken) == numbers(run)
+
+
+def test_a_users_mistake_is_said_once_and_not_tried_again(job: MakeJob, tmp_path: Path) -> None:
+    spec = job(workers__count=2, optimizer__lr=1e30, schedule="constant")
+    run = Run.create(spec)
+    done = raycnn("resume", run.folder, cwd=tmp_path)
+    assert done.returncode == 1
+    assert re.fullmatch(r"raycnn: the loss is not finite at step .*\n", done.stderr), done.stderr
+    assert len(pids(run, 0)) == len(pids(run, 1)) == 1
+
+
+def test_a_worker_that_is_lost_too_often_ends_the_job(
+    job: MakeJob, tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    spec = long(job).change({"failure.retries": 0})
+    run = Run.create(spec)
+    driver = start(run, tmp_path)
+    processes.append(driver)
+    wait_for(lambda: len(run.rows()) >= 2, driver)
+    os.kill(pids(run, 0)[0], signal.SIGKILL)
+    _, said = driver.communicate(timeout=120)
+    assert driver.returncode == 1
+    assert "workers were lost more than 0 times (failure.retries)" in said
+    assert "Traceback" not in said
+    assert run.state() == "stopped"
+
+
+def test_asking_for_more_than_there_is_is_refused_with_a_table(
+    job: MakeJob, tmp_path: Path
+) -> None:
+    spec = job(workers__count=32, workers__cpus=64)
+    done = raycnn("train", Run.create(spec).folder / "job.yaml", cwd=tmp_path)
+    assert done.returncode == 5
+    assert "32 workers of 64 CPU each do not fit" in done.stderr
+    assert re.search(r"this machine +\d+ +0 +0", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "code"), [("127.0.0.1:1", 5), ("nowhere.invalid:6379", 5), ("http://x:8265", 2)]
+)
+def test_a_cluster_that_does_not_answer_is_said_within_seconds(
+    job: MakeJob, tmp_path: Path, address: str, code: int
+) -> None:
+    spec = job()
+    began = time.monotonic()
+    done = raycnn(
+        "train", Run.create(spec).folder / "job.yaml", f"workers.address={address}", cwd=tmp_path
+    )
+    assert done.returncode == code, done.stderr
+    assert address in done.stderr and "Traceback" not in done.stderr
+    assert time.monotonic() - began < 60

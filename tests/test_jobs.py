@@ -1,0 +1,51 @@
+"""Every file in jobs/ is a job that would start, and says what it reaches."""
+
+from pathlib import Path
+
+import pytest
+
+from raycnn import spec
+from raycnn.check import check
+from tests.conftest import JOBS, train
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_a_job_checks(path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYCNN_DATA", str(real_data))
+    assert check(spec.load(path)).parameters > 10_000
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_a_job_is_named_after_its_file_and_says_what_it_reaches(path: Path) -> None:
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert spec.load(path).name == path.stem
+    assert any("%" in line for line in head) and any("CPU" in line for line in head)
+
+
+def test_lenet_learns_the_real_mnist(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs on a tenth of it, with the settings of the job."""
+    monkeypatch.setenv("RAYCNN_DATA", str(real_data))
+    path = next(path for path in JOBS if path.stem == "lenet-mnist")
+    changes = ["data.limit=6000", "train.epochs=4", "train.batch_size=64", "optimizer.lr=0.2"]
+    job = spec.load(path, [*changes, "model={name: lenet, activation: relu, pool: max}",
+                           f"storage.path={tmp_path}", "optimizer.lr=0.05"])  # fmt: skip
+    result = train(job).result() or {}
+    assert result["test"]["count"] == 10_000
+    assert result["test"]["acc1"] > 0.9
+
+
+def test_alexnet_trains_on_the_real_cifar10(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYCNN_DATA", str(real_data))
+    path = next(path for path in JOBS if path.stem == "alexnet-cifar10")
+    changes = [
+        "data.limit=128",
+        "train.epochs=1",
+        "train.batch_size=32",
+        f"storage.path={tmp_path}",
+    ]
+    rows = train(spec.load(path, changes)).rows()
+    assert 2 < float(rows[0]["train/loss"]) < 2.7
