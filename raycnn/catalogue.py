@@ -35,7 +35,7 @@ class Catalogue(Generic[T]):
             return self._builders[name]
         if name in self._plugins:
             return self._plugins[name].load()
-        raise SpecError(unknown(self.kind, name, self.names()), self.section)
+        raise SpecError(unknown(self.kind, name, self.names()), f"{self.section}.name")
 
     def schema(self, name: str) -> type[BaseModel]:
         """The options of an entry, as a model that validates them."""

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from raycnn import device, models
 from raycnn.data import shape_seen, source_of
 from raycnn.data.augment import TRANSFORMS
-from raycnn.errors import DataError, SpecError, Unfit
+from raycnn.data.source import Source, files_of
+from raycnn.errors import Unfit
 from raycnn.optim import OPTIMIZERS, SCHEDULES
 from raycnn.shape import Shape
 from raycnn.spec import JobSpec
@@ -29,11 +31,21 @@ class Found:
     kind: str
 
 
-def check(job: JobSpec, *, here: bool = True) -> Found:
+def check(job: JobSpec, *, elsewhere: bool = False) -> Found:
     """Raises SpecError, DataError or Unfit for the first thing that cannot work.
 
-    With `here` false the devices are another machine's, and are not looked at.
+    With `elsewhere` the devices may be another machine's, and are not looked for here.
     """
+    source, shape, model = check_settings(job)
+    files = files_of(source)
+    _writable(Path(job.storage.path).absolute())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    kind = job.workers.device if elsewhere else device.find(job.workers.device).name
+    return Found(shape, len(source.classes), parameters, files, kind)
+
+
+def check_settings(job: JobSpec) -> tuple[Source, Shape, nn.Module]:
+    """What the spec says, without a look at data or devices; the model is on the meta device."""
     with job.located():
         for choice in job.data.transforms:
             TRANSFORMS.options(choice)
@@ -43,22 +55,7 @@ def check(job: JobSpec, *, here: bool = True) -> Found:
             model = models.build(job.model, shape, len(source.classes))
             OPTIMIZERS.build(job.optimizer, model.named_parameters())
         SCHEDULES.build(job.schedule, job.train.epochs)
-        if job.data.normalize and len(job.data.normalize.mean) != source.shape.channels:
-            raise SpecError(f"images have {source.shape.channels} channels", "data.normalize.mean")
-        kind = device.find(job.workers.device).name if here else job.workers.device
-        if here:
-            device.check_precision(job.train.precision, torch.device(kind))
-    files = _readable(source.files())
-    _writable(Path(job.storage.path).absolute())
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Found(shape, len(source.classes), parameters, files, kind)
-
-
-def _readable(files: list[Path]) -> list[Path]:
-    for path in files:
-        if not os.access(path, os.R_OK):
-            raise DataError(f"no permission to read {path}")
-    return files
+    return source, shape, model
 
 
 def _writable(folder: Path) -> None:

@@ -56,12 +56,22 @@ class State:
     def name(self) -> str:
         return f"{self.epoch:05d}-{self.step:08d}"
 
+    @property
+    def is_best(self) -> bool:
+        return self.best == self.epoch and not self.step
+
     def close_epoch(self, row: Row) -> None:
         self.epoch, self.step, self.seen = self.epoch + 1, 0, Seen()
         self.history.append(row)
-        key = "val/acc1" if "val/acc1" in row else "epoch"  # without validation the last is best
-        if self.best is None or row[key] > self.history[self.best - 1][key]:
+        if self.best is None or _merit(row) > _merit(self.history[self.best - 1]):
             self.best = self.epoch
+
+
+def _merit(row: Row) -> tuple[float, float]:
+    """Accuracy on held-out images, then their loss; without any, the later epoch is the better."""
+    if "val/acc1" not in row:
+        return row["epoch"], 0.0
+    return row["val/acc1"], -row["val/loss"]
 
 
 def save(state: State, folder: Path) -> None:
@@ -72,11 +82,10 @@ def save(state: State, folder: Path) -> None:
     again = index.get("last") == state.name
     if not again or verify(folder / state.name):
         _write(state, folder)
-    at_end = state.best == state.epoch and not state.step
     new = {
         "last": state.name,
         "previous": index.get("previous" if again else "last"),
-        "best": state.name if at_end else index.get("best"),
+        "best": state.name if state.is_best else index.get("best"),
     }
     _write_index(new, folder)
     for path in folder.iterdir():
@@ -97,7 +106,8 @@ def _write(state: State, folder: Path) -> None:
             _sync(temporary / name)
         files = {name: _facts(temporary / name) for name in TENSORS}
         saved = {key: getattr(state, key) for key in ("about", "epoch", "step", "history", "best")}
-        _write_json(temporary / STATE, {"files": files, "seen": asdict(state.seen), **saved})
+        body = {"files": files, "seen": asdict(state.seen), **saved}
+        _write_json(temporary / STATE, {"sha256": _digest(body), **body})
         _sync(temporary)
         if final.exists():  # damaged, or it would have been gone on from
             shutil.rmtree(final)
@@ -107,9 +117,10 @@ def _write(state: State, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def go_back(folder: Path, checkpoint: Path) -> None:
-    """Have the index name an older checkpoint as the last, newer ones being damaged."""
-    _write_index(read_index(folder) | {"last": checkpoint.name}, folder)
+def point_to(checkpoint: Path, best: bool) -> None:
+    """Have the index name this one as the last, where a kill or damage left it naming another."""
+    index = read_index(checkpoint.parent) | {"last": checkpoint.name}
+    _write_index(index | ({"best": checkpoint.name} if best else {}), checkpoint.parent)
 
 
 def _write_index(index: dict[str, str | None], folder: Path) -> None:
@@ -163,12 +174,14 @@ def verify(checkpoint: Path) -> str | None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The JSON of a checkpoint."""
+    """The JSON of a checkpoint. Raises DataError when it is not what was written."""
     try:
-        state = json.loads((checkpoint / STATE).read_text())
-    except (OSError, ValueError) as error:
+        state = dict(json.loads((checkpoint / STATE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"cannot read {checkpoint / STATE}: {error}") from None
-    return dict(state)
+    if state.pop("sha256", None) != _digest(state):
+        raise DataError(f"{checkpoint / STATE} is not what was written: its SHA-256 differs")
+    return state
 
 
 def restore(state: State, checkpoint: Path) -> None:
@@ -212,6 +225,10 @@ def _facts(path: Path) -> dict[str, Any]:
         while chunk := file.read(1 << 24):
             digest.update(chunk)
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _write_json(path: Path, value: Any) -> None:

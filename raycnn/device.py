@@ -1,4 +1,4 @@
-"""The kinds of device: one row each. Nothing else in raycnn asks which kind it runs on."""
+"""The kinds of device: one row each, with what the rest of raycnn must know of them."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from raycnn.errors import SpecError, Unfit
+from raycnn.errors import SpecError, Unfit, unknown
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ def _gpus() -> int:
 
 
 def _cpus() -> int:
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
 
 
 def _npus() -> int:
@@ -64,6 +66,8 @@ KINDS = {
 
 def find(name: str) -> Kind:
     """The kind asked for; `auto` is the first that is there. Raises Unfit, saying what lacks."""
+    if name not in {*KINDS, "auto"}:
+        raise SpecError(unknown("device", name, [*KINDS, "auto"]))
     if name == "auto":
         # An NPU is looked for only where its driver is: torch_npu is never loaded by accident.
         present = (kind for kind in KINDS.values() if kind.name != "npu" or _npu_driver())

@@ -30,9 +30,9 @@ def launched() -> bool:
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
-def leads_launch() -> bool:
-    """Whether this process is the one that speaks, of those that torchrun started."""
-    return os.environ["RANK"] == "0"
+def started() -> int:
+    """How many processes torchrun started, or 1."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def join(backend: str, timeout_s: int) -> None:
@@ -43,11 +43,6 @@ def join(backend: str, timeout_s: int) -> None:
 def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def barrier() -> None:
-    if dist.is_initialized():
-        total(torch.zeros(1))
 
 
 def total(values: Tensor) -> Tensor:
@@ -89,6 +84,11 @@ def lost_peer(error: BaseException) -> bool:
     """Whether a collective failed because another worker is gone, and not by a fault of its own."""
     closed = isinstance(error, RuntimeError) and "gloo" in str(error)
     return closed or isinstance(error, dist.DistError)
+
+
+def timed_out(error: RuntimeError) -> bool:
+    """Whether a collective waited for another worker as long as it may."""
+    return lost_peer(error) and "timed out" in str(error).lower()
 
 
 def replicate(model: nn.Module, image: Tensor) -> nn.Module:

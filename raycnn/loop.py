@@ -1,5 +1,6 @@
 """The training loop: plain torch. It never learns who started it, or on how many machines."""
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raycnn import dist, models, noise, seeds
+from raycnn import __version__, dist, models, noise, seeds
 from raycnn.checkpoint import Row, State
 from raycnn.data import Splits, open_splits
 from raycnn.data.loader import Batch, Loader
@@ -70,13 +71,13 @@ def fit(job: JobSpec, device: torch.device, watch: Watch) -> Outcome:
         row |= {"train/loss": seen.mean_loss, "train/acc1": seen.acc1}
         if val.samples:
             held_out = evaluate(state.model, val, job.train, classes)
+            _check_finite(held_out.mean_loss, state)
             row |= {"val/loss": held_out.mean_loss, "val/acc1": held_out.acc1}
             row |= {"val/acc5": held_out.acc5}
         before = state.history[-1]["time_s"] if state.history else 0.0
         state.close_epoch(row | {"time_s": before + seen.seconds})
         dist.together(lambda: watch.save(state))
         watch.close_epoch(state)
-        _stop_if(ballot.stop, state)
 
     dist.together(lambda: watch.restore_best(state))
     return Outcome(state, evaluate(state.model, test, job.train, classes))
@@ -101,7 +102,7 @@ def about(job: JobSpec, splits: Splits) -> dict[str, Any]:
         "mean": splits.pipeline.mean,
         "std": splits.pipeline.std,
         "data": splits.store.fingerprint,
-        "torch": torch.__version__,
+        "versions": {"raycnn": __version__, "torch": torch.__version__},
     }
 
 
@@ -133,23 +134,17 @@ def train_epoch(
 
         ballot.vote(watch.step(state, steps))
         every = job.storage.every_steps
-        if state.step < steps and (ballot.stop or (every and state.step % every == 0)):
+        if state.step == steps:
+            ballot.count()  # before validation, which may outlast the time there is left
+        if ballot.stop or (every and state.step % every == 0):
             progress.bring_up(state)
-            dist.share_buffers(state.model)
             dist.together(lambda: watch.save(state))
-            _stop_if(ballot.stop, state)
-    ballot.count()
+        if ballot.stop:
+            raise Interrupted(
+                f"stopped as asked, and saved, after {state.epoch} epochs and {state.step} steps"
+            )
     progress.bring_up(state)
-    dist.share_buffers(state.model)
     return state.seen
-
-
-def _stop_if(asked: bool, state: State) -> None:
-    if asked:
-        raise Interrupted(
-            f"stopped as asked, and saved, after {state.epoch} epochs and {state.step} steps: "
-            "`raycnn resume` goes on from there"
-        )
 
 
 class Progress:
@@ -160,15 +155,27 @@ class Progress:
         self.tally, self.began, self.first = Tally(classes), time.perf_counter(), state.step
 
     def bring_up(self, state: State) -> None:
-        """Raises Diverged, on all workers alike, when a loss was not finite."""
+        """Raises Diverged, on all workers alike, when a loss or a weight is not finite."""
         seen = self.tally.over_workers(time.perf_counter() - self.began)
         if seen.bad_step is not None:
-            raise Diverged(
-                f"the loss is not finite at step {self.first + seen.bad_step + 1} of epoch "
-                f"{state.epoch + 1}: lower optimizer.lr, set train.clip_norm, or warm up"
-            )
+            raise _diverged(state, self.first + seen.bad_step + 1)
+        dist.share_buffers(state.model)
+        # The last update may have ruined weights that no loss was computed with yet.
+        _check_finite(sum(p.detach().sum() for p in state.model.parameters()), state)
         state.seen = state.seen.plus(seen)
         self.tally, self.began, self.first = Tally(self.classes), time.perf_counter(), state.step
+
+
+def _check_finite(value: float | Tensor, state: State) -> None:
+    if not math.isfinite(value):
+        raise _diverged(state, state.step)
+
+
+def _diverged(state: State, step: int) -> Diverged:
+    return Diverged(
+        f"the loss is not finite at step {step} of epoch {state.epoch + 1}: "
+        "lower optimizer.lr, set train.clip_norm, or warm up"
+    )
 
 
 @torch.inference_mode()

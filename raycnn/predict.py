@@ -113,6 +113,6 @@ def evaluate_run(run: Run, split: str, weights: str, name: str, root: str | None
     path = run.weights(weights)
     if checkpoint.read_state(path)["about"]["data"] != state.about["data"]:
         raise DataError("the images or labels are not the ones this run was trained on")
-    checkpoint.restore(state, path)
+    checkpoint.load_weights(state.model, path)
     loader = splits.loader(split, job, device, training=False)
     return result_of(state, evaluate(state.model, loader, job.train, len(splits.classes)))

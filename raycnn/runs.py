@@ -4,12 +4,13 @@ runs/<job>/<n>/
     job.yaml            the resolved spec
     environment.json    what it ran on
     metrics.csv         a row for each epoch
+    events.jsonl        what happened to it: gone on, passed over, lost
     checkpoints/        see checkpoint.py
     logs/               a file for each worker; TensorBoard events in logs/tensorboard
     result.json         when done: the test, and what was best
     progress.json       while it trains: where it is
 
-Nothing in it names a place outside it, so it can be moved.
+Nothing in it is found by a path from outside, so it can be moved.
 """
 
 import csv
@@ -21,8 +22,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import reduce
-from importlib.metadata import version
+from functools import partial, reduce
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +32,7 @@ from filelock import FileLock, Timeout
 
 from raycnn import checkpoint, dist, spec, yaml_file
 from raycnn.checkpoint import Row, State
+from raycnn.device import KINDS
 from raycnn.errors import DataError, SpecError, Unfit, unknown
 from raycnn.metrics import interval, per_class
 from raycnn.spec import JobSpec
@@ -41,6 +43,7 @@ COLUMNS = [
 ]  # fmt: skip
 FIXED = ["seed", "data", "model", "optimizer.name", "train.batch_size"]  # once a run has begun
 PLACES = {"root", "download"}
+LOCK_S = 2  # a listing of runs holds the lock for a moment
 LOOK_S = 0.25  # between two looks at what was asked, and two signs of life
 
 log = logging.getLogger("raycnn")
@@ -109,15 +112,33 @@ class Run:
             yaml_file.dump(job.tree(), file)
         os.replace(temporary, self.folder / "job.yaml")
 
-    def reopen(self, job: JobSpec) -> None:
-        """Make it a run under way, of the job as it is now."""
-        with self.held():
+    def reopen(self, job: JobSpec) -> list[str]:
+        """Make it a run under way, of the job as it is now; returns what changed, in words."""
+        changes = _changes(self.job().tree(), job.tree())
+        try:
             self.write_job(job)
             (self.folder / "result.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise Unfit(f"cannot write to {self.folder}: {error}") from None
+        for change in changes:
+            _spared(partial(self.add_event, change))
+        return changes
 
     def result(self) -> dict[str, Any] | None:
         """The result of a run that is done."""
         return _read(self.folder / "result.json")
+
+    def add_event(self, text: str) -> None:
+        with (self.folder / "events.jsonl").open("a") as file:
+            file.write(json.dumps({"time": time.time(), "event": text}) + "\n")
+
+    def events(self) -> list[str]:
+        """What happened to the run, in words, oldest first."""
+        try:
+            lines = (self.folder / "events.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line)["event"] for line in lines]
 
     def progress(self) -> dict[str, Any]:
         return _read(self.folder / "progress.json") or {}
@@ -130,23 +151,37 @@ class Run:
             return []
 
     def state(self) -> str:
-        """done, running, or stopped: one word for a list."""
+        """done, running, failed or stopped: one word for a list."""
         if self.result():
             return "done"
+        idle = (
+            "failed" if self.events()[-1:] and self.events()[-1].startswith("failed") else "stopped"
+        )
         try:
-            with self.held():
-                return "stopped"
-        except Unfit:
+            with FileLock(self.folder / ".lock", timeout=0):
+                return idle
+        except Timeout:
             return "running"
+        except OSError:  # read-only: nobody trains in it
+            return idle
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep every other process from training in this folder."""
         try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                yield
+            lock = FileLock(self.folder / ".lock", timeout=LOCK_S)
+            lock.acquire()
         except Timeout:
             raise Unfit(f"{self.folder} is being trained by another process") from None
+        except OSError as error:
+            raise Unfit(f"cannot write to {self.folder}: {error}") from None
+        try:
+            # What was asked of, and said by, those who trained here before is over.
+            for name in (".stop", "progress.json"):
+                (self.folder / name).unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
 
     def ask_to_stop(self) -> None:
         """Have the workers save and stop, wherever they are."""
@@ -155,14 +190,13 @@ class Run:
     def asked_to_stop(self) -> bool:
         return (self.folder / ".stop").exists()
 
-    def forget_stop(self) -> None:
-        (self.folder / ".stop").unlink(missing_ok=True)
-
     def weights(self, which: str) -> Path:
         """The checkpoint `best` or `last`. Raises DataError when it is not there, or damaged."""
+        if which not in ("best", "last"):
+            raise SpecError(unknown("checkpoint", which, ["best", "last"]))
         name = checkpoint.read_index(self.checkpoints).get(which)
         if not name:
-            raise DataError(f"{self.folder} has no {which} checkpoint")
+            raise DataError(f"{self.folder} has no {which} checkpoint: no epoch of it is done")
         fault = checkpoint.verify(self.checkpoints / name)
         if fault:
             raise DataError(fault)
@@ -203,16 +237,17 @@ class Recorder:
             return
         for fault in faults:
             self._note(f"passed over: {fault}")
-        if faults and self.leads:
-            checkpoint.go_back(self.run.checkpoints, path)
         saved = checkpoint.read_state(path)["about"]
         _same_job(saved["spec"], state.about["spec"])
         if saved["data"] != state.about["data"]:
             raise DataError("the images or labels are not the ones this run was begun with")
-        if saved["torch"] != state.about["torch"]:
-            self._note(f"begun with torch {saved['torch']}: results may differ in the last digits")
+        for name, then in saved["versions"].items():
+            if then != state.about["versions"][name]:
+                self._note(f"begun with {name} {then}: results may differ in the last digits")
         checkpoint.restore(state, path)
-        self._note(f"going on from epoch {state.epoch}, step {state.step}")
+        if self.leads and checkpoint.read_index(path.parent).get("last") != path.name:
+            checkpoint.point_to(path, state.is_best)
+        self._note(f"going on after {state.epoch} epochs and {state.step} steps")
         if self.leads:
             self._write_rows(state.history)
 
@@ -268,7 +303,10 @@ class Recorder:
 
     def _note(self, text: str) -> None:
         log.info(text)
-        if self.leads and self.view:
+        if not self.leads:
+            return
+        _spared(lambda: self.run.add_event(text))
+        if self.view:
             self.view.note(text)
 
     def _write_rows(self, history: list[Row]) -> None:
@@ -331,11 +369,29 @@ def environment() -> dict[str, Any]:
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "packages": {name: version(name) for name in packages},
+        "cpus": KINDS["cpu"].count(),
+        "packages": {name: _version(name) for name in packages},
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:
+    words = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            words += _changes(old, new, f"{path}{key}.")
+        elif old != new:
+            words.append(f"changed {path}{key} from {old} to {new}")
+    return words
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def can_go_on(run: Run, job: JobSpec) -> int:

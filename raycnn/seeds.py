@@ -33,10 +33,10 @@ def number(seed: int, *keys: int) -> int:
     return int(words(seed, *keys)[0] >> np.uint64(1))
 
 
-def uniform(seed: int, epoch: int, samples: NDArray[np.integer], count: int) -> NDArray[np.float64]:
+def uniform(seed: int, epoch: int, samples: NDArray[np.integer], count: int) -> NDArray[np.float32]:
     """(samples, count) numbers in [0, 1), for the augmentation of these samples in this epoch."""
     bits = words(seed, epoch, np.asarray(samples)[:, None], np.arange(count)[None, :])
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)  # 24 bits: never 1.0
 
 
 def order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -106,7 +106,7 @@ class Workers(Frozen):
     device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
     """auto: the first of cuda, npu, cpu that is there."""
     cpus: PositiveInt | None = None
-    """CPUs, and so threads, of each worker; when absent an equal share of what is there."""
+    """CPUs, and so threads, of each worker; when absent an equal share (without Ray: torch's)."""
     launcher: Literal["auto", "ray", "local"] = "auto"
     """auto: one worker without an address runs in this process, all else on Ray."""
     address: str | None = None
@@ -177,7 +177,7 @@ class JobSpec(Frozen):
 
 def load(path: Path, changes: Iterable[str] = ()) -> JobSpec:
     """The job of a file, with what it `extends` beneath it and the changes above it."""
-    tree, where = _read(path.resolve(), path, 0)
+    tree, where = _read(path, path, 0)
     return _validate(JobSpec, *_set(tree, where, parse_changes(changes)))
 
 
@@ -208,7 +208,7 @@ def parse_changes(changes: Iterable[str]) -> Tree:
 
 
 def _read(path: Path, shown: Path, depth: int) -> tuple[Tree, Where]:
-    tree, where = yaml_file.load(shown)
+    tree, where = yaml_file.load(path, str(shown))
     base = tree.pop("extends", None)
     if base is None:
         return tree, where
@@ -217,8 +217,9 @@ def _read(path: Path, shown: Path, depth: int) -> tuple[Tree, Where]:
         raise SpecError(f"{place}: extends: more than {MAX_EXTENDS} files deep, or in a circle")
     if not isinstance(base, str) or PurePath(base).is_absolute() or ".." in PurePath(base).parts:
         raise SpecError(f"{place}: extends: {base!r} is not a file beside this one, or below it")
-    target = (path.parent / base).resolve()
-    if not target.is_relative_to(path.parent) or not target.is_file():
+    folder = path.resolve().parent
+    target = (folder / base).resolve()
+    if not target.is_relative_to(folder) or not target.is_file():
         raise SpecError(f"{place}: extends: there is no {base} beside this file, or below it")
     below, below_where = _read(target, shown.parent / base, depth + 1)
     return _merge(below, tree), below_where | where
@@ -249,7 +250,8 @@ def _set(tree: Tree, where: Where, pairs: Tree) -> tuple[Tree, Where]:
         for key in reversed(parents):
             change = {key: change}
         tree = _merge(tree, change)
-        where = where | {path: "command line"}
+        added = {".".join([*parents, leaf][:depth]) for depth in range(1, len(parents) + 1)}
+        where = dict.fromkeys(added, "command line") | where | {path: "command line"}
     return tree, where
 
 
@@ -286,8 +288,8 @@ def plain(detail: ErrorDetails) -> str:
 
 def _at(where: Where, key: str, message: str) -> str:
     place = key
-    while place and place not in where:  # the nearest enclosing key that stands in a file
-        place = place.rpartition(".")[0]
+    while place and place not in where:  # the nearest enclosing key that stands in a file,
+        place = place.rpartition(".")[0]  # or the file itself
     return ": ".join(filter(None, [where.get(place, ""), key, message]))
 
 
@@ -295,4 +297,5 @@ def _fields(parents: list[str]) -> list[str]:
     model: Any = JobSpec
     for key in parents:
         model = model.model_fields[key].annotation
-    return list(model.model_fields)
+        model = next((part for part in get_args(model) if part is not type(None)), model)
+    return [*model.model_fields, *([] if parents else ["extends"])]

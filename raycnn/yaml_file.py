@@ -19,20 +19,21 @@ Tree = dict[str, Any]
 Where = dict[str, str]  # dotted key -> "file:line"
 
 
-def load(path: Path) -> tuple[Tree, Where]:
+def load(path: Path, name: str) -> tuple[Tree, Where]:
+    """The mapping in a file, which errors call `name`. Raises SpecError for anything else."""
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise SpecError(f"{path} has {size:,} bytes: a spec has at most {MAX_BYTES:,}")
+            raise SpecError(f"{name} has {size:,} bytes: a spec has at most {MAX_BYTES:,}")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"cannot read {path}: {error}") from None
-    value, root = _parse(text, str(path))
+        raise SpecError(f"cannot read {name}: {error}") from None
+    value, root = _parse(text, name)
     if not isinstance(value, dict):
         found = "empty" if value is None else f"a {type(value).__name__}"
-        raise SpecError(f"{path}:1: a job is a mapping of keys to values; this file is {found}")
-    where: Where = {}
-    _lines(root, "", str(path), where)
+        raise SpecError(f"{name}:1: a job is a mapping of keys to values; this file is {found}")
+    where: Where = {"": name}
+    _lines(root, "", name, where)
     return value, where
 
 

@@ -99,13 +99,15 @@ def raycnn(*words: str | Path, cwd: Path, **env: str) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
-def workers(count: int, spec: Path, *changes: str, cwd: Path, verb: str = "train") -> list[str]:
-    """Train in `count` processes that meet as torchrun's do; what each printed to stderr."""
+def workers(
+    count: int, spec: Path, *changes: str, cwd: Path, verb: str = "train"
+) -> list[subprocess.Popen[str]]:
+    """Start `count` processes that meet as torchrun's do."""
     port = _free_port()
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, "-m", "raycnn", verb, str(spec), *changes],
-            cwd=cwd, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env=os.environ | {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
@@ -113,8 +115,12 @@ def workers(count: int, spec: Path, *changes: str, cwd: Path, verb: str = "train
         )
         for rank in range(count)
     ]  # fmt: skip
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    return [error for process, error in zip(processes, errors, strict=True) if process.returncode]
+
+
+def ended(processes: list[subprocess.Popen[str]], limit_s: float = 300) -> tuple[set[int], str]:
+    """Wait for all of them: their exit codes, and all they said on stderr."""
+    said = "".join(process.communicate(timeout=limit_s)[1] for process in processes)
+    return {process.returncode for process in processes}, said
 
 
 def _free_port() -> int:

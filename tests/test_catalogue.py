@@ -30,7 +30,10 @@ def test_keyword_only_parameters_are_the_options() -> None:
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
-        ({"name": "towr"}, "tower: unknown tower 'towr'; did you mean 'tower'? (towers: tower)"),
+        (
+            {"name": "towr"},
+            "tower.name: unknown tower 'towr'; did you mean 'tower'? (towers: tower)",
+        ),
         ({"name": "tower"}, "tower.roof: is missing"),
         ({"name": "tower", "roof": "c"}, "tower.roof: must be 'a' or 'b', not 'c'"),
         (

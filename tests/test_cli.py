@@ -39,18 +39,18 @@ HERE = ("workers.count=1", "train.epochs=1")
 @pytest.mark.parametrize(
     ("change", "code", "said"),
     [
-        ("model=lenett", 2, "model: unknown model 'lenett'; did you mean 'lenet'? (models: alexnet"),
+        ("model=lenett", 2, "model.name: unknown model 'lenett'; did you mean 'lenet'? (models: alexnet"),
         ("model.activaton=relu", 2, "model.activaton: unknown lenet option 'activaton'; did you mean"),
-        ("data=mnits", 2, "data: unknown dataset 'mnits'; did you mean 'mnist'?"),
+        ("data=mnits", 2, "data.name: unknown dataset 'mnits'; did you mean 'mnist'?"),
         ("data.sise=3", 2, "data.sise: unknown digits option 'sise'"),
-        ("optimizer=sdg", 2, "optimizer: unknown optimizer 'sdg'; did you mean 'sgd'?"),
+        ("optimizer=sdg", 2, "optimizer.name: unknown optimizer 'sdg'; did you mean 'sgd'?"),
         ("optimizer.lr=0", 2, "optimizer.lr: must be greater than 0"),
         ("optimizer.lr=-1", 2, "optimizer.lr: must be greater than 0"),
         ("optimizer.lr=.nan", 2, "optimizer.lr: must be"),
         ("optimizer.lr=.inf", 2, "optimizer.lr: must be"),
         ("optimizer.lr=fast", 2, "optimizer.lr: must be a valid number, not 'fast'"),
         ("optimizer.momentum=1", 2, "optimizer.momentum: must be less than 1"),
-        ("schedule=cosin", 2, "schedule: unknown schedule 'cosin'; did you mean 'cosine'?"),
+        ("schedule=cosin", 2, "schedule.name: unknown schedule 'cosin'; did you mean 'cosine'?"),
         ("data.transforms=[flipp]", 2, "unknown transform 'flipp'; did you mean 'flip'?"),
         ("data.transforms=[]", 2, "lenet needs images of at least 12x12, not 8x8"),
         ("data.normalize={mean: [0, 0, 0], std: [1, 1, 1]}", 2, "data.normalize.mean"),
@@ -115,7 +115,7 @@ def test_a_finished_run_is_not_trained_again_but_longer_on_request(call: Call) -
     ended, out, _ = call("resume", "quickstart")
     assert ended == 0 and "quickstart/1 is done: 1 epochs; train.epochs=2 trains one more" in out
     ended, out, _ = call("resume", "quickstart", "train.epochs=2")
-    assert ended == 0 and "going on from epoch 1" in out and "epoch 2  step 42" in out
+    assert ended == 0 and "going on after 1 epochs and 0 steps" in out and "epoch 2  step 42" in out
 
 
 def test_what_cannot_change_on_resume_is_refused_and_the_run_kept(call: Call) -> None:

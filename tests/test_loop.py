@@ -1,5 +1,6 @@
 """Training in one process, on the CPU: what is exact about it."""
 
+import json
 import math
 import subprocess
 import sys
@@ -91,8 +92,8 @@ def test_every_image_is_evaluated_once_and_said_so(job: MakeJob) -> None:
 def test_the_test_is_of_the_best_epoch_by_validation(job: MakeJob) -> None:
     run = train(job(train__epochs=4, optimizer__lr=0.3))
     result = run.result() or {}
-    accuracies = [float(row["val/acc1"]) for row in run.rows()]
-    assert result["best_epoch"] == accuracies.index(max(accuracies)) + 1
+    merits = [(float(row["val/acc1"]), -float(row["val/loss"])) for row in run.rows()]
+    assert result["best_epoch"] == merits.index(max(merits)) + 1
 
 
 def test_without_validation_the_last_epoch_is_the_best(job: MakeJob) -> None:
@@ -123,6 +124,30 @@ def test_a_loss_that_is_not_finite_stops_the_job_and_names_the_step(job: MakeJob
     with pytest.raises(Diverged, match=r"not finite at step \d of epoch 1: lower optimizer.lr"):
         train(spec, run)
     assert not list(run.checkpoints.glob("0*")), "a state that diverged is not kept"
+
+
+def test_weights_ruined_by_the_last_update_of_an_epoch_are_not_kept(job: MakeJob) -> None:
+    """Every loss was finite, for none was computed with them."""
+    one_step = job(optimizer__lr=1e30, schedule="constant", train__batch_size=180, data__val=0.0)
+    run = Run.create(one_step)
+    with pytest.raises(Diverged):
+        train(one_step, run)
+    assert not list(run.checkpoints.glob("0*"))
+
+
+def test_a_kill_between_a_checkpoint_and_its_index_loses_neither_last_nor_best(
+    job: MakeJob,
+) -> None:
+    unbroken, broken = train(job()), train(job(train__epochs=2))
+    index = broken.checkpoints / "index.json"
+    index.write_text(json.dumps({"last": None, "previous": None, "best": None}))
+    if not (broken.result() or {})["best_epoch"] == 2:
+        pytest.fail("the second epoch should be the better one")
+    whole = job(storage__every_steps=2)
+    with pytest.raises(Interrupted):
+        train(whole, broken, stop_at=3)
+    assert (broken.weights("best").name, broken.rows()[1]["epoch"]) == ("00002-00000000", "2")
+    assert len(unbroken.rows()) == 3
 
 
 def test_what_cannot_change_in_a_run_is_refused(job: MakeJob) -> None:

@@ -66,8 +66,8 @@ def test_a_run_can_be_moved_and_goes_on_there(job: MakeJob, tmp_path: Path) -> N
     for each in (stayed, moved):
         train(job(schedule="constant"), each)
     assert same(weights(stayed), weights(moved))
-    everything = [path.read_bytes() for path in moved.folder.rglob("*.json")]
-    assert not any(str(stayed.folder).encode() in content for content in everything)
+    texts = [path.read_bytes() for path in moved.folder.rglob("*") if path.is_file()]
+    assert not any(str(run.folder).encode() in text for text in texts), "the old place is forgotten"
 
 
 def test_a_folder_that_cannot_be_written_is_said(job: MakeJob, tmp_path: Path) -> None:

@@ -18,6 +18,12 @@ def test_an_image_has_the_same_numbers_in_any_batch() -> None:
     assert 0 <= together.min() and together.max() < 1
 
 
+def test_no_number_rounds_up_to_one() -> None:
+    """53 bits rounded to a float32 did, once in 2**25, and a crop then lay outside its image."""
+    drawn = seeds.uniform(0, 123, np.arange(6570, 6580), 4)
+    assert drawn.dtype == np.float32 and drawn.max() < 1
+
+
 def test_the_numbers_are_spread_evenly_and_apart() -> None:
     drawn = seeds.uniform(0, 0, np.arange(20_000), 2)
     counts, _ = np.histogram(drawn, bins=20)

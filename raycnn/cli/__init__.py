@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from raycnn.cli.arguments import leads
 from raycnn.cli.check import check
 from raycnn.cli.eval import evaluate
 from raycnn.cli.list import show
@@ -34,7 +35,8 @@ def main() -> None:
     try:
         app()
     except RaycnnError as error:
-        print(f"raycnn: {error}", file=sys.stderr)
+        if leads():
+            print(f"raycnn: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print(

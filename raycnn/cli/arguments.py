@@ -1,5 +1,6 @@
 """Arguments that several verbs take."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,3 +17,8 @@ RunName = Annotated[
 Runs = Annotated[str, typer.Option("--runs", help="Folder that holds the runs.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.")]
 Weights = Annotated[str, typer.Option("--checkpoint", help="best or last.")]
+
+
+def leads() -> bool:
+    """Whether this process is the one that speaks, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"

@@ -10,7 +10,7 @@ def check(job: Job, changes: Changes = None) -> None:
     from raycnn import launch
     from raycnn.check import check as check_job
 
-    found = check_job(resolved)
+    found = check_job(resolved, elsewhere=launch.elsewhere(resolved.workers))
     with resolved.located():
         launch.require(resolved.workers)
     where = launch.launcher_of(resolved.workers)

@@ -52,8 +52,7 @@ def _show_runs(root: str) -> None:
 
     for run in Run.all(root):
         rows, result = run.rows(), run.result()
-        best = max((float(row["val/acc1"] or 0) for row in rows), default=0.0)
+        best = max((float(row["val/acc1"]) for row in rows if row["val/acc1"]), default=None)
+        val = f"val {best:.2%}" if best is not None else ""
         test = f"test {result['test']['acc1']:.2%}" if result else ""
-        print(
-            f"{run.name:<28}{run.state():<9}{len(rows):>4} epochs  val {best:.2%}  {test}".rstrip()
-        )
+        print(f"{run.name:<28}{run.state():<9}{len(rows):>4} epochs  {val:<12}{test}".rstrip())

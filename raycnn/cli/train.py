@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raycnn import spec, yaml_file
-from raycnn.cli.arguments import Changes, Job, RunName, Runs
+from raycnn.cli.arguments import Changes, Job, RunName, Runs, leads
 
 if TYPE_CHECKING:
-    from raycnn.runs import Run
+    from raycnn.runs import Run, View
 
 
 def train(
@@ -22,43 +22,52 @@ def train(
 ) -> None:
     """Train a job: a new run folder, validation after each epoch, one test at the end."""
     resolved = spec.load(job, changes or [])
-    if show:
-        yaml_file.dump(resolved.tree(), sys.stdout)
-        return
-    from raycnn.check import check
+    from raycnn import launch
+    from raycnn.check import check, check_settings
     from raycnn.runs import Run
 
-    check(resolved)
-    _launch(resolved, lambda: Run.create(resolved))
+    if show:
+        check_settings(resolved)
+        yaml_file.dump(resolved.tree(), sys.stdout)
+        return
+    check(resolved, elsewhere=launch.elsewhere(resolved.workers))
+    _launch(resolved, lambda view: Run.create(resolved))
 
 
 def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
     """Go on with a run from its last checkpoint; `train.epochs=N` trains a finished one longer."""
+    from raycnn import launch
     from raycnn.check import check
     from raycnn.runs import Run, can_go_on
 
     found = Run.find(run, runs)
     resolved = found.job().change(changes or [])
     done = can_go_on(found, resolved)
-    result = found.result()
-    if result and done >= resolved.train.epochs:
+    if found.result() and done >= resolved.train.epochs:
         print(f"{found.name} is done: {done} epochs; train.epochs={done + 1} trains one more")
         return
-    check(resolved)
-    found.reopen(resolved)
-    _launch(resolved, lambda: found)
+    check(resolved, elsewhere=launch.elsewhere(resolved.workers))
+    with found.held():  # else another process trains it: said before anything starts
+        pass
+
+    def reopen(view: "View") -> Run:
+        for change in found.reopen(resolved):
+            view.note(change)
+        return found
+
+    _launch(resolved, reopen)
 
 
-def _launch(job: spec.JobSpec, open_run: "Callable[[], Run]") -> None:
+def _launch(job: spec.JobSpec, open_run: "Callable[[View], Run]") -> None:
     from rich.console import Console
 
-    from raycnn import dist, launch
+    from raycnn import launch
     from raycnn.cli.view import show_result, view_for
 
-    console = Console(quiet=dist.launched() and not dist.leads_launch())
+    console = Console(quiet=not leads())
 
     def opened() -> "Run":
-        run = open_run()
+        run = open_run(view)
         view.note(f"run {run.folder}")
         return run
 

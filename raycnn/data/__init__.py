@@ -61,7 +61,15 @@ class Splits:
 
 
 def source_of(data: Data) -> Source:
-    return DATASETS.build(data, root_of(data.root), data.download)
+    """The source a job names. Raises SpecError when its settings do not fit the source."""
+    source = DATASETS.build(data, root_of(data.root), data.download)
+    for key, values in vars(data.normalize).items() if data.normalize else ():
+        if len(values) != source.shape.channels:
+            raise SpecError(
+                f"{len(values)} numbers for images of {source.shape.channels} channels",
+                f"data.normalize.{key}",
+            )
+    return source
 
 
 def shape_seen(data: Data, source: Source) -> Shape:
@@ -101,16 +109,8 @@ def _normalisation(
     data: Data, train: Stored, rows: NDArray[np.int64]
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, on the scale 0 to 1."""
-    channels = train.images.shape[-1]
     if data.normalize:
-        given = data.normalize
-        for key, values in (("mean", given.mean), ("std", given.std)):
-            if len(values) != channels:
-                raise SpecError(
-                    f"{len(values)} numbers for images of {channels} channels",
-                    f"data.normalize.{key}",
-                )
-        return given.mean, given.std
+        return data.normalize.mean, data.normalize.std
     pixels = len(rows) * train.images[0, ..., 0].numel()
     total, squares = train.sums[rows].sum(0).astype(np.float64)
     mean = total / pixels

@@ -36,13 +36,7 @@ class Cifar10:
         self.root, self.download = root, download
 
     def files(self) -> list[Path]:
-        found = self._found()
-        if not found:
-            fetch("cifar10", self.root, self.download, self._download)
-            found = self._found()
-        if not found:
-            raise DataError(f"cifar10: {self.root} has neither Parquet files nor {BATCHES[0]} ...")
-        return found
+        return fetch("cifar10", self.root, self.download, self._found, self._download)
 
     def _found(self) -> list[Path] | None:
         """Parquet files train-* and test-*, else the six batches, in reading order."""

@@ -7,6 +7,7 @@ Xiao et al. 2017 (arXiv:1708.07747). 60,000 + 10,000 grey images of 28 x 28.
 import gzip
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,8 @@ class Idx:
 
     def files(self) -> list[Path]:
         folders = [self.root / self.name, self.root / self.vision / "raw", self.root / self.vision]
-        found = first_of(folders, FILES)
-        if not found:
-            fetch(self.name, self.root, self.download, self._download)
-            found = first_of(folders, FILES)
-        if not found:
-            raise DataError(f"{self.name}: {self.root} has no {', '.join(FILES)}")
-        return found
+        find = partial(first_of, folders, FILES)
+        return fetch(self.name, self.root, self.download, find, self._download)
 
     def _download(self) -> None:
         from torchvision import datasets  # slow to import, seldom needed

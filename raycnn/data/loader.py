@@ -91,9 +91,7 @@ class Loader:
             labels = self.labels[index] if last > first else torch.full((1,), ABSENT)
             numbers = seeds.uniform(self.seed, epoch, share, self.pipeline.numbers)
             images = self.images[index].permute(0, 3, 1, 2)  # channels_last without a copy
-            moved = (
-                self._move(part) for part in (images, labels, torch.from_numpy(numbers).float())
-            )
+            moved = (self._move(part) for part in (images, labels, torch.from_numpy(numbers)))
             yield *moved, first, len(batch), last - first
 
     def _move(self, tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from raycnn.errors import DataError
@@ -53,8 +54,30 @@ def _plain_or_gz(path: Path) -> Path | None:
     return path if path.is_file() else gz if gz.is_file() else None
 
 
-def fetch(name: str, root: Path, allowed: bool, download: Callable[[], object]) -> None:
-    """Have torchvision download a data set. Raises DataError when it may not, or cannot."""
+def files_of(source: Source) -> list[Path]:
+    """What a source reads. Raises DataError when it is not there, or may not be read."""
+    try:
+        files = source.files()
+        for path in files:
+            path.open("rb").close()
+    except OSError as error:
+        raise DataError(f"cannot read the data: {error}") from None
+    return files
+
+
+def fetch(
+    name: str,
+    root: Path,
+    allowed: bool,
+    find: Callable[[], list[Path] | None],
+    download: Callable[[], object],
+) -> list[Path]:
+    """What `find` finds, after torchvision's download if need be, by one process of a machine.
+
+    Raises DataError when nothing is there and it may not, or cannot, be downloaded.
+    """
+    if found := find():
+        return found
     where = "RAYCNN_DATA or data.root names the folder that holds it"
     if not allowed:
         raise DataError(
@@ -62,9 +85,15 @@ def fetch(name: str, root: Path, allowed: bool, download: Callable[[], object]) 
         )
     try:
         root.mkdir(parents=True, exist_ok=True)
-        download()
+        with FileLock(root / f".{name}.lock"):
+            if not (found := find()):
+                download()
+                found = find()
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise DataError(f"could not download {name} into {root}: {error}; {where}") from None
+    if not found:
+        raise DataError(f"the download of {name} into {root} left out files; {where}")
+    return found
 
 
 def check_labels(labels: NDArray[np.integer], classes: int, path: Path) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from torch import Tensor
 
-from raycnn.data.source import Source, Split
+from raycnn.data.source import Source, Split, files_of
 from raycnn.errors import DataError, Unfit
 from raycnn.shape import Shape
 
@@ -69,7 +69,7 @@ def open_store(name: str, source: Source, options: dict[str, Any]) -> Store:
 
 
 def _key(source: Source, options: dict[str, Any]) -> str:
-    stats = [(str(path), path.stat()) for path in source.files()]
+    stats = [(str(path), path.stat()) for path in files_of(source)]
     files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
     return hashlib.sha256(json.dumps([FORMAT, files, options]).encode()).hexdigest()[:16]
 
@@ -80,6 +80,8 @@ def _build(folder: Path, source: Source) -> None:
         if not len(split.labels):
             raise DataError(f"the {name} split is empty: {source.files()[0].parent}")
     building = folder.with_name(f".{folder.name}.{os.getpid()}")
+    for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     building.mkdir()
     try:
         digest = hashlib.sha256(json.dumps([source.shape, source.classes]).encode())

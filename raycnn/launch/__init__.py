@@ -8,21 +8,37 @@ from raycnn import dist
 from raycnn.runs import Run, View
 from raycnn.spec import JobSpec, Workers
 
+STARTING = "starting Ray and its workers: half a minute, on two cores"
+
 
 def launcher_of(workers: Workers) -> Literal["ray", "local"]:
     """`auto`: what torchrun started, and one worker without an address, runs right here."""
     if workers.launcher != "auto":
         return workers.launcher
-    alone = workers.count == 1 and not workers.address and "RAY_ADDRESS" not in os.environ
+    alone = workers.count == 1 and not address_of(workers)
     return "local" if dist.launched() or alone else "ray"
 
 
 def require(workers: Workers) -> None:
-    """Raises ClusterError when the devices asked for are not there. Starts nothing."""
-    if launcher_of(workers) == "ray":
+    """Raises when the workers asked for are not there, or not to be reached."""
+    if launcher_of(workers) == "local":
+        from raycnn.launch import local
+
+        local.check_world(workers)
+    else:
         from raycnn.launch import cluster
 
         cluster.require(workers)
+
+
+def elsewhere(workers: Workers) -> bool:
+    """Whether the devices may be another machine's."""
+    return launcher_of(workers) == "ray" and bool(address_of(workers))
+
+
+def address_of(workers: Workers) -> str | None:
+    """Of the Ray cluster to run on, where there is one."""
+    return workers.address or os.environ.get("RAY_ADDRESS")
 
 
 def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
@@ -34,9 +50,8 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
 
     from raycnn.launch import cluster
 
+    view.note(f"connecting to Ray at {where}" if (where := address_of(job.workers)) else STARTING)
     with cluster.connected(job.workers) as nodes:
         from raycnn.launch import workers  # what it imports was imported while Ray started
 
-        run = open_run()
-        workers.train(job, run, nodes, view)
-    return run
+        return workers.train(job, open_run, nodes, view)

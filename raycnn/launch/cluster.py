@@ -8,9 +8,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from raycnn.device import KINDS, Kind
 from raycnn.errors import ClusterError, SpecError
+from raycnn.launch import address_of
 from raycnn.spec import Workers
 
 # Read by Ray when it is imported, or by the processes it starts.
@@ -54,10 +56,6 @@ def require(workers: Workers) -> None:
         ask_of(workers, kind_of(workers, here), here)
 
 
-def address_of(workers: Workers) -> str | None:
-    return workers.address or os.environ.get("RAY_ADDRESS")
-
-
 @contextmanager
 def connected(workers: Workers) -> Iterator[list[Node]]:
     """A Ray to run on: the one at the address, else one of our own for as long as needed."""
@@ -70,27 +68,32 @@ def connected(workers: Workers) -> Iterator[list[Node]]:
     importing = threading.Thread(target=importlib.import_module, args=("ray.train.torch",))
     importing.start()
     try:
-        if address:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, namespace="raycnn")
-        else:
-            ray.init(
-                "local",
-                num_cpus=KINDS["cpu"].count(),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        _init(address)
         importing.join()
-        yield [
-            Node(node["NodeManagerAddress"], node["Resources"])
-            for node in ray.nodes()
-            if node["Alive"]
-        ]
-    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-        raise ClusterError(f"no Ray cluster at {address}: {error}") from None
+        yield [Node(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
     finally:
         ray.shutdown()
+
+
+def _init(address: str | None) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        ray.init(
+            "local",
+            num_cpus=KINDS["cpu"].count(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **quiet,
+        )
+        return
+    try:
+        ray.init(address, **quiet)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ClusterError(f"no Ray cluster at {address}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _probe(address: str) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 from raycnn import device, dist
@@ -10,7 +10,7 @@ from raycnn.errors import SpecError
 from raycnn.launch.stop import Stop
 from raycnn.launch.worker import work
 from raycnn.runs import Run, View
-from raycnn.spec import JobSpec
+from raycnn.spec import JobSpec, Workers
 
 
 def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
@@ -18,21 +18,27 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
     kind = device.find(job.workers.device)
     if dist.launched():
         dist.join(kind.backend, job.workers.timeout_s)
-    try:
-        _check_world(job)
-        run = Run(Path(dist.from_first(lambda: str(open_run().folder))))
+    stop = Stop()
+    with ExitStack() as held:
+        held.callback(dist.leave)
+        check_world(job.workers)
         chosen = kind.select(int(os.environ.get("LOCAL_RANK", 0)), job.workers.cpus)
-        stop = Stop()
-        with run.held() if dist.rank() == 0 else nullcontext(), stop.listening():
-            work(job, run, chosen, view if dist.rank() == 0 else None, stop)
+        device.check_precision(job.train.precision, chosen)
+
+        def open_and_hold() -> str:
+            run = open_run()
+            held.enter_context(run.held())
+            return str(run.folder)
+
+        run = Run(Path(dist.from_first(open_and_hold)))
+        with stop.listening():
+            work(job, run, chosen, view, stop)
         return run
-    finally:
-        dist.leave()
 
 
-def _check_world(job: JobSpec) -> None:
-    if job.workers.count != dist.world():
+def check_world(workers: Workers) -> None:
+    """Raises SpecError unless as many processes are here as workers are asked for."""
+    here = dist.started()
+    if workers.count != here:
         how = "torchrun started" if dist.launched() else "this process is"
-        raise SpecError(
-            f"{job.workers.count} workers are asked for, {how} {dist.world()}", "workers.count"
-        )
+        raise SpecError(f"{workers.count} workers are asked for, {how} {here}", "workers.count")

@@ -1,14 +1,17 @@
 """A request to save and stop, by Ctrl-C or SIGTERM; the second one stops now."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
 class Stop:
-    def __init__(self) -> None:
+    """`busy` says whether there is anything to save; before there is, the first one stops now."""
+
+    def __init__(self, busy: Callable[[], bool] = lambda: True) -> None:
         self.asked = False
+        self.busy = busy
 
     def __call__(self) -> bool:
         return self.asked
@@ -24,6 +27,6 @@ class Stop:
                 signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked or not self.busy():
             raise KeyboardInterrupt
         self.asked = True

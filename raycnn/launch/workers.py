@@ -6,8 +6,9 @@ failure policy sends a job back to its last checkpoint for lost workers only.
 """
 
 import asyncio
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import ray
 import ray.train
 from ray.train import FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
@@ -28,6 +30,9 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
 
 from raycnn import device, dist, spec
+from raycnn.data.source import root_of
+from raycnn.data.store import cache
+from raycnn.device import Kind
 from raycnn.errors import ClusterError, RaycnnError, WorkerLost
 from raycnn.launch.cluster import Node, ask_of, kind_of
 from raycnn.launch.stop import Stop
@@ -42,17 +47,30 @@ class PeerLost(Exception):
     """A worker found another one gone."""
 
 
-def train(job: JobSpec, run: Run, nodes: list[Node], view: View) -> None:
-    """Train the job in its run folder on Ray, going on from what is there."""
+def train(job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: View) -> Run:
+    """Train the job in its run folder on Ray, going on from what is there; returns the run."""
     kind = kind_of(job.workers, nodes)
     ask = ask_of(job.workers, kind, nodes)
-    view.note(f"starting {job.workers.count} workers on Ray, each with {ask}")
+    run = open_run()
+    stop = Stop(busy=lambda: bool(run.progress()))
+    trainer = _trainer(job, run, kind, ask)
+    trainer.tell = run.add_event
+    with run.held(), stop.listening(), _following(run, view, stop):
+        error = _fit(trainer, job.failure.retries)
+    if error:
+        raise error
+    return run
+
+
+def _trainer(job: JobSpec, run: Run, kind: Kind, ask: dict[str, float]) -> "_Trainer":
     config = {
-        "job": job.change({"workers.device": kind.name}).tree(),
+        "job": job.change({"workers.device": kind.name, "data.root": None}).tree(),
         "run": str(run.folder),
         "threads": int(ask["CPU"]),
+        # Other machines have other working folders, and none of this process's environment.
+        "environment": {"RAYCNN_DATA": str(root_of(job.data.root)), "RAYCNN_CACHE": str(cache())},
     }
-    trainer = _Trainer(
+    return _Trainer(
         _worker,
         train_loop_config=config,
         torch_config=TorchConfig(backend=kind.backend, timeout_s=job.workers.timeout_s),
@@ -66,12 +84,6 @@ def train(job: JobSpec, run: Run, nodes: list[Node], view: View) -> None:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    stop = Stop()
-    run.forget_stop()
-    with run.held(), stop.listening(), _following(run, view, stop):
-        error = _fit(trainer, job.failure.retries)
-    if error:
-        raise error
 
 
 def _fit(trainer: "_Trainer", retries: int) -> RaycnnError | None:
@@ -93,10 +105,13 @@ def _fit(trainer: "_Trainer", retries: int) -> RaycnnError | None:
 
 def _worker(config: dict[str, Any]) -> RaycnnError | None:
     """In each of Ray's workers. A user's error is returned: what is raised may be retried."""
+    os.environ.update(config["environment"])
     job, run = spec.from_tree(config["job"]), Run(Path(config["run"]))
     try:
         chosen = dist.together(lambda: _place(job, run, config["threads"]))
         work(job, run, chosen)
+    except WorkerLost as error:  # a silent one: Ray is to end it, and to try again
+        raise PeerLost(str(error)) from None
     except RaycnnError as error:
         return error
     except Exception as error:
@@ -133,13 +148,16 @@ def _following(run: Run, view: View, stop: Stop) -> Iterator[None]:
 
 
 def _follow(run: Run, view: View, stop: Stop, over: threading.Event) -> None:
-    shown, passed_on = len(run.rows()), False
+    shown, told, passed_on = len(run.rows()), len(run.events()), False
     while True:
         ending = over.wait(LOOK_S)  # once more after the end, for the last rows
         if stop.asked and not passed_on:
             view.note("saving, then stopping; again to stop now")
             run.ask_to_stop()
             passed_on = True
+        for event in run.events()[told:]:
+            view.note(event)
+            told += 1
         rows = run.rows()
         for row in rows[shown:]:
             view.row({key: float(value) for key, value in row.items() if value})
@@ -167,14 +185,19 @@ _NO_ROOM = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
 class _RetryLost(FailurePolicy):
     """Lost workers: again, as often as the job allows. Anything else would only come back."""
 
-    def __init__(self, config: FailureConfig):
+    def __init__(self, config: FailureConfig, tell: Callable[[str], None]):
         super().__init__(config)
+        self.tell = tell
         self.losses = self.starts = 0
 
     def make_decision(self, training_failed_error: Exception) -> FailureDecision:
         if isinstance(training_failed_error, ray.train.WorkerGroupError):
             self.losses += 1
-            again = _lost(training_failed_error) and self.losses <= self.failure_config.max_failures
+            most = self.failure_config.max_failures
+            again = _lost(training_failed_error) and self.losses <= most
+            if again:
+                what = _first_line(training_failed_error)
+                self.tell(f"lost {what}: starting again, {self.losses} of {most} times")
         else:
             self.starts += 1
             failure = getattr(training_failed_error, "controller_failure", None)
@@ -193,11 +216,21 @@ class _FixedSize(FixedScalingPolicy):
 
 
 class _WorkerGroup(WorkerGroup):
-    """Hands the workers no actor handle of the controller, which is none here."""
+    """Ray's, but for two things said below."""
+
+    def _start(self) -> None:
+        """Ray does not retry a worker's death during its launch, and keeps the room."""
+        try:
+            super()._start()
+        except ray.exceptions.RayActorError as error:
+            if self.has_started():
+                self.shutdown()
+            raise WorkerGroupStartupFailedError(str(error)) from error
 
     def _init_train_context_on_workers(
         self, workers: list[Worker], sync_actor: Any, train_context_args: dict[str, list[Any]]
     ) -> None:
+        """Ray hands on an actor handle of the controller, which is no actor here."""
         ray.get(
             [
                 worker.actor.init_train_context.remote(
@@ -219,15 +252,20 @@ class _Controller(TrainController):
     worker_group_cls = _WorkerGroup
 
 
+# Each is a process more. One frees the workers' room when the controller dies, which here is when
+# the job ends; the other serves Ray's own data sets.
+_NOT_NEEDED = (PlacementGroupCleanerCallback, DatasetsCallback)
+
+
 class _Trainer(TorchTrainer):
+    tell: Callable[[str], None]
+    """Where it says that workers were lost."""
+
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
         parts["scaling_policy"] = _FixedSize(self.scaling_config)
-        parts["failure_policy"] = _RetryLost(self.run_config.failure_config)
-        # It frees the workers' room when the controller dies; here that is when the job ends.
+        parts["failure_policy"] = _RetryLost(self.run_config.failure_config, self.tell)
         parts["callbacks"] = [
-            part
-            for part in parts["callbacks"]
-            if not isinstance(part, PlacementGroupCleanerCallback)
+            part for part in parts["callbacks"] if not isinstance(part, _NOT_NEEDED)
         ]
         controller = _Controller(**parts)
         asyncio.run(controller.run())

@@ -1,5 +1,6 @@
 """Several workers without Ray: processes that meet as torchrun's do, over gloo."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from raycnn.errors import Interrupted
 from raycnn.runs import Run
 from raycnn.spec import JobSpec
-from tests.conftest import distance, numbers, raycnn, same, train, weights, workers
+from tests.conftest import distance, ended, numbers, raycnn, same, train, weights, workers
 
 MakeJob = Callable[..., JobSpec]
 
@@ -38,7 +39,7 @@ def latest(job: JobSpec) -> Run:
 def test_two_workers_equal_one(job: MakeJob, tmp_path: Path, changes: dict[str, object]) -> None:
     one = train(job(**changes))
     shared = job(**changes, workers__count=2)
-    assert workers(2, spec_file(shared), cwd=tmp_path) == []
+    assert ended(workers(2, spec_file(shared), cwd=tmp_path)) == ({0}, "")
     two = latest(shared)
     assert distance(weights(one), weights(two)) < 1e-5
     for ours, theirs in zip(numbers(one), numbers(two), strict=True):
@@ -49,16 +50,17 @@ def test_two_workers_equal_one(job: MakeJob, tmp_path: Path, changes: dict[str, 
 
 def test_three_workers_resume_bit_for_bit(job: MakeJob, tmp_path: Path) -> None:
     """With three, the order in which gradients are summed shows."""
-    whole = job(workers__count=3, train__epochs=2)
-    assert workers(3, spec_file(whole), cwd=tmp_path) == []
+    whole = job(workers__count=3, train__epochs=40)
+    assert ended(workers(3, spec_file(whole), cwd=tmp_path)) == ({0}, "")
     unbroken = latest(whole)
 
     broken = Run.create(whole)
-    broken.ask_to_stop()  # heard at the first step, answered at the second
-    said = workers(3, broken.folder, cwd=tmp_path, verb="resume")
-    assert len(said) == 3 and all("stopped as asked" in error for error in said)
-    broken.forget_stop()
-    assert workers(3, broken.folder, cwd=tmp_path, verb="resume") == []
+    three = workers(3, broken.folder, cwd=tmp_path, verb="resume")
+    wait_for_rows(broken, 2, three[0])
+    broken.ask_to_stop()
+    codes, said = ended(three)
+    assert codes == {130} and said.count("stopped as asked") == 1
+    assert ended(workers(3, broken.folder, cwd=tmp_path, verb="resume")) == ({0}, "")
     assert same(weights(unbroken), weights(broken))
     assert numbers(unbroken) == numbers(broken)
 
@@ -68,17 +70,31 @@ def test_a_job_goes_on_with_another_number_of_workers(job: MakeJob, tmp_path: Pa
     moved = Run.create(job())
     with pytest.raises(Interrupted):
         train(job(), moved, stop_at=8)
-    assert workers(2, moved.folder, "workers.count=2", cwd=tmp_path, verb="resume") == []
+    two = workers(2, moved.folder, "workers.count=2", cwd=tmp_path, verb="resume")
+    assert ended(two) == ({0}, "")
     assert distance(weights(one), weights(moved)) < 1e-5
     assert [row["step"] for row in numbers(moved)] == ["6", "12", "18"]
 
 
 def test_all_workers_stop_on_nan(job: MakeJob, tmp_path: Path) -> None:
     spec = job(workers__count=2, optimizer__lr=1e30, schedule="constant")
-    said = workers(2, spec_file(spec), cwd=tmp_path)
-    assert len(said) == 2
-    for error in said:
-        assert "the loss is not finite at step" in error and "Traceback" not in error
+    codes, said = ended(workers(2, spec_file(spec), cwd=tmp_path))
+    assert codes == {1}
+    assert re.fullmatch(r"raycnn: the loss is not finite at step .*\n", said), "one rank speaks"
+    assert latest(spec).state() == "failed"
+
+
+def test_a_silent_rank_is_named_within_the_time_limit(job: MakeJob, tmp_path: Path) -> None:
+    spec = long(job).change({"workers.count": 2, "workers.timeout_s": 10})
+    run = Run.create(spec)
+    both = workers(2, run.folder, cwd=tmp_path, verb="resume")
+    wait_for_rows(run, 1, both[1])
+    both[1].send_signal(signal.SIGSTOP)
+    said = both[0].communicate(timeout=60)[1]
+    both[1].kill()
+    both[1].communicate()
+    assert both[0].returncode == 1
+    assert "rank 1 gave no sign of life for 10 s (workers.timeout_s)" in said
 
 
 def test_torchrun_itself_starts_workers(job: MakeJob, tmp_path: Path) -> None:
@@ -116,13 +132,16 @@ def begin(spec: JobSpec, folder: Path, epochs: int) -> tuple[subprocess.Popen[st
     process = subprocess.Popen(
         [sys.executable, "-m", "raycnn", "resume", str(run.folder)],
         cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env=None,
     )  # fmt: skip
+    wait_for_rows(run, epochs, process)
+    return process, run
+
+
+def wait_for_rows(run: Run, epochs: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while len(run.rows()) < epochs and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    return process, run
 
 
 @pytest.mark.parametrize(
@@ -146,13 +165,25 @@ def test_a_job_that_is_ended_goes_on_as_if_it_had_not_been(
 
 
 def test_ctrl_c_twice_stops_now(job: MakeJob, tmp_path: Path) -> None:
-    """Stopped in the middle of a step: a thread takes the process's attention, as a slow step would."""
-    process, run = begin(long(job), tmp_path, 1)
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
+    """The second one comes while a step is under way, for these take a second each."""
+    spec = job(
+        model={"name": "alexnet", "form": "small"}, data__transforms=[{"name": "resize", "size": 32}],
+        data__limit=None, train__batch_size=256, optimizer__lr=1e-3,
+    )  # fmt: skip
+    run = Run.create(spec)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "raycnn", "resume", str(run.folder)],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not run.progress():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)  # two at once would count as one
+    process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "raycnn" in said
-    assert len(run.rows()) < 60
+    assert process.returncode == 130 and "Traceback" not in said
+    assert "raycnn: stopped;" in said and "saved" not in said
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(job: MakeJob, tmp_path: Path) -> None:
