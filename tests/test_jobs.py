@@ -36,6 +36,17 @@ def test_lenet_learns_the_real_mnist(
     assert result["test"]["acc1"] > 0.9
 
 
+@pytest.mark.slow
+def test_lenet_mnist_reaches_what_it_says(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYCNN_DATA", str(real_data))
+    path = next(path for path in JOBS if path.stem == "lenet-mnist")
+    result = train(spec.load(path, [f"storage.path={tmp_path}"])).result() or {}
+    assert result["test"]["acc1"] >= 0.985
+
+
+@pytest.mark.slow
 def test_alexnet_trains_on_the_real_cifar10(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

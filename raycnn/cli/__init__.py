@@ -38,11 +38,6 @@ def main() -> None:
         if leads():
             print(f"raycnn: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print(
-            "raycnn: stopped; `raycnn resume RUN` goes on from the last checkpoint", file=sys.stderr
-        )
-        sys.exit(130)
     except BrokenPipeError:  # `raycnn list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

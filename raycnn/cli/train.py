@@ -8,6 +8,7 @@ import typer
 
 from raycnn import spec, yaml_file
 from raycnn.cli.arguments import Changes, Job, RunName, Runs, leads
+from raycnn.errors import Interrupted
 
 if TYPE_CHECKING:
     from raycnn.runs import Run, View
@@ -72,5 +73,10 @@ def _launch(job: spec.JobSpec, open_run: "Callable[[View], Run]") -> None:
         return run
 
     with view_for(console, job.train.epochs) as view, job.located():
-        run = launch.train(job, opened, view)
+        try:
+            run = launch.train(job, opened, view)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "stopped at once; `raycnn resume` goes on from the last checkpoint"
+            ) from None
     show_result(console, run)

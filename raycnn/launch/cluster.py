@@ -3,11 +3,11 @@
 import importlib
 import logging
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from raycnn.device import KINDS, Kind
@@ -30,7 +30,13 @@ SETTINGS = {
 for key, value in SETTINGS.items():
     os.environ.setdefault(key, value)
 
+TOKEN = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+if "RAY_AUTH_TOKEN" in os.environ or TOKEN.is_file():
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray sends a token it has to nobody
+
+import grpc  # noqa: E402
 import ray  # noqa: E402
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc  # noqa: E402
 
 PROBE_S = 5
 OBJECT_STORE_BYTES = 200 << 20  # images do not go through it
@@ -85,6 +91,8 @@ def _init(address: str | None) -> None:
             object_store_memory=OBJECT_STORE_BYTES,
             **quiet,
         )
+        if TOKEN.is_file():
+            TOKEN.chmod(0o600)  # Ray writes it for all to read
         return
     try:
         ray.init(address, **quiet)
@@ -97,21 +105,31 @@ def _first_line(error: Exception) -> str:
 
 
 def _probe(address: str) -> None:
-    """Ray itself would try for minutes. Raises ClusterError when nothing listens."""
-    if "://" in address:
+    """Ray itself would try for minutes. Raises ClusterError when no head of our version answers."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in address:
         raise SpecError(
             f"{address!r} is no address of a Ray head: host:port, as `ray start` prints it",
             "workers.address",
         )
-    if address == "auto":
+    if os.environ.get("RAY_USE_TLS") == "1":
         return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise SpecError(f"{address!r} is not host:port", "workers.address")
     try:
-        socket.create_connection((host, int(port)), PROBE_S).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(f"no Ray cluster at {address}: {error}") from None
+        with grpc.insecure_channel(address) as channel:
+            head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+            question = gcs_service_pb2.CheckAliveRequest()
+            version = head.CheckAlive(question, timeout=PROBE_S, metadata=_token()).ray_version
+    except grpc.RpcError as error:
+        raise ClusterError(f"no Ray cluster at {address}: {error.details()}") from None
+    if version != ray.__version__:
+        raise ClusterError(f"the Ray at {address} is {version}, here it is {ray.__version__}")
+
+
+def _token() -> list[tuple[str, str]]:
+    token = os.environ.get("RAY_AUTH_TOKEN") or (TOKEN.read_text() if TOKEN.is_file() else "")
+    return [("authorization", f"Bearer {token.strip()}")] if token else []
 
 
 def kind_of(workers: Workers, nodes: list[Node]) -> Kind:

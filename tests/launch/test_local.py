@@ -183,7 +183,7 @@ def test_ctrl_c_twice_stops_now(job: MakeJob, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in said
-    assert "raycnn: stopped;" in said and "saved" not in said
+    assert "raycnn: stopped at once" in said and "saved" not in said
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(job: MakeJob, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -130,16 +131,61 @@ def test_asking_for_more_than_there_is_is_refused_with_a_table(
 
 
 @pytest.mark.parametrize(
-    ("address", "code"), [("127.0.0.1:1", 5), ("nowhere.invalid:6379", 5), ("http://x:8265", 2)]
+    ("address", "code"),
+    [
+        ("127.0.0.1:1", 5),
+        ("nowhere.invalid:6379", 5),
+        ("127.0.0.1:SILENT", 5),
+        ("http://x:8265", 2),
+    ],
 )
 def test_a_cluster_that_does_not_answer_is_said_within_seconds(
-    job: MakeJob, tmp_path: Path, address: str, code: int
+    job: MakeJob, address: str, code: int
 ) -> None:
-    spec = job()
-    began = time.monotonic()
-    done = raycnn(
-        "train", Run.create(spec).folder / "job.yaml", f"workers.address={address}", cwd=tmp_path
-    )
-    assert done.returncode == code, done.stderr
-    assert address in done.stderr and "Traceback" not in done.stderr
-    assert time.monotonic() - began < 60
+    """Within ten of the question: the rest is imports. One listens, and never says a word."""
+    from raycnn.errors import RaycnnError
+    from raycnn.launch import cluster
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = address.replace("SILENT", str(silent.getsockname()[1]))
+        began = time.monotonic()
+        with (
+            pytest.raises(RaycnnError) as caught,
+            cluster.connected(job(workers__address=address).workers),
+        ):
+            pass
+        assert time.monotonic() - began < 10
+    assert caught.value.exit_code == code and address in str(caught.value)
+
+
+def test_a_job_runs_on_a_cluster_that_is_there_and_a_wrong_token_is_refused(
+    job: MakeJob, tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+    ray = Path(sys.executable).with_name("ray")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    head = subprocess.Popen(
+        [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"],
+        env=os.environ | token, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    processes.append(head)
+    address = f"workers.address=127.0.0.1:{port}"
+    spec = job(workers__count=2, workers__cpus=1)
+    file = Run.create(spec).folder / "job.yaml"
+    deadline = time.monotonic() + 90
+    while (done := raycnn("check", file, address, cwd=tmp_path, **token)).returncode == 5:
+        assert time.monotonic() < deadline, done.stderr
+    assert done.returncode == 0, done.stderr
+
+    wrong = raycnn("train", file, address, cwd=tmp_path, **token | {"RAY_AUTH_TOKEN": "b" * 64})
+    assert wrong.returncode == 5 and "token" in wrong.stderr and "Traceback" not in wrong.stderr
+    large = raycnn("train", file, address, "workers.count=9", cwd=tmp_path, **token)
+    assert large.returncode == 5 and "9 workers of 1 CPU each do not fit" in large.stderr
+    before = len(Run.all(spec.storage.path))
+    done = raycnn("train", file, address, cwd=tmp_path, **token)
+    assert done.returncode == 0, done.stderr
+    assert len(Run.all(spec.storage.path)) == before + 1
+    assert head.poll() is None, "the cluster goes on"
+    head.terminate()
+    head.communicate(timeout=60)

@@ -1,0 +1,119 @@
+"""How fast raycnn trains, and how soon: ratios, measured beside plain scripts in one run.
+
+    uv run python benchmarks/speed.py images [--peers FOLDER]
+    uv run python benchmarks/speed.py start
+
+`images` prints images/s of one worker in this process, the median epoch of several short ones, for
+the jobs lenet-mnist and alexnet-cifar10 (their data must be at hand: RAYCNN_DATA). With --peers, a
+folder with `seed_loop.py` (the tutorials' way) and `limit.py` (nothing but steps on one resident
+batch), these are run before and after it. `start` prints the seconds from the command to the first
+step in process and on a local Ray with two workers, beside a bare TorchTrainer script.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+JOBS = Path(__file__).parent.parent / "jobs"
+RECIPES = {"lenet": ("lenet-mnist", 51_200, 4), "alexnet": ("alexnet-cifar10", 1_280, 3)}
+BARE = """
+import time, torch, ray.train, ray.train.torch
+from torch import nn
+def train(config):
+    net = ray.train.torch.prepare_model(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    data = torch.utils.data.TensorDataset(torch.randn(128, 64), torch.randint(10, (128,)))
+    loader = ray.train.torch.prepare_data_loader(torch.utils.data.DataLoader(data, 32))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for images, labels in loader:
+        nn.functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+        open(config["mark"], "w").close()
+        break
+ray.init("local")
+ray.train.torch.TorchTrainer(
+    train, train_loop_config={"mark": MARK},
+    scaling_config=ray.train.ScalingConfig(num_workers=2),
+).fit()
+"""
+
+
+def images(peers: Path | None) -> None:
+    for recipe, (job, limit, epochs) in RECIPES.items():
+        said = [peer(peers, recipe, name) for name in ("seed_loop", "limit")] if peers else []
+        rate = raycnn_rate(job, limit, epochs)
+        said += [{"way": "raycnn", "recipe": recipe, "images_per_s": round(rate, 1)}]
+        said += [peer(peers, recipe, name) for name in ("seed_loop", "limit")] if peers else []
+        print(*map(json.dumps, said), sep="\n", flush=True)
+
+
+def peer(folder: Path, recipe: str, name: str) -> dict[str, object]:
+    command = [sys.executable, f"{name}.py", "--recipe", recipe]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def raycnn_rate(job: str, limit: int, epochs: int) -> float:
+    """Of the median epoch after the first."""
+    with tempfile.TemporaryDirectory() as folder:
+        changes = [f"data.limit={limit}", "data.val=0", f"train.epochs={epochs}"]
+        command = [sys.executable, "-m", "raycnn", "train", str(JOBS / f"{job}.yaml"), *changes]
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        table = Path(folder, "runs", job, "1", "metrics.csv").read_text().splitlines()
+    column = table[0].split(",").index("images_per_s")
+    return statistics.median(float(row.split(",")[column]) for row in table[2:])
+
+
+def start() -> None:
+    quick = [
+        sys.executable,
+        "-m",
+        "raycnn",
+        "train",
+        str(JOBS / "quickstart.yaml"),
+        "train.epochs=1",
+    ]
+    for way, command in {
+        "raycnn, in process": [*quick, "workers.count=1"],
+        "raycnn, Ray, two workers": quick,
+        "bare TorchTrainer, two workers": None,
+    }.items():
+        with tempfile.TemporaryDirectory() as folder:
+            mark = Path(folder, "mark")
+            script = BARE.replace("MARK", repr(str(mark)))
+            began = time.time()
+            process = subprocess.Popen(
+                command or [sys.executable, "-c", script],
+                cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ,
+            )  # fmt: skip
+            sign = Path(folder, "runs", "quickstart", "1", "progress.json") if command else mark
+            seen = None
+            while process.poll() is None:
+                if seen is None and sign.exists():
+                    seen = sign.stat().st_mtime - began
+                time.sleep(0.01)
+        row = {
+            "way": way,
+            "first_step_s": round(seen or -1, 1),
+            "all_s": round(time.time() - began, 1),
+        }
+        print(json.dumps(row), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", choices=["images", "start"])
+    parser.add_argument("--peers", type=Path, help="folder with seed_loop.py and limit.py")
+    args = parser.parse_args()
+    images(args.peers) if args.what == "images" else start()
+
+
+if __name__ == "__main__":
+    main()
