@@ -117,7 +117,7 @@ class Workers(Frozen):
 
 class Storage(Frozen):
     path: SafePath = "runs"
-    """Folder of the runs; with several nodes, one that all of them share."""
+    """Folder of the runs, from here or from the root; with several nodes, one that they share."""
     every_steps: PositiveInt | None = None
     """Save also each time so many steps are done; the end of an epoch is always saved."""
 

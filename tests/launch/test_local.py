@@ -39,7 +39,7 @@ def latest(job: JobSpec) -> Run:
 def test_two_workers_equal_one(job: MakeJob, tmp_path: Path, changes: dict[str, object]) -> None:
     one = train(job(**changes))
     shared = job(**changes, workers__count=2)
-    assert ended(workers(2, spec_file(shared), cwd=tmp_path)) == ({0}, "")
+    assert ended(workers(2, spec_file(shared), cwd=tmp_path))[0] == {0}
     two = latest(shared)
     assert distance(weights(one), weights(two)) < 1e-5
     for ours, theirs in zip(numbers(one), numbers(two), strict=True):
@@ -51,7 +51,7 @@ def test_two_workers_equal_one(job: MakeJob, tmp_path: Path, changes: dict[str, 
 def test_three_workers_resume_bit_for_bit(job: MakeJob, tmp_path: Path) -> None:
     """With three, the order in which gradients are summed shows."""
     whole = job(workers__count=3, train__epochs=40)
-    assert ended(workers(3, spec_file(whole), cwd=tmp_path)) == ({0}, "")
+    assert ended(workers(3, spec_file(whole), cwd=tmp_path))[0] == {0}
     unbroken = latest(whole)
 
     broken = Run.create(whole)
@@ -60,7 +60,7 @@ def test_three_workers_resume_bit_for_bit(job: MakeJob, tmp_path: Path) -> None:
     broken.ask_to_stop()
     codes, said = ended(three)
     assert codes == {130} and said.count("stopped as asked") == 1
-    assert ended(workers(3, broken.folder, cwd=tmp_path, verb="resume")) == ({0}, "")
+    assert ended(workers(3, broken.folder, cwd=tmp_path, verb="resume"))[0] == {0}
     assert same(weights(unbroken), weights(broken))
     assert numbers(unbroken) == numbers(broken)
 
@@ -71,7 +71,7 @@ def test_a_job_goes_on_with_another_number_of_workers(job: MakeJob, tmp_path: Pa
     with pytest.raises(Interrupted):
         train(job(), moved, stop_at=8)
     two = workers(2, moved.folder, "workers.count=2", cwd=tmp_path, verb="resume")
-    assert ended(two) == ({0}, "")
+    assert ended(two)[0] == {0}
     assert distance(weights(one), weights(moved)) < 1e-5
     assert [row["step"] for row in numbers(moved)] == ["6", "12", "18"]
 
@@ -80,7 +80,8 @@ def test_all_workers_stop_on_nan(job: MakeJob, tmp_path: Path) -> None:
     spec = job(workers__count=2, optimizer__lr=1e30, schedule="constant")
     codes, said = ended(workers(2, spec_file(spec), cwd=tmp_path))
     assert codes == {1}
-    assert re.fullmatch(r"raycnn: the loss is not finite at step .*\n", said), "one rank speaks"
+    assert len(re.findall(r"raycnn: the loss is not finite at step", said)) == 1, "one rank speaks"
+    assert "Traceback" not in said
     assert latest(spec).state() == "failed"
 
 

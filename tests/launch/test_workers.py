@@ -85,11 +85,12 @@ def test_killed_workers_and_a_stopped_driver_end_with_the_unbroken_weights(
     assert "stopped as asked, and saved" in said and "Traceback" not in said
     assert 6 <= len(run.rows()) < 60
     log = (run.folder / "logs" / "rank-0.log").read_text()
-    assert log.count("going on from epoch") == 1
+    assert log.count("going on after") == 1
+    assert any(event.startswith("lost rank") for event in run.events())
 
     assert raycnn("resume", run.folder, cwd=tmp_path).returncode == 0
     unbroken = Run.create(spec)
-    assert ended(workers(2, unbroken.folder, cwd=tmp_path, verb="resume")) == ({0}, "")
+    assert ended(workers(2, unbroken.folder, cwd=tmp_path, verb="resume"))[0] == {0}
     assert same(weights(unbroken), weights(run))
     assert numbers(unbroken) == numbers(run)
 
@@ -99,7 +100,8 @@ def test_a_users_mistake_is_said_once_and_not_tried_again(job: MakeJob, tmp_path
     run = Run.create(spec)
     done = raycnn("resume", run.folder, cwd=tmp_path)
     assert done.returncode == 1
-    assert re.fullmatch(r"raycnn: the loss is not finite at step .*\n", done.stderr), done.stderr
+    assert "raycnn: the loss is not finite at step" in done.stderr
+    assert "Traceback" not in done.stderr
     assert len(pids(run, 0)) == len(pids(run, 1)) == 1
 
 
