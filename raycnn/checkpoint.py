@@ -77,7 +77,7 @@ def _merit(row: Row) -> tuple[float, float]:
 def save(state: State, folder: Path) -> None:
     """Write the state into `folder`, then the index. OSError leaves what was there."""
     folder.mkdir(parents=True, exist_ok=True)
-    _clean(folder, ".*")  # half-written by a process that was killed
+    _clean(folder)
     index = read_index(folder)
     again = index.get("last") == state.name
     if not again or verify(folder / state.name):
@@ -246,6 +246,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _clean(folder: Path, pattern: str) -> None:
-    for path in folder.glob(pattern):
+def _clean(folder: Path) -> None:
+    """Remove what a process that was killed had half written."""
+    for path in folder.glob(".*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

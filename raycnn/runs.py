@@ -154,9 +154,8 @@ class Run:
         """done, running, failed or stopped: one word for a list."""
         if self.result():
             return "done"
-        idle = (
-            "failed" if self.events()[-1:] and self.events()[-1].startswith("failed") else "stopped"
-        )
+        said = self.events()
+        idle = "failed" if said and said[-1].startswith("failed") else "stopped"
         try:
             with FileLock(self.folder / ".lock", timeout=0):
                 return idle

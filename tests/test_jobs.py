@@ -1,12 +1,14 @@
 """Every file in jobs/ is a job that would start, and says what it reaches."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from raycnn import spec
 from raycnn.check import check
-from tests.conftest import JOBS, train
+from raycnn.spec import JobSpec
+from tests.conftest import JOBS, ROOT, train
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
@@ -22,41 +24,37 @@ def test_a_job_is_named_after_its_file_and_says_what_it_reaches(path: Path) -> N
     assert any("%" in line for line in head) and any("CPU" in line for line in head)
 
 
-def test_lenet_learns_the_real_mnist(
-    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Four epochs of the modern variant on a tenth of it: the test is of all 10,000."""
+Shipped = Callable[..., JobSpec]
+
+
+@pytest.fixture
+def shipped(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shipped:
+    """A job of jobs/ by its name, with changes, on the real data and in the test's own folder."""
     monkeypatch.setenv("RAYCNN_DATA", str(real_data))
-    path = next(path for path in JOBS if path.stem == "lenet-mnist")
+
+    def load(name: str, *changes: str) -> JobSpec:
+        return spec.load(ROOT / "jobs" / f"{name}.yaml", [*changes, f"storage.path={tmp_path}"])
+
+    return load
+
+
+def test_lenet_learns_the_real_mnist(shipped: Shipped) -> None:
+    """Four epochs of the modern variant on a tenth of it: the test is of all 10,000."""
     changes = ["data.limit=6000", "train.epochs=4", "train.batch_size=64", "optimizer.lr=0.05"]
-    changes += ["model={name: lenet, activation: relu, pool: max}", f"storage.path={tmp_path}"]
-    job = spec.load(path, changes)
-    result = train(job).result() or {}
+    modern = "model={name: lenet, activation: relu, pool: max}"
+    result = train(shipped("lenet-mnist", *changes, modern)).result() or {}
     assert result["test"]["count"] == 10_000
     assert result["test"]["acc1"] > 0.9
 
 
 @pytest.mark.slow
-def test_lenet_mnist_reaches_what_it_says(
-    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAYCNN_DATA", str(real_data))
-    path = next(path for path in JOBS if path.stem == "lenet-mnist")
-    result = train(spec.load(path, [f"storage.path={tmp_path}"])).result() or {}
+def test_lenet_mnist_reaches_what_it_says(shipped: Shipped) -> None:
+    result = train(shipped("lenet-mnist")).result() or {}
     assert result["test"]["acc1"] >= 0.985
 
 
 @pytest.mark.slow
-def test_alexnet_trains_on_the_real_cifar10(
-    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAYCNN_DATA", str(real_data))
-    path = next(path for path in JOBS if path.stem == "alexnet-cifar10")
-    changes = [
-        "data.limit=128",
-        "train.epochs=1",
-        "train.batch_size=32",
-        f"storage.path={tmp_path}",
-    ]
-    rows = train(spec.load(path, changes)).rows()
+def test_alexnet_trains_on_the_real_cifar10(shipped: Shipped) -> None:
+    changes = ["data.limit=128", "train.epochs=1", "train.batch_size=32"]
+    rows = train(shipped("alexnet-cifar10", *changes)).rows()
     assert 2 < float(rows[0]["train/loss"]) < 2.7

@@ -147,13 +147,12 @@ def ask_of(workers: Workers, kind: Kind, nodes: list[Node]) -> dict[str, float]:
     Raises ClusterError, with a table of what exists, when they do not fit even so.
     """
     most = int(max((node.total.get("CPU", 0) for node in nodes), default=0))
+    device = {kind.resource: 1.0} if kind.resource != "CPU" else {}
     for cpus in [workers.cpus] if workers.cpus else range(most, 0, -1):
-        ask = {"CPU": float(cpus)} | ({kind.resource: 1.0} if kind.resource != "CPU" else {})
+        ask = {"CPU": float(cpus)} | device
         if sum(node.fits(ask) for node in nodes) >= workers.count:
             return ask
-    least = {"CPU": float(workers.cpus or 1)} | (
-        {kind.resource: 1.0} if kind.resource != "CPU" else {}
-    )
+    least = {"CPU": float(workers.cpus or 1)} | device
     raise ClusterError(
         f"{workers.count} workers of {_amounts(least)} each do not fit into what there is:\n"
         + table(nodes)
