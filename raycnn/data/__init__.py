@@ -89,7 +89,7 @@ def open_splits(job: JobSpec) -> Splits:
 
 
 def _members(job: JobSpec, store: Store) -> dict[str, tuple[str, NDArray[np.int64]]]:
-    labels = store.splits["train"].labels.numpy()
+    labels = store.splits["train"].labels
     rows = np.arange(len(labels))
     if job.data.limit and job.data.limit < len(rows):
         rows = draw(labels, job.data.limit, seeds.number(job.seed, LIMIT))
@@ -111,7 +111,7 @@ def _normalisation(
     """Mean and standard deviation of each channel, on the scale 0 to 1."""
     if data.normalize:
         return data.normalize.mean, data.normalize.std
-    pixels = len(rows) * train.images[0, ..., 0].numel()
+    pixels = len(rows) * train.images[0, ..., 0].size
     total, squares = train.sums[rows].sum(0).astype(np.float64)
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 1.0))  # a flat channel is left as it is

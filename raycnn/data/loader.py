@@ -48,8 +48,8 @@ class Loader:
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Tensor,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
         members: NDArray[np.int64],
         pipeline: Pipeline,
         *,
@@ -76,7 +76,10 @@ class Loader:
         if self.shuffle:
             rows = rows[seeds.order(self.seed, epoch, len(rows))]
         batches = (rows[i * self.batch_size :][: self.batch_size] for i in range(start, len(self)))
-        for images, labels, numbers, *share in _ahead(self._gather(epoch, batches)):
+        shares = self._gather(epoch, batches)
+        if self.device.type != "cpu":  # there, a second thread only takes a core from the network
+            shares = ahead(shares)
+        for images, labels, numbers, *share in shares:
             yield Batch(self.pipeline(images, numbers), labels, *share)
 
     def _gather(
@@ -87,20 +90,20 @@ class Loader:
             first, last = (len(batch) * r // world for r in (rank, rank + 1))
             # A worker must go through every step: without a share it takes an image that counts 0.
             share = batch[first:last] if last > first else batch[:1]
-            index = torch.from_numpy(share)
-            labels = self.labels[index] if last > first else torch.full((1,), ABSENT)
+            labels = self.labels[share] if last > first else np.full(1, ABSENT)
             numbers = seeds.uniform(self.seed, epoch, share, self.pipeline.numbers)
-            images = self.images[index].permute(0, 3, 1, 2)  # channels_last without a copy
-            moved = (self._move(part) for part in (images, labels, torch.from_numpy(numbers)))
+            images = self.images[share].transpose(0, 3, 1, 2)  # channels_last without a copy
+            moved = (self._move(part) for part in (images, labels, numbers))
             yield *moved, first, len(batch), last - first
 
-    def _move(self, tensor: Tensor) -> Tensor:
+    def _move(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
 
-def _ahead(items: Iterator[T]) -> Iterator[T]:
+def ahead(items: Iterator[T]) -> Iterator[T]:
     """The same items, each made by another thread while its predecessor is used."""
     done = object()
     with ThreadPoolExecutor(1, "reader") as thread:

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
-from torch import Tensor
 
 from raycnn.data.source import Source, Split, files_of
 from raycnn.errors import DataError, Unfit
@@ -31,10 +29,10 @@ LOCK_S = 3600  # the longest that another process may take to decode the same so
 class Stored:
     """One split, on disk."""
 
-    images: Tensor
-    """(N, height, width, channels) uint8, memory-mapped."""
-    labels: Tensor
-    """(N,) int64"""
+    images: NDArray[np.uint8]
+    """(N, height, width, channels), memory-mapped."""
+    labels: NDArray[np.int64]
+    """(N,)"""
     sums: NDArray[np.uint64]
     """(N, 2, channels): of the pixels of an image, and of their squares."""
 
@@ -117,8 +115,7 @@ def _open(folder: Path) -> Store:
     about = json.loads((folder / "about.json").read_text())
     splits = {}
     for name in about["splits"]:
-        # Copy-on-write: pages are shared until written to, and torch asks for a writable array.
-        images = np.load(folder / name / "images.npy", mmap_mode="c")
+        images = np.asarray(np.load(folder / name / "images.npy", mmap_mode="r"))
         labels, sums = np.load(folder / name / "labels.npy"), np.load(folder / name / "sums.npy")
-        splits[name] = Stored(torch.from_numpy(images), torch.from_numpy(labels), sums)
+        splits[name] = Stored(images, labels, sums)
     return Store(Shape(*about["shape"]), tuple(about["classes"]), about["fingerprint"], splits)
