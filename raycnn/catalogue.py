@@ -6,6 +6,7 @@ carries an import path.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, get_type_hints
 
@@ -21,10 +22,17 @@ class Catalogue(Generic[T]):
     """`section` is the key of the spec that chooses here: it stands in every error."""
 
     def __init__(
-        self, kind: str, section: str, builders: dict[str, Callable[..., T]], group: str = ""
+        self,
+        kind: str,
+        section: str,
+        builders: dict[str, Callable[..., T]],
+        group: str = "",
+        families: dict[str, Callable[[str], Callable[..., T]]] | None = None,
     ):
         self.kind, self.section = kind, section
         self._builders = builders
+        self.families = families or {}
+        """What makes the builder of a name `FAMILY:NAME`, where a whole package is at hand."""
         self._plugins = {point.name: point for point in entry_points(group=group)} if group else {}
 
     def names(self) -> list[str]:
@@ -35,12 +43,17 @@ class Catalogue(Generic[T]):
             return self._builders[name]
         if name in self._plugins:
             return self._plugins[name].load()
-        raise SpecError(unknown(self.kind, name, self.names()), f"{self.section}.name")
+        family, colon, member = name.partition(":")
+        if colon and family in self.families:
+            return self.families[family](member)
+        known = [*self.names(), *(f"{family}:NAME" for family in self.families)]
+        raise SpecError(unknown(self.kind, name, known), f"{self.section}.name")
 
     def schema(self, name: str) -> type[BaseModel]:
         """The options of an entry, as a model that validates them."""
         builder = self.builder(name)
-        hints = get_type_hints(builder, include_extras=True)
+        function = builder.func if isinstance(builder, partial) else builder
+        hints = get_type_hints(function, include_extras=True)
         fields: dict[str, Any] = {
             option.name: (
                 hints[option.name],
@@ -82,10 +95,15 @@ def with_options(schema: dict[str, Any], tables: list[Catalogue[Any]]) -> dict[s
             node = schema["$defs"][key.capitalize()]
         field = node["properties"][path[-1]]
         entries = [_entry(table, name) for name in table.names()]
-        base = schema["$defs"]["Data"] if table.section == "data" else {"properties": {}}
+        base = schema["$defs"].get(table.section.capitalize(), {"properties": {}})
+        others = {"pattern": f"^({'|'.join(table.families)}):"}
+        if table.families:
+            entries.append({"type": "object", "properties": {"name": others}, "required": ["name"]})
         for entry in entries:
             entry["properties"] |= {k: v for k, v in base["properties"].items() if k != "name"}
         choice = {"anyOf": [{"enum": table.names()}, *entries]}
+        if table.families:
+            choice["anyOf"].append({"type": "string", **others})
         if field.get("type") == "array":
             field["items"] = choice
         else:

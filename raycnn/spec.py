@@ -35,6 +35,7 @@ def _no_traversal(path: str) -> str:
 
 
 SafePath = Annotated[str, AfterValidator(_no_traversal)]
+Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -67,7 +68,7 @@ class Choice(Frozen, extra="allow"):
 class Normalize(Frozen):
     mean: list[float]
     """Of each channel, on the scale 0 to 1."""
-    std: list[Annotated[float, Field(gt=0)]]
+    std: list[Positive]
     """Of each channel, on the scale 0 to 1."""
 
 
@@ -82,22 +83,51 @@ class Data(Choice):
     """Share of the training images held out, by class, to choose the best epoch."""
     limit: PositiveInt | None = None
     """Use only this many training images, drawn by class and seed, before `val` is held out."""
+    max_bad: Annotated[int, Field(ge=0)] = 0
+    """How many images that cannot be read may be left out, each named; more are an error."""
+    cache: Literal["auto", "store", "stream"] = "auto"
+    """store: images are decoded once, to disk; stream: each time; auto: once where they fit."""
     transforms: list[Choice] = []
     """What is done to a batch of images, in order, on the device; the random ones in training."""
     normalize: Normalize | None = None
     """When absent, the mean and deviation of the training images."""
 
 
+class Model(Choice):
+    """A network of `raycnn list models`, with its options beside the keys below."""
+
+    weights: SafePath | None = None
+    """To begin with: imagenet (torchvision's), a run's folder, a .safetensors or a .pt file."""
+    freeze: list[str] = []
+    """Parts that are not trained, by the beginning of their parameters' names: [features]."""
+
+
 class Train(Frozen):
     epochs: PositiveInt
     batch_size: PositiveInt
     """Images per step over all workers: more workers change the speed, not the result."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the network under autocast; weights and updates stay in fp32."""
+    micro_batch: PositiveInt | None = None
+    """Images of a worker that go through the network at once; when absent its whole share."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the network, under autocast; weights and updates stay in fp32. fp16 scales the loss."""
     label_smoothing: Fraction = 0.0
     """Share of each label spread evenly over all classes."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    clip_norm: Positive | None = None
     """Scale the gradients down to this L2 norm over all parameters."""
+    class_weights: Literal["balanced"] | list[Positive] | None = None
+    """Of each class in the loss, scaled to a mean of 1 over the images; balanced: the same sum."""
+    balanced: bool = False
+    """Draw every class equally often: rare ones repeatedly, of frequent ones only some."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a running average of the weights: that is what is validated, tested and kept."""
+    patience: PositiveInt | None = None
+    """Stop after so many epochs without a better validation."""
+    sync_batch_norm: bool = False
+    """Batch norm over the batch of all workers, on cuda and npu."""
+    channels_last: bool | None = None
+    """Layout of images and weights; when absent the one that is quicker on the device."""
+    compile: bool = False
+    """torch.compile: quicker steps, after a minute or more at the start."""
 
 
 class Workers(Frozen):
@@ -135,8 +165,7 @@ class JobSpec(Frozen):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """First weights, order, augmentation, dropout and validation split follow from it."""
     data: Data
-    model: Choice
-    """A network of `raycnn list models`, or one with options."""
+    model: Model
     optimizer: Choice
     """One of `raycnn list optimizers`."""
     schedule: Choice = Choice(name="constant")
@@ -280,7 +309,7 @@ def plain(detail: ErrorDetails) -> str:
         return "is missing"
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
     message = re.sub(
-        r"a valid dictionary or instance of (Choice|Data)", "a name, or a mapping", message
+        r"a valid dictionary or instance of (Choice|Data|Model)", "a name, or a mapping", message
     )
     message = re.sub(r"a valid dictionary or instance of \w+", "a mapping", message)
     return message if isinstance(detail["input"], dict) else f"{message}, not {detail['input']!r}"

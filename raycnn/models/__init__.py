@@ -4,25 +4,41 @@ import torch
 from torch import nn
 
 from raycnn.catalogue import Catalogue
-from raycnn.errors import SpecError
+from raycnn.errors import SpecError, unknown
+from raycnn.models import torchvision_zoo
 from raycnn.models.alexnet import alexnet
 from raycnn.models.blocks import TooSmall
+from raycnn.models.googlenet import googlenet
 from raycnn.models.lenet import lenet
+from raycnn.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
+from raycnn.models.vgg import vgg11, vgg13, vgg16, vgg19
 from raycnn.shape import Shape
-from raycnn.spec import Choice
+from raycnn.spec import Model
 
 MODELS: Catalogue[nn.Module] = Catalogue(
-    "model", "model", {"alexnet": alexnet, "lenet": lenet}, group="raycnn.models"
+    "model",
+    "model",
+    {
+        "alexnet": alexnet, "googlenet": googlenet, "lenet": lenet,
+        "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50,
+        "resnet101": resnet101, "resnet152": resnet152,
+        "vgg11": vgg11, "vgg13": vgg13, "vgg16": vgg16, "vgg19": vgg19,
+    },
+    group="raycnn.models",
+    families={"torchvision": torchvision_zoo.named},
 )
 
 LARGEST = 512
 
 
-def build(choice: Choice, shape: Shape, classes: int) -> nn.Module:
-    """A network with fresh weights. Raises SpecError when the images are too small for it."""
+def build(choice: Model, shape: Shape, classes: int) -> nn.Module:
+    """A network with fresh weights, its frozen parts without gradients.
+
+    Raises SpecError when the images are too small for it, or nothing is left to train.
+    """
     options = MODELS.options(choice)
     try:
-        return MODELS.builder(choice.name)(shape, classes, **options)
+        model = MODELS.builder(choice.name)(shape, classes, **options)
     except TooSmall:
         least = _least(choice, shape.channels, classes)
         raise SpecError(
@@ -31,9 +47,32 @@ def build(choice: Choice, shape: Shape, classes: int) -> nn.Module:
             "enlarges them",
             "model",
         ) from None
+    for prefix in choice.freeze:
+        _freeze(model, prefix)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise SpecError("nothing is left to train", "model.freeze")
+    return model
 
 
-def _least(choice: Choice, channels: int, classes: int) -> int:
+def _freeze(model: nn.Module, prefix: str) -> None:
+    named = dict(model.named_parameters())
+    chosen = [p for key, p in named.items() if f"{key}.".startswith(f"{prefix}.")]
+    if not chosen:
+        parts = {key.split(".")[0] for key in named}
+        raise SpecError(unknown("part of the network", prefix, parts), "model.freeze")
+    for parameter in chosen:
+        parameter.requires_grad_(False)
+
+
+def begin_training(model: nn.Module) -> None:
+    """Training mode, but for batch norms that are frozen: they keep the statistics they have."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
+            module.train(module.weight.requires_grad)
+
+
+def _least(choice: Model, channels: int, classes: int) -> int:
     """The smallest square image that a network can take."""
     for size in range(1, LARGEST):
         try:

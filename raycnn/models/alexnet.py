@@ -2,7 +2,8 @@
 
 `form: large` is torchvision's, from "One weird trick for parallelizing convolutional neural
 networks", Krizhevsky 2014 (arXiv:1404.5997), with its state-dict keys; `form: small` keeps the
-resolution of 32 x 32 images. B images, C channels, K classes.
+resolution of 32 x 32 images. `batch_norm` is not the paper's: it follows every convolution, in
+place of the convolution's bias. B images, C channels, K classes.
 """
 
 from typing import Annotated, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from raycnn.models.blocks import width
+from raycnn.models.blocks import BatchNorm, width
 from raycnn.noise import Dropout
 from raycnn.shape import Shape
 
@@ -27,21 +28,24 @@ LARGE: list[Row] = [
 SMALL_BELOW = 63  # pixels: the least that the large form takes
 
 
-def features(channels: int, rows: list[Row]) -> nn.Sequential:
+def features(channels: int, rows: list[Row], batch_norm: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for row in rows:
         if len(row) == 2:
             layers.append(nn.MaxPool2d(*row))
-        else:
-            layers += [nn.Conv2d(channels, *row), nn.ReLU(inplace=True)]
-            channels = row[0]
+            continue
+        layers.append(nn.Conv2d(channels, *row, bias=not batch_norm))
+        channels = row[0]
+        if batch_norm:
+            layers.append(BatchNorm(channels))
+        layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
 
 
 class SmallAlexNet(nn.Module):
-    def __init__(self, shape: Shape, classes: int, dropout: float):
+    def __init__(self, shape: Shape, classes: int, dropout: float, batch_norm: bool):
         super().__init__()
-        self.features = features(shape.channels, SMALL)
+        self.features = features(shape.channels, SMALL, batch_norm)
         self.flatten = nn.Flatten()
         self.classifier = nn.Sequential(
             nn.Linear(width(self.features, shape), 4608), nn.ReLU(inplace=True), Dropout(dropout),
@@ -56,9 +60,9 @@ class SmallAlexNet(nn.Module):
 
 
 class AlexNet(nn.Module):
-    def __init__(self, shape: Shape, classes: int, dropout: float):
+    def __init__(self, shape: Shape, classes: int, dropout: float, batch_norm: bool):
         super().__init__()
-        self.features = features(shape.channels, LARGE)
+        self.features = features(shape.channels, LARGE, batch_norm)
         width(self.features, shape)  # the average pool would make up for what is not there
         self.avgpool = nn.AdaptiveAvgPool2d(6)
         self.flatten = nn.Flatten()
@@ -81,7 +85,8 @@ def alexnet(
     *,
     form: Literal["auto", "small", "large"] = "auto",
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
+    batch_norm: bool = False,
 ) -> nn.Module:
     """`auto` takes the large form for images it can take."""
     small = min(shape.height, shape.width) < SMALL_BELOW if form == "auto" else form == "small"
-    return (SmallAlexNet if small else AlexNet)(shape, classes, dropout)
+    return (SmallAlexNet if small else AlexNet)(shape, classes, dropout, batch_norm)

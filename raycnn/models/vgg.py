@@ -1,0 +1,73 @@
+"""VGG: "Very Deep Convolutional Networks", Simonyan and Zisserman 2014 (arXiv:1409.1556), table 1.
+
+State-dict keys are torchvision's. Images that leave less than 7 x 7 features have a classifier
+for what there is. B images, C channels, K classes; the sizes noted below are for 224 x 224 images.
+"""
+
+from functools import partial
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from raycnn.models.blocks import BatchNorm, init, width
+from raycnn.noise import Dropout
+from raycnn.shape import Shape
+
+# How many 3 x 3 convolutions each of the five stages has: columns A, B, D and E of the table.
+DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+CHANNELS = (64, 128, 256, 512, 512)
+
+
+def features(channels: int, depths: tuple[int, ...], batch_norm: bool) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for depth, wide in zip(depths, CHANNELS, strict=True):
+        for _ in range(depth):
+            layers.append(nn.Conv2d(channels, wide, 3, padding=1))
+            if batch_norm:
+                layers.append(BatchNorm(wide))
+            layers.append(nn.ReLU(inplace=True))
+            channels = wide
+        layers.append(nn.MaxPool2d(2, 2))
+    return nn.Sequential(*layers)
+
+
+class VGG(nn.Module):
+    def __init__(
+        self, shape: Shape, classes: int, depth: int, batch_norm: bool, dropout: float, pooled: int
+    ):
+        super().__init__()
+        self.features = features(shape.channels, DEPTHS[depth], batch_norm)
+        width(self.features, shape)  # the average pool would make up for what is not there
+        self.avgpool = nn.AdaptiveAvgPool2d(pooled)
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Sequential(
+            nn.Linear(512 * pooled**2, 4096), nn.ReLU(inplace=True), Dropout(dropout),
+            nn.Linear(4096, 4096), nn.ReLU(inplace=True), Dropout(dropout),
+            nn.Linear(4096, classes),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,   C, 224, 224)
+        x = self.features(x)                 # (B, 512,   7,   7)
+        x = self.avgpool(x)                  # (B, 512,   7,   7)
+        x = self.flatten(x)                  # (B, 25088)
+        return self.classifier(x)            # (B, K)
+
+
+def vgg(
+    depth: int,
+    shape: Shape,
+    classes: int,
+    *,
+    batch_norm: bool = False,
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
+    pooled: PositiveInt | None = None,
+) -> nn.Module:
+    """`pooled` is the side of the features that are classified: 7, or less where there is less."""
+    side = min(shape.height, shape.width) // 2 ** len(CHANNELS)
+    model = VGG(shape, classes, depth, batch_norm, dropout, pooled or max(1, min(7, side)))
+    init(model, linear_std=0.01)
+    return model
+
+
+vgg11, vgg13, vgg16, vgg19 = (partial(vgg, depth) for depth in DEPTHS)
