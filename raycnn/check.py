@@ -13,7 +13,7 @@ from torch import nn
 from raycnn import device, models
 from raycnn.data import shape_seen, source_of
 from raycnn.data.augment import TRANSFORMS
-from raycnn.data.source import Source, files_of
+from raycnn.data.source import File, Source, files_of
 from raycnn.errors import Unfit
 from raycnn.optim import OPTIMIZERS, SCHEDULES
 from raycnn.shape import Shape
@@ -27,7 +27,7 @@ class Found:
     shape: Shape
     classes: int
     parameters: int
-    files: list[Path]
+    files: list[File]
     kind: str
 
 

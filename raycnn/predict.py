@@ -1,20 +1,18 @@
 """A trained network, from its run folder alone, and what it says of pictures."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from raycnn import checkpoint, models
 from raycnn.data import open_splits
 from raycnn.data.augment import TRANSFORMS, Pipeline
-from raycnn.device import KINDS, find
+from raycnn.data.picture import ENDINGS, FIT, BadImage, Frame, attempt
+from raycnn.device import find, layout
 from raycnn.errors import DataError
 from raycnn.loop import evaluate, fresh_state
 from raycnn.runs import Run, result_of
@@ -22,22 +20,20 @@ from raycnn.shape import Shape
 from raycnn.spec import JobSpec, from_tree
 
 BATCH = 64
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-ENDINGS = {ending for ending in Image.registered_extensions() if ending != ".pdf"}
 
 
 @dataclass(frozen=True)
 class Network:
     model: nn.Module
     classes: tuple[str, ...]
-    source: Shape
+    frame: Frame
     """Of the images it was trained on, before their transforms."""
     pipeline: Pipeline
     device: torch.device
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 of the source's shape to (B, K)."""
+        """(B, C, H, W) uint8 of the frame's shape to (B, K)."""
         numbers = torch.zeros(len(images), 0, device=self.device)
         logits = self.model(self.pipeline(images.to(self.device), numbers))
         return torch.softmax(logits.float(), 1).cpu()
@@ -50,10 +46,12 @@ def load(weights: Path, device: torch.device) -> Network:
     classes = tuple(about["classes"])
     model = models.build(job.model, Shape(*about["shape"]), len(classes))
     checkpoint.load_weights(model, weights)
-    model.to(device).to(memory_format=KINDS[device.type].layout).eval()
+    model.to(device).to(memory_format=layout(device, job.train.channels_last)).eval()
     transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
     pipeline = Pipeline(transforms, about["mean"], about["std"]).evaluation()
-    return Network(model, classes, Shape(*about["source_shape"]), pipeline, device)
+    fit = job.data.options.get("fit", FIT)
+    frame = Frame(Shape(*about["source_shape"]), fit, convert=True)
+    return Network(model, classes, frame, pipeline, device)
 
 
 def pictures(paths: Sequence[Path]) -> list[Path]:
@@ -70,35 +68,16 @@ def pictures(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def read(path: Path, shape: Shape) -> Tensor:
-    """A picture as (C, H, W) uint8, converted and scaled to a shape. Raises DataError naming it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = ImageOps.exif_transpose(Image.open(path)).convert(MODES[shape.channels])
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
-        raise DataError(f"{path} is no picture that can be read: {error}") from None
-    if picture.size != (shape.width, shape.height):
-        picture = picture.resize((shape.width, shape.height), Image.Resampling.BILINEAR)
-    pixels = np.array(picture).reshape(shape.height, shape.width, shape.channels)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def predict(network: Network, paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor | DataError]]:
+def predict(network: Network, paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor | BadImage]]:
     """For each picture its probabilities (K,), or what is wrong with it."""
     for start in range(0, len(paths), BATCH):
-        read_or_not = [_attempt(path, network.source) for path in paths[start : start + BATCH]]
-        images = [image for image in read_or_not if isinstance(image, Tensor)]
-        rows = iter(network.probabilities(torch.stack(images))) if images else iter(())
-        for path, image in zip(paths[start : start + BATCH], read_or_not, strict=True):
-            yield path, next(rows) if isinstance(image, Tensor) else image
-
-
-def _attempt(path: Path, shape: Shape) -> Tensor | DataError:
-    try:
-        return read(path, shape)
-    except DataError as error:
-        return error
+        some = paths[start : start + BATCH]
+        read_or_not = attempt([(str(path), path) for path in some], network.frame)
+        images = [torch.from_numpy(i) for i in read_or_not if not isinstance(i, BadImage)]
+        stacked = torch.stack(images).permute(0, 3, 1, 2) if images else None
+        rows = iter(()) if stacked is None else iter(network.probabilities(stacked))
+        for path, image in zip(some, read_or_not, strict=True):
+            yield path, image if isinstance(image, BadImage) else next(rows)
 
 
 def evaluate_run(run: Run, split: str, weights: str, name: str, root: str | None) -> dict[str, Any]:

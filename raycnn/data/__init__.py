@@ -6,16 +6,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycnn import seeds
+from raycnn import pretrained, seeds
 from raycnn.catalogue import Catalogue
 from raycnn.data.augment import TRANSFORMS, Pipeline, shape_after
-from raycnn.data.cifar import cifar10
+from raycnn.data.cifar import cifar10, cifar100
 from raycnn.data.digits import digits
+from raycnn.data.folder import folder
+from raycnn.data.hdf5 import hdf5
 from raycnn.data.idx import fashion_mnist, mnist
 from raycnn.data.loader import Loader
+from raycnn.data.parquet import parquet
 from raycnn.data.source import Source, root_of
 from raycnn.data.split import draw
-from raycnn.data.store import Store, Stored, open_store
+from raycnn.data.store import Store, Tell, open_store
+from raycnn.data.synthetic import synthetic
+from raycnn.data.twins import Members, twins
 from raycnn.errors import DataError, SpecError
 from raycnn.shape import Shape
 from raycnn.spec import Data, JobSpec
@@ -23,7 +28,17 @@ from raycnn.spec import Data, JobSpec
 DATASETS: Catalogue[Source] = Catalogue(
     "dataset",
     "data",
-    {"cifar10": cifar10, "digits": digits, "fashion_mnist": fashion_mnist, "mnist": mnist},
+    {
+        "cifar10": cifar10,
+        "cifar100": cifar100,
+        "digits": digits,
+        "fashion_mnist": fashion_mnist,
+        "folder": folder,
+        "hdf5": hdf5,
+        "mnist": mnist,
+        "parquet": parquet,
+        "synthetic": synthetic,
+    },
     group="raycnn.datasets",
 )
 
@@ -37,13 +52,20 @@ class Splits:
     store: Store
     shape: Shape
     """Of an image as the network sees it."""
-    members: dict[str, tuple[str, NDArray[np.int64]]]
+    members: Members
     """For train, val and test: the store's split, and the rows of it."""
     pipeline: Pipeline
+    warnings: list[str]
+    """What a person should know of the data: images left out, twins, files that were ignored."""
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.store.classes
+
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """(n,) of the images of a split that are used."""
+        stored, members = self.members[split]
+        return self.store.splits[stored].labels[members]
 
     def loader(self, split: str, job: JobSpec, device: torch.device, training: bool) -> Loader:
         """Of a split: shuffled and augmented for training, else as it stands."""
@@ -56,6 +78,7 @@ class Splits:
             batch_size=job.train.batch_size,
             seed=job.seed,
             shuffle=training,
+            balanced=job.train.balanced,
             device=device,
         )
 
@@ -77,18 +100,30 @@ def shape_seen(data: Data, source: Source) -> Shape:
     return shape_after(data.transforms, source.shape)
 
 
-def open_splits(job: JobSpec) -> Splits:
-    """Decode the job's data unless this node has it, and draw its splits."""
+def open_splits(job: JobSpec, tell: Tell | None = None) -> Splits:
+    """Decode the job's data unless this node has it, and draw its splits.
+
+    While it decodes it calls `tell` with how many images are done, and of how many.
+    """
     source = source_of(job.data)
-    store = open_store(job.data.name, source, DATASETS.options(job.data))
+    store = open_store(
+        job.data.name,
+        source,
+        DATASETS.options(job.data),
+        how=job.data.cache,
+        max_bad=job.data.max_bad,
+        tell=tell,
+    )
     members = _members(job, store)
-    mean, std = _normalisation(job.data, store.splits["train"], members["train"][1])
+    mean, std = _normalisation(job, store, members["train"][1])
     transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
     shape = shape_seen(job.data, source)
-    return Splits(store, shape, members, Pipeline(transforms, mean, std))
+    warnings = [*store.aside, *(f"left out: {fault}" for fault in store.left_out)]
+    warnings += twins(store, members)
+    return Splits(store, shape, members, Pipeline(transforms, mean, std), warnings)
 
 
-def _members(job: JobSpec, store: Store) -> dict[str, tuple[str, NDArray[np.int64]]]:
+def _members(job: JobSpec, store: Store) -> Members:
     labels = store.splits["train"].labels
     rows = np.arange(len(labels))
     if job.data.limit and job.data.limit < len(rows):
@@ -106,13 +141,15 @@ def _members(job: JobSpec, store: Store) -> dict[str, tuple[str, NDArray[np.int6
 
 
 def _normalisation(
-    data: Data, train: Stored, rows: NDArray[np.int64]
+    job: JobSpec, store: Store, rows: NDArray[np.int64]
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, on the scale 0 to 1."""
-    if data.normalize:
-        return data.normalize.mean, data.normalize.std
-    pixels = len(rows) * train.images[0, ..., 0].size
-    total, squares = train.sums[rows].sum(0).astype(np.float64)
+    if job.data.normalize:
+        return job.data.normalize.mean, job.data.normalize.std
+    if expected := pretrained.normalisation(job.model):
+        return expected
+    pixels = len(rows) * store.shape.height * store.shape.width
+    total, squares = store.splits["train"].sums[rows].sum(0).astype(np.float64)
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 1.0))  # a flat channel is left as it is
     return (mean / 255).tolist(), (std / 255).tolist()

@@ -5,113 +5,64 @@ sample), so it does not matter which worker, or which batch, an image is in.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Protocol
 
+import numpy as np
 import torch
-from pydantic import Field
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
+from raycnn import seeds
 from raycnn.catalogue import Catalogue
+from raycnn.data import mix
+from raycnn.data.colour import colour_jitter, random_erasing
+from raycnn.data.geometry import centre_crop, flip, pad_crop, random_resized_crop, resize
+from raycnn.data.mix import Mix, cutmix, mixup
+from raycnn.data.transform import Step, Transform
 from raycnn.device import KINDS
+from raycnn.errors import SpecError
 from raycnn.shape import Shape
 from raycnn.spec import Choice
 
-
-class Transform(Protocol):
-    numbers: int
-    """How many random numbers each image needs; with none it is done in evaluation too."""
-
-    def shape(self, shape: Shape) -> Shape: ...
-
-    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 and (B, self.numbers) in [0, 1) to (B, C, H', W') uint8."""
-
-
-class Resize:
-    """To a square, bilinear, antialiased when it shrinks."""
-
-    numbers = 0
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def shape(self, shape: Shape) -> Shape:
-        return Shape(shape.channels, self.size, self.size)
-
-    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
-        size = (self.size, self.size)
-        resized = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
-        return resized.round_().clamp_(0, 255).to(torch.uint8)
-
-
-class PadCrop:
-    """Cut an image of the same size out of one with a black border of `padding` pixels."""
-
-    numbers = 2
-
-    def __init__(self, padding: int):
-        self.padding = padding
-
-    def shape(self, shape: Shape) -> Shape:
-        return shape
-
-    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
-        count, channels, height, width = images.shape
-        p = self.padding
-        top, left = (numbers * (2 * p + 1)).long().unbind(1)
-        padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, p, p, p, p)).contiguous()
-        rows, pixels, columns, depth = padded.stride()
-        windows = padded.as_strided(  # every crop of every image, without copying one
-            (count, 2 * p + 1, 2 * p + 1, height, width, channels),
-            (rows, pixels, columns, pixels, columns, depth),
-        )
-        picked = torch.arange(count, device=images.device)
-        return windows[picked, top, left].permute(0, 3, 1, 2)
-
-
-class Flip:
-    """Left to right, every second image."""
-
-    numbers = 1
-
-    def shape(self, shape: Shape) -> Shape:
-        return shape
-
-    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
-        return torch.where((numbers < 0.5)[..., None, None], images.flip(3), images)
-
-
-def resize(*, size: Annotated[int, Field(gt=0, le=4096)]) -> Transform:
-    return Resize(size)
-
-
-def pad_crop(*, padding: Annotated[int, Field(gt=0, le=512)]) -> Transform:
-    return PadCrop(padding)
-
-
-def flip() -> Transform:
-    return Flip()
-
-
-TRANSFORMS: Catalogue[Transform] = Catalogue(
-    "transform", "data.transforms", {"flip": flip, "pad_crop": pad_crop, "resize": resize}
+TRANSFORMS: Catalogue[Step] = Catalogue(
+    "transform",
+    "data.transforms",
+    {
+        "centre_crop": centre_crop,
+        "colour_jitter": colour_jitter,
+        "cutmix": cutmix,
+        "flip": flip,
+        "mixup": mixup,
+        "pad_crop": pad_crop,
+        "random_erasing": random_erasing,
+        "random_resized_crop": random_resized_crop,
+        "resize": resize,
+    },
 )
 
 
 class Pipeline:
     """The transforms of a job and its normalisation, for training or for evaluation."""
 
-    def __init__(self, transforms: Sequence[Transform], mean: list[float], std: list[float]):
-        self.transforms, self.mean, self.std = transforms, mean, std
+    def __init__(self, steps: Sequence[Step], mean: list[float], std: list[float]):
+        self.steps, self.mean, self.std = steps, mean, std
+        self.transforms = [step for step in steps if isinstance(step, Transform)]
+        self.mixes = [step for step in steps if isinstance(step, Mix)]
 
     def evaluation(self) -> "Pipeline":
-        still = [transform for transform in self.transforms if not transform.numbers]
-        return Pipeline(still, self.mean, self.std)
+        stand_ins = (step.evaluation() for step in self.steps)
+        return Pipeline([step for step in stand_ins if step], self.mean, self.std)
 
     @property
     def numbers(self) -> int:
-        return sum(transform.numbers for transform in self.transforms)
+        """How many random numbers each image needs: the transforms' first, then the mixes'."""
+        return sum(step.numbers for step in self.transforms) + mix.count(self.mixes)
+
+    def draw(self, seed: int, epoch: int, samples: NDArray[np.integer]) -> NDArray[np.float32]:
+        """(samples, self.numbers): what these samples are augmented by in this epoch."""
+        numbers = seeds.uniform(seed, epoch, samples, self.numbers)
+        if self.mixes:
+            mix.to_beta(self.mixes, numbers[:, -mix.count(self.mixes) :])
+        return numbers
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
         """(B, C, H, W) uint8 and (B, self.numbers) to (B, C, H', W') float32, normalised."""
@@ -122,10 +73,14 @@ class Pipeline:
             start = stop
         return self._normalise(images)
 
+    def mixed(self, images: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Each of (B + 1, C, H, W) normalised images with the next: see `mix.mixed`."""
+        return mix.mixed(self.mixes, images, numbers[:, -mix.count(self.mixes) :])
+
     def _normalise(self, images: Tensor) -> Tensor:
         layout = KINDS[images.device.type].layout
         mean, std = (
-            torch.tensor(values, device=images.device).mul_(255).view(1, -1, 1, 1)
+            torch.tensor(values).mul_(255).view(1, -1, 1, 1).to(images.device, non_blocking=True)
             for values in (self.mean, self.std)
         )
         # Into a new tensor, since the strides of one with a single channel leave its layout open,
@@ -135,7 +90,15 @@ class Pipeline:
 
 
 def shape_after(choices: Sequence[Choice], shape: Shape) -> Shape:
-    """The shape a network sees."""
+    """The shape a network sees. Raises SpecError for what this shape or their order forbids."""
+    last = ""
     for choice in choices:
-        shape = TRANSFORMS.build(choice).shape(shape)
+        step = TRANSFORMS.build(choice)
+        if last and not isinstance(step, Mix):
+            raise SpecError(
+                f"{choice.name} stands after {last}: what mixes images comes last",
+                "data.transforms",
+            )
+        last = choice.name if isinstance(step, Mix) else ""
+        shape = step.shape(shape)
     return shape

@@ -1,78 +1,109 @@
-"""CIFAR-10: "Learning Multiple Layers of Features from Tiny Images", Krizhevsky 2009.
+"""CIFAR: "Learning Multiple Layers of Features from Tiny Images", Krizhevsky 2009.
 
-50,000 + 10,000 colour images of 32 x 32, from Hugging Face's Parquet files or from the original
-pickled batches, whichever is there.
+50,000 + 10,000 colour images of 32 x 32, of 10 classes or of 100 (the fine ones), from Hugging
+Face's Parquet files or from the original pickled batches, whichever is there.
 """
 
 import io
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
 
+from raycnn.data.parquet import Table
+from raycnn.data.picture import Frame, Pictures
 from raycnn.data.source import Source, Split, check_labels, fetch, first_of
 from raycnn.errors import DataError
 from raycnn.shape import Shape
 
-BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-ROWS = 1000
 PLAIN = {
     ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
     ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
 }  # fmt: skip
 
 
-class Cifar10:
-    shape = Shape(3, 32, 32)
-    classes: tuple[str, ...] = (
-        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Kind:
+    """How one of the two calls things."""
 
-    def __init__(self, root: Path, download: bool):
-        self.root, self.download = root, download
+    name: str
+    vision: str
+    """torchvision's class."""
+    folder: str
+    batches: tuple[str, ...]
+    label: str
+    """The column of Parquet; the batches have it too, as a plural."""
+    classes: tuple[str, ...]
+
+
+CIFAR10 = Kind(
+    "cifar10", "CIFAR10", "cifar-10-batches-py",
+    (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"), "label",
+    ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+)  # fmt: skip
+CIFAR100 = Kind(
+    "cifar100", "CIFAR100", "cifar-100-python", ("train", "test"), "fine_label",
+    tuple("""
+        apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+        butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach
+        couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster
+        house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+        motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear
+        pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket
+        rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+        sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip
+        turtle wardrobe whale willow_tree wolf woman worm
+    """.split()),
+)  # fmt: skip
+
+
+class Cifar:
+    shape = Shape(3, 32, 32)
+
+    def __init__(self, kind: Kind, root: Path, download: bool):
+        self.kind, self.root, self.download = kind, root, download
+        self.classes = kind.classes
 
     def files(self) -> list[Path]:
-        return fetch("cifar10", self.root, self.download, self._found, self._download)
+        return fetch(self.kind.name, self.root, self.download, self._found, self._download)
 
     def _found(self) -> list[Path] | None:
-        """Parquet files train-* and test-*, else the six batches, in reading order."""
-        for folder in (self.root / "cifar10", self.root / "cifar10" / "plain_text", self.root):
-            train, test = (
-                sorted(folder.glob("train-*.parquet")),
-                sorted(folder.glob("test-*.parquet")),
-            )
+        """Parquet files train-* and test-*, else the batches, in reading order."""
+        own = self.root / self.kind.name
+        for folder in (own, own / "plain_text", own / self.kind.name, self.root):
+            train, test = (sorted(folder.glob(f"{split}-*.parquet")) for split in ("train", "test"))
             if train and test:
                 return train + test
-        folders = [self.root / "cifar-10-batches-py", self.root / "cifar10" / "cifar-10-batches-py"]
-        return first_of(folders, BATCHES)
+        return first_of([top / self.kind.folder for top in (self.root, own)], self.kind.batches)
 
     def _download(self) -> None:
         from torchvision import datasets  # slow to import, seldom needed
 
-        datasets.CIFAR10(str(self.root), download=True)
+        getattr(datasets, self.kind.vision)(str(self.root), download=True)
 
     def read(self) -> dict[str, Split]:
-        parts: dict[str, list[Split]] = {"train": [], "test": []}
+        parts: dict[str, list[Path]] = {"train": [], "test": []}
         for path in self.files():
-            split = self._parquet(path) if path.suffix == ".parquet" else self._batch(path)
-            parts["test" if path.name.startswith("test") else "train"].append(split)
-        return {
-            name: Split(
-                np.concatenate([split.images for split in splits]),
-                np.concatenate([split.labels for split in splits]),
-            )
-            for name, splits in parts.items()
-        }
+            parts["test" if path.name.startswith("test") else "train"].append(path)
+        return {name: self._split(paths) for name, paths in parts.items()}
 
-    def _batch(self, path: Path) -> Split:
+    def _split(self, paths: list[Path]) -> Split:
+        if paths[0].suffix == ".parquet":
+            table = Table([str(path) for path in paths], "img", self.kind.label)
+            frame = Frame(self.shape, None, convert=True)
+            images = Pictures(len(table), table.pictures, frame)
+            return Split(images, table.labels(len(self.classes)))
+        pixels, labels = zip(*map(self._batch, paths), strict=True)
+        return Split(np.concatenate(pixels), np.concatenate(labels))
+
+    def _batch(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         try:
             batch = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
             images = np.asarray(batch[b"data"], np.uint8).reshape(-1, *self.shape)
-            labels = np.asarray(batch[b"labels"])
+            labels = np.asarray(batch[f"{self.kind.label}s".encode()])
         except (
             OSError,
             EOFError,
@@ -81,26 +112,10 @@ class Cifar10:
             TypeError,
             ValueError,
         ) as error:
-            raise DataError(f"{path} is not a batch of CIFAR-10: {error}") from None
-        labels = check_labels(labels, len(self.classes), path)
-        return Split(images.transpose(0, 2, 3, 1), labels)
-
-    def _parquet(self, path: Path) -> Split:
-        try:
-            file = pq.ParquetFile(path)
-            names = file.schema_arrow.names
-            if not {"img", "label"} <= set(names):
-                raise DataError(f"{path}: columns {names}, where img and label are due")
-            images = np.empty((file.metadata.num_rows, 32, 32, 3), np.uint8)
-            labels, row = [], 0
-            for batch in file.iter_batches(ROWS, columns=["img", "label"]):
-                for cell in batch["img"].to_pylist():
-                    images[row] = _decode(cell, path, row)
-                    row += 1
-                labels += batch["label"].to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"cannot read {path}: {error}") from None
-        return Split(images, check_labels(_integers(labels, path), len(self.classes), path))
+            raise DataError(f"{path} is not a batch of {self.kind.vision}: {error}") from None
+        if len(images) != len(labels):
+            raise DataError(f"{path} has {len(images):,} images and {len(labels):,} labels")
+        return images.transpose(0, 2, 3, 1), check_labels(labels, len(self.classes), path)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -112,22 +127,9 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _decode(cell: dict[str, bytes] | None, path: Path, row: int) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO((cell or {})["bytes"])).convert("RGB")
-    except (KeyError, TypeError, UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{path}: row {row} holds no image: {error}") from None
-    if image.size != (32, 32):
-        raise DataError(f"{path}: row {row} is {image.width}x{image.height}, not 32x32")
-    return image
-
-
-def _integers(labels: list[Any], path: Path) -> Any:
-    for row, label in enumerate(labels):
-        if not isinstance(label, int):
-            raise DataError(f"{path}: row {row} has label {label!r}, which is no class number")
-    return np.asarray(labels)
-
-
 def cifar10(root: Path, download: bool) -> Source:
-    return Cifar10(root, download)
+    return Cifar(CIFAR10, root, download)
+
+
+def cifar100(root: Path, download: bool) -> Source:
+    return Cifar(CIFAR100, root, download)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raycnn import dist, seeds
+from raycnn.data import split
 from raycnn.data.augment import Pipeline
+from raycnn.data.source import Images
 
 T = TypeVar("T")
 
@@ -31,6 +34,10 @@ class Batch:
     """(B, C, H, W) float32, normalised, on the device."""
     labels: Tensor
     """(B,) int64, on the device."""
+    others: Tensor | None
+    """(B,) int64: labels of the images that these were mixed with, where images are mixed."""
+    kept: Tensor | None
+    """(B,) float32: the weight of an image's own label; the other's is the rest."""
     first: int
     """Which row of the global batch the first image is."""
     total: int
@@ -42,13 +49,15 @@ class Batch:
 class Loader:
     """Batches of some images of one split.
 
-    `images` (N, H, W, C) uint8 and `labels` (N,) hold the split; `members` (n,) are the rows of it
-    that are read. With `shuffle` they come in the order of the epoch's permutation, else as listed.
+    `images` (N, H, W, C) uint8, in memory or decoded when asked for, and `labels` (N,) hold the
+    split; `members` (n,) are the rows of it that are read. With `shuffle` they come in the order of
+    the epoch's permutation, with `balanced` n draws of them with every class equally often, else as
+    listed.
     """
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: Images,
         labels: NDArray[np.int64],
         members: NDArray[np.int64],
         pipeline: Pipeline,
@@ -56,11 +65,12 @@ class Loader:
         batch_size: int,
         seed: int,
         shuffle: bool,
+        balanced: bool = False,
         device: torch.device,
     ):
         self.images, self.labels, self.members = images, labels, members
         self.pipeline, self.batch_size, self.seed = pipeline, batch_size, seed
-        self.shuffle, self.device = shuffle, device
+        self.shuffle, self.balanced, self.device = shuffle, balanced, device
 
     def __len__(self) -> int:
         """Steps of an epoch."""
@@ -72,26 +82,47 @@ class Loader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This worker's share of every batch of an epoch, from step `start` on."""
-        rows = self.members
-        if self.shuffle:
-            rows = rows[seeds.order(self.seed, epoch, len(rows))]
-        batches = (rows[i * self.batch_size :][: self.batch_size] for i in range(start, len(self)))
+        rows, keys = self._order(epoch)
+        cuts = (slice(i * self.batch_size, (i + 1) * self.batch_size) for i in range(len(self)))
+        batches = ((rows[cut], keys[cut]) for cut in islice(cuts, start, None))
         shares = self._gather(epoch, batches)
-        if self.device.type != "cpu":  # there, a second thread only takes a core from the network
+        # On a CPU a second thread only takes a core from the network, unless it has to decode.
+        if self.device.type != "cpu" or not isinstance(self.images, np.ndarray):
             shares = ahead(shares)
         for images, labels, numbers, *share in shares:
-            yield Batch(self.pipeline(images, numbers), labels, *share)
+            images = self.pipeline(images, numbers)
+            others = kept = None
+            if self.pipeline.mixes:
+                images, kept = self.pipeline.mixed(images, numbers)
+                labels, others = labels[:-1], labels[1:]
+            yield Batch(images, labels, others, kept, *share)
+
+    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows to read, and the number that stands for each of them in its randomness."""
+        rows = self.members
+        again: int | NDArray[np.int64] = 0
+        if self.balanced and self.shuffle:
+            picked, again = split.balance(self.labels[rows], self.seed, epoch)
+            rows = rows[picked]
+        keys = rows + len(self.labels) * again
+        if not self.shuffle:
+            return rows, keys
+        order = seeds.order(self.seed, epoch, len(rows))
+        return rows[order], keys[order]
 
     def _gather(
-        self, epoch: int, batches: Iterable[NDArray[np.int64]]
+        self, epoch: int, batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]
     ) -> Iterator[tuple[Any, ...]]:
         rank, world = dist.rank(), dist.world()
-        for batch in batches:
+        for batch, keys in batches:
             first, last = (len(batch) * r // world for r in (rank, rank + 1))
             # A worker must go through every step: without a share it takes an image that counts 0.
-            share = batch[first:last] if last > first else batch[:1]
-            labels = self.labels[share] if last > first else np.full(1, ABSENT)
-            numbers = seeds.uniform(self.seed, epoch, share, self.pipeline.numbers)
+            places = np.arange(first, max(last, first + 1))
+            if self.pipeline.mixes:  # and the image after these, as the partner of the last
+                places = np.append(places, (places[-1] + 1) % len(batch))
+            share = batch[places]
+            labels = self.labels[share] if last > first else np.full(len(share), ABSENT)
+            numbers = self.pipeline.draw(self.seed, epoch, keys[places])
             images = self.images[share].transpose(0, 3, 1, 2)  # channels_last without a copy
             moved = (self._move(part) for part in (images, labels, numbers))
             yield *moved, first, len(batch), last - first

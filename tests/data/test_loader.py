@@ -1,20 +1,28 @@
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from raycnn import dist
-from raycnn.data.augment import Flip, PadCrop, Pipeline
+from raycnn.data.augment import TRANSFORMS, Pipeline
 from raycnn.data.loader import ABSENT, Batch, Loader, ahead
+from raycnn.spec import Choice
+from tests.data.conftest import EVERY
+
+PLAIN = [Choice(name="flip"), Choice(name="pad_crop", padding=1)]
+MIXED = [Choice(name="flip"), Choice(name="mixup"), Choice(name="cutmix")]
 
 
-def loader(count: int, batch_size: int, shuffle: bool = True) -> Loader:
-    """Of images that are all their own number."""
-    images = np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2)
-    images = images.repeat(3, 3)
-    pipeline = Pipeline([Flip(), PadCrop(1)], [0.0] * 3, [1.0] * 3)
+def loader(
+    count: int, batch_size: int, shuffle: bool = True, choices: Sequence[Choice] = PLAIN
+) -> Loader:
+    """Of images of 9 x 12 that are all different."""
+    images = np.arange(count)[:, None] * np.arange(1, 1 + 9 * 12 * 3) % 251
+    images = images.astype(np.uint8).reshape(count, 9, 12, 3)
+    pipeline = Pipeline([TRANSFORMS.build(choice) for choice in choices], [0.0] * 3, [1.0] * 3)
     return Loader(
         images, np.arange(count), np.arange(count), pipeline,
         batch_size=batch_size, seed=1, shuffle=shuffle, device=torch.device("cpu"),
@@ -29,11 +37,12 @@ def share(
     count: int = 61,
     epoch: int = 0,
     start: int = 0,
+    choices: Sequence[Choice] = PLAIN,
 ) -> list[Batch]:
     """What one of several workers is given; the loader asks dist alone who it is."""
     monkeypatch.setattr(dist, "rank", lambda: rank)
     monkeypatch.setattr(dist, "world", lambda: world)
-    return list(loader(count, 20).epoch(epoch, start))
+    return list(loader(count, 20, choices=choices).epoch(epoch, start))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7, 25])
@@ -63,6 +72,63 @@ def test_workers_share_the_very_batches_that_one_would_have(
             :-1
         ].tolist()
         assert {part.total for part in parts} == {batch.total}
+
+
+def names(choices: list[Choice]) -> str:
+    return "+".join(choice.name for choice in choices)
+
+
+def same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
+
+
+def joined(parts: list[Batch], field: str) -> Tensor | None:
+    """What the shares of a batch have between them."""
+    values = [getattr(part, field) for part in parts if part.count]
+    return None if values[0] is None else torch.cat(values)
+
+
+@pytest.mark.parametrize("choices", [*([choice] for choice in EVERY), MIXED, PLAIN], ids=names)
+def test_every_transform_gives_the_same_at_any_worker_count_and_after_resume(
+    monkeypatch: pytest.MonkeyPatch, choices: list[Choice]
+) -> None:
+    alone = share(monkeypatch, 0, 1, epoch=3, choices=choices)
+    for world in (3, 25):  # 61 images in batches of 20: the last has one, and most have no share
+        shares = [
+            share(monkeypatch, rank, world, epoch=3, start=1, choices=choices)
+            for rank in range(world)
+        ]
+        for whole, *parts in zip(alone[1:], *shares, strict=True):
+            for field in ("images", "labels", "others", "kept"):
+                assert same(joined(parts, field), getattr(whole, field))
+
+
+def test_an_image_is_mixed_with_the_next_of_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixup = [Choice(name="mixup", alpha=1.0)]
+    for mixed, plain in zip(
+        share(monkeypatch, 0, 1, choices=mixup), share(monkeypatch, 0, 1, choices=[]), strict=True
+    ):
+        assert mixed.others is not None and mixed.kept is not None
+        assert plain.others is None and plain.kept is None
+        assert torch.equal(mixed.others, plain.labels.roll(-1))
+        kept = mixed.kept[:, None, None, None]
+        wanted = kept * plain.images + (1 - kept) * plain.images.roll(-1, 0)
+        assert torch.allclose(mixed.images, wanted, atol=1e-6)
+        assert mixed.count == len(mixed.images) == len(mixed.labels) == len(mixed.kept)
+
+
+def test_a_share_that_is_none_counts_nothing_also_where_images_are_mixed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = share(monkeypatch, 0, 25, choices=MIXED)[-1]
+    assert batch.count == 0 and len(batch.images) == 1 and batch.others is not None
+    assert batch.labels.tolist() == batch.others.tolist() == [ABSENT]
+
+
+def test_evaluation_mixes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluating = loader(61, 20, shuffle=False, choices=MIXED)
+    evaluating.pipeline = evaluating.pipeline.evaluation()
+    assert all(batch.others is None and batch.kept is None for batch in evaluating.epoch(0))
 
 
 def test_every_worker_goes_through_every_step(monkeypatch: pytest.MonkeyPatch) -> None:

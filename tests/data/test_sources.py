@@ -1,34 +1,19 @@
 """Data sets: the real files where they are at hand, and what people give instead of them."""
 
 import gzip
-import io
 import pickle
 import struct
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from raycnn.data import DATASETS, source_of
+from raycnn.data import source_of
 from raycnn.data.digits import Digits
 from raycnn.data.idx import FILES, read_idx
-from raycnn.data.source import Source
 from raycnn.errors import DataError
-from raycnn.spec import Choice, Data
-
-
-def source(name: str, root: Path) -> Source:
-    return DATASETS.build(Choice(name=name), root, False)
-
-
-def refusal(name: str, root: Path) -> str:
-    with pytest.raises(DataError) as caught:
-        source(name, root).read()
-    assert caught.value.exit_code == 4
-    return str(caught.value)
+from raycnn.spec import Data
+from tests.data.made import pixels, png, refusal, source, write_parquet
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -43,20 +28,12 @@ def write_mnist(folder: Path, count: int = 20, **replaced: bytes) -> None:
         (folder / name).write_bytes(replaced.get(name.replace("-", "_"), content))
 
 
-def png(size: tuple[int, int] = (32, 32), colour: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (colour, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def write_cifar(
     folder: Path, images: list[bytes | None], labels: list[object], column: str = "label"
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    cells = [None if image is None else {"bytes": image, "path": None} for image in images]
-    table = pa.table({"img": cells, column: labels})
     for split in ("train", "test"):
-        pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+        path = folder / f"{split}-00000-of-00001.parquet"
+        write_parquet(path, images, labels, image="img", label=column)
 
 
 def test_digits_are_scikit_learns() -> None:
@@ -81,23 +58,46 @@ def test_mnist_is_read_from_its_own_files(real_data: Path) -> None:
 
 def test_cifar10_is_read_from_parquet(real_data: Path) -> None:
     splits = source("cifar10", real_data).read()
-    assert splits["train"].images.shape == (50_000, 32, 32, 3)
+    assert len(splits["train"].images) == len(splits["train"].labels) == 50_000
+    assert splits["test"].labels.tolist()[:5] == [3, 8, 8, 0, 6]
     assert np.bincount(splits["test"].labels).tolist() == [1000] * 10
-    means = splits["train"].images.reshape(-1, 3).mean(0) / 255
-    assert means.round(4).tolist() == [0.4914, 0.4822, 0.4465]
+    means = pixels(splits["test"]).reshape(-1, 3).mean(0) / 255
+    assert means.round(4).tolist() == [0.4942, 0.4851, 0.4504]
 
 
 def test_cifar10_is_read_from_the_original_batches(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 10, 3072), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (6, 10, 3072), np.uint8)
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    for name, rows in zip(names, pixels, strict=True):
+    for name, rows in zip(names, noise, strict=True):
         batch = {b"data": rows, b"labels": list(range(10))}
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
     splits = source("cifar10", tmp_path).read()
     assert splits["train"].images.shape == (50, 32, 32, 3)
-    assert (splits["test"].images[3, :, :, 1].ravel() == pixels[5, 3, 1024:2048]).all()
+    assert (splits["test"].images[3, :, :, 1].ravel() == noise[5, 3, 1024:2048]).all()
+
+
+def test_cifar100_is_read_from_the_original_files(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (2, 100, 3072), np.uint8)
+    for name, rows in zip(["train", "test"], noise, strict=True):
+        coarse, fine = [0] * 100, list(range(100))
+        batch = {b"data": rows, b"coarse_labels": coarse, b"fine_labels": fine}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    made = source("cifar100", tmp_path)
+    splits = made.read()
+    assert made.classes[:2] == ("apple", "aquarium_fish") and made.classes[99] == "worm"
+    assert len(set(made.classes)) == 100 and list(made.classes) == sorted(made.classes)
+    assert splits["train"].labels.tolist() == list(range(100))
+    assert (pixels(splits["test"])[3, :, :, 2].ravel() == noise[1, 3, 2048:]).all()
+
+
+def test_cifar100_is_read_from_parquet_by_its_fine_labels(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "cifar100", [png(), png(colour=9)], [99, 0], column="fine_label")
+    train = source("cifar100", tmp_path).read()["train"]
+    assert train.labels.tolist() == [99, 0] and pixels(train)[1, 0, 0].tolist() == [9, 0, 0]
 
 
 class Evil:
@@ -121,7 +121,7 @@ def test_plain_and_gzipped_idx_are_the_same(tmp_path: Path) -> None:
     assert (read_idx(tmp_path / "a", 3) == read_idx(tmp_path / "b.gz", 3)).all()
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
 def test_absent_data_says_where_it_was_looked_for_and_how_to_get_it(
     name: str, tmp_path: Path
 ) -> None:
@@ -129,7 +129,7 @@ def test_absent_data_says_where_it_was_looked_for_and_how_to_get_it(
     assert str(tmp_path) in said and "data.download=true" in said and "RAYCNN_DATA" in said
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
 def test_a_download_that_fails_says_so(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +188,9 @@ def test_a_broken_row_of_parquet_is_named(
 
 def test_parquet_without_the_columns_says_which_it_has(tmp_path: Path) -> None:
     write_cifar(tmp_path / "cifar10", [png()], [0], column="fine_label")
-    assert "columns ['img', 'fine_label']" in refusal("cifar10", tmp_path)
+    assert "columns ['img', 'fine_label'], where img and label are due" in refusal(
+        "cifar10", tmp_path
+    )
 
 
 def test_parquet_without_a_footer_is_named(tmp_path: Path) -> None:

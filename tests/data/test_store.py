@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raycnn.data import store as storing
 from raycnn.data.digits import Digits
+from raycnn.data.picture import BadImage
 from raycnn.data.source import Split
 from raycnn.data.store import open_store
 from raycnn.errors import DataError, Unfit
@@ -66,6 +68,101 @@ def test_the_sums_are_of_each_image_and_channel(tmp_path: Path) -> None:
     pixels = train.images.reshape(len(train.images), -1, train.images.shape[-1]).astype(float)
     assert (train.sums[:, 0] == pixels.sum(1)).all()
     assert (train.sums[:, 1] == (pixels**2).sum(1)).all()
+
+
+def test_the_hashes_tell_images_apart_and_know_the_same(tmp_path: Path) -> None:
+    splits = open_store("noise", Noise(tmp_path / "file"), {}).splits
+    assert len(set(splits["train"].hashes.tolist())) == 10
+    assert (splits["train"].hashes == splits["test"].hashes).all()
+
+
+def test_images_are_decoded_in_chunks_that_do_not_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Watched(Noise):
+        def read(self) -> dict[str, Split]:
+            splits = super().read()
+            return {k: Split(_Watching(v.images, asked), v.labels) for k, v in splits.items()}
+
+    whole = open_store("noise", Noise(tmp_path / "one"), {})
+    monkeypatch.setattr(storing, "CHUNK_IMAGES", 3)
+    chunked = open_store("noise", Watched(tmp_path / "other"), {})
+    assert max(asked) == 3
+    assert chunked.fingerprint == whole.fingerprint
+    assert (chunked.splits["test"].images == whole.splits["test"].images).all()
+    assert (chunked.splits["test"].sums == whole.splits["test"].sums).all()
+
+
+class _Watching:
+    """Images that note how many are asked for at once, and of which some cannot be read."""
+
+    def __init__(self, images: object, asked: list[int], bad: tuple[int, ...] = ()):
+        self.images, self.asked, self.bad = images, asked, bad
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        self.asked.append(len(rows))
+        for row in rows.tolist():
+            if row in self.bad:
+                raise BadImage(f"image {row} is bad")
+        return self.images[rows]
+
+
+class Spoilt(Noise):
+    """Of 40 train images 12 cannot be read."""
+
+    bad = tuple(range(5, 29, 2))
+
+    def __init__(self, file: Path):
+        super().__init__(file, 40)
+
+    def read(self) -> dict[str, Split]:
+        splits = super().read()
+        train = splits["train"]
+        names = np.array([f"{row}.png".encode() for row in range(40)])
+        spoilt = Split(_Watching(train.images, [], self.bad), train.labels, names)
+        return splits | {"train": spoilt}
+
+
+def test_bad_images_are_left_out_as_many_as_may_be(tmp_path: Path) -> None:
+    source = Spoilt(tmp_path / "file")
+    store = open_store("spoilt", source, {}, max_bad=12)
+    good = [row for row in range(40) if row not in source.bad]
+    train, whole = store.splits["train"], Noise(tmp_path / "file", 40).read()["train"]
+    assert store.left_out == [f"image {row} is bad" for row in source.bad]
+    assert (train.images == whole.images[good]).all() and (train.labels == whole.labels[good]).all()
+    assert [train.name(i) for i in range(28)] == [f"{row}.png" for row in good]
+    assert len(train.sums) == len(train.hashes) == 28
+
+
+@pytest.mark.parametrize("built_before", [False, True])
+def test_more_bad_images_than_may_be_are_counted_and_the_first_ten_named(
+    tmp_path: Path, built_before: bool
+) -> None:
+    source = Spoilt(tmp_path / "file")
+    if built_before:
+        open_store("spoilt", source, {}, max_bad=99)
+    with pytest.raises(DataError) as caught:
+        open_store("spoilt", source, {}, max_bad=11)
+    said = str(caught.value)
+    assert "12 images cannot be read, where data.max_bad allows 11" in said
+    assert said.count("is bad") == 10 and "image 5 is bad" in said and "image 25" not in said
+
+
+def test_who_waits_is_told_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(storing, "CHUNK_IMAGES", 4)
+    open_store("noise", Noise(tmp_path / "one"), {}, tell=lambda *now: told.append(now))
+    assert told == [(20, 20)]  # not more often than a few times a second
+    monkeypatch.setattr(storing, "TELL_S", -1)
+    two = Noise(tmp_path / "two")
+    for _ in range(2):
+        open_store("noise", two, {}, tell=lambda *now: told.append(now))
+    assert told[1:] == [(done, 20) for done in (4, 8, 10, 14, 18, 20)]
 
 
 def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path, own_cache: Path) -> None:

@@ -1,0 +1,101 @@
+"""What the transforms share: what a step of a pipeline is, the options they take, and boxes.
+
+B images of C channels, H x W pixels.
+"""
+
+import math
+from typing import Annotated, Any
+
+import torch
+from pydantic import AfterValidator, BeforeValidator, Field
+from torch import Tensor
+
+from raycnn.shape import Shape
+
+
+class Step:
+    """An entry of `data.transforms`."""
+
+    numbers = 0
+    """How many random numbers each image needs."""
+
+    def shape(self, shape: Shape) -> Shape:
+        """Of an image afterwards. Raises SpecError where an image of this shape cannot be had."""
+        return shape
+
+    def evaluation(self) -> "Step | None":
+        """What stands here in evaluation, with the same shape: itself, or nothing if random."""
+        return None if self.numbers else self
+
+
+class Transform(Step):
+    """A step that makes something of every image by itself."""
+
+    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 and (B, self.numbers) in [0, 1) to (B, C, H', W') uint8."""
+        raise NotImplementedError
+
+
+def _height_and_width(size: Any) -> Any:
+    if isinstance(size, int):
+        return [size, size]
+    if not isinstance(size, list) or len(size) != 2:
+        raise ValueError("must be a number of pixels, or [height, width]")
+    return size
+
+
+def _rising(pair: list[float]) -> list[float]:
+    if len(pair) != 2 or pair[0] > pair[1]:
+        raise ValueError("must be two numbers, the least first")
+    return pair
+
+
+PAIR = {"minItems": 2, "maxItems": 2}  # in the JSON schema; the checks above say it better
+Side = Annotated[int, Field(gt=0, le=4096)]
+Sides = Annotated[list[Side], Field(json_schema_extra=PAIR)]
+Size = Annotated[Sides, BeforeValidator(_height_and_width, json_schema_input_type=Side | Sides)]
+"""[height, width]; one number is both."""
+Scale = Annotated[
+    list[Annotated[float, Field(gt=0, le=1)]],
+    AfterValidator(_rising),
+    Field(json_schema_extra=PAIR),
+]
+"""Least and largest share of an image's area."""
+Ratio = Annotated[
+    list[Annotated[float, Field(ge=0.01, le=100)]],
+    AfterValidator(_rising),
+    Field(json_schema_extra=PAIR),
+]
+"""Least and largest width over height."""
+
+Box = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Top, left, height and width in whole pixels, each (B,) float32."""
+
+
+def draw_box(
+    numbers: Tensor, height: int, width: int, scale: list[float], ratio: list[float]
+) -> Box:
+    """A box in each image, from its four numbers: for the area, the ratio, and the place.
+
+    The area is drawn evenly, and the ratio evenly on a logarithmic scale, as torchvision does.
+    torchvision draws again what sticks out of the image; here it shrinks, in its own ratio, until
+    it is inside, so that every image takes equally many numbers.
+    """
+    area, aspect, top, left = numbers.unbind(1)
+    least, most = (math.log(bound) for bound in ratio)
+    aspect = torch.exp(least + aspect * (most - least))
+    area = (scale[0] + area * (scale[1] - scale[0])) * (height * width)
+    area = torch.minimum(area, torch.minimum(width**2 / aspect, height**2 * aspect))
+    high = (area / aspect).sqrt().round().clamp(1, height)
+    wide = (area * aspect).sqrt().round().clamp(1, width)
+    return (top * (height - high + 1)).floor(), (left * (width - wide + 1)).floor(), high, wide
+
+
+def inside(box: Box, height: int, width: int) -> Tensor:
+    """(B, 1, H, W): whether a pixel is in its image's box."""
+    top, left, high, wide = (side[:, None] for side in box)
+    rows = torch.arange(height, device=top.device)
+    columns = torch.arange(width, device=top.device)
+    in_rows = (rows >= top) & (rows < top + high)
+    in_columns = (columns >= left) & (columns < left + wide)
+    return in_rows[:, None, :, None] & in_columns[:, None, None, :]
