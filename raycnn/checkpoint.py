@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from raycnn.average import Average, copy
 from raycnn.errors import DataError
+from raycnn.loss_scale import LossScale
 from raycnn.metrics import Seen
 from raycnn.optim import Optimizer
 
@@ -29,6 +31,7 @@ MODEL, OPTIMIZER, STATE, INDEX = (
     "index.json",
 )
 TENSORS = (MODEL, OPTIMIZER)
+RAW = "raw/"  # the weights under training, where the model's are their average
 
 Row = dict[str, float]
 
@@ -51,6 +54,8 @@ class State:
     """One row of metrics for each epoch done."""
     best: int | None = None
     """The epoch, counted from 1, with the best validation accuracy."""
+    scale: LossScale | None = None
+    average: Average | None = None
 
     @property
     def name(self) -> str:
@@ -97,10 +102,7 @@ def _write(state: State, folder: Path) -> None:
     temporary, final = folder / f".{state.name}", folder / state.name
     temporary.mkdir()
     try:
-        for name, tensors in (
-            (MODEL, state.model.state_dict()),
-            (OPTIMIZER, state.optimizer.state()),
-        ):
+        for name, tensors in ((MODEL, weights(state)), (OPTIMIZER, _beside(state))):
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             _save_tensors(plain, temporary / name)
             _sync(temporary / name)
@@ -115,6 +117,19 @@ def _write(state: State, folder: Path) -> None:
         _sync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def weights(state: State) -> dict[str, Tensor]:
+    """What is validated, tested and shipped: (averaged) parameters, and buffers."""
+    return state.model.state_dict() | (state.average.tensors if state.average else {})
+
+
+def _beside(state: State) -> dict[str, Tensor]:
+    """What training needs besides."""
+    tensors = state.optimizer.state() | (state.scale.state() if state.scale else {})
+    if state.average:
+        tensors |= {f"{RAW}{name}": p for name, p in state.average.named.items()}
+    return tensors
 
 
 def point_to(checkpoint: Path, best: bool) -> None:
@@ -188,7 +203,14 @@ def restore(state: State, checkpoint: Path) -> None:
     """Put a checkpoint into a state of the same job."""
     saved = read_state(checkpoint)
     load_weights(state.model, checkpoint)
-    state.optimizer.load(read_tensors(checkpoint / OPTIMIZER))
+    beside = read_tensors(checkpoint / OPTIMIZER)
+    state.optimizer.load(beside)
+    if state.scale:
+        state.scale.load(beside)
+    if state.average:
+        copy(state.average.named, state.average.tensors)
+    raw = {key.removeprefix(RAW): tensor for key, tensor in beside.items() if key.startswith(RAW)}
+    copy(raw, {name: p for name, p in state.model.named_parameters() if name in raw})
     state.epoch, state.step = saved["epoch"], saved["step"]
     state.history, state.best = saved["history"], saved["best"]
     state.seen = Seen(**saved["seen"])
@@ -199,9 +221,9 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     tensors = read_tensors(checkpoint / MODEL)
     own = model.state_dict()
     differ = [
-        f"{key}: {_shape(tensors.get(key))} in the checkpoint, {_shape(own.get(key))} in the model"
+        f"{key}: {words(tensors.get(key))} in the checkpoint, {words(own.get(key))} in the model"
         for key in sorted({*tensors, *own})
-        if _shape(tensors.get(key)) != _shape(own.get(key))
+        if words(tensors.get(key)) != words(own.get(key))
     ]
     if differ:
         raise DataError(f"{checkpoint} is of another network: {'; '.join(differ[:5])}")
@@ -215,7 +237,8 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
         raise DataError(f"cannot read {path}: {error}") from None
 
 
-def _shape(tensor: Tensor | None) -> str:
+def words(tensor: Tensor | None) -> str:
+    """The shape of a tensor, for people."""
     return "nothing" if tensor is None else "x".join(map(str, tensor.shape)) or "a number"
 
 

@@ -101,8 +101,17 @@ def _require_npu() -> None:
         raise Unfit("workers.device: npu: torch_npu sees no Ascend device")
 
 
-def check_precision(precision: str, device: torch.device) -> None:
-    """Raises SpecError where the device cannot compute at this precision."""
+def layout(device: torch.device, channels_last: bool | None) -> torch.memory_format:
+    """Of images and weights: as asked for, or what is quicker on the device."""
+    if channels_last is None:
+        return KINDS[device.type].layout
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def check_training(precision: str, sync_batch_norm: bool, device: torch.device) -> None:
+    """Raises SpecError where the device cannot train like this."""
+    if sync_batch_norm and device.type == "cpu":
+        raise SpecError("is for cuda and npu: torch has none for cpu", "train.sync_batch_norm")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         name = torch.cuda.get_device_name(device)
         raise SpecError(f"bf16 is not for {name}: use fp32", "train.precision")

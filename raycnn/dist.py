@@ -5,6 +5,7 @@ Nothing else in raycnn imports torch.distributed or asks for a rank to decide wh
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -101,15 +102,29 @@ def replicate(model: nn.Module, image: Tensor) -> nn.Module:
     if not dist.is_initialized():
         return model
     ids = [image.device.index] if image.device.index is not None else None
-    replica = nn.parallel.DistributedDataParallel(model, ids, gradient_as_bucket_view=True)
+    replica = nn.parallel.DistributedDataParallel(
+        model, ids, gradient_as_bucket_view=True, broadcast_buffers=False
+    )
     replica.eval()  # no batch statistics, no dropout
     replica(image).sum().backward()
     model.zero_grad()
     return replica
 
 
+def unsynced(replica: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+    """Let gradients add up without averaging them yet, for all parts of a batch but the last."""
+    if wanted and isinstance(replica, nn.parallel.DistributedDataParallel):
+        return cast(AbstractContextManager[None], replica.no_sync())
+    return nullcontext()
+
+
+def sync_batch_norm(model: nn.Module) -> nn.Module:
+    """The model, with its batch norms over the batch of all workers (PyTorch's SyncBatchNorm)."""
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world() > 1 else model
+
+
 def share_buffers(model: nn.Module) -> None:
-    """Give every worker rank 0's buffers: DDP does so only before a training step."""
+    """Give every worker rank 0's buffers: in training each has its own."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)

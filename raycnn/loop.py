@@ -2,31 +2,40 @@
 
 import math
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from raycnn import __version__, dist, models, noise, seeds
+from raycnn import __version__, dist, models, pretrained
+from raycnn.average import Average, copy
 from raycnn.checkpoint import Row, State
 from raycnn.data import Splits, open_splits
-from raycnn.data.loader import Batch, Loader
-from raycnn.device import KINDS
+from raycnn.data.loader import Loader
+from raycnn.device import layout
 from raycnn.errors import Diverged, Interrupted
+from raycnn.loss_scale import LossScale
 from raycnn.metrics import Seen, Tally
 from raycnn.optim import OPTIMIZERS, SCHEDULES, Schedule
 from raycnn.spec import JobSpec, Train
-
-NOISE = 3  # what a seed is for: see LIMIT and VAL in data
+from raycnn.step import Step, class_weights, fitting, forward, trial
 
 
 class Watch(Protocol):
     """The run, as the loop knows it. Every worker calls every method, in the same order."""
 
-    def restore(self, state: State) -> None:
-        """Put the run's last checkpoint into the state, if it has one."""
+    def note(self, text: str) -> None:
+        """Say what a person should know."""
+
+    def reading(self, done: int, total: int) -> None:
+        """So many images of all are decoded; only the worker that decodes says so."""
+
+    def restore(self, state: State) -> bool:
+        """Put the run's last checkpoint into the state; False when it has none."""
 
     def step(self, state: State, steps: int) -> bool:
         """After each step of an epoch's `steps`: whether this worker was asked to stop."""
@@ -52,25 +61,30 @@ class Outcome:
 
 def fit(job: JobSpec, device: torch.device, watch: Watch) -> Outcome:
     """Train on this worker's share of every batch, from the last checkpoint on; then test once."""
-    splits = dist.together(lambda: open_splits(job))
+    splits = dist.together(lambda: open_splits(job, watch.reading))
     state = fresh_state(job, splits, device)
-    dist.together(lambda: watch.restore(state))
+    if not dist.together(lambda: watch.restore(state)):
+        for warning in splits.warnings:
+            watch.note(warning)
+        if job.model.weights:
+            watch.note(dist.together(lambda: begin_with_weights(state, job)))
     train, val, test = (
         splits.loader(split, job, device, training=split == "train")
         for split in ("train", "val", "test")
     )
     schedule = SCHEDULES.build(job.schedule, job.train.epochs * len(train))
-    replica = dist.replicate(state.model, torch.zeros(1, *splits.shape, device=device))
+    step = prepare(state, splits, schedule, job, watch)
     classes, ballot = len(splits.classes), dist.Ballot()
 
-    while state.epoch < job.train.epochs:
+    while state.epoch < job.train.epochs and not out_of_patience(state, job):
         rates = schedule(state.epoch * len(train))
-        seen = train_epoch(replica, state, train, schedule, job, watch, ballot)
+        seen = train_epoch(step, train, watch, ballot)
         row: Row = {"epoch": state.epoch + 1, "step": (state.epoch + 1) * len(train)}
         row |= {"lr": state.optimizer.lr * rates.factor, "images_per_s": seen.count / seen.seconds}
         row |= {"train/loss": seen.mean_loss, "train/acc1": seen.acc1}
         if val.samples:
-            held_out = evaluate(state.model, val, job.train, classes)
+            with state.average.in_place() if state.average else nullcontext():
+                held_out = evaluate(state.model, val, job.train, classes)
             _check_finite(held_out.mean_loss, state)
             row |= {"val/loss": held_out.mean_loss, "val/acc1": held_out.acc1}
             row |= {"val/acc5": held_out.acc5}
@@ -79,6 +93,10 @@ def fit(job: JobSpec, device: torch.device, watch: Watch) -> Outcome:
         dist.together(lambda: watch.save(state))
         watch.close_epoch(state)
 
+    if state.epoch < job.train.epochs:
+        watch.note(f"stopped: no better validation for {job.train.patience} epochs")
+    if state.average:
+        copy(state.average.tensors, state.average.named)
     dist.together(lambda: watch.restore_best(state))
     return Outcome(state, evaluate(state.model, test, job.train, classes))
 
@@ -87,9 +105,50 @@ def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> State:
     """First weights: the same on every worker, and for every launcher."""
     torch.manual_seed(job.seed)
     model = models.build(job.model, splits.shape, len(splits.classes))
-    model.to(device).to(memory_format=KINDS[device.type].layout)
+    if job.train.sync_batch_norm:
+        model = dist.sync_batch_norm(model)
+    model.to(device).to(memory_format=layout(device, job.train.channels_last))
     optimizer = OPTIMIZERS.build(job.optimizer, model.named_parameters())
-    return State(model, optimizer, about(job, splits))
+    state = State(model, optimizer, about(job, splits))
+    if job.train.precision == "fp16":
+        state.scale = LossScale(device)
+    if job.train.ema:
+        state.average = Average(job.train.ema, optimizer.parameters)
+    return state
+
+
+def begin_with_weights(state: State, job: JobSpec) -> str:
+    """Put the weights that the job names into a fresh state; returns what was done, in words."""
+    said = pretrained.load(state.model, job.model)
+    if state.average:
+        copy(state.average.named, state.average.tensors)
+    return said
+
+
+def prepare(state: State, splits: Splits, schedule: Schedule, job: JobSpec, watch: Watch) -> Step:
+    """The step of this training, its micro-batch as large as the device bears."""
+    device = next(state.model.parameters()).device
+    replica = dist.replicate(state.model, torch.zeros(1, *splits.shape, device=device))
+    if job.train.compile:
+        state.model.compile()
+    counts = np.bincount(splits.labels("train"), minlength=len(splits.classes))
+    weights = class_weights(job.train.class_weights, counts)
+    share = math.ceil(job.train.batch_size / dist.world())
+    step = Step(
+        replica=replica, state=state, schedule=schedule, job=job,
+        micro_batch=min(job.train.micro_batch or share, share),
+        class_weights=None if weights is None else weights.to(device),
+    )  # fmt: skip
+    if device.type == "cpu":
+        return step
+    attempt = partial(trial, step, splits.shape)
+    return replace(step, micro_batch=fitting(attempt, step.micro_batch, watch.note))
+
+
+def out_of_patience(state: State, job: JobSpec) -> bool:
+    """Whether validation has not been better for too long."""
+    since = state.epoch - (state.best or 0)
+    return job.train.patience is not None and since >= job.train.patience
 
 
 def about(job: JobSpec, splits: Splits) -> dict[str, Any]:
@@ -106,34 +165,18 @@ def about(job: JobSpec, splits: Splits) -> dict[str, Any]:
     }
 
 
-def train_epoch(
-    replica: nn.Module,
-    state: State,
-    loader: Loader,
-    schedule: Schedule,
-    job: JobSpec,
-    watch: Watch,
-    ballot: dist.Ballot,
-) -> Seen:
+def train_epoch(step: Step, loader: Loader, watch: Watch, ballot: dist.Ballot) -> Seen:
     """The steps of the epoch that are still to do; returns what the whole epoch saw."""
-    replica.train()
+    state, every = step.state, step.job.storage.every_steps
+    models.begin_training(step.replica)
     steps, done_before = len(loader), state.epoch * len(loader)
     progress = Progress(state, len(state.about["classes"]))
     for batch in loader.epoch(state.epoch, state.step):
-        number = seeds.number(job.seed, NOISE, done_before + state.step)
-        noise.begin_step(number, batch.first, batch.total, batch.images.device)
-        logits, loss = forward(replica, batch, job.train)
-        # DDP averages over the workers, whose shares may differ: this makes it the batch's mean.
-        (loss * (dist.world() / batch.total)).backward()
-        if job.train.clip_norm:
-            nn.utils.clip_grad_norm_(state.model.parameters(), job.train.clip_norm)
-        state.optimizer.step(schedule(done_before + state.step))
-        state.optimizer.zero_grad()
+        logits, loss = step(batch, done_before + state.step)
         progress.tally.add(loss, logits, batch.labels, batch.count)
         state.step += 1
 
         ballot.vote(watch.step(state, steps))
-        every = job.storage.every_steps
         if state.step == steps:
             ballot.count()  # before validation, which may outlast the time there is left
         if ballot.stop or (every and state.step % every == 0):
@@ -189,14 +232,3 @@ def evaluate(model: nn.Module, loader: Loader, settings: Train, classes: int) ->
             logits, loss = forward(model, batch, settings)
             tally.add(loss, logits, batch.labels, batch.count)
     return tally.over_workers(time.perf_counter() - began)
-
-
-def forward(model: nn.Module, batch: Batch, settings: Train) -> tuple[Tensor, Tensor]:
-    """Logits (B, K), and the loss summed over the share."""
-    kind = batch.images.device.type
-    with torch.autocast(kind, torch.bfloat16, enabled=settings.precision == "bf16"):
-        logits = model(batch.images)
-    loss = F.cross_entropy(
-        logits.float(), batch.labels, reduction="sum", label_smoothing=settings.label_smoothing
-    )
-    return logits, loss

@@ -41,19 +41,31 @@ class Optimizer:
     """An update rule over named parameters, and the tensors it keeps for each of them."""
 
     def __init__(self, named: Named, lr: float, kept: tuple[str, ...]):
-        self.parameters = dict(named)
+        self.parameters = {name: p for name, p in named if p.requires_grad}
         self.lr = lr
         self.kept: dict[str, list[Any]] = {key: [None] * len(self.parameters) for key in kept}
         """Tensors, and None before the first step."""
 
-    def step(self, rates: Rates) -> None:
+    def step(self, rates: Rates, skip: Tensor | None = None) -> None:
+        """Update the parameters, unless `skip` (), on their device, is 1."""
         parameters: list[Tensor] = list(self.parameters.values())
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = self.gradients()
         assert len(gradients) == len(parameters), "every parameter takes part in every step"
-        self._update(parameters, gradients, rates, KINDS[parameters[0].device.type].fused)
+        fused = KINDS[parameters[0].device.type].fused
+        if skip is not None and not fused and skip.item():  # only the fused kernels look for it
+            return
+        self._update(parameters, gradients, rates, fused, skip if fused else None)
+
+    def gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
 
     def _update(
-        self, parameters: list[Tensor], gradients: list[Tensor], rates: Rates, fused: bool
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        rates: Rates,
+        fused: bool,
+        skip: Tensor | None,
     ) -> None:
         raise NotImplementedError
 
@@ -96,8 +108,15 @@ class Sgd(Optimizer):
         self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
 
     def _update(
-        self, parameters: list[Tensor], gradients: list[Tensor], rates: Rates, fused: bool
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        rates: Rates,
+        fused: bool,
+        skip: Tensor | None,
     ) -> None:
+        if skip is not None and self.kept["momentum"][0] is None:  # a first step that is skipped
+            self.kept["momentum"] = [torch.zeros_like(p) for p in parameters]  # would leave noise
         sgd_rule(
             parameters,
             gradients,
@@ -110,6 +129,7 @@ class Sgd(Optimizer):
             maximize=False,
             fused=fused,
             foreach=not fused,
+            found_inf=skip,
         )
 
 
@@ -130,7 +150,12 @@ class Adam(Optimizer):
         self.decoupled = decoupled
 
     def _update(
-        self, parameters: list[Tensor], gradients: list[Tensor], rates: Rates, fused: bool
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        rates: Rates,
+        fused: bool,
+        skip: Tensor | None,
     ) -> None:
         if self.kept["steps"][0] is None:
             self.kept["mean"] = [torch.zeros_like(p) for p in parameters]
@@ -154,6 +179,7 @@ class Adam(Optimizer):
             maximize=False,
             fused=fused,
             foreach=not fused,
+            found_inf=skip,
         )
 
 

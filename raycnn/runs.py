@@ -42,7 +42,7 @@ COLUMNS = [
     "lr", "images_per_s", "time_s",
 ]  # fmt: skip
 FIXED = ["seed", "data", "model", "optimizer.name", "train.batch_size"]  # once a run has begun
-PLACES = {"root", "download"}
+PLACES = {"root", "download", "cache", "max_bad"}
 LOCK_S = 2  # a listing of runs holds the lock for a moment
 LOOK_S = 0.25  # between two looks at what was asked, and two signs of life
 
@@ -143,6 +143,10 @@ class Run:
     def progress(self) -> dict[str, Any]:
         return _read(self.folder / "progress.json") or {}
 
+    def training(self) -> bool:
+        """Whether there is a step to save."""
+        return bool(self.progress().get("epoch"))
+
     def rows(self) -> list[dict[str, str]]:
         try:
             with (self.folder / "metrics.csv").open(newline="") as file:
@@ -205,7 +209,8 @@ class Run:
 class View(Protocol):
     """Where a person watches."""
 
-    def progress(self, epoch: int, step: int, steps: int) -> None: ...
+    def progress(self, epoch: int, step: int, steps: int) -> None:
+        """Of an epoch, counted from 1, or of the images to decode before it."""
 
     def row(self, row: Row) -> None: ...
 
@@ -230,25 +235,32 @@ class Recorder:
         log.removeHandler(self._file)
         self._file.close()
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: State) -> bool:
         path, faults = checkpoint.newest(self.run.checkpoints)
         if not path:
-            return
+            return False
         for fault in faults:
-            self._note(f"passed over: {fault}")
+            self.note(f"passed over: {fault}")
         saved = checkpoint.read_state(path)["about"]
         _same_job(saved["spec"], state.about["spec"])
         if saved["data"] != state.about["data"]:
             raise DataError("the images or labels are not the ones this run was begun with")
         for name, then in saved["versions"].items():
             if then != state.about["versions"][name]:
-                self._note(f"begun with {name} {then}: results may differ in the last digits")
+                self.note(f"begun with {name} {then}: results may differ in the last digits")
         checkpoint.restore(state, path)
         if self.leads and checkpoint.read_index(path.parent).get("last") != path.name:
             checkpoint.point_to(path, state.is_best)
-        self._note(f"going on after {state.epoch} epochs and {state.step} steps")
+        self.note(f"going on after {state.epoch} epochs and {state.step} steps")
         if self.leads:
             self._write_rows(state.history)
+        return True
+
+    def reading(self, done: int, total: int) -> None:
+        where = {"epoch": 0, "step": done, "steps": total}
+        _spared(lambda: _write(self.run.folder / "progress.json", where))
+        if self.view:
+            self.view.progress(**where)
 
     def step(self, state: State, steps: int) -> bool:
         now = time.monotonic()
@@ -288,7 +300,7 @@ class Recorder:
         try:
             checkpoint.load_weights(state.model, self.run.weights("best"))
         except DataError as error:
-            self._note(f"the last weights are tested, for the best cannot be: {error}")
+            self.note(f"the last weights are tested, for the best cannot be: {error}")
             state.best = state.epoch
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -300,7 +312,7 @@ class Recorder:
         except OSError as error:
             raise Unfit(f"cannot write the result: {error}; `raycnn resume` tests again") from None
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
         log.info(text)
         if not self.leads:
             return
@@ -406,7 +418,7 @@ def can_go_on(run: Run, job: JobSpec) -> int:
 def _same_job(saved: dict[str, Any], own: dict[str, Any]) -> None:
     for path in FIXED:
         before, now = (reduce(dict.__getitem__, path.split("."), tree) for tree in (saved, own))
-        if isinstance(now, dict):  # where the data lies may change
+        if isinstance(now, dict):  # where and how it is read may change
             before, now = ({k: v for k, v in d.items() if k not in PLACES} for d in (before, now))
         if before != now:
             raise SpecError("cannot change in a run that has begun: train it as a new job", path)

@@ -15,13 +15,13 @@ from raycnn.errors import DataError
 from raycnn.models import build
 from raycnn.optim import OPTIMIZERS, Rates
 from raycnn.shape import Shape
-from raycnn.spec import Choice
+from raycnn.spec import Choice, Model
 
 
 def state(epoch: int = 0, step: int = 0) -> State:
     """One that has taken a step, so that its optimizer has something to keep."""
     torch.manual_seed(epoch)
-    model = build(Choice(name="lenet"), Shape(1, 12, 12), 3)
+    model = build(Model(name="lenet"), Shape(1, 12, 12), 3)
     optimizer = OPTIMIZERS.build(Choice(name="adam", lr=0.1), model.named_parameters())
     model(torch.randn(2, 1, 12, 12)).sum().backward()
     optimizer.step(Rates(1.0))
@@ -151,7 +151,7 @@ checkpoint.save(late, Path({str(tmp_path)!r}))
 
 def test_weights_of_another_network_are_refused_with_their_shapes(tmp_path: Path) -> None:
     checkpoint.save(state(1), tmp_path)
-    other = build(Choice(name="lenet"), Shape(1, 12, 12), 4)
+    other = build(Model(name="lenet"), Shape(1, 12, 12), 4)
     with pytest.raises(DataError, match="head.bias: 3 in the checkpoint, 4 in the model"):
         checkpoint.load_weights(other, tmp_path / "00001-00000000")
 

@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "raycnn"
 FLOORS = [
     "errors", "yaml_file", "spec", "catalogue", "seeds", "shape", "device", "dist", "noise",
-    "models", "data", "optim", "metrics", "checkpoint", "loop", "runs", "check", "predict",
-    "launch", "cli",
+    "models", "summary", "optim", "loss_scale", "average", "metrics", "checkpoint", "pretrained", "data",
+    "step", "loop", "runs", "check", "predict", "launch", "cli",
 ]  # fmt: skip
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or "__" not in path.stem

@@ -11,7 +11,7 @@ from raycnn import models
 from raycnn.errors import SpecError
 from raycnn.optim import OPTIMIZERS, SCHEDULES, Rates
 from raycnn.shape import Shape
-from raycnn.spec import Choice
+from raycnn.spec import Choice, Model
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -36,7 +36,7 @@ def test_an_optimizer_steps_as_torchs_own(
     name: str, options: dict[str, Any], theirs: Callable[[Any], Any], layout: torch.memory_format
 ) -> None:
     torch.manual_seed(0)
-    model = models.build(Choice(name="lenet", activation="tanh"), Shape(3, 16, 16), 10)
+    model = models.build(Model(name="lenet", activation="tanh"), Shape(3, 16, 16), 10)
     twin = copy.deepcopy(model)
     model.to(memory_format=layout)
     ours = OPTIMIZERS.build(Choice(name=name, **options), model.named_parameters())

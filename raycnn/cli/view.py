@@ -51,7 +51,7 @@ class TerminalView:
         self.bar.stop()
 
     def progress(self, epoch: int, step: int, steps: int) -> None:
-        text = f"epoch {epoch}/{self.epochs}"
+        text = f"epoch {epoch}/{self.epochs}" if epoch else "decoding images"
         self.bar.update(self.task, description=text, completed=step, total=steps)
 
     def row(self, row: Row) -> None:

@@ -18,12 +18,11 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
     kind = device.find(job.workers.device)
     if dist.launched():
         dist.join(kind.backend, job.workers.timeout_s)
-    stop = Stop()
     with ExitStack() as held:
         held.callback(dist.leave)
         check_world(job.workers)
         chosen = kind.select(int(os.environ.get("LOCAL_RANK", 0)), job.workers.cpus)
-        device.check_precision(job.train.precision, chosen)
+        device.check_training(job.train.precision, job.train.sync_batch_norm, chosen)
 
         def open_and_hold() -> str:
             run = open_run()
@@ -31,6 +30,7 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
             return str(run.folder)
 
         run = Run(Path(dist.from_first(open_and_hold)))
+        stop = Stop(busy=run.training)
         with stop.listening():
             work(job, run, chosen, view, stop)
         return run

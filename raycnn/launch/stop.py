@@ -9,7 +9,7 @@ from types import FrameType
 class Stop:
     """`busy` says whether there is anything to save; before there is, the first one stops now."""
 
-    def __init__(self, busy: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, busy: Callable[[], bool]) -> None:
         self.asked = False
         self.busy = busy
 

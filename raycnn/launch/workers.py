@@ -52,7 +52,7 @@ def train(job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: Vi
     kind = kind_of(job.workers, nodes)
     ask = ask_of(job.workers, kind, nodes)
     run = open_run()
-    stop = Stop(busy=lambda: bool(run.progress()))
+    stop = Stop(busy=run.training)
     trainer = _trainer(job, run, kind, ask)
     trainer.tell = run.add_event
     with run.held(), stop.listening(), _following(run, view, stop):
@@ -130,7 +130,7 @@ def _place(job: JobSpec, run: Run, threads: int) -> Any:
     context = ray.train.get_context()
     kind = device.find(job.workers.device)
     chosen = kind.select(context.get_local_rank(), threads)
-    device.check_precision(job.train.precision, chosen)
+    device.check_training(job.train.precision, job.train.sync_batch_norm, chosen)
     return chosen
 
 

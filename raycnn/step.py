@@ -1,0 +1,143 @@
+"""One step: an optimizer update on one global batch, of which every worker has its share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raycnn import device, dist, noise, seeds
+from raycnn.checkpoint import State
+from raycnn.data.loader import Batch
+from raycnn.errors import SpecError, Unfit
+from raycnn.optim import Schedule
+from raycnn.spec import JobSpec, Train
+
+NOISE = 3  # what a seed is for: see LIMIT and VAL in data
+NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Step:
+    replica: nn.Module
+    """The state's model, or DDP around it."""
+    state: State
+    schedule: Schedule
+    job: JobSpec
+    micro_batch: int
+    """How many images go through the network at once."""
+    class_weights: Tensor | None
+    """(K,), in the loss."""
+
+    def __call__(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+        """Step `k` of the run, from 0 on: logits (B, K), and the loss summed over the share."""
+        optimizer, scale, average = self.state.optimizer, self.state.scale, self.state.average
+        logits, loss = self._gradients(batch, seeds.number(self.job.seed, NOISE, k))
+        if scale:
+            scale.unscale(optimizer.gradients())
+        if self.job.train.clip_norm:
+            nn.utils.clip_grad_norm_(optimizer.parameters.values(), self.job.train.clip_norm)
+        optimizer.step(self.schedule(k), scale.overflow if scale else None)
+        optimizer.zero_grad()
+        if scale:
+            scale.update()
+        if average:
+            average.update(k)
+        return logits, loss
+
+    def _gradients(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
+        """Add up the gradients of the share, a part at a time."""
+        logits, losses = [], []
+        for start in range(0, len(batch.images), self.micro_batch):
+            part = _part(batch, start, start + self.micro_batch)
+            last = start + self.micro_batch >= len(batch.images)
+            noise.begin_step(number, part.first, part.total, part.images.device)
+            with dist.unsynced(self.replica, wanted=not last):
+                said, loss = forward(self.replica, part, self.job.train, self.class_weights)
+                # DDP averages over the workers, whose shares may differ: this makes it the mean.
+                mean = loss * (dist.world() / batch.total)
+                (self.state.scale.factor * mean if self.state.scale else mean).backward()
+            logits.append(said.detach())
+            losses.append(loss.detach())
+        return torch.cat(logits), torch.stack(losses).sum()
+
+
+def _part(batch: Batch, start: int, stop: int) -> Batch:
+    tensors = ("images", "labels", "others", "kept")
+    cut = {
+        key: tensor[start:stop] for key in tensors if (tensor := getattr(batch, key)) is not None
+    }
+    return replace(batch, first=batch.first + start, **cut)
+
+
+def forward(
+    model: nn.Module, batch: Batch, settings: Train, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, K), and the loss summed over the share, its classes weighted (K,)."""
+    kind = batch.images.device
+    images = batch.images.contiguous(memory_format=device.layout(kind, settings.channels_last))
+    narrow = NARROW.get(settings.precision)
+    with torch.autocast(kind.type, narrow, enabled=narrow is not None):
+        logits = model(images)
+
+    def loss(labels: Tensor, reduction: str) -> Tensor:
+        smoothing = settings.label_smoothing
+        return F.cross_entropy(
+            logits.float(), labels, weights, reduction=reduction, label_smoothing=smoothing
+        )
+
+    if batch.others is None or batch.kept is None:
+        return logits, loss(batch.labels, "sum")
+    own, other = loss(batch.labels, "none"), loss(batch.others, "none")
+    return logits, torch.lerp(other, own, batch.kept).sum()
+
+
+def class_weights(setting: Any, counts: NDArray[np.int64]) -> Tensor | None:
+    """(K,) weights whose mean over the training images, `counts` (K,) of each class, is 1."""
+    if setting is None:
+        return None
+    if setting == "balanced":
+        setting = 1 / np.maximum(counts, 1)
+    if len(setting) != len(counts):
+        raise SpecError(f"{len(setting)} numbers for {len(counts)} classes", "train.class_weights")
+    weights = np.asarray(setting, np.float64)
+    return torch.from_numpy(weights * counts.sum() / (weights * counts).sum()).float()
+
+
+def fitting(trial: Callable[[int], None], size: int, tell: Callable[[str], None]) -> int:
+    """`size`, halved until a trial with so many images fits into every worker's device."""
+    while True:
+        full = False
+        try:
+            trial(size)
+        except torch.OutOfMemoryError:
+            full = True
+        if not dist.total(torch.tensor([full], dtype=torch.int32)).item():
+            return size
+        if size == 1:
+            raise Unfit(
+                "one image is too much for the memory of the device: take a smaller network"
+            )
+        size = (size + 1) // 2
+        tell(f"out of memory on the device: micro-batches of {size} images from here on")
+
+
+def trial(step: Step, shape: tuple[int, ...], size: int) -> None:
+    """Forward and backward over `size` images, without effect, beside what a step will hold."""
+    optimizer, kind = step.state.optimizer, next(step.state.model.parameters()).device
+    torch.get_device_module(kind).empty_cache()
+    room = [torch.empty_like(p) for p in optimizer.parameters.values() for _ in optimizer.kept]
+    batch = Batch(
+        images=torch.zeros(size, *shape, device=kind),
+        labels=torch.zeros(size, dtype=torch.int64, device=kind),
+        others=None, kept=None, first=0, total=size, count=size,
+    )  # fmt: skip
+    step.replica.eval()  # no statistics are changed
+    with dist.unsynced(step.replica, wanted=True):
+        forward(step.replica, batch, step.job.train)[1].backward()
+    optimizer.zero_grad()
+    del room
