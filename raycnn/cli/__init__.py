@@ -8,10 +8,12 @@ import typer
 
 from raycnn.cli.arguments import leads
 from raycnn.cli.check import check
+from raycnn.cli.data import data
 from raycnn.cli.eval import evaluate
 from raycnn.cli.list import show
 from raycnn.cli.predict import predict
 from raycnn.cli.schema import schema
+from raycnn.cli.summary import summary
 from raycnn.cli.train import resume, train
 from raycnn.errors import RaycnnError
 
@@ -24,7 +26,7 @@ app = typer.Typer(
 )
 verbs: dict[str, Callable[..., None]] = {
     "train": train, "resume": resume, "eval": evaluate, "predict": predict,
-    "list": show, "check": check, "schema": schema,
+    "list": show, "check": check, "data": data, "summary": summary, "schema": schema,
 }  # fmt: skip
 for name, verb in verbs.items():
     app.command(name)(verb)

@@ -1,10 +1,15 @@
 """Arguments that several verbs take."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+from pydantic import ValidationError
+
+from raycnn import spec
+from raycnn.errors import SpecError
 
 Job = Annotated[Path, typer.Argument(metavar="JOB", help="A job spec: a YAML file.")]
 Changes = Annotated[
@@ -18,7 +23,23 @@ Runs = Annotated[str, typer.Option("--runs", help="Folder that holds the runs.")
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.")]
 Weights = Annotated[str, typer.Option("--checkpoint", help="best or last.")]
 
+Entry = TypeVar("Entry", bound=spec.Choice)
+
 
 def leads() -> bool:
     """Whether this process is the one that speaks, of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_job(word: str) -> bool:
+    """Whether a word names a job's file, and not an entry of a catalogue."""
+    return Path(word).suffix in (".yaml", ".yml") or Path(word).is_file()
+
+
+def chosen(kind: type[Entry], section: str, name: str, options: Iterable[str] | None) -> Entry:
+    """An entry of a catalogue by its name, with options as key=value."""
+    try:
+        return kind.model_validate({**spec.parse_changes(options or []), "name": name})
+    except ValidationError as error:
+        detail = error.errors()[0]
+        raise SpecError(spec.plain(detail), ".".join([section, *map(str, detail["loc"])])) from None

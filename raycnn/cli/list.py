@@ -30,7 +30,7 @@ def show(
         if what in ("", name):
             print(f"{name}:")
             for entry in table.names():
-                print(f"  {entry:<16}{_options(table, entry)}".rstrip())
+                print(f"  {entry:<20}{_options(table, entry)}".rstrip())
 
 
 def _tables() -> "dict[str, Catalogue[Any]]":

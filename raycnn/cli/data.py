@@ -1,0 +1,118 @@
+"""`raycnn data`."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raycnn import spec
+from raycnn.cli.arguments import Changes, chosen, is_job
+
+if TYPE_CHECKING:
+    from raycnn.data.store import Store
+    from raycnn.data.survey import Survey, Twins
+    from raycnn.data.twins import Members
+
+SHOWN = 20  # images that cannot be read, and twins of a kind
+ANY = 2**31  # images that cannot be read are what one looks for here
+
+
+def data(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE|JOB", help="A name of `raycnn list datasets`, or a job."),
+    ],
+    changes: Changes = None,
+    root: Annotated[
+        str | None, typer.Option("--root", help="Folder that holds the data; else as for a job.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="A PNG to write: some images of each class.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
+) -> None:
+    """Look through the data: counts, brightness, unreadable images, images that stand in it twice.
+
+    A JOB's splits are those it trains on; a SOURCE's, with options as key=value, are its own. Twins
+    are found pixel for pixel, and nearly so: saved anew, or scaled.
+    """
+    store, members = _opened(source, changes or [], root)
+    from raycnn.data.survey import survey
+
+    found = survey(store, members)
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+    else:
+        _show(found)
+    if sheet:
+        from raycnn.data.sheet import save
+
+        stored, rows = members["train"]
+        save(sheet, store.splits[stored], rows, store.classes)
+
+
+def _opened(source: str, changes: Iterable[str], root: str | None) -> "tuple[Store, Members]":
+    """The images of a job, or of a source as it is split."""
+    import numpy as np
+
+    from raycnn.data import DATASETS, open_splits, source_of
+    from raycnn.data.store import open_store
+
+    if is_job(source):
+        job = spec.load(Path(source), changes).change({"data.max_bad": ANY})
+        with job.located():
+            splits = open_splits(job.change({"data.root": root}) if root else job)
+        return splits.store, splits.members
+    data = chosen(spec.Data, "data", source, changes)
+    data = data.model_copy(update={"max_bad": ANY} | ({"root": root} if root else {}))
+    store = open_store(
+        data.name, source_of(data), DATASETS.options(data), how=data.cache, max_bad=data.max_bad
+    )
+    names = [name for name in ("train", "val", "test") if name in store.splits]
+    return store, {name: (name, np.arange(len(store.splits[name].labels))) for name in names}
+
+
+def _show(found: "Survey") -> None:
+    total = sum(map(sum, found.counts.values()))
+    print(f"{total:,} images of {found.shape}, {len(found.classes)} classes\n")
+    width = max(map(len, [*found.classes, "deviation"]))
+    print(f"{'class':<{width}}" + "".join(f"{split:>10}" for split in found.counts))
+    for row, name in enumerate(found.classes):
+        print(f"{name:<{width}}" + "".join(f"{n[row]:>10,}" for n in found.counts.values()))
+    print(f"{'all':<{width}}" + "".join(f"{sum(n):>10,}" for n in found.counts.values()))
+    for what, levels in (("mean", found.mean), ("deviation", found.std)):
+        for channel in range(found.shape.channels):
+            numbers = "".join(f"{of[channel]:>10.4f}" for of in levels.values())
+            print(f"{what if not channel else '':<{width}}{numbers}")
+    _list(f"images that cannot be read: {len(found.left_out):,}", found.left_out)
+    _list("ignored", found.aside)
+    _list(_title("twins, pixel for pixel", found.same), _lines(found.same))
+    _list(_title("near twins, and how much they differ", found.near), _lines(found.near))
+
+
+def _title(what: str, found: "list[Twins]") -> str:
+    splits = sum(twins.across_splits for twins in found)
+    classes = sum(twins.across_classes for twins in found)
+    return f"{what}: {len(found):,} ({classes:,} across classes, {splits:,} across splits)"
+
+
+def _lines(found: "list[Twins]") -> list[str]:
+    """Twins of two classes first, then those of two splits."""
+    ordered = sorted(found, key=lambda twins: (not twins.across_classes, not twins.across_splits))
+    return [_line(twins) for twins in ordered]
+
+
+def _line(twins: "Twins") -> str:
+    where = " = ".join(f"{place.split} {place.name} ({place.label})" for place in twins.places)
+    return f"{twins.difference:.1%}  {where}" if twins.difference else where
+
+
+def _list(title: str, lines: list[str]) -> None:
+    """Nothing, where there is nothing."""
+    if lines:
+        print(f"\n{title}", *lines[:SHOWN], sep="\n  ")
+    if len(lines) > SHOWN:
+        print("  ... (--json has them all)")

@@ -1,0 +1,97 @@
+"""`raycnn summary`."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raycnn import spec
+from raycnn.cli.arguments import Changes, chosen, is_job
+from raycnn.errors import SpecError
+from raycnn.shape import Shape
+
+if TYPE_CHECKING:
+    from raycnn.summary import Layer, Summary
+
+COLUMNS = ["layer", "kind", "output", "parameters", "multiply-adds", "field", "jump"]
+
+
+def summary(
+    network: Annotated[
+        str, typer.Argument(metavar="MODEL|JOB", help="A name of `raycnn list models`, or a job.")
+    ],
+    changes: Changes = None,
+    image: Annotated[
+        str | None, typer.Option("--image", help="CHANNELSxROWSxCOLUMNS; 3x224x224 if not given.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option("--classes", min=2, help="1000 if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
+) -> None:
+    """Show a network layer by layer: shapes, parameters, multiply-adds, receptive fields.
+
+    Options of a MODEL are key=value; a JOB's image size and classes are its data's. `field` is how
+    many pixels one output sees along a side, `jump` how many lie from one output to the next; a
+    dash stands where there is no such number.
+    """
+    if is_job(network) and (image or classes):
+        raise SpecError(f"{network} says its images and classes: --image, --classes are a model's")
+    shape = _shape(image or "3x224x224")
+    import torch
+
+    from raycnn import models
+    from raycnn.summary import summarise
+
+    if is_job(network):
+        from raycnn.check import check_settings
+
+        _, shape, model = check_settings(spec.load(Path(network), changes or []))
+    else:
+        choice = chosen(spec.Model, "model", network, changes)
+        with torch.device("meta"):
+            model = models.build(choice, shape, classes or 1000)
+    found = summarise(model, shape)
+    if as_json:
+        print(json.dumps({"image": shape, **asdict(found)}, indent=1))
+    else:
+        _show(found, shape)
+
+
+def _shape(text: str) -> Shape:
+    sizes = [int(size) for size in re.findall(r"\d+", text)]
+    if not re.fullmatch(r"\d+x\d+x\d+", text) or not all(0 < size <= 4096 for size in sizes):
+        raise SpecError(f"--image {text!r} is not CHANNELSxROWSxCOLUMNS, such as 3x224x224")
+    return Shape(*sizes)
+
+
+def _show(found: "Summary", image: Shape) -> None:
+    rows = [COLUMNS, *map(_row, found.layers)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, widths, (str.ljust, str.ljust, *[str.rjust] * 5), strict=True)
+        print("  ".join(place(cell, width) for cell, width, place in cells).rstrip())
+    print(f"\nfor one image of {image}, in evaluation:")
+    print(f"{found.parameters:>16,} parameters, {found.parameters * 4 / 2**20:,.1f} MiB in fp32")
+    print(f"{found.multiply_adds:>16,} multiply-adds")
+    print(f"{found.activations:>16,} activations, {found.activations * 4 / 2**20:,.1f} MiB in fp32")
+
+
+def _row(layer: "Layer") -> list[str]:
+    return [
+        layer.name or "(network)",
+        layer.kind,
+        "x".join(map(str, layer.shape)),
+        f"{layer.parameters:,}" if layer.parameters else "",
+        f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
+        _square(layer.field),
+        _square(layer.jump),
+    ]
+
+
+def _square(pair: tuple[int, int] | None) -> str:
+    """One number where both are the same."""
+    return "x".join(map(str, sorted(set(pair)))) if pair else "-"

@@ -1,0 +1,263 @@
+"""What a network is made of: its layers in the order they run, what each costs, how far it sees.
+
+The network maps one image while every operation is watched; on the meta device that takes neither
+memory nor arithmetic. What an output sees is handed from tensor to tensor, so branches need no
+care: with kernel k and stride s of a convolution or pool, field' = field + (k - 1) * jump and
+jump' = jump * s (Araujo et al., "Computing receptive fields of convolutional neural networks",
+Distill 2019, doi:10.23915/distill.00021), and where paths meet, the union. Attention, and reshapes
+that do not flatten, are not followed: after them no field is told.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from raycnn.shape import Shape
+
+aten = torch.ops.aten
+POOLS = {aten.max_pool2d_with_indices, aten.avg_pool2d}
+ADAPTIVE = {aten._adaptive_avg_pool2d, aten.adaptive_max_pool2d}
+RESHAPES = {aten.view, aten._unsafe_view, aten.mean, aten.sum, aten.amax}
+
+Pair = tuple[int, int]
+Seen = list[tuple[Tensor, "Sight"]]  # those inputs of an operation that depend on the image
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of one module, on one image."""
+
+    name: str
+    """What its keys in the state dict begin with."""
+    kind: str
+    shape: tuple[int, ...]
+    """Of its output, without the batch."""
+    parameters: int
+    """Its own, counted at its first call."""
+    multiply_adds: int
+    field: Pair | None
+    """Rows and columns of pixels that one output sees, padding included; None: not followed."""
+    jump: Pair | None
+    """Pixels from one output to the next; None where there are no rows and columns, either."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    layers: list[Layer]
+    parameters: int
+    """Of the whole network, also of what evaluation does not reach."""
+    multiply_adds: int
+    activations: int
+    """Numbers that the operations write for one image, in evaluation."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Along one axis: output i sees the pixels from i * jump + first to i * jump + last."""
+
+    first: int = 0
+    last: int = 0
+    jump: int = 1
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first + 1
+
+    def through(self, kernel: int, stride: int, padding: int) -> "Span":
+        first = self.first - padding * self.jump
+        return Span(first, self.last + (kernel - 1 - padding) * self.jump, stride * self.jump)
+
+    def union(self, other: "Span") -> "Span":
+        first, last = min(self.first, other.first), max(self.last, other.last)
+        return Span(first, last, min(self.jump, other.jump))  # the larger one is broadcast
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the numbers of a tensor see."""
+
+    rows: Span = Span()
+    columns: Span = Span()
+    axes: tuple[int, ...] = (-2, -1)
+    """Where rows and columns lie, from the end; none where every number sees the same."""
+
+    @property
+    def field(self) -> Pair:
+        return self.rows.size, self.columns.size
+
+    @property
+    def jump(self) -> Pair | None:
+        return (self.rows.jump, self.columns.jump) if self.axes else None
+
+    def through(self, *windows: Sequence[int]) -> "Sight":
+        """After windows: their kernels, strides and paddings, each of rows and columns."""
+        rows, columns = zip(*windows, strict=True)
+        return replace(self, rows=self.rows.through(*rows), columns=self.columns.through(*columns))
+
+    def union(self, other: "Sight") -> "Sight":
+        rows, columns = self.rows.union(other.rows), self.columns.union(other.columns)
+        return Sight(rows, columns, self.axes or other.axes)
+
+
+def summarise(network: nn.Module, image: Shape) -> Summary:
+    """The layers of a network for such images, in evaluation mode, in which it is left."""
+    watch = Watch()
+    device = next((parameter.device for parameter in network.parameters()), "meta")
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in network.eval().named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(watch.enter))
+            hooks.enter_context(module.register_forward_hook(watch.leave(name)))
+        pixels = torch.empty(1, *image, device=device)
+        watch.sights[pixels] = Sight()
+        with watch:
+            network(pixels)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    total = sum(layer.multiply_adds for layer in watch.layers)
+    return Summary(watch.layers, parameters, total, watch.activations)
+
+
+class Watch(TorchDispatchMode):
+    """Adds up what every operation costs, and hands on what its inputs see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sights: Any = WeakTensorKeyDictionary()  # Sight | None, of what depends on the image
+        self.layers: list[Layer] = []
+        self.activations = 0
+        self._costs: list[int] = []  # of each module under way, without those inside it
+        self._counted: set[nn.Parameter] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if cost := flop_registry.get(func.overloadpacket):
+            self._costs[-1] += cost(*args, **kwargs, out_val=out) // 2
+        seen = [(x, self.sights[x]) for x in _tensors((args, kwargs)) if x in self.sights]
+        outs = _tensors(out)
+        if seen and outs:
+            if not any(result.alias_info for result in func._schema.returns):
+                self.activations += outs[0].numel()
+            followed = all(sight for _, sight in seen)
+            sight = _after(func, _named(func, args, kwargs), seen, outs[0]) if followed else None
+            for tensor in outs:
+                self.sights[tensor] = sight
+        return out
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self._costs.append(0)
+
+    def leave(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        """A hook for the end of a module's forward."""
+
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            cost, tensor = self._costs.pop(), _tensors(out)[0]
+            own = set(module.parameters(recurse=False)) - self._counted
+            self._counted |= own
+            if isinstance(module, nn.Linear) and tensor.ndim > 2:  # rows and columns are one inside
+                self.sights[tensor] = self.sights.get(args[0])
+            if own or cost or not any(module.children()):
+                sight = self.sights.get(tensor)
+                shape, parameters = tuple(tensor.shape[1:]), sum(p.numel() for p in own)
+                field, jump = (sight.field, sight.jump) if sight else (None, None)
+                kind = type(module).__name__
+                self.layers.append(Layer(name, kind, shape, parameters, cost, field, jump))
+
+        return hook
+
+
+def _after(func: Any, named: dict[str, Any], seen: Seen, out: Tensor) -> Sight | None:
+    """What the output of an operation sees; None for what is not followed."""
+    operation, (tensor, sight) = func.overloadpacket, seen[0]
+    if operation is aten.convolution:
+        kernel = named["weight"].shape[2:]
+        return None if named["transposed"] else _window(sight, kernel, named)
+    if operation in POOLS:
+        return _window(sight, named["kernel_size"], named)
+    if operation is aten.permute:
+        return _moved(sight, named["dims"])
+    if operation is aten.transpose:
+        order = list(range(tensor.ndim))
+        one, other = named["dim0"], named["dim1"]
+        order[one], order[other] = order[other], order[one]
+        return _moved(sight, order)
+    if operation is aten.constant_pad_nd and sight.axes == (-2, -1):
+        return sight.through((1, 1), (1, 1), (*named["pad"], 0, 0)[2::-2])
+    if operation in ADAPTIVE | RESHAPES:
+        return _gathered(operation, tensor, sight, out)
+    return _joined(seen, out)
+
+
+def _window(sight: Sight, kernel: Any, named: dict[str, Any]) -> Sight | None:
+    """After a convolution or a pool."""
+    if not sight.axes:  # a map of 1 x 1: all around it is padding
+        return sight
+    if sight.axes != (-2, -1):
+        return None
+    stride, dilation = named["stride"] or kernel, named.get("dilation", 1)
+    spread = zip(_pair(kernel), _pair(dilation), strict=True)
+    wide = [d * (k - 1) + 1 for k, d in spread]
+    return sight.through(wide, _pair(stride), _pair(named["padding"]))
+
+
+def _gathered(operation: Any, tensor: Tensor, sight: Sight, out: Tensor) -> Sight | None:
+    """After what may make one position of several: a flattening, a mean, an adaptive pool."""
+    here = [tensor.shape[axis] for axis in sight.axes]
+    there = [out.shape[axis] for axis in sight.axes if -axis <= out.ndim]
+    flat = out.ndim == 2 and len(out) == len(tensor)
+    if here and (flat or set(there) == {1}):
+        return replace(sight.through(here, here, (0, 0)), axes=())
+    if here and operation in ADAPTIVE:
+        return sight.through(*zip(*map(_adaptive, here, there), strict=True), (0, 0))
+    return sight if here == there else None
+
+
+def _adaptive(size: int, places: int) -> Pair:
+    """The largest window, and the largest step between two, of an adaptive pool."""
+    starts = [place * size // places for place in range(places + 1)]
+    ends = [-(-place * size // places) for place in range(1, places + 1)]
+    steps = (after - before for before, after in pairwise(starts))
+    return max(end - start for start, end in zip(starts, ends, strict=False)), max(steps)
+
+
+def _joined(seen: Seen, out: Tensor) -> Sight | None:
+    """The union, where rows and columns of all lie on one another."""
+    sight = seen[0][1]
+    for tensor, other in seen:
+        there = [out.shape[axis] for axis in other.axes if -axis <= out.ndim]
+        if [tensor.shape[axis] for axis in other.axes] != there:
+            return None
+        sight = sight.union(other)
+    return sight if all(other.axes in ((), sight.axes) for _, other in seen) else None
+
+
+def _moved(sight: Sight, order: Sequence[int]) -> Sight:
+    count = len(order)
+    places = [place % count for place in order]
+    return replace(sight, axes=tuple(places.index(axis % count) - count for axis in sight.axes))
+
+
+def _pair(value: Any) -> Pair:
+    values = [value] if isinstance(value, int) else list(value)
+    return values[0], values[-1]
+
+
+def _named(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of an operation by name, with its defaults."""
+    arguments = func._schema.arguments
+    given = {argument.name: value for argument, value in zip(arguments, args, strict=False)}
+    return {argument.name: argument.default_value for argument in arguments} | given | kwargs
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
