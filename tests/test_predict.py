@@ -4,12 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from raycnn import predict as predicting
+from raycnn.data import open_splits
 from raycnn.data.digits import Digits
 from raycnn.runs import Run
 from raycnn.spec import JobSpec
 from tests.conftest import raycnn, train
+from tests.data.made import write_pictures
 
 MakeJob = Callable[..., JobSpec]
 
@@ -34,6 +38,21 @@ def test_pictures_are_named_as_the_test_counted_them(run: Run, tmp_path: Path) -
     hits = sum(Path(row["path"]).parent.name == next(iter(row["classes"])) for row in rows)
     assert len(rows) == 357
     assert hits / 357 == (Run(moved).result() or {})["test"]["acc1"] > 0.9
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
+def test_a_picture_is_predicted_as_it_was_trained_on(
+    job: MakeJob, tmp_path: Path, fit: str
+) -> None:
+    top = write_pictures(tmp_path / "pictures", ["a", "b"], 6, (40, 20))
+    data = {"name": "folder", "root": str(top), "size": 12, "fit": fit, "test": 0.5, "val": 0}
+    run = train(job(data=data, train__epochs=1, train__batch_size=6))
+    network = predicting.load(run.weights("best"), torch.device("cpu"))
+    store = open_splits(run.job()).store.splits["test"]
+    paths = [top / store.name(row) for row in range(6)]
+    predicted = [said for _, said in predicting.predict(network, paths)]
+    trained = torch.from_numpy(store.images[np.arange(6)]).permute(0, 3, 1, 2)
+    assert torch.equal(torch.stack(predicted), network.probabilities(trained))
 
 
 def test_what_is_no_picture_is_named_and_the_others_are_done(run: Run, tmp_path: Path) -> None:
