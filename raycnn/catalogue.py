@@ -98,7 +98,7 @@ def with_options(schema: dict[str, Any], tables: list[Catalogue[Any]]) -> dict[s
         base = schema["$defs"].get(table.section.capitalize(), {"properties": {}})
         others = {"pattern": f"^({'|'.join(table.families)}):"}
         if table.families:
-            entries.append({"type": "object", "properties": {"name": others}, "required": ["name"]})
+            entries.append({"type": "object", "properties": {"name": others}})
         for entry in entries:
             entry["properties"] |= {k: v for k, v in base["properties"].items() if k != "name"}
         choice = {"anyOf": [{"enum": table.names()}, *entries]}
@@ -117,6 +117,5 @@ def _entry(table: Catalogue[Any], name: str) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": {"name": {"const": name}, **options.get("properties", {})},
-        "required": ["name", *options.get("required", [])],
         "additionalProperties": False,
     }

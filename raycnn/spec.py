@@ -215,8 +215,13 @@ def from_tree(tree: Tree) -> JobSpec:
 
 
 def schema() -> dict[str, Any]:
-    """JSON schema of the file: the fields above, and `extends`."""
+    """JSON schema of the file: the fields above, and `extends`.
+
+    Any part of a section may stand in the file below: what lacks is found when a job is loaded.
+    """
     drawn = JobSpec.model_json_schema()
+    for section in drawn["$defs"].values():
+        section.pop("required", None)
     drawn["properties"]["extends"] = {
         "type": "string",
         "description": "A spec beside this one, or below it, whose keys this one changes.",
