@@ -1,10 +1,10 @@
 """How fast raycnn trains, and how soon: ratios, measured beside plain scripts in one run.
 
-    uv run python benchmarks/speed.py images [--peers FOLDER]
+    uv run python benchmarks/speed.py images [--peers FOLDER] [--recipe NAME]...
     uv run python benchmarks/speed.py start
 
 `images` prints images/s of one worker in this process, the median epoch of several short ones, for
-the jobs lenet-mnist and alexnet-cifar10 (their data must be at hand: RAYCNN_DATA). With --peers, a
+the recipes in their published form (their data must be at hand: RAYCNN_DATA). With --peers, a
 folder with `seed_loop.py` (the tutorials' way) and `limit.py` (nothing but steps on one resident
 batch), these are run before and after it. `start` prints the seconds from the command to the first
 step in process and on a local Ray with two workers, beside a bare TorchTrainer script.
@@ -21,7 +21,12 @@ import time
 from pathlib import Path
 
 JOBS = Path(__file__).parent.parent / "jobs"
-RECIPES = {"lenet": ("lenet-mnist", 51_200, 4), "alexnet": ("alexnet-cifar10", 1_280, 3)}
+RECIPES = {  # job, images of an epoch, epochs
+    "lenet": ("lenet-mnist-published", 51_200, 4),
+    "alexnet": ("alexnet-cifar10-published", 1_280, 3),
+    "googlenet": ("googlenet-cifar10-published", 640, 3),
+    "resnet34": ("resnet34-signs-published", 640, 3),
+}
 BARE = """
 import time, torch, ray.train, ray.train.torch
 from torch import nn
@@ -43,8 +48,9 @@ ray.train.torch.TorchTrainer(
 """
 
 
-def images(peers: Path | None) -> None:
-    for recipe, (job, limit, epochs) in RECIPES.items():
+def images(peers: Path | None, recipes: list[str]) -> None:
+    for recipe in recipes:
+        job, limit, epochs = RECIPES[recipe]
         said = [peer(peers, recipe, name) for name in ("seed_loop", "limit")] if peers else []
         rate = raycnn_rate(job, limit, epochs)
         said += [{"way": "raycnn", "recipe": recipe, "images_per_s": round(rate, 1)}]
@@ -111,8 +117,9 @@ def main() -> None:
     )
     parser.add_argument("what", choices=["images", "start"])
     parser.add_argument("--peers", type=Path, help="folder with seed_loop.py and limit.py")
+    parser.add_argument("--recipe", action="append", choices=RECIPES, help="all, if none is named")
     args = parser.parse_args()
-    images(args.peers) if args.what == "images" else start()
+    images(args.peers, args.recipe or [*RECIPES]) if args.what == "images" else start()
 
 
 if __name__ == "__main__":
