@@ -7,10 +7,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
-from raycnn import device, models
+from raycnn import device, models, pretrained
 from raycnn.data import shape_seen, source_of
 from raycnn.data.augment import TRANSFORMS
 from raycnn.data.source import File, Source, files_of
@@ -18,6 +19,7 @@ from raycnn.errors import Unfit
 from raycnn.optim import OPTIMIZERS, SCHEDULES
 from raycnn.shape import Shape
 from raycnn.spec import JobSpec
+from raycnn.step import class_weights
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,11 @@ def check(job: JobSpec, *, elsewhere: bool = False) -> Found:
     """
     source, shape, model = check_settings(job)
     files = files_of(source)
-    _writable(Path(job.storage.path).absolute())
+    writable(Path(job.storage.path).absolute())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     kind = job.workers.device if elsewhere else device.find(job.workers.device).name
+    with job.located():
+        device.check_training(job.train, kind)
     return Found(shape, len(source.classes), parameters, files, kind)
 
 
@@ -54,11 +58,13 @@ def check_settings(job: JobSpec) -> tuple[Source, Shape, nn.Module]:
         with torch.device("meta"):
             model = models.build(job.model, shape, len(source.classes))
             OPTIMIZERS.build(job.optimizer, model.named_parameters())
+        pretrained.check(model, job.model)
+        class_weights(job.train.class_weights, np.ones(len(source.classes), np.int64))
         SCHEDULES.build(job.schedule, job.train.epochs)
     return source, shape, model
 
 
-def _writable(folder: Path) -> None:
+def writable(folder: Path) -> None:
     """The folder, or the nearest one above it that exists, can be written to."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from raycnn.errors import SpecError, Unfit, unknown
+from raycnn.spec import Train
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,11 @@ def layout(device: torch.device, channels_last: bool | None) -> torch.memory_for
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def check_training(precision: str, sync_batch_norm: bool, device: torch.device) -> None:
-    """Raises SpecError where the device cannot train like this."""
-    if sync_batch_norm and device.type == "cpu":
+def check_training(settings: Train, kind: str) -> None:
+    """Raises SpecError where this kind of device cannot train like this."""
+    if settings.sync_batch_norm and kind == "cpu":
         raise SpecError("is for cuda and npu: torch has none for cpu", "train.sync_batch_norm")
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        name = torch.cuda.get_device_name(device)
+    narrow = settings.precision == "bf16" and kind == "cuda" and torch.cuda.is_available()
+    if narrow and not torch.cuda.is_bf16_supported():
+        name = torch.cuda.get_device_name()
         raise SpecError(f"bf16 is not for {name}: use fp32", "train.precision")

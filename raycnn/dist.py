@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from inspect import signature
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,6 +17,10 @@ from torch import Tensor, nn
 from raycnn.errors import RaycnnError
 
 T = TypeVar("T")
+
+_known = signature(nn.parallel.DistributedDataParallel).parameters
+_buffers = "forward_sync_buffers" if "forward_sync_buffers" in _known else "broadcast_buffers"
+OWN: dict[str, Any] = {_buffers: False}  # each worker has its own buffers
 
 
 def rank() -> int:
@@ -102,9 +107,7 @@ def replicate(model: nn.Module, image: Tensor) -> nn.Module:
     if not dist.is_initialized():
         return model
     ids = [image.device.index] if image.device.index is not None else None
-    replica = nn.parallel.DistributedDataParallel(
-        model, ids, gradient_as_bucket_view=True, broadcast_buffers=False
-    )
+    replica = nn.parallel.DistributedDataParallel(model, ids, gradient_as_bucket_view=True, **OWN)
     replica.eval()  # no batch statistics, no dropout
     replica(image).sum().backward()
     model.zero_grad()

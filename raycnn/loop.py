@@ -17,12 +17,12 @@ from raycnn.checkpoint import Row, State
 from raycnn.data import Splits, open_splits
 from raycnn.data.loader import Loader
 from raycnn.device import layout
-from raycnn.errors import Diverged, Interrupted
+from raycnn.errors import Diverged, Interrupted, SpecError
 from raycnn.loss_scale import LossScale
 from raycnn.metrics import Seen, Tally
 from raycnn.optim import OPTIMIZERS, SCHEDULES, Schedule
 from raycnn.spec import JobSpec, Train
-from raycnn.step import Step, class_weights, fitting, forward, trial
+from raycnn.step import Step, class_weights, fitting, forward, parts, trial
 
 
 class Watch(Protocol):
@@ -55,13 +55,15 @@ class Outcome:
     """What a finished training came to."""
 
     state: State
-    test: Seen
-    """Of the best weights, on every test image once."""
+    test: Seen | None
+    """Of the best weights, on every test image once; None where no test was wanted."""
 
 
-def fit(job: JobSpec, device: torch.device, watch: Watch) -> Outcome:
+def fit(job: JobSpec, device: torch.device, watch: Watch, test_once: bool = True) -> Outcome:
     """Train on this worker's share of every batch, from the last checkpoint on; then test once."""
     splits = dist.together(lambda: open_splits(job, watch.reading))
+    if job.train.patience and not len(splits.labels("val")):
+        raise SpecError("needs images that are held out: data.val is 0", "train.patience")
     state = fresh_state(job, splits, device)
     if not dist.together(lambda: watch.restore(state)):
         for warning in splits.warnings:
@@ -84,7 +86,7 @@ def fit(job: JobSpec, device: torch.device, watch: Watch) -> Outcome:
         row |= {"train/loss": seen.mean_loss, "train/acc1": seen.acc1}
         if val.samples:
             with state.average.in_place() if state.average else nullcontext():
-                held_out = evaluate(state.model, val, job.train, classes)
+                held_out = evaluate(state.model, val, job.train, classes, step.micro_batch)
             _check_finite(held_out.mean_loss, state)
             row |= {"val/loss": held_out.mean_loss, "val/acc1": held_out.acc1}
             row |= {"val/acc5": held_out.acc5}
@@ -97,8 +99,10 @@ def fit(job: JobSpec, device: torch.device, watch: Watch) -> Outcome:
         watch.note(f"stopped: no better validation for {job.train.patience} epochs")
     if state.average:
         copy(state.average.tensors, state.average.named)
+    if not test_once:
+        return Outcome(state, None)
     dist.together(lambda: watch.restore_best(state))
-    return Outcome(state, evaluate(state.model, test, job.train, classes))
+    return Outcome(state, evaluate(state.model, test, job.train, classes, step.micro_batch))
 
 
 def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> State:
@@ -161,6 +165,7 @@ def about(job: JobSpec, splits: Splits) -> dict[str, Any]:
         "mean": splits.pipeline.mean,
         "std": splits.pipeline.std,
         "data": splits.store.fingerprint,
+        "images": {name: len(rows) for name, (_, rows) in splits.members.items()},
         "versions": {"raycnn": __version__, "torch": torch.__version__},
     }
 
@@ -222,13 +227,13 @@ def _diverged(state: State, step: int) -> Diverged:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Loader, settings: Train, classes: int) -> Seen:
-    """Every image once, whatever the number of workers."""
+def evaluate(model: nn.Module, loader: Loader, settings: Train, classes: int, at_once: int) -> Seen:
+    """Every image once, whatever the number of workers, at most `at_once` together."""
     model.eval()
     began = time.perf_counter()
     tally = Tally(classes, evaluating=True)
     for batch in loader.epoch(0):
-        if batch.count:
-            logits, loss = forward(model, batch, settings)
-            tally.add(loss, logits, batch.labels, batch.count)
+        for part in parts(batch, at_once) if batch.count else ():
+            logits, loss = forward(model, part, settings)
+            tally.add(loss, logits, part.labels, part.count)
     return tally.over_workers(time.perf_counter() - began)

@@ -18,6 +18,7 @@ from raycnn.loop import evaluate, fresh_state
 from raycnn.runs import Run, result_of
 from raycnn.shape import Shape
 from raycnn.spec import JobSpec, from_tree
+from raycnn.step import narrowed
 
 BATCH = 64
 
@@ -30,12 +31,14 @@ class Network:
     """Of the images it was trained on, before their transforms."""
     pipeline: Pipeline
     device: torch.device
+    precision: str
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 of the frame's shape to (B, K)."""
         numbers = torch.zeros(len(images), 0, device=self.device)
-        logits = self.model(self.pipeline(images.to(self.device), numbers))
+        with narrowed(self.precision, self.device):
+            logits = self.model(self.pipeline(images.to(self.device), numbers))
         return torch.softmax(logits.float(), 1).cpu()
 
 
@@ -51,7 +54,7 @@ def load(weights: Path, device: torch.device) -> Network:
     pipeline = Pipeline(transforms, about["mean"], about["std"]).evaluation()
     fit = job.data.options.get("fit", FIT)
     frame = Frame(Shape(*about["source_shape"]), fit, convert=True)
-    return Network(model, classes, frame, pipeline, device)
+    return Network(model, classes, frame, pipeline, device, job.train.precision)
 
 
 def pictures(paths: Sequence[Path]) -> list[Path]:
@@ -94,4 +97,6 @@ def evaluate_run(run: Run, split: str, weights: str, name: str, root: str | None
         raise DataError("the images or labels are not the ones this run was trained on")
     checkpoint.load_weights(state.model, path)
     loader = splits.loader(split, job, device, training=False)
-    return result_of(state, evaluate(state.model, loader, job.train, len(splits.classes)))
+    at_once = job.train.micro_batch or job.train.batch_size
+    seen = evaluate(state.model, loader, job.train, len(splits.classes), at_once)
+    return result_of(state, seen)

@@ -1,6 +1,5 @@
 """Weights to begin with: ImageNet's from torchvision, a run's, or a file's. Tensors, no code."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,43 @@ from torch import Tensor, nn
 
 from raycnn import checkpoint
 from raycnn.errors import DataError, SpecError
+from raycnn.models import torchvision_zoo
 from raycnn.spec import Model
 
 IMAGENET = "imagenet"
-# What a network expects of its images; GoogLeNet's weights were trained elsewhere.
+PUBLISHED = (
+    ": ImageNet's are of alexnet with form: large, googlenet with kernel: 3 and stem: large, "
+    "resnets with stem: large, vggs with pooled: 7"
+)
+Weights = Mapping[str, Tensor]
+
+# What a network expects of its images; some weights were trained elsewhere.
 NORMALISATION = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-GOOGLENET = ([0.5] * 3, [0.5] * 3)
+HALVES = ([0.5] * 3, [0.5] * 3)
+TRAINED_ELSEWHERE = {"efficientnet_v2_l", "googlenet", "inception_v3"}
 
 
 def normalisation(choice: Model) -> tuple[list[float], list[float]] | None:
     """Mean and deviation of each channel that ImageNet's weights were trained with."""
     if choice.weights != IMAGENET:
         return None
-    return GOOGLENET if _published(choice) == "googlenet" else NORMALISATION
+    return HALVES if published(choice) in TRAINED_ELSEWHERE else NORMALISATION
+
+
+def check(model: nn.Module, choice: Model) -> None:
+    """Raises SpecError for weights that are not there, or not of the network, without reading."""
+    if choice.weights == IMAGENET:
+        from torchvision import models  # slow to import
+
+        if published(choice) not in models.list_models(module=models):
+            raise SpecError(
+                f"torchvision has no {choice.name} trained on ImageNet", "model.weights"
+            )
+        with torch.device("meta"):
+            peer = torchvision_zoo.fresh(published(choice))
+        _fresh(model.state_dict(), _useful(peer.state_dict()), choice)
+    elif choice.weights and not Path(choice.weights).exists():
+        raise SpecError(f"there is no {choice.weights}", "model.weights")
 
 
 def load(model: nn.Module, choice: Model) -> str:
@@ -34,7 +57,15 @@ def load(model: nn.Module, choice: Model) -> str:
     """
     assert choice.weights
     tensors = _imagenet(choice) if choice.weights == IMAGENET else _local(Path(choice.weights))
-    own = model.state_dict()
+    fresh = _fresh(model.state_dict(), tensors, choice)
+    taken = {key: tensor for key, tensor in tensors.items() if key not in fresh}
+    model.load_state_dict(taken, strict=False)
+    new = f"; {', '.join(fresh)} are new, for another number of classes" if fresh else ""
+    return f"begun with the weights of {choice.weights}{new}"
+
+
+def _fresh(own: Weights, tensors: Weights, choice: Model) -> list[str]:
+    """What of the last layer does not fit. Raises SpecError when anything else does not."""
     head = _head(own)
     fresh = [key for key in head if key in tensors and tensors[key].shape != own[key].shape]
     differ = [
@@ -46,22 +77,20 @@ def load(model: nn.Module, choice: Model) -> str:
     if differ:
         raise SpecError(
             f"{choice.weights} is of another network: {'; '.join(differ[:5])} ({len(differ)} in "
-            f"all; only the last layer, {head[0].rpartition('.')[0]}, may differ in its classes)",
+            f"all; only the last layer, {head[0].rpartition('.')[0]}, may differ in its classes)"
+            f"{PUBLISHED if choice.weights == IMAGENET else ''}",
             "model.weights",
         )
-    taken = {key: tensor for key, tensor in tensors.items() if key not in fresh}
-    model.load_state_dict(taken, strict=False)
-    new = f"; {', '.join(fresh)} are new, for another number of classes" if fresh else ""
-    return f"begun with the weights of {choice.weights}{new}"
+    return fresh
 
 
-def _head(own: Mapping[str, Tensor]) -> list[str]:
+def _head(own: Weights) -> list[str]:
     """The keys of the last layer."""
     layer = list(own)[-1].rpartition(".")[0]
     return [key for key in own if key.rpartition(".")[0] == layer]
 
 
-def _local(path: Path) -> Mapping[str, Tensor]:
+def _local(path: Path) -> Weights:
     if path.is_dir():
         best = checkpoint.read_index(path / "checkpoints").get("best")
         if not best:
@@ -79,9 +108,9 @@ def _local(path: Path) -> Mapping[str, Tensor]:
 def _unpickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise DataError(f"{path} is refused: it must hold tensors alone ({first})") from None
+    except Exception as error:  # torch raises whatever the bytes lead it to
+        why = f"not read as such: {type(error).__name__}"
+        raise DataError(f"{path} is refused: it must hold tensors alone ({why})") from None
 
 
 def _tensors(saved: Any, source: object) -> dict[str, Tensor]:
@@ -94,18 +123,16 @@ def _tensors(saved: Any, source: object) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): tensor for key, tensor in saved.items()}
 
 
-def _published(choice: Model) -> str:
+def published(choice: Model) -> str:
     """torchvision's name of a network."""
     name = choice.name.removeprefix("torchvision:")
     return f"{name}_bn" if choice.options.get("batch_norm") else name
 
 
-def _imagenet(choice: Model) -> Mapping[str, Tensor]:
-    from torchvision import models  # slow to import
+def _imagenet(choice: Model) -> Weights:
+    from torchvision import models
 
-    name = _published(choice)
-    if name not in models.list_models(module=models):
-        raise SpecError(f"torchvision has no {name} trained on ImageNet", "model.weights")
+    name = published(choice)
     weights = models.get_model_weights(name).DEFAULT
     try:
         tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
@@ -113,6 +140,10 @@ def _imagenet(choice: Model) -> Mapping[str, Tensor]:
         raise DataError(
             f"could not download {weights.url}: {error}; model.weights may name a file instead"
         ) from None
-    return {
-        key: tensor for key, tensor in tensors.items() if not key.startswith(("aux", "AuxLogits"))
-    }
+    return _useful(tensors)
+
+
+def _useful(tensors: Weights) -> Weights:
+    """Without the heads that are of no use after training."""
+    auxiliary = ("aux", "AuxLogits")
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith(auxiliary)}

@@ -41,7 +41,14 @@ COLUMNS = [
     "epoch", "step", "train/loss", "train/acc1", "val/loss", "val/acc1", "val/acc5",
     "lr", "images_per_s", "time_s",
 ]  # fmt: skip
-FIXED = ["seed", "data", "model", "optimizer.name", "train.batch_size"]  # once a run has begun
+FIXED = [
+    "seed",
+    "data",
+    "model",
+    "optimizer.name",
+    "train.batch_size",
+    "train.balanced",
+]  # once a run has begun
 PLACES = {"root", "download", "cache", "max_bad"}
 LOCK_S = 2  # a listing of runs holds the lock for a moment
 LOOK_S = 0.25  # between two looks at what was asked, and two signs of life
@@ -61,23 +68,18 @@ class Run:
         """A new folder, numbered after the ones that are there."""
         parent = Path(job.storage.path).absolute() / job.name
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            while True:
-                taken = [int(path.name) for path in parent.iterdir() if path.name.isdigit()]
-                folder = parent / str(max(taken, default=0) + 1)
-                try:
-                    folder.mkdir()
-                    break
-                except FileExistsError:  # another run of the job was quicker
-                    continue
-            run = cls(folder)
-            for inner in (run.checkpoints, folder / "logs"):
-                inner.mkdir()
-            run.write_job(job)
-            _write(folder / "environment.json", environment())
+            run = cls(numbered(parent))
+            run.furnish(job)
         except OSError as error:
             raise Unfit(f"storage.path: cannot write to {parent}: {error}") from None
         return run
+
+    def furnish(self, job: JobSpec) -> None:
+        """Put into the folder what every run has from its first moment."""
+        for inner in (self.checkpoints, self.folder / "logs"):
+            inner.mkdir(parents=True)
+        self.write_job(job)
+        write_json(self.folder / "environment.json", environment())
 
     @classmethod
     def find(cls, text: str, root: str = "runs") -> "Run":
@@ -126,7 +128,7 @@ class Run:
 
     def result(self) -> dict[str, Any] | None:
         """The result of a run that is done."""
-        return _read(self.folder / "result.json")
+        return read_json(self.folder / "result.json")
 
     def add_event(self, text: str) -> None:
         with (self.folder / "events.jsonl").open("a") as file:
@@ -141,7 +143,7 @@ class Run:
         return [json.loads(line)["event"] for line in lines]
 
     def progress(self) -> dict[str, Any]:
-        return _read(self.folder / "progress.json") or {}
+        return read_json(self.folder / "progress.json") or {}
 
     def training(self) -> bool:
         """Whether there is a step to save."""
@@ -169,10 +171,10 @@ class Run:
             return idle
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, patience_s: float = LOCK_S) -> Iterator[None]:
         """Keep every other process from training in this folder."""
         try:
-            lock = FileLock(self.folder / ".lock", timeout=LOCK_S)
+            lock = FileLock(self.folder / ".lock", timeout=patience_s)
             lock.acquire()
         except Timeout:
             raise Unfit(f"{self.folder} is being trained by another process") from None
@@ -204,6 +206,19 @@ class Run:
         if fault:
             raise DataError(fault)
         return self.checkpoints / name
+
+
+def numbered(parent: Path) -> Path:
+    """A new folder in `parent`, numbered after the ones that are there."""
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        taken = [int(path.name) for path in parent.iterdir() if path.name.isdigit()]
+        folder = parent / str(max(taken, default=0) + 1)
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:  # another process was quicker
+            continue
 
 
 class View(Protocol):
@@ -258,7 +273,7 @@ class Recorder:
 
     def reading(self, done: int, total: int) -> None:
         where = {"epoch": 0, "step": done, "steps": total}
-        _spared(lambda: _write(self.run.folder / "progress.json", where))
+        _spared(lambda: write_json(self.run.folder / "progress.json", where))
         if self.view:
             self.view.progress(**where)
 
@@ -270,7 +285,7 @@ class Recorder:
         if self.leads:
             self._stop = self.run.asked_to_stop()
             where = {"epoch": state.epoch + 1, "step": state.step, "steps": steps}
-            _spared(lambda: _write(self.run.folder / "progress.json", where))
+            _spared(lambda: write_json(self.run.folder / "progress.json", where))
             if self.view:
                 self.view.progress(**where)
         return self._stop or self.asked()
@@ -308,7 +323,7 @@ class Recorder:
             return
         log.info(f"test {result['test']}")
         try:
-            _write(self.run.folder / "result.json", result)
+            write_json(self.run.folder / "result.json", result)
         except OSError as error:
             raise Unfit(f"cannot write the result: {error}; `raycnn resume` tests again") from None
 
@@ -416,6 +431,7 @@ def can_go_on(run: Run, job: JobSpec) -> int:
 
 
 def _same_job(saved: dict[str, Any], own: dict[str, Any]) -> None:
+    saved = spec.from_tree(saved).tree()  # with the defaults of keys that are newer than it
     for path in FIXED:
         before, now = (reduce(dict.__getitem__, path.split("."), tree) for tree in (saved, own))
         if isinstance(now, dict):  # where and how it is read may change
@@ -444,13 +460,13 @@ def _spared(write: Callable[[], None]) -> None:
         log.warning(f"not written: {error}")
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(value, indent=1))
     os.replace(temporary, path)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError):

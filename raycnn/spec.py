@@ -1,10 +1,11 @@
 """What a job is: one YAML file in, one frozen JobSpec out. Imports neither torch nor Ray."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -105,9 +106,11 @@ class Model(Choice):
 class Train(Frozen):
     epochs: PositiveInt
     batch_size: PositiveInt
-    """Images per step over all workers: more workers change the speed, not the result."""
+    """Images per step over all workers: more workers change the speed, not the result, but that
+    a batch norm takes each worker's share for the batch, unless `sync_batch_norm` is set."""
     micro_batch: PositiveInt | None = None
-    """Images of a worker that go through the network at once; when absent its whole share."""
+    """Images of a worker that go through the network at once, and are the batch of a batch norm;
+    when absent its whole share."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network, under autocast; weights and updates stay in fp32. fp16 scales the loss."""
     label_smoothing: Fraction = 0.0
@@ -193,7 +196,7 @@ class JobSpec(Frozen):
     def change(self, changes: Iterable[str] | Mapping[str, Any]) -> Self:
         """A new spec with dotted keys set: `["optimizer.lr=0.2"]` or `{"optimizer.lr": 0.2}`."""
         pairs = parse_changes(changes) if not isinstance(changes, Mapping) else dict(changes)
-        return _validate(type(self), *_set(self.tree(), dict(self._where), pairs))
+        return validate(type(self), *put(self.tree(), dict(self._where), pairs))
 
     @contextmanager
     def located(self) -> Iterator[None]:
@@ -201,17 +204,24 @@ class JobSpec(Frozen):
         try:
             yield
         except SpecError as error:
-            raise SpecError(_at(self._where, error.key, error.message)) from None
+            raise SpecError(at(self._where, error.key, error.message)) from None
 
 
 def load(path: Path, changes: Iterable[str] = ()) -> JobSpec:
     """The job of a file, with what it `extends` beneath it and the changes above it."""
-    tree, where = _read(path, path, 0)
-    return _validate(JobSpec, *_set(tree, where, parse_changes(changes)))
+    tree, where = read(path, changes)
+    if "tune" in tree:
+        raise SpecError(f"{path} is a search: `raycnn tune {path}`")
+    return validate(JobSpec, tree, where)
+
+
+def read(path: Path, changes: Iterable[str] = ()) -> tuple[Tree, Where]:
+    """What a file and the changes say, unchecked, and where each key stands."""
+    return put(*_read(path, path, 0), parse_changes(changes))
 
 
 def from_tree(tree: Tree) -> JobSpec:
-    return _validate(JobSpec, tree, {})
+    return validate(JobSpec, tree, {})
 
 
 def schema() -> dict[str, Any]:
@@ -277,7 +287,8 @@ def _same_entry(below: Tree, above: Tree) -> bool:
     return bool(above.get("name", below.get("name")) == below.get("name"))
 
 
-def _set(tree: Tree, where: Where, pairs: Tree) -> tuple[Tree, Where]:
+def put(tree: Tree, where: Where, pairs: Tree) -> tuple[Tree, Where]:
+    """The tree with dotted keys set, and where each key stands then."""
     for path, value in pairs.items():
         *parents, leaf = path.split(".")
         change: Tree = {leaf: value}
@@ -289,23 +300,24 @@ def _set(tree: Tree, where: Where, pairs: Tree) -> tuple[Tree, Where]:
     return tree, where
 
 
-def _validate(kind: type[Any], tree: Tree, where: Where) -> Any:
+def validate(kind: type[Any], tree: Tree, where: Where) -> Any:
+    """A tree as a spec of this kind. Raises SpecError with a line for everything wrong in it."""
     try:
-        job = kind.model_validate(tree)
+        spec = kind.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(detail, where) for detail in error.errors()]
+        lines = [_explain(kind, detail, where) for detail in error.errors()]
         raise SpecError("\n".join(lines)) from None
-    job._where.update(where)
-    return job
+    spec._where.update(where)
+    return spec
 
 
-def _explain(detail: ErrorDetails, where: Where) -> str:
+def _explain(kind: type[Any], detail: ErrorDetails, where: Where) -> str:
     key = ".".join(map(str, detail["loc"]))
     message = plain(detail)
     if detail["type"] == "extra_forbidden":
-        *parents, leaf = key.split(".")
-        message = unknown("key", leaf, _fields(parents))
-    return _at(where, key, message)
+        *parents, leaf = detail["loc"]
+        message = unknown("key", str(leaf), _fields(kind, parents))
+    return at(where, key, message)
 
 
 def plain(detail: ErrorDetails) -> str:
@@ -320,16 +332,19 @@ def plain(detail: ErrorDetails) -> str:
     return message if isinstance(detail["input"], dict) else f"{message}, not {detail['input']!r}"
 
 
-def _at(where: Where, key: str, message: str) -> str:
+def at(where: Where, key: str, message: str) -> str:
+    """The message with the key it is about, and the file and line that this stands in."""
     place = key
     while place and place not in where:  # the nearest enclosing key that stands in a file,
         place = place.rpartition(".")[0]  # or the file itself
     return ": ".join(filter(None, [where.get(place, ""), key, message]))
 
 
-def _fields(parents: list[str]) -> list[str]:
-    model: Any = JobSpec
+def _fields(kind: type[Any], parents: Sequence[int | str]) -> list[str]:
+    model: Any = kind
     for key in parents:
-        model = model.model_fields[key].annotation
-        model = next((part for part in get_args(model) if part is not type(None)), model)
+        fields = getattr(model, "model_fields", None)
+        model = fields[key].annotation if fields else get_args(model)[-1]
+        if get_origin(model) in (Union, UnionType):
+            model = next(part for part in get_args(model) if part is not type(None))
     return [*model.model_fields, *([] if parents else ["extends"])]

@@ -52,11 +52,10 @@ class Step:
     def _gradients(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
         """Add up the gradients of the share, a part at a time."""
         logits, losses = [], []
-        for start in range(0, len(batch.images), self.micro_batch):
-            part = _part(batch, start, start + self.micro_batch)
-            last = start + self.micro_batch >= len(batch.images)
+        pieces = parts(batch, self.micro_batch)
+        for part in pieces:
             noise.begin_step(number, part.first, part.total, part.images.device)
-            with dist.unsynced(self.replica, wanted=not last):
+            with dist.unsynced(self.replica, wanted=part is not pieces[-1]):
                 said, loss = forward(self.replica, part, self.job.train, self.class_weights)
                 # DDP averages over the workers, whose shares may differ: this makes it the mean.
                 mean = loss * (dist.world() / batch.total)
@@ -66,12 +65,23 @@ class Step:
         return torch.cat(logits), torch.stack(losses).sum()
 
 
-def _part(batch: Batch, start: int, stop: int) -> Batch:
-    tensors = ("images", "labels", "others", "kept")
-    cut = {
-        key: tensor[start:stop] for key in tensors if (tensor := getattr(batch, key)) is not None
-    }
-    return replace(batch, first=batch.first + start, **cut)
+def parts(batch: Batch, size: int) -> list[Batch]:
+    """A share, cut into pieces of at most so many images."""
+    keys = [
+        key for key in ("images", "labels", "others", "kept") if getattr(batch, key) is not None
+    ]
+    pieces = []
+    for start in range(0, len(batch.images), size):
+        cut = {key: getattr(batch, key)[start : start + size] for key in keys}
+        count = len(cut["labels"]) if batch.count else 0
+        pieces.append(replace(batch, first=batch.first + start, count=count, **cut))
+    return pieces
+
+
+def narrowed(precision: str, kind: torch.device) -> torch.autocast:
+    """Within it the network computes at this precision."""
+    narrow = NARROW.get(precision)
+    return torch.autocast(kind.type, narrow, enabled=narrow is not None)
 
 
 def forward(
@@ -80,8 +90,7 @@ def forward(
     """Logits (B, K), and the loss summed over the share, its classes weighted (K,)."""
     kind = batch.images.device
     images = batch.images.contiguous(memory_format=device.layout(kind, settings.channels_last))
-    narrow = NARROW.get(settings.precision)
-    with torch.autocast(kind.type, narrow, enabled=narrow is not None):
+    with narrowed(settings.precision, kind):
         logits = model(images)
 
     def loss(labels: Tensor, reduction: str) -> Tensor:
@@ -123,7 +132,10 @@ def fitting(trial: Callable[[int], None], size: int, tell: Callable[[str], None]
                 "one image is too much for the memory of the device: take a smaller network"
             )
         size = (size + 1) // 2
-        tell(f"out of memory on the device: micro-batches of {size} images from here on")
+        tell(
+            f"out of memory on the device: micro-batches of {size} images from here on, which a "
+            "batch norm takes for the batch"
+        )
 
 
 def trial(step: Step, shape: tuple[int, ...], size: int) -> None:

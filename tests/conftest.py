@@ -16,7 +16,8 @@ from raycnn.runs import Run
 from raycnn.spec import JobSpec, from_tree
 
 ROOT = Path(__file__).parent.parent
-JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+SEARCHES = sorted((ROOT / "jobs").glob("*.tune.yaml"))
+JOBS = sorted({*(ROOT / "jobs").glob("*.yaml")} - {*SEARCHES})
 
 TINY = {
     "name": "tiny",

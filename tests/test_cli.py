@@ -9,7 +9,7 @@ import pytest
 from raycnn.cli import app, main
 from raycnn.runs import Run
 from raycnn.spec import JobSpec
-from tests.conftest import ROOT, train
+from tests.conftest import JOBS, ROOT, train
 
 MakeJob = Callable[..., JobSpec]
 
@@ -113,7 +113,7 @@ def test_training_ends_with_a_test_number_and_the_run_folder(call: Call, tmp_pat
 def test_a_finished_run_is_not_trained_again_but_longer_on_request(call: Call) -> None:
     call("train", QUICK, *HERE)
     ended, out, _ = call("resume", "quickstart")
-    assert ended == 0 and "quickstart/1 is done: 1 epochs; train.epochs=2 trains one more" in out
+    assert ended == 0 and "quickstart/1 is done: 1 epochs; train.epochs=2 goes on" in out
     ended, out, _ = call("resume", "quickstart", "train.epochs=2")
     assert ended == 0 and "going on after 1 epochs and 0 steps" in out and "epoch 2  step 42" in out
 
@@ -184,7 +184,7 @@ def test_the_schema_accepts_every_job(call: Call) -> None:
     from ruamel.yaml import YAML
 
     _, out, _ = call("schema")
-    for path in (ROOT / "jobs").glob("*.yaml"):
+    for path in JOBS:
         jsonschema.validate(YAML(typ="safe").load(path.read_text()), json.loads(out))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"name": "x", "modle": "lenet"}, json.loads(out))

@@ -143,6 +143,10 @@ def test_torchvisions_googlenet_gives_logits_and_nothing_else() -> None:
     )
 
 
+def test_one_lone_value_does_not_break_torchvisions_batch_norm() -> None:
+    assert build("torchvision:resnet18", COLOUR).train()(torch.rand(1, *COLOUR)).isfinite().all()
+
+
 def test_a_torchvision_name_that_does_not_exist_is_refused_with_the_nearest() -> None:
     with pytest.raises(SpecError, match="did you mean 'shufflenet_v2_x0_5'"):
         build("torchvision:shufflenet_x0_5", PHOTO)

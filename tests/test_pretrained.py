@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from raycnn import models, pretrained
+from raycnn.data import open_splits
 from raycnn.errors import DataError, SpecError
 from raycnn.shape import Shape
 from raycnn.spec import JobSpec, Model
-from tests.conftest import same, train, weights
+from tests.conftest import distance, same, train, weights
 
 IMAGE = Shape(3, 32, 32)
 
@@ -113,7 +114,50 @@ def test_without_a_network_the_download_fails_clearly(
 def test_a_network_that_torchvision_never_trained_is_refused() -> None:
     model = models.build(Model(name="lenet"), IMAGE, 10)
     with pytest.raises(SpecError, match="no lenet trained on ImageNet"):
-        pretrained.load(model, Model(name="lenet", weights="imagenet"))
+        pretrained.check(model, Model(name="lenet", weights="imagenet"))
+
+
+def test_a_form_that_published_weights_do_not_fit_is_refused_before_they_are_fetched() -> None:
+    for size, fits in ((32, False), (64, True)):
+        choice = Model(name="resnet18", weights="imagenet")
+        with torch.device("meta"):
+            model = models.build(choice, Shape(3, size, size), 5)
+        if fits:
+            pretrained.check(model, choice)
+        else:
+            with pytest.raises(SpecError, match="conv1.weight: .*resnets with stem: large"):
+                pretrained.check(model, choice)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x05\x06" + bytes(18)])
+def test_a_damaged_file_of_weights_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(DataError, match="w.pt is refused"):
+        load(build(), tmp_path / "w.pt")
+
+
+def test_images_are_normalised_as_the_weights_expect(job: Callable[..., JobSpec]) -> None:
+    from torchvision import models as theirs
+
+    for name in theirs.list_models(module=theirs):
+        transforms = theirs.get_model_weights(name).DEFAULT.transforms()
+        found = pretrained.normalisation(Model(name=f"torchvision:{name}", weights="imagenet"))
+        # These two change what they are given to (x - 0.5) / 0.5 themselves; raycnn gives them that.
+        own = ([0.5] * 3, [0.5] * 3) if name in ("googlenet", "inception_v3") else None
+        assert found == (own or (transforms.mean, transforms.std)), name
+    data = {"name": "synthetic", "size": 64, "train": 50, "test": 10}
+    spec = job(data=data, model={"name": "resnet18", "weights": "imagenet"})
+    assert open_splits(spec).pipeline.mean == [0.485, 0.456, 0.406]
+    assert open_splits(spec.change({"model": "resnet18"})).pipeline.mean != [0.485, 0.456, 0.406]
+
+
+def test_an_average_of_weights_begins_with_those_that_are_given(
+    job: Callable[..., JobSpec],
+) -> None:
+    first = train(job(train__epochs=1))
+    model = {"name": "lenet", "activation": "relu", "weights": str(first.folder)}
+    still = train(job(train__epochs=1, train__ema=0.9, optimizer__lr=1e-30, model=model))
+    assert distance(weights(still), weights(first, "best")) < 1e-6
 
 
 def test_a_job_begins_with_the_best_weights_of_a_run(job: Callable[..., JobSpec]) -> None:

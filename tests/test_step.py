@@ -110,6 +110,25 @@ def test_class_weights_have_a_mean_of_one_over_the_images() -> None:
         class_weights([1.0, 2.0], counts)
 
 
+def test_class_weights_reach_the_loss(job: MakeJob) -> None:
+    uneven = [5.0, *[1.0] * 9]
+    plain, weighted = (train(job(train__epochs=1, train__class_weights=w)) for w in (None, uneven))
+    even = train(job(train__epochs=1, train__class_weights=[2.0] * 10))
+    assert (
+        distance(weights(plain), weights(even)) < 1e-6 < distance(weights(plain), weights(weighted))
+    )
+
+
+def test_fp16_clips_the_gradients_that_fp32_would(job: MakeJob) -> None:
+    """Scaled ones would all be clipped to nothing."""
+    full, half = (
+        train(job(train__epochs=2, train__clip_norm=0.5, train__precision=p))
+        for p in ("fp32", "fp16")
+    )
+    losses = [float(run.rows()[-1]["train/loss"]) for run in (full, half)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
 def test_the_loss_of_mixed_images_is_of_both_their_labels() -> None:
     logits, own, other = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([1, 1, 0, 2])
     kept = torch.tensor([0.2, 0.9, 0.5, 1.0])
@@ -165,7 +184,7 @@ def test_a_batch_too_large_for_the_device_is_halved_until_it_fits() -> None:
             raise torch.OutOfMemoryError
 
     assert fitting(trial, 64, said.append) == 8
-    assert said[-1] == "out of memory on the device: micro-batches of 8 images from here on"
+    assert said[-1].startswith("out of memory on the device: micro-batches of 8 images from here on")
     with pytest.raises(Unfit, match="one image is too much"):
         fitting(lambda size: trial(11), 64, said.append)
 
@@ -174,7 +193,7 @@ def test_batch_norm_over_workers_is_refused_on_a_cpu(job: MakeJob, tmp_path: Pat
     from raycnn.device import check_training
 
     with pytest.raises(SpecError, match="train.sync_batch_norm: is for cuda and npu"):
-        check_training("fp32", True, torch.device("cpu"))
+        check_training(Train(epochs=1, batch_size=1, sync_batch_norm=True), "cpu")
 
 
 def test_the_layout_does_not_change_the_result(job: MakeJob) -> None:

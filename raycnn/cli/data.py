@@ -10,6 +10,7 @@ import typer
 
 from raycnn import spec
 from raycnn.cli.arguments import Changes, chosen, is_job
+from raycnn.errors import SpecError
 
 if TYPE_CHECKING:
     from raycnn.data.store import Store
@@ -67,6 +68,8 @@ def _opened(source: str, changes: Iterable[str], root: str | None) -> "tuple[Sto
             splits = open_splits(job.change({"data.root": root}) if root else job)
         return splits.store, splits.members
     data = chosen(spec.Data, "data", source, changes)
+    if unused := sorted({"limit", "normalize", "transforms", "val"} & data.model_fields_set):
+        raise SpecError("is a job's: a source is shown as it is split", unused[0])
     data = data.model_copy(update={"max_bad": ANY} | ({"root": root} if root else {}))
     store = open_store(
         data.name, source_of(data), DATASETS.options(data), how=data.cache, max_bad=data.max_bad

@@ -44,8 +44,11 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
     found = Run.find(run, runs)
     resolved = found.job().change(changes or [])
     done = can_go_on(found, resolved)
-    if found.result() and done >= resolved.train.epochs:
-        print(f"{found.name} is done: {done} epochs; train.epochs={done + 1} trains one more")
+    if found.result() and (done >= resolved.train.epochs or resolved == found.job()):
+        longer = (
+            f"train.epochs={done + 1}" if done == resolved.train.epochs else "train.patience=null"
+        )
+        print(f"{found.name} is done: {done} epochs; {longer} goes on")
         return
     check(resolved, elsewhere=launch.elsewhere(resolved.workers))
     with found.held():  # else another process trains it: said before anything starts

@@ -130,7 +130,7 @@ def _listing(place: Path, folder: str) -> Listing:
     classes = _folders(top)
     names: list[bytes] = []
     counts: list[int] = []
-    aside = 0
+    aside = len(os.listdir(top)) - len(classes)
     for name in classes:
         with os.scandir(top / name) as entries:
             pictures, others = _sorted_out(entries)

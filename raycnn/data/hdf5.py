@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycnn.data.source import Share, Source, Split, check_labels, hold_out, numbered, one_list
-from raycnn.errors import DataError
+from raycnn.errors import DataError, SpecError
 from raycnn.shape import Shape
 from raycnn.spec import SafePath
 
@@ -146,7 +146,7 @@ class Hdf5:
 
     def _split(self, name: str) -> Split:
         path = self.opened[name].path
-        images = Arrays(self.opened[name], self._key(name), self.layout, self.white)
+        images = Arrays(self.opened[name], self._key(name), self.layout, self._white_of(name))
         labels = check_labels(self._numbers(name), len(self.classes), path)
         if len(images) != len(labels):
             raise DataError(f"{path} has {len(images):,} images and {len(labels):,} labels")
@@ -195,12 +195,16 @@ class Hdf5:
             return Shape(1, *sides)
         return Shape(*sides) if self.layout == "nchw" else Shape(sides[2], *sides[:2])
 
-    @cached_property
-    def white(self) -> int:
-        """The value of white, for all files alike."""
-        if self._white or self._array("train").dtype.kind != "f":
+    def _white_of(self, name: str) -> int:
+        """The value of white. Raises SpecError where whole numbers are said to end at 1."""
+        fractions = self._array(name).dtype.kind == "f"
+        if self._white == 1 and not fractions:
+            raise SpecError(
+                f"the images of {self.opened[name].path} are whole numbers", "data.white"
+            )
+        if self._white or not fractions:
             return self._white or 255
-        some = self.opened["train"].take(self._key("train"), "images", slice(LOOKED_AT))
+        some = self.opened[name].take(self._key(name), "images", slice(LOOKED_AT))
         return 1 if some.max(initial=0) <= 1 else 255
 
 

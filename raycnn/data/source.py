@@ -183,7 +183,9 @@ def fetch(
 def numbered(labels: Sequence[NDArray[Any]], where: object) -> tuple[str, ...]:
     """Class names for labels without: their numbers, from 0 to the largest that is there."""
     numbers = [part for part in labels if part.dtype.kind in "iu"]  # others are refused by row
-    largest = max((int(part.max(initial=1)) for part in numbers), default=1)
+    largest = max((int(part.max(initial=0)) for part in numbers), default=1)
+    if largest < 1:
+        raise DataError(f"{where}: all labels are 0, and one class alone cannot be learned")
     if largest >= MOST_CLASSES:
         raise DataError(f"{where}: label {largest}, where at most {MOST_CLASSES:,} classes can be")
     return tuple(map(str, range(largest + 1)))
@@ -191,6 +193,8 @@ def numbered(labels: Sequence[NDArray[Any]], where: object) -> tuple[str, ...]:
 
 def check_labels(labels: NDArray[Any], classes: int, path: Path | str) -> NDArray[np.int64]:
     """The labels as int64. Raises DataError at the first row that is no class number."""
+    if not len(labels):
+        raise DataError(f"{path} holds no labels")
     if labels.dtype.kind not in "iu":
         values = labels.tolist()
         row = next((i for i, value in enumerate(values) if not isinstance(value, int)), 0)

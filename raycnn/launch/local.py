@@ -22,7 +22,7 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
         held.callback(dist.leave)
         check_world(job.workers)
         chosen = kind.select(int(os.environ.get("LOCAL_RANK", 0)), job.workers.cpus)
-        device.check_training(job.train.precision, job.train.sync_batch_norm, chosen)
+        device.check_training(job.train, chosen.type)
 
         def open_and_hold() -> str:
             run = open_run()

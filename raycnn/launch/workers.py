@@ -36,8 +36,10 @@ from raycnn.device import Kind
 from raycnn.errors import ClusterError, RaycnnError, WorkerLost
 from raycnn.launch.cluster import Node, ask_of, kind_of
 from raycnn.launch.stop import Stop
+from raycnn.launch.trial import Ending, work_on
 from raycnn.launch.worker import work
 from raycnn.runs import LOOK_S, Run, View
+from raycnn.search.folder import Search, Trial
 from raycnn.spec import JobSpec
 
 STARTS = 3  # tries to find room for the workers, each of which has a deadline
@@ -57,13 +59,33 @@ def train(job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: Vi
     trainer.tell = run.add_event
     with run.held(), stop.listening(), _following(run, view, stop):
         error = _fit(trainer, job.failure.retries)
-    if error:
+    if isinstance(error, RaycnnError):
         raise error
     return run
 
 
-def _trainer(job: JobSpec, run: Run, kind: Kind, ask: dict[str, float]) -> "_Trainer":
-    config = {
+def train_trial(
+    search: Search, trial: Trial, kind: Kind, ask: dict[str, float], deadline: float | None
+) -> Ending:
+    """Train a trial of several workers; this process has no part in it."""
+    job = trial.run.job()
+    also = {"search": str(search.folder), "deadline": deadline}
+    trainer = _trainer(job, trial.run, kind, ask, also)
+    trainer.tell = trial.run.add_event
+    ended = _fit(trainer, job.failure.retries)
+    if isinstance(ended, RaycnnError):
+        raise ended
+    return ended or {}
+
+
+def _trainer(
+    job: JobSpec,
+    run: Run,
+    kind: Kind,
+    ask: dict[str, float],
+    also: dict[str, Any] | None = None,
+) -> "_Trainer":
+    config = (also or {}) | {
         "job": job.change({"workers.device": kind.name, "data.root": None}).tree(),
         "run": str(run.folder),
         "threads": int(ask["CPU"]),
@@ -86,8 +108,8 @@ def _trainer(job: JobSpec, run: Run, kind: Kind, ask: dict[str, float]) -> "_Tra
     )
 
 
-def _fit(trainer: "_Trainer", retries: int) -> RaycnnError | None:
-    """The error that a worker returned, if any: it would come back on every retry."""
+def _fit(trainer: "_Trainer", retries: int) -> RaycnnError | Ending | None:
+    """What rank 0 returned: an error, which would come back on every retry, or a trial's ending."""
     try:
         return trainer.fit().return_value
     except ray.train.WorkerGroupError as error:
@@ -103,12 +125,16 @@ def _fit(trainer: "_Trainer", retries: int) -> RaycnnError | None:
         raise ClusterError(f"the workers did not start in {STARTS} tries: {error}") from None
 
 
-def _worker(config: dict[str, Any]) -> RaycnnError | None:
+def _worker(config: dict[str, Any]) -> RaycnnError | Ending | None:
     """In each of Ray's workers. A user's error is returned: what is raised may be retried."""
     os.environ.update(config["environment"])
     job, run = spec.from_tree(config["job"]), Run(Path(config["run"]))
     try:
         chosen = dist.together(lambda: _place(job, run, config["threads"]))
+        if "search" in config:
+            return work_on(
+                Search(Path(config["search"])), Trial(run.folder), chosen, config["deadline"]
+            )
         work(job, run, chosen)
     except WorkerLost as error:  # a silent one: Ray is to end it, and to try again
         raise PeerLost(str(error)) from None
@@ -130,7 +156,7 @@ def _place(job: JobSpec, run: Run, threads: int) -> Any:
     context = ray.train.get_context()
     kind = device.find(job.workers.device)
     chosen = kind.select(context.get_local_rank(), threads)
-    device.check_training(job.train.precision, job.train.sync_batch_norm, chosen)
+    device.check_training(job.train, chosen.type)
     return chosen
 
 

@@ -1,6 +1,7 @@
 """Any classifier of torchvision's, as `torchvision:NAME`, with fresh weights.
 
-Their dropout is exchanged for raycnn's, which is the same for any number of workers; stochastic
+Their dropout is exchanged for raycnn's, which is the same for any number of workers, and their
+batch norm for raycnn's, which bears a last batch of one image; stochastic
 depth (EfficientNet, ConvNeXt, Swin) is not, and draws alike on every worker.
 """
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from raycnn.errors import SpecError, unknown
+from raycnn.models.blocks import BatchNorm
 from raycnn.noise import Dropout
 from raycnn.shape import Shape
 
@@ -30,19 +32,26 @@ def named(name: str) -> Callable[..., nn.Module]:
 
 def build(name: str, shape: Shape, classes: int) -> nn.Module:
     """Raises SpecError for images that the network cannot take."""
+    model = fresh(name, classes)
+    for parent in [*model.modules()]:
+        for key, child in parent.named_children():
+            if isinstance(child, nn.Dropout):
+                setattr(parent, key, Dropout(child.p))
+            elif type(child) is nn.BatchNorm2d:
+                child.__class__ = BatchNorm
+    _take_channels(model, shape.channels)
+    _try(name, model, shape)
+    return model
+
+
+def fresh(name: str, classes: int = 1000) -> nn.Module:
+    """torchvision's own network."""
     from torchvision import models
 
     extra = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
     real = torch.device("cpu") if name.startswith("regnet") else nullcontext()  # it reads values
     with real:
-        model = models.get_model(name, weights=None, num_classes=classes, **extra)
-    for parent in [*model.modules()]:
-        for key, child in parent.named_children():
-            if isinstance(child, nn.Dropout):
-                setattr(parent, key, Dropout(child.p))
-    _take_channels(model, shape.channels)
-    _try(name, model, shape)
-    return model
+        return models.get_model(name, weights=None, num_classes=classes, **extra)
 
 
 def _take_channels(model: nn.Module, channels: int) -> None:

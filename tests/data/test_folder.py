@@ -55,7 +55,7 @@ def test_names_may_be_of_any_script_and_what_is_no_picture_is_counted(
     splits = open_splits(job(data={"name": "folder", "root": str(tmp_path)}))
     assert splits.classes == tuple(classes)
     assert sum(len(split.labels) for split in splits.store.splits.values()) == 15
-    assert splits.warnings == [f"{tmp_path}: hidden files, other files and folders, ignored: 5"]
+    assert splits.warnings == [f"{tmp_path}: hidden files, other files and folders, ignored: 7"]
 
 
 def test_pictures_are_brought_to_the_size_and_mode_asked_for(tmp_path: Path) -> None:
