@@ -7,8 +7,10 @@ import pytest
 
 from raycnn import spec
 from raycnn.check import check
+from raycnn.search import spec as search_spec
+from raycnn.search.check import check as check_search
 from raycnn.spec import JobSpec
-from tests.conftest import JOBS, ROOT, train
+from tests.conftest import JOBS, ROOT, SEARCHES, train
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
@@ -22,6 +24,14 @@ def test_a_job_is_named_after_its_file_and_says_what_it_reaches(path: Path) -> N
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert spec.load(path).name == path.stem
     assert any("%" in line for line in head) and any("CPU" in line for line in head)
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_a_search_checks(path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYCNN_DATA", str(real_data))
+    found = search_spec.load(path)
+    check_search(found)
+    assert len(found.architectures) > 1 and path.read_text().startswith("#")
 
 
 Shipped = Callable[..., JobSpec]

@@ -184,7 +184,9 @@ def test_a_batch_too_large_for_the_device_is_halved_until_it_fits() -> None:
             raise torch.OutOfMemoryError
 
     assert fitting(trial, 64, said.append) == 8
-    assert said[-1].startswith("out of memory on the device: micro-batches of 8 images from here on")
+    assert said[-1].startswith(
+        "out of memory on the device: micro-batches of 8 images from here on"
+    )
     with pytest.raises(Unfit, match="one image is too much"):
         fitting(lambda size: trial(11), 64, said.append)
 

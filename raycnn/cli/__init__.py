@@ -15,6 +15,7 @@ from raycnn.cli.predict import predict
 from raycnn.cli.schema import schema
 from raycnn.cli.summary import summary
 from raycnn.cli.train import resume, train
+from raycnn.cli.tune import tune
 from raycnn.errors import RaycnnError
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
 )
 verbs: dict[str, Callable[..., None]] = {
-    "train": train, "resume": resume, "eval": evaluate, "predict": predict,
+    "train": train, "resume": resume, "tune": tune, "eval": evaluate, "predict": predict,
     "list": show, "check": check, "data": data, "summary": summary, "schema": schema,
 }  # fmt: skip
 for name, verb in verbs.items():

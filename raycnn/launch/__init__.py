@@ -2,11 +2,16 @@
 
 import os
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from raycnn import dist
 from raycnn.runs import Run, View
 from raycnn.spec import JobSpec, Workers
+
+if TYPE_CHECKING:
+    from raycnn.launch.tune import Place
+    from raycnn.search.folder import Search, SearchView
+    from raycnn.search.spec import TuneSpec
 
 STARTING = "starting Ray and its workers: half a minute, on two cores"
 
@@ -55,3 +60,37 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
         from raycnn.launch import workers  # what it imports was imported while Ray started
 
         return workers.train(job, open_run, nodes, view)
+
+
+def places(spec: "TuneSpec") -> "list[Place]":
+    """Where the trials of a search could be trained at once. Raises ClusterError for nowhere."""
+    from raycnn.launch import cluster
+
+    nodes = cluster.look(_trainers(spec)[0])
+    from raycnn.launch import tune
+
+    return tune.places(spec, nodes)
+
+
+def search(spec: "TuneSpec", open_search: "Callable[[], Search]", view: "SearchView") -> "Search":
+    """Train the trials of a search, in the folder that `open_search` opens, once there is room."""
+    from raycnn.launch import cluster
+
+    trainers = _trainers(spec)
+    where = address_of(trainers[0])
+    for trainer in trainers if not where else ():
+        cluster.require(trainer)  # said before Ray takes its time
+    view.note(f"connecting to Ray at {where}" if where else STARTING)
+    with cluster.connected(trainers[0]) as nodes:
+        from raycnn.launch import tune
+
+        return tune.run(spec, open_search, nodes, view)
+
+
+def _trainers(spec: "TuneSpec") -> list[Workers]:
+    """Those of one trial, in each pool."""
+    address = spec.architectures[0].job.workers.address
+    return [
+        Workers(count=pool.workers, device=pool.device, cpus=pool.cpus, address=address)
+        for pool in spec.tune.pools
+    ]

@@ -26,6 +26,8 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 for key, value in SETTINGS.items():
     os.environ.setdefault(key, value)
@@ -54,12 +56,16 @@ class Node:
 
 def require(workers: Workers) -> None:
     """Raises ClusterError when the workers do not fit, or no cluster answers."""
+    nodes = look(workers)
+    ask_of(workers, kind_of(workers, nodes), nodes)
+
+
+def look(workers: Workers) -> list[Node]:
+    """What there is to run on. Raises ClusterError when no cluster answers."""
     if address_of(workers):
         with connected(workers) as nodes:
-            ask_of(workers, kind_of(workers, nodes), nodes)
-    else:
-        here = [Node("this machine", {k.resource: float(k.count()) for k in KINDS.values()})]
-        ask_of(workers, kind_of(workers, here), here)
+            return nodes
+    return [Node("this machine", {k.resource: float(k.count()) for k in KINDS.values()})]
 
 
 @contextmanager

@@ -1,0 +1,87 @@
+"""One trial of a search, as each of its workers sees it: judged after each epoch, not tested."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from raycnn import dist
+from raycnn.checkpoint import State
+from raycnn.errors import Interrupted, RaycnnError
+from raycnn.loop import fit
+from raycnn.runs import Recorder, log
+from raycnn.search.folder import Search, Trial
+from raycnn.search.stopping import RULES
+
+Ending = dict[str, Any]
+"""The state and, where it did not come to its end, the reason; {} when it has not ended."""
+
+TAKE_OVER_S = 60  # for a worker that the driver's death left behind to notice, and let go
+
+
+class _Stopped(Exception):
+    """Not worth going on with."""
+
+
+class _Judged(Recorder):
+    """Records a trial, and ends it when the search's scheduler says so."""
+
+    def __init__(self, search: Search, trial: Trial, deadline: float | None):
+        super().__init__(trial.run, None, lambda: deadline is not None and time.time() > deadline)
+        self.search, self.trial = search, trial
+        self.rule = RULES.build(search.spec.tune.scheduler)
+
+    def close_epoch(self, state: State) -> None:
+        super().close_epoch(state)
+        if self.leads and "parameters" not in self.trial.facts:
+            parameters = sum(parameter.numel() for parameter in state.model.parameters())
+            self.trial.note(parameters=parameters, val_images=state.about["images"]["val"])
+        if reason := dist.from_first(self._verdict):
+            raise _Stopped(reason)
+
+    def _verdict(self) -> str | None:
+        own = self.trial.course(self.search.spec.tune)
+        reason = self.rule(own, lambda: self.search.siblings(self.trial))
+        return reason and f"after {len(own.values)} of {own.epochs} epochs: {reason}"
+
+
+def train(trial: Trial, work: Callable[[], Ending]) -> None:
+    """Have a trial trained, from its checkpoint on; how it ended is in its facts.
+
+    What goes wrong with it is its reason, and never the search's end.
+    """
+    began, before = time.time(), trial.facts.get("wall_s", 0.0)
+    ending: Ending = {}
+    try:
+        with trial.run.held(TAKE_OVER_S):
+            ending = work()
+    except RaycnnError as error:
+        ending = {"state": "failed", "reason": str(error)}
+    except Exception as error:
+        ending = {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
+    finally:
+        trial.note(**ending, wall_s=before + time.time() - began)
+    if reason := ending.get("reason"):
+        with suppress(OSError):
+            trial.run.add_event(f"{ending['state']}: {reason}")
+
+
+def work_on(search: Search, trial: Trial, device: torch.device, deadline: float | None) -> Ending:
+    """Train as one worker. Past the `deadline` (seconds since 1970) it saves, and has not ended."""
+    job = trial.run.job().change({"data.root": None})  # RAYCNN_DATA has it, on every machine
+    recorder = _Judged(search, trial, deadline)
+    try:
+        fit(job, device, recorder, test_once=False)
+        return {"state": "done"}
+    except _Stopped as stopped:
+        return {"state": "stopped", "reason": str(stopped)}
+    except Interrupted as error:
+        log.info(str(error))
+        return {}
+    except Exception as error:
+        log.error("failed", exc_info=error)
+        raise
+    finally:
+        recorder.close()

@@ -1,0 +1,268 @@
+"""The trials of a search on Ray Tune: processes that train one after another.
+
+What a trial changes, where it is trained and when it is stopped is decided in raycnn; Tune starts
+the processes, gives them their devices, keeps them between trials and starts lost ones again.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from ray import tune
+from ray.tune.search import Searcher
+
+from raycnn import device
+from raycnn.data.source import root_of
+from raycnn.data.store import cache
+from raycnn.errors import Interrupted
+from raycnn.launch import cluster, trial
+from raycnn.launch.cluster import Node
+from raycnn.launch.stop import Stop
+from raycnn.report.search import draw
+from raycnn.search.board import write
+from raycnn.search.draw import drawer
+from raycnn.search.folder import Search, SearchView, Trial
+from raycnn.search.spec import Pool, TuneSpec
+from raycnn.spec import Workers
+
+LOST = "its worker was lost more often than failure.retries allows"
+HEAD = "node:__internal_head__"  # a resource of the node that the driver's Ray was started on
+LOOK_S = 0.5  # between two looks at the trials
+
+
+class Place(NamedTuple):
+    """Where one trial is trained."""
+
+    pool: Pool
+    """Of one kind of device: no longer `auto`."""
+    nodes: list[int]
+    """Of its workers."""
+    ask: dict[str, float]
+    """Of Ray's resources, for each worker."""
+
+
+class Room:
+    """What the nodes have left: a trial that gets a place never waits for one."""
+
+    def __init__(self, search: TuneSpec, nodes: list[Node]):
+        """Raises ClusterError for a pool of which not even one trial fits."""
+        self.left = [dict(node.total) for node in nodes]
+        self.most = search.tune.concurrency
+        self.taken = 0
+        self.kinds = []
+        for pool in search.tune.pools:
+            workers = Workers(count=pool.workers, device=pool.device, cpus=pool.cpus)
+            kind = cluster.kind_of(workers, nodes)
+            ask = cluster.ask_of(workers, kind, nodes)
+            self.kinds.append((pool.model_copy(update={"device": kind.name}), ask))
+
+    def take(self) -> Place | None:
+        if self.taken == self.most:
+            return None
+        for pool, ask in self.kinds:
+            place = Place(pool, [], ask)
+            while len(place.nodes) < pool.workers and (node := self._with_room(ask)) is not None:
+                self._add(node, ask, -1)
+                place.nodes.append(node)
+            if len(place.nodes) == pool.workers:
+                self.taken += 1
+                return place
+            self._free(place)
+        return None
+
+    def give_back(self, place: Place) -> None:
+        self._free(place)
+        self.taken -= 1
+
+    def _with_room(self, ask: dict[str, float]) -> int | None:
+        for node, left in enumerate(self.left):
+            if all(left.get(key, 0) >= amount for key, amount in ask.items()):
+                return node
+        return None
+
+    def _free(self, place: Place) -> None:
+        for node in place.nodes:
+            self._add(node, place.ask, 1)
+
+    def _add(self, node: int, ask: dict[str, float], sign: int) -> None:
+        for key, amount in ask.items():
+            self.left[node][key] += sign * amount
+
+
+def places(search: TuneSpec, nodes: list[Node]) -> list[Place]:
+    """Where trials could be trained at once. Raises ClusterError when there is no place."""
+    room = Room(search, nodes)
+    found = []
+    while place := room.take():
+        found.append(place)
+    return found
+
+
+def run(
+    spec: TuneSpec, open_search: Callable[[], Search], nodes: list[Node], view: SearchView
+) -> Search:
+    """Train every trial that has not ended, then write down what they came to.
+
+    Raises Interrupted when asked to stop, all saved.
+    """
+    room = Room(spec, nodes)
+    search = open_search()
+    with search.held():
+        feed = _Feed(search, room)
+        with feed.stop.listening(), _following(feed, view):
+            _fit(feed)
+        draw(search, write(search))
+    if feed.stop.asked:
+        raise Interrupted(f"stopped as asked, and saved: `raycnn tune --resume {search.folder}`")
+    return search
+
+
+class _Feed(Searcher):
+    """Hands Tune the trials one by one, as there is room for them."""
+
+    def __init__(self, search: Search, room: Room):
+        super().__init__()
+        self.stop = Stop(busy=lambda: bool(self.under_way))
+        self.search, self.room = search, room
+        tune_spec = search.spec.tune
+        budget = tune_spec.time_budget_s
+        self.deadline = time.time() + budget if budget else None
+        begun = Counter(one.facts["architecture"] for one in search.trials())
+        self.drawers = {
+            a.name: drawer(search.spec, a, begun[a.name]) for a in search.spec.architectures
+        }
+        self.waiting = search.waiting()
+        self.count = len(self.waiting)
+        self.under_way: dict[str, tuple[Trial, Place]] = {}
+        for done in search.trials():
+            if done.ended:
+                self._tell(done)
+
+    def set_search_properties(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        over = self.deadline is not None and time.time() > self.deadline
+        if over or self.stop() or not self.waiting:
+            return Searcher.FINISHED
+        place = self.room.take()
+        if not place:
+            return None
+        architecture, number = self.waiting.pop(0)
+        begun = self.search.trial(architecture, number).facts
+        changes = begun.get("changes") or self.drawers[architecture.name].changes(number)
+        chosen = self.search.begin(architecture, number, changes, place.pool)
+        self.under_way[trial_id] = chosen, place
+        # Other machines have other working folders, and none of this process's environment.
+        root = root_of(architecture.job.data.root)
+        return {
+            "search": str(self.search.folder),
+            "trial": str(chosen.run.folder),
+            "pool": place.pool.model_dump(),
+            "ask": place.ask,
+            "deadline": self.deadline,
+            "environment": {"RAYCNN_DATA": str(root), "RAYCNN_CACHE": str(cache())},
+        }
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        ended, place = self.under_way.pop(trial_id)
+        self.room.give_back(place)
+        reason = LOST if error else (result or {}).get("refused")
+        if reason and not ended.ended:
+            ended.note(state="failed", reason=reason)
+        self._tell(ended)
+
+    def _tell(self, ended: Trial) -> None:
+        facts, course = ended.facts, ended.course(self.search.spec.tune)
+        known = course.values and facts.get("state") != "failed"
+        value = course.best(course.epochs) if known else None
+        self.drawers[facts["architecture"]].tell(facts["changes"], value)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the folder of the search says it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles it, for a restore that is not used
+
+
+def _fit(feed: _Feed) -> None:
+    search = feed.search
+    folder = search.folder / "logs" / "ray"
+    shutil.rmtree(folder, ignore_errors=True)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    retries = max(a.job.failure.retries for a in search.spec.architectures)
+    tuner = tune.Tuner(
+        tune.with_resources(_trial, _resources),
+        tune_config=tune.TuneConfig(search_alg=feed, num_samples=feed.count, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=retries),
+        ),
+    )
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(feed.count)  # the room is counted here
+    with redirect_stdout(StringIO()):  # it greets also where it is to be silent
+        tuner.fit()
+
+
+def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Of Tune's own process: those of the trial, unless its workers are others and ask for them."""
+    alone = config["pool"]["workers"] == 1
+    return tune.PlacementGroupFactory([config["ask"] if alone else {HEAD: 0.001}])
+
+
+def _trial(config: dict[str, Any]) -> dict[str, Any]:
+    """In each of Tune's processes, once for every trial."""
+    os.environ.update(config["environment"])
+    search, one = Search(Path(config["search"])), Trial(Path(config["trial"]))
+    pool, deadline = Pool(**config["pool"]), config["deadline"]
+    if not one.run.folder.is_dir():
+        return {"refused": f"its node does not see {one.run.folder}: storage.path must be shared"}
+    if pool.workers == 1:
+        trial.train(one, lambda: trial.work_on(search, one, _device(pool), deadline))
+    else:
+        from raycnn.launch import workers  # imports what one worker has no need of
+
+        kind = device.KINDS[pool.device]
+        trial.train(one, lambda: workers.train_trial(search, one, kind, config["ask"], deadline))
+    return {}
+
+
+def _device(pool: Pool) -> torch.device:
+    return device.find(pool.device).select(0, pool.cpus)
+
+
+@contextmanager
+def _following(feed: _Feed, view: SearchView) -> Iterator[None]:
+    """Show the trials, and pass on a wish to stop."""
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.wait(LOOK_S):
+            under_way = [one for one, _ in list(feed.under_way.values())]
+            if feed.stop():
+                for one in under_way:
+                    one.run.ask_to_stop()
+            view.show(feed.search, [one.id for one in under_way])
+        view.show(feed.search, [])
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        over.set()
+        follower.join()

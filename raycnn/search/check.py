@@ -1,0 +1,61 @@
+"""A search against reality before it starts: every architecture, and the ends of every range."""
+
+from pathlib import Path
+
+from raycnn import spec
+from raycnn.check import check_settings, writable
+from raycnn.data.source import files_of
+from raycnn.errors import SpecError
+from raycnn.search.spec import Architecture, Domain, TuneSpec
+from raycnn.search.stopping import RULES
+
+# Searched, these would have trials differ in what they are measured on, or in nothing at all.
+FIXED = ("name", "seed", "workers", "storage", "failure", "data.name", "data.val", "data.limit")
+
+
+def check(search: TuneSpec) -> None:
+    """Raises SpecError, DataError or Unfit for the first thing that cannot work."""
+    try:
+        RULES.options(search.tune.scheduler)
+    except SpecError as error:
+        raise search.refuse(error.key, error.message) from None
+    for architecture in search.architectures:
+        _check_job(search, architecture)
+        for key, domain in architecture.space.items():
+            _check_values(search, architecture, key, domain)
+    for architecture in search.architectures:
+        files_of(check_settings(architecture.job)[0])
+    writable(Path(search.architectures[0].job.storage.path).absolute())
+
+
+def _check_job(search: TuneSpec, architecture: Architecture) -> None:
+    job = architecture.job
+    check_settings(job)
+    if job.workers.count > 1:
+        raise search.refuse(
+            "workers.count",
+            f"{architecture.name} asks for {job.workers.count}: "
+            "tune.pools says how many a trial has",
+        )
+    first = search.architectures[0].job.data
+    if (job.data.name, job.data.val, job.data.limit) != (first.name, first.val, first.limit):
+        raise search.refuse(
+            "architectures",
+            f"{architecture.name} has other data than {search.architectures[0].name}: "
+            "data.name, data.val and data.limit must be the same",
+        )
+    if search.tune.metric.startswith("val/") and not job.data.val:
+        raise search.refuse("data.val", f"0 leaves no images for tune.metric {search.tune.metric}")
+
+
+def _check_values(search: TuneSpec, architecture: Architecture, key: str, domain: Domain) -> None:
+    place = f"tune.space.{key}"
+    if key == "data" or any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED):
+        raise search.refuse(place, "trials that differ in it cannot be compared")
+    for value in domain.ends:
+        try:
+            tree, _ = spec.put(architecture.job.tree(), {}, {key: value})
+            check_settings(spec.from_tree(tree))
+        except SpecError as error:
+            said = f"{value!r} makes no job of {architecture.name}: {error}"
+            raise search.refuse(place, said) from None

@@ -1,0 +1,40 @@
+"""How long trials would take here: a step of every architecture, timed."""
+
+import time
+
+import torch
+
+from raycnn.data import open_splits
+from raycnn.data.loader import Batch
+from raycnn.loop import fresh_state
+from raycnn.search.spec import TuneSpec
+from raycnn.spec import JobSpec
+from raycnn.step import forward
+
+SAMPLE = 32  # images of the step that is timed
+
+
+def epoch_s(search: TuneSpec, device: torch.device) -> dict[str, float]:
+    """Of one epoch of every architecture as it stands, without augmentation and saving."""
+    return {a.name: _epoch_s(a.job, device) for a in search.architectures}
+
+
+def _epoch_s(job: JobSpec, device: torch.device) -> float:
+    splits = open_splits(job)
+    state = fresh_state(job, splits, device)
+    size = min(SAMPLE, job.train.batch_size)
+    batch = Batch(
+        images=torch.zeros(size, *splits.shape, device=device),
+        labels=torch.zeros(size, dtype=torch.int64, device=device),
+        others=None, kept=None, first=0, total=size, count=size,
+    )  # fmt: skip
+    state.model.train()
+    for _ in range(2):  # the first one pays for what is set up once
+        began = time.perf_counter()
+        _, loss = forward(state.model, batch, job.train)
+        loss.backward()
+        loss.item()
+        took = time.perf_counter() - began
+    # A forward pass is a third of a step: twice as much goes backward.
+    images = len(splits.labels("train")) + len(splits.labels("val")) / 3
+    return took / size * images

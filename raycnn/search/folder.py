@@ -1,0 +1,174 @@
+"""The folder of a search: what is written where, and found again.
+
+runs/<search>/<n>/
+    search.yaml             the resolved search
+    trials/<id>/            each an ordinary run folder, and
+        trial.json          what it changes, and how it ended
+    leaderboard.csv, .json  the trials, best first
+    best-<architecture>.yaml    a job that comes to the best trial's metric
+    *.png                   see report/search.py
+    logs/                   Ray Tune's own files, which nothing reads
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from raycnn import yaml_file
+from raycnn.errors import SpecError, Unfit, unknown
+from raycnn.runs import LOCK_S, Run, numbered, read_json, write_json
+from raycnn.search import spec
+from raycnn.search.spec import Architecture, Pool, TuneSpec
+from raycnn.search.stopping import Course
+from raycnn.spec import JobSpec
+from raycnn.yaml_file import Tree
+
+ENDED = ("done", "stopped", "failed")
+
+
+class SearchView(Protocol):
+    """Where a person watches a search."""
+
+    def note(self, text: str) -> None: ...
+
+    def show(self, search: "Search", under_way: list[str]) -> None:
+        """Called now and then with the trials that are trained, and with none at the end."""
+
+
+class Trial:
+    """One training of a search: a run, and what it has to do with the others."""
+
+    def __init__(self, folder: Path):
+        self.run = Run(folder)
+
+    @property
+    def id(self) -> str:
+        return self.run.folder.name
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """architecture, number, changes, epochs; when trained: parameters, val_images, wall_s;
+        when ended: state, and the reason where it did not come to its end."""
+        return read_json(self.run.folder / "trial.json") or {}
+
+    def note(self, **facts: Any) -> None:
+        write_json(self.run.folder / "trial.json", self.facts | facts)
+
+    @property
+    def ended(self) -> bool:
+        return self.facts.get("state") in ENDED
+
+    def rows(self) -> list[dict[str, float]]:
+        return [
+            {key: float(value) for key, value in row.items() if value} for row in self.run.rows()
+        ]
+
+    def course(self, tune: spec.Tune) -> Course:
+        values = [tune.sign * row[tune.metric] for row in self.rows() if tune.metric in row]
+        return Course(int(self.facts.get("epochs", 0)), values)
+
+
+class Search:
+    """One execution of a search."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @classmethod
+    def create(cls, search: TuneSpec) -> "Search":
+        """A new folder, numbered after the ones that are there."""
+        parent = Path(search.architectures[0].job.storage.path).absolute() / search.name
+        try:
+            created = cls(numbered(parent))
+            for inner in ("trials", "logs"):
+                (created.folder / inner).mkdir()
+            _write(created.folder / "search.yaml", search.tree())
+        except OSError as error:
+            raise Unfit(f"storage.path: cannot write to {parent}: {error}") from None
+        return created
+
+    @classmethod
+    def find(cls, text: str, root: str = "runs") -> "Search":
+        """By its folder, by `search/n`, or the latest of `search`. Raises SpecError for none."""
+        for path in (Path(text), Path(root) / text):
+            if (path / "search.yaml").is_file():
+                return cls(path.absolute())
+        found = [path.parent for path in Path(root).glob("*/*/search.yaml")]
+        of_name = [path for path in found if path.parent.name == text and path.name.isdigit()]
+        if of_name:
+            return cls(max(of_name, key=lambda path: int(path.name)).absolute())
+        names = {name for p in found for name in (f"{p.parent.name}/{p.name}", p.parent.name)}
+        raise SpecError(unknown("search", text, names) + f"; looked for a folder and in {root}/")
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @cached_property
+    def spec(self) -> TuneSpec:
+        return spec.resolved(self.folder / "search.yaml")
+
+    def wanted(self) -> list[tuple[Architecture, int]]:
+        """Every trial of the search, the architectures taking turns."""
+        tune, all_of = self.spec.tune, self.spec.architectures
+        counts = {a.name: a.trials(tune.trials) for a in all_of}
+        rounds = range(max(counts.values()))
+        return [(a, number) for number in rounds for a in all_of if number < counts[a.name]]
+
+    def waiting(self) -> list[tuple[Architecture, int]]:
+        """The trials that have not ended."""
+        return [(a, number) for a, number in self.wanted() if not self.trial(a, number).ended]
+
+    def trial(self, architecture: Architecture, number: int) -> Trial:
+        """Where the trial is, or will be."""
+        return Trial(self.folder / "trials" / f"{architecture.name}-{number:03d}")
+
+    def trials(self) -> list[Trial]:
+        """Those that have begun."""
+        found = (self.trial(architecture, number) for architecture, number in self.wanted())
+        return [trial for trial in found if (trial.run.folder / "trial.json").is_file()]
+
+    def begin(self, architecture: Architecture, number: int, changes: Tree, pool: Pool) -> Trial:
+        """Make the folder of a trial, or give one that was begun to another pool."""
+        trial = self.trial(architecture, number)
+        job = architecture.changed(self.spec.name, changes, pool)
+        if trial.facts:
+            trial.run.reopen(job)
+        else:
+            trial.run.furnish(job)
+            about = {"architecture": architecture.name, "number": number, "changes": changes}
+            trial.note(**about, epochs=job.train.epochs)
+        return trial
+
+    def siblings(self, trial: Trial) -> list[Course]:
+        """The other trials of its architecture, as far as they have come."""
+        own = trial.facts["architecture"]
+        others = [other for other in self.trials() if other.id != trial.id]
+        return [o.course(self.spec.tune) for o in others if o.facts.get("architecture") == own]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other process from searching in this folder."""
+        try:
+            with FileLock(self.folder / ".lock", timeout=LOCK_S):
+                yield
+        except Timeout:
+            raise Unfit(f"{self.folder} is being searched by another process") from None
+
+    def best_job(self, architecture: str) -> Path:
+        return self.folder / f"best-{architecture}.yaml"
+
+    def write_best(self, architecture: str, job: JobSpec) -> None:
+        _write(self.best_job(architecture), job.tree())
+
+
+def _write(path: Path, tree: Tree) -> None:
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("w", encoding="utf-8") as file:
+        yaml_file.dump(tree, file)
+    os.replace(temporary, path)
