@@ -1,0 +1,39 @@
+"""The walks of cluster/README.md: short, and of things that exist."""
+
+import re
+import shlex
+
+import pytest
+from typer.main import get_command
+
+from raycnn import spec
+from raycnn.cli import app
+from tests.cluster.conftest import CLUSTER
+from tests.conftest import ROOT
+
+README = (CLUSTER / "README.md").read_text()
+WALKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+LINES = [line for walk in WALKS for line in walk.splitlines()]
+
+
+def test_no_walk_is_longer_than_nine_commands() -> None:
+    assert len(WALKS) >= 4 and all(len(walk.splitlines()) < 10 for walk in WALKS)
+
+
+def test_every_file_that_is_named_exists() -> None:
+    named = re.findall(r"(?:cluster|jobs)/[\w./-]+\w", "\n".join(LINES))
+    assert len(named) > 8 and all((ROOT / name).is_file() for name in named)
+    shown = {path.name for path in CLUSTER.iterdir() if path.suffix == ".yaml"}
+    assert all(name in README for name in shown)
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if re.search(r"\braycnn \w", line)])
+def test_its_raycnn_commands_are_understood(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    words = words[words.index("raycnn") + 1 :]
+    command = get_command(app)
+    while words and hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    given = command.make_context("raycnn", list(words)).params
+    if job := given.get("job"):
+        spec.load(ROOT / job, given.get("changes") or [])
