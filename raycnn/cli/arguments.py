@@ -20,6 +20,13 @@ RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, or job/n, or job for its latest run.")
 ]
 Runs = Annotated[str, typer.Option("--runs", help="Folder that holds the runs.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Of a submitted job: raycnn list --jobs.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="http://host:8265 of a cluster; else RAYCNN_ADDRESS or RAY_ADDRESS."
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.")]
 Weights = Annotated[str, typer.Option("--checkpoint", help="best or last.")]
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raycnn.cli.arguments import Runs
+from raycnn.cli.arguments import Address, Runs
 from raycnn.errors import SpecError, unknown
 
 if TYPE_CHECKING:
@@ -19,8 +19,15 @@ def show(
         typer.Argument(metavar="[WHAT]", help="models, datasets, ..., or runs; else all names."),
     ] = "",
     runs: Runs = "runs",
+    jobs: Annotated[bool, typer.Option("--jobs", help="The jobs submitted to a cluster.")] = False,
+    address: Address = None,
 ) -> None:
-    """List what a spec can name, with options and defaults; or the runs."""
+    """List what a spec can name, with options; the runs and searches; or a cluster's jobs."""
+    if jobs:
+        from raycnn.cli.remote import reach, show_jobs
+
+        show_jobs(reach(address))
+        return
     if what == "runs":
         _show_runs(runs)
         return
@@ -49,6 +56,8 @@ def _options(table: "Catalogue[Any]", entry: str) -> str:
 
 def _show_runs(root: str) -> None:
     from raycnn.runs import Run
+    from raycnn.search.board import leaderboard, winners
+    from raycnn.search.folder import Search
 
     for run in Run.all(root):
         rows, result = run.rows(), run.result()
@@ -56,3 +65,10 @@ def _show_runs(root: str) -> None:
         val = f"val {best:.2%}" if best is not None else ""
         test = f"test {result['test']['acc1']:.2%}" if result else ""
         print(f"{run.name:<28}{run.state():<9}{len(rows):>4} epochs  {val:<12}{test}".rstrip())
+    for search in Search.all(root):
+        board = leaderboard(search)
+        ended = sum(entry.state != "unfinished" for entry in board)
+        trials = f"{ended:>4} of {len(search.wanted())} trials"
+        won = next(iter(winners(board).values()), None)
+        said = f"{search.spec.tune.metric} {won.metric:.4g}, {won.trial}" if won else ""
+        print(f"{search.name:<28}{search.state():<9}{trials}  {said}".rstrip())

@@ -1,0 +1,25 @@
+"""`raycnn fetch`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raycnn.cli.arguments import Address
+
+
+def fetch(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A submitted job's id; or job/n, or job, there.")
+    ],
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="FOLDER", help="Becomes the copy; when absent runs/job/n."),
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Copy the folder of a run, or a search, from a cluster's head node to here."""
+    from raycnn.cli.remote import reach
+    from raycnn.launch import fetch
+
+    print(fetch.fetch(reach(address), run, to).absolute())

@@ -1,0 +1,102 @@
+"""`raycnn submit`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raycnn import spec
+from raycnn.cli.arguments import Address, Changes
+from raycnn.errors import DataError, SpecError
+from raycnn.spec import JobSpec
+
+if TYPE_CHECKING:
+    from raycnn.search.spec import TuneSpec
+
+
+def submit(
+    job: Annotated[
+        Path | None,
+        typer.Argument(metavar="[JOB]", help="A job spec, with `tune:` a search: a YAML file."),
+    ] = None,
+    changes: Changes = None,
+    address: Address = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--detach", help="Follow the job; or print its id, and end.")
+    ] = True,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume", metavar="RUN", help="Go on with a run there: a job's id, or job/n."
+        ),
+    ] = None,
+    code: Annotated[
+        bool, typer.Option("--with-code", help="Run on this raycnn, sent along: not the cluster's.")
+    ] = False,
+) -> None:
+    """Train a job, or search, on a Ray cluster, and follow it from here.
+
+    The spec is checked here, and the workers it asks for against what the cluster has. Its paths
+    are the cluster's: relative ones are below the home folder of whoever started Ray on the head
+    node, so runs come into `runs` there, and RAYCNN_DATA is the one that was set there.
+
+    Ends with the job's own exit code. Ctrl-C leaves the job alone: `raycnn logs -f ID` goes on
+    watching, `raycnn stop ID` has it save and stop, `raycnn submit --resume ID` goes on with it.
+
+    Without any address a Ray is started here for the job, in this folder, and ended with it.
+    """
+    if resume is not None and job is not None:  # what stands first are changes then
+        changes, job = [str(job), *(changes or [])], None
+    if (job is None) == (resume is None):
+        raise SpecError("name a job to submit, or a run to go on with: --resume RUN")
+    asked = _checked(job, changes or []) if job else None
+    from raycnn.cli.remote import follow, reach
+    from raycnn.launch.jobs import server_of
+
+    if asked and wait and not server_of(address):
+        _alone(asked, code)
+        return
+    cluster = reach(address)
+    if asked:
+        name = cluster.submit(asked, code=code)
+    else:
+        assert resume
+        name = cluster.resume(resume, changes or [], code=code)
+    print(f"{name} at {cluster.server}", flush=True)
+    if wait:
+        follow(cluster, name)
+
+
+def _checked(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
+    """What the file says, checked as far as that can be done without the cluster's files."""
+    from raycnn.check import check_settings
+    from raycnn.launch.jobs import each
+    from raycnn.search import check
+    from raycnn.search import spec as search_spec
+
+    searched = "tune" in spec.read(file, changes)[0]
+    asked = search_spec.load(file, changes) if searched else spec.load(file, changes)
+    seen = each(asked, _without_weights)
+    try:
+        if isinstance(seen, JobSpec):
+            check_settings(seen)
+        else:
+            check.check(seen, elsewhere=True)
+    except DataError as error:
+        print(f"left to the cluster to check: {error}")
+    return asked
+
+
+def _without_weights(job: JobSpec) -> JobSpec:
+    return job if job.model.weights == "imagenet" else job.change({"model.weights": None})
+
+
+def _alone(asked: "JobSpec | TuneSpec", code: bool) -> None:
+    from raycnn.cli.remote import follow
+    from raycnn.launch import STARTING, head
+
+    print(STARTING, flush=True)
+    with head.started() as cluster:
+        name = cluster.submit(asked, folder=str(Path.cwd()), code=code)
+        print(f"{name} at {cluster.server}", flush=True)
+        follow(cluster, name, ours=True)

@@ -1,0 +1,58 @@
+"""A Ray of raycnn's own on this machine, with a job server, for as long as it is needed."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+
+from raycnn.device import KINDS
+from raycnn.errors import ClusterError
+from raycnn.launch.jobs import Cluster
+
+START_S = 120
+END_S = 120
+LOOK_S = 0.5
+
+
+@contextmanager
+def started() -> Iterator[Cluster]:
+    """Raises ClusterError when it does not come up within START_S."""
+    token = secrets.token_hex(32)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # Short, for sockets lie in it; and Ray's last processes may still write there at the end.
+    with TemporaryDirectory(prefix="raycnn-", ignore_cleanup_errors=True) as folder:
+        head = subprocess.Popen(
+            [
+                sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
+                "--port=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+                "--dashboard-agent-listen-port=0", f"--temp-dir={folder}",
+                f"--num-cpus={KINDS['cpu'].count()}",
+            ],
+            env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the job
+        )  # fmt: skip
+        try:
+            yield _reached(f"http://127.0.0.1:{port}", token, head)
+        finally:
+            head.terminate()
+            head.wait(END_S)
+
+
+def _reached(server: str, token: str, head: "subprocess.Popen[bytes]") -> Cluster:
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            cluster = Cluster(server, token)
+            cluster.nodes()
+            return cluster
+        except ClusterError as error:
+            if head.poll() is not None or time.monotonic() > deadline:
+                raise ClusterError(f"Ray did not start here: {error}") from None
+            time.sleep(LOOK_S)
