@@ -1,9 +1,12 @@
 """The kinds of device: one row each, with what the rest of raycnn must know of them."""
 
-import importlib.util
+import importlib
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
 from pathlib import Path
 
 import torch
@@ -39,6 +42,11 @@ class Kind:
         torch.get_device_module(device).set_device(device)
         return device
 
+    def names(self) -> list[str]:
+        """What the maker calls each of them; nothing for CPUs."""
+        count = self.count() if self.name != "cpu" else 0
+        return [torch.get_device_module(self.name).get_device_name(k) for k in range(count)]
+
 
 def _gpus() -> int:
     return torch.cuda.device_count()
@@ -51,10 +59,14 @@ def _cpus() -> int:
 
 
 def _npus() -> int:
-    try:
-        importlib.import_module("torch_npu")
-    except (ImportError, RuntimeError, OSError):  # not installed, or without its CANN libraries
-        return 0
+    """Loads torch_npu only where there is an NPU's driver: never by accident."""
+    if not sys.modules.get("torch_npu"):
+        if not npu_driver():
+            return 0
+        try:
+            load_npu()
+        except Unfit:
+            return 0
     return int(torch.get_device_module("npu").device_count())
 
 
@@ -70,36 +82,73 @@ def find(name: str) -> Kind:
     if name not in {*KINDS, "auto"}:
         raise SpecError(unknown("device", name, [*KINDS, "auto"]))
     if name == "auto":
-        # An NPU is looked for only where its driver is: torch_npu is never loaded by accident.
-        present = (kind for kind in KINDS.values() if kind.name != "npu" or _npu_driver())
-        return next(kind for kind in present if kind.count())
-    kind = KINDS[name]
+        return next(kind for kind in KINDS.values() if kind.count())
     if name == "npu":
-        _require_npu()
-    elif not kind.count():
+        load_npu()
+    kind = KINDS[name]
+    if not kind.count():
         raise Unfit(f"workers.device: {name}: this machine has none (torch {torch.__version__})")
     return kind
 
 
-def _npu_driver() -> bool:
+def npu_driver() -> bool:
     return any(Path("/dev").glob("davinci[0-9]*"))
 
 
-def _require_npu() -> None:
-    if not importlib.util.find_spec("torch_npu"):
+def load_npu() -> None:
+    """Import torch_npu. Raises Unfit, saying what lacks: the package, its pair, or CANN."""
+    found, wanted = package("torch_npu"), minor(torch.__version__)
+    if not found:
         raise Unfit(
             "workers.device: npu: torch_npu is not installed: pip install 'raycnn[npu]' brings the "
             f"one for torch {torch.__version__}"
         )
+    if minor(found) != wanted:
+        raise Unfit(
+            f"workers.device: npu: torch_npu {found} does not fit torch {torch.__version__}: "
+            f"torch_npu {wanted} goes with torch {wanted}, and torch {minor(found)} with torch_npu "
+            f"{minor(found)}"
+        )
+    if not sys.modules.get("torch_npu"):
+        sys.modules.pop("torch_npu", None)
     try:
         importlib.import_module("torch_npu")
-    except (ImportError, RuntimeError, OSError) as error:
+    except Exception as error:  # whatever an import meets where libraries are missing
+        set_npu_aside()
         raise Unfit(
-            f"workers.device: npu: torch_npu does not load ({error}): is CANN installed, was its "
-            "set_env.sh sourced, and is torch of the same major and minor version?"
+            f"workers.device: npu: torch_npu does not load ({error}): is CANN installed, and was "
+            "its set_env.sh sourced?"
         ) from None
-    if not _npus():
-        raise Unfit("workers.device: npu: torch_npu sees no Ascend device")
+
+
+def set_npu_aside() -> None:
+    """Have torch_npu seem not to be installed, until `load_npu`.
+
+    Ray imports it wherever it is installed (air/_internal/device_manager/npu.py), and with it
+    fails where the CANN libraries are missing.
+    """
+    sys.modules.setdefault("torch_npu", None)  # type: ignore[arg-type]
+
+
+def package(name: str) -> str | None:
+    """The version that is installed."""
+    try:
+        return installed(name)
+    except PackageNotFoundError:
+        return None
+
+
+def minor(version: str) -> str:
+    """`2.14` of `2.14.0+cu130`."""
+    return ".".join(version.split(".")[:2])
+
+
+def peak_mib(device: torch.device) -> float:
+    """The most memory that tensors took since this was last asked, in MiB."""
+    module = torch.get_device_module(device)
+    most = module.max_memory_allocated(device) / 2**20
+    module.reset_peak_memory_stats(device)
+    return float(most)
 
 
 def layout(device: torch.device, channels_last: bool | None) -> torch.memory_format:
@@ -113,7 +162,8 @@ def check_training(settings: Train, kind: str) -> None:
     """Raises SpecError where this kind of device cannot train like this."""
     if settings.sync_batch_norm and kind == "cpu":
         raise SpecError("is for cuda and npu: torch has none for cpu", "train.sync_batch_norm")
-    narrow = settings.precision == "bf16" and kind == "cuda" and torch.cuda.is_available()
-    if narrow and not torch.cuda.is_bf16_supported():
-        name = torch.cuda.get_device_name()
-        raise SpecError(f"bf16 is not for {name}: use fp32", "train.precision")
+    if settings.precision != "bf16" or kind in ("cpu", "auto") or not KINDS[kind].count():
+        return
+    module = torch.get_device_module(kind)
+    if not module.is_bf16_supported():
+        raise SpecError(f"bf16 is not for {module.get_device_name()}: use fp32", "train.precision")

@@ -41,6 +41,13 @@ def started() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
+def backends() -> list[str]:
+    """The collective backends that torch has here."""
+    there = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available}
+    known = [name for name, is_there in there.items() if is_there()]
+    return known + (["hccl"] if "hccl" in dist.Backend.backend_list else [])
+
+
 def join(backend: str, timeout_s: int) -> None:
     """Meet the other workers that torchrun started."""
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
@@ -56,6 +63,14 @@ def total(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def most(value: float) -> float:
+    """The largest of what the workers have."""
+    held = torch.tensor(value, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(held, dist.ReduceOp.MAX)
+    return held.item()
 
 
 def together(work: Callable[[], T]) -> T:

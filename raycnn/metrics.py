@@ -53,7 +53,7 @@ class Tally:
         self._losses: list[Tensor] = []
         self._hits: list[Tensor] = []
         self._top5: list[Tensor] = []
-        self._confusion = torch.zeros(classes**2, dtype=torch.int64)
+        self._confusion: Tensor | None = None
         self.count = 0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, count: int) -> None:
@@ -65,8 +65,10 @@ class Tally:
         if self.evaluating:
             top = logits.topk(min(TOP, self.classes), 1).indices
             self._top5.append((top == labels[:, None]).sum())
-            pairs = torch.bincount(labels * self.classes + best, minlength=self.classes**2)
-            self._confusion = self._confusion.to(pairs.device) + pairs
+            if self._confusion is None:
+                self._confusion = labels.new_zeros(self.classes**2)
+            # What bincount does, which waits for the device to see how many it has to count.
+            self._confusion.index_add_(0, labels * self.classes + best, torch.ones_like(labels))
 
     def over_workers(self, seconds: float = 0.0) -> Seen:
         """The sums over all workers: one wait for the device, one reduction."""
@@ -75,7 +77,8 @@ class Tally:
             losses = losses.sum()[None]
         parts = [losses, _total(self._hits), _total(self._top5), torch.tensor([self.count])]
         if self.evaluating:
-            parts.append(self._confusion)
+            zeros = torch.zeros(self.classes**2)
+            parts.append(zeros if self._confusion is None else self._confusion)
         sums = dist.total(torch.cat([part.cpu().double() for part in parts]))
         losses, counts, confusion = sums.split([len(losses), 3, len(sums) - len(losses) - 3])
         hits, top5, count = counts.long().tolist()

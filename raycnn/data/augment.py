@@ -47,6 +47,7 @@ class Pipeline:
         self.steps, self.mean, self.std = steps, mean, std
         self.transforms = [step for step in steps if isinstance(step, Transform)]
         self.mixes = [step for step in steps if isinstance(step, Mix)]
+        self._scales: tuple[Tensor, Tensor] | None = None
 
     def evaluation(self) -> "Pipeline":
         stand_ins = (step.evaluation() for step in self.steps)
@@ -79,14 +80,19 @@ class Pipeline:
 
     def _normalise(self, images: Tensor) -> Tensor:
         layout = KINDS[images.device.type].layout
-        mean, std = (
-            torch.tensor(values).mul_(255).view(1, -1, 1, 1).to(images.device, non_blocking=True)
-            for values in (self.mean, self.std)
-        )
+        mean, std = self._scale(images.device)
         # Into a new tensor, since the strides of one with a single channel leave its layout open,
         # and a convolution may guess the slower one.
         floats = torch.empty(images.shape, device=images.device, memory_format=layout)
         return torch.sub(images, mean, out=floats).div_(std)
+
+    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (1, C, 1, 1), moved once: each move waits for the device."""
+        if self._scales is None or self._scales[0].device != device:
+            rows = torch.tensor([self.mean, self.std]).mul_(255).to(device)
+            mean, std = rows.view(2, 1, -1, 1, 1).unbind()
+            self._scales = mean, std
+        return self._scales
 
 
 def shape_after(choices: Sequence[Choice], shape: Shape) -> Shape:

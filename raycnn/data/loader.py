@@ -129,7 +129,7 @@ class Loader:
 
     def _move(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 

@@ -1,0 +1,71 @@
+"""`raycnn doctor`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raycnn.cli.arguments import Runs
+
+if TYPE_CHECKING:
+    from raycnn.doctor import Findings
+
+WIDTH = 16
+
+
+def doctor(
+    wanted: Annotated[
+        str | None,
+        typer.Option("--device", help="cpu, cuda or npu: exit 3, and why, where it cannot work."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="HOST:PORT of a Ray head: look at its nodes.")
+    ] = None,
+    runs: Runs = "runs",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
+) -> None:
+    """Show what is installed and at hand here, and what of it does not fit together."""
+    from raycnn import device
+    from raycnn.doctor import examine
+    from raycnn.errors import Unfit
+
+    refused: Unfit | None = None
+    try:
+        device.find(wanted or "auto")  # an NPU that is asked for is looked for
+    except Unfit as error:
+        refused = error
+    found = examine(Path(runs).absolute())
+    nodes = _nodes(address) if address else {}
+    if as_json:
+        print(json.dumps({**asdict(found), "nodes": nodes}, indent=1))
+    else:
+        _show(found, nodes)
+    if refused:
+        raise refused
+
+
+def _nodes(address: str) -> dict[str, dict[str, float]]:
+    from raycnn.launch import cluster
+    from raycnn.spec import Workers
+
+    return {node.address: node.total for node in cluster.look(Workers(address=address))}
+
+
+def _show(found: "Findings", nodes: dict[str, dict[str, float]]) -> None:
+    for name, version in found.versions.items():
+        print(f"{name:<{WIDTH}}{version or '-'}")
+    for kind, names in found.devices.items():
+        print(f"{kind + ' devices':<{WIDTH}}{len(names)}  {', '.join(sorted(set(names)))}".rstrip())
+    print(f"{'cpus':<{WIDTH}}{found.cpus}")
+    print(f"{'backends':<{WIDTH}}{', '.join(found.backends)}")
+    for folder, room in found.free.items():
+        print(f"{'free':<{WIDTH}}{room / 2**30:,.1f} GiB in {folder}")
+    for address, total in nodes.items():
+        amounts = (f"{total.get(name, 0):g} {name}" for name in ("CPU", "GPU", "NPU"))
+        print(f"{'node':<{WIDTH}}{address}: {', '.join(amounts)}")
+    for fault in found.faults:
+        print(f"does not fit: {fault}")
+    if not found.faults:
+        print("all of it fits together")
