@@ -96,11 +96,11 @@ def line(entry: Entry) -> str:
     parts = [f"{entry.trial:<20} {entry.state:<10}", f"{_metric(entry):>8}"]
     if entry.low is not None and entry.high is not None:
         parts.append(f"({entry.low:.2%} to {entry.high:.2%})")
-    parts.append(f"{entry.epochs}/{entry.of_epochs} epochs {entry.seconds:.1f} s")
+    parts.append(f"{entry.epochs}/{entry.of_epochs} epochs {entry.seconds:.1f} s {entry.device}")
     if entry.images_per_s:
         parts.append(f"{entry.images_per_s:,.0f} images/s")
     parts.append(changes(entry))
-    if entry.state == "failed":
+    if entry.reason and entry.state != "stopped":
         parts.append(entry.reason.partition("\n")[0])
     return "  ".join(parts)
 

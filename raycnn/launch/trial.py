@@ -7,18 +7,15 @@ from typing import Any
 
 import torch
 
-from raycnn import dist
+from raycnn import checkpoint, dist
 from raycnn.checkpoint import State
 from raycnn.errors import Interrupted, RaycnnError
 from raycnn.loop import fit
 from raycnn.runs import Recorder, log
-from raycnn.search.folder import Search, Trial
-from raycnn.search.stopping import RULES
+from raycnn.search.folder import TAKE_OVER_S, Search, Trial
 
 Ending = dict[str, Any]
 """The state and, where it did not come to its end, the reason; {} when it has not ended."""
-
-TAKE_OVER_S = 60  # for a worker that the driver's death left behind to notice, and let go
 
 
 class _Stopped(Exception):
@@ -31,7 +28,12 @@ class _Judged(Recorder):
     def __init__(self, search: Search, trial: Trial, deadline: float | None):
         super().__init__(trial.run, None, lambda: deadline is not None and time.time() > deadline)
         self.search, self.trial = search, trial
-        self.rule = RULES.build(search.spec.tune.scheduler)
+        self.until = search.until(trial)
+
+    def restore(self, state: State) -> bool:
+        there = super().restore(state)
+        self._wait(state)
+        return there
 
     def close_epoch(self, state: State) -> None:
         super().close_epoch(state)
@@ -40,10 +42,16 @@ class _Judged(Recorder):
             self.trial.note(parameters=parameters, val_images=state.about["images"]["val"])
         if reason := dist.from_first(self._verdict):
             raise _Stopped(reason)
+        self._wait(state)
+
+    def _wait(self, state: State) -> None:
+        """Raises Interrupted, on every worker, when it is the others' turn to come as far."""
+        if state.epoch == self.until < self.trial.facts["epochs"]:
+            raise Interrupted(f"waits for the others after {state.epoch} epochs")
 
     def _verdict(self) -> str | None:
         own = self.trial.course(self.search.spec.tune)
-        reason = self.rule(own, lambda: self.search.siblings(self.trial))
+        reason = self.search.rule(own, lambda: self.search.siblings(self.trial))
         return reason and f"after {len(own.values)} of {own.epochs} epochs: {reason}"
 
 
@@ -63,6 +71,9 @@ def train(trial: Trial, work: Callable[[], Ending]) -> None:
         ending = {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
     finally:
         trial.note(**ending, wall_s=before + time.time() - began)
+    if ending:
+        with suppress(OSError):
+            checkpoint.thin_out(trial.run.checkpoints)
     if reason := ending.get("reason"):
         with suppress(OSError):
             trial.run.add_event(f"{ending['state']}: {reason}")

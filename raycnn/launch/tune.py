@@ -7,6 +7,7 @@ the processes, gives them their devices, keeps them between trials and starts lo
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from raycnn import device
@@ -31,6 +33,7 @@ from raycnn.report.search import draw
 from raycnn.search.board import write
 from raycnn.search.draw import drawer
 from raycnn.search.folder import Search, SearchView, Trial
+from raycnn.search.population import due
 from raycnn.search.spec import Pool, TuneSpec
 from raycnn.spec import Workers
 
@@ -119,7 +122,7 @@ def run(
     with search.held():
         feed = _Feed(search, room)
         with feed.stop.listening(), _following(feed, view):
-            _fit(feed)
+            _fit(feed, places(spec, nodes))
         draw(search, write(search))
     if feed.stop.asked:
         raise Interrupted(f"stopped as asked, and saved: `raycnn tune --resume {search.folder}`")
@@ -133,15 +136,12 @@ class _Feed(Searcher):
         super().__init__()
         self.stop = Stop(busy=lambda: bool(self.under_way))
         self.search, self.room = search, room
-        tune_spec = search.spec.tune
-        budget = tune_spec.time_budget_s
-        self.deadline = time.time() + budget if budget else None
+        search.count_anew()
         begun = Counter(one.facts["architecture"] for one in search.trials())
         self.drawers = {
             a.name: drawer(search.spec, a, begun[a.name]) for a in search.spec.architectures
         }
-        self.waiting = search.waiting()
-        self.count = len(self.waiting)
+        self.waiting = due(search)
         self.under_way: dict[str, tuple[Trial, Place]] = {}
         for done in search.trials():
             if done.ended:
@@ -151,9 +151,11 @@ class _Feed(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        over = self.deadline is not None and time.time() > self.deadline
-        if over or self.stop() or not self.waiting:
+        deadline = self.search.deadline()
+        if self.stop() or (deadline and time.time() > deadline):
             return Searcher.FINISHED
+        if not self.waiting:
+            return None if self.under_way else Searcher.FINISHED
         place = self.room.take()
         if not place:
             return None
@@ -164,12 +166,9 @@ class _Feed(Searcher):
         self.under_way[trial_id] = chosen, place
         # Other machines have other working folders, and none of this process's environment.
         root = root_of(architecture.job.data.root)
-        return {
+        return _about(place) | {
             "search": str(self.search.folder),
             "trial": str(chosen.run.folder),
-            "pool": place.pool.model_dump(),
-            "ask": place.ask,
-            "deadline": self.deadline,
             "environment": {"RAYCNN_DATA": str(root), "RAYCNN_CACHE": str(cache())},
         }
 
@@ -180,6 +179,12 @@ class _Feed(Searcher):
         if reason and not ended.ended:
             ended.note(state="failed", reason=reason)
         self._tell(ended)
+        under_way = {one.id for one, _ in self.under_way.values()}
+        self.waiting = [
+            (a, number)
+            for a, number in due(self.search)
+            if self.search.trial(a, number).id not in under_way
+        ]
 
     def _tell(self, ended: Trial) -> None:
         facts, course = ended.facts, ended.course(self.search.spec.tune)
@@ -197,7 +202,22 @@ class _Feed(Searcher):
         return {}  # Tune pickles it, for a restore that is not used
 
 
-def _fit(feed: _Feed) -> None:
+class _Kept(FIFOScheduler):
+    """Has Tune keep an idle process for every place: of its own accord it keeps one in all.
+
+    Those of a population are idle while the last of a generation is trained.
+    """
+
+    def __init__(self, places: list[Place]):
+        super().__init__()
+        self.idle = Counter(_resources(_about(place)) for place in places)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        while self.idle:
+            tune_controller._tune_controller._actor_cache.increase_max(*self.idle.popitem())
+
+
+def _fit(feed: _Feed, places: list[Place]) -> None:
     search = feed.search
     folder = search.folder / "logs" / "ray"
     shutil.rmtree(folder, ignore_errors=True)
@@ -205,7 +225,9 @@ def _fit(feed: _Feed) -> None:
     retries = max(a.job.failure.retries for a in search.spec.architectures)
     tuner = tune.Tuner(
         tune.with_resources(_trial, _resources),
-        tune_config=tune.TuneConfig(search_alg=feed, num_samples=feed.count, reuse_actors=True),
+        tune_config=tune.TuneConfig(
+            search_alg=feed, scheduler=_Kept(places), num_samples=-1, reuse_actors=True
+        ),
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
@@ -213,9 +235,13 @@ def _fit(feed: _Feed) -> None:
             failure_config=tune.FailureConfig(max_failures=retries),
         ),
     )
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(feed.count)  # the room is counted here
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(sys.maxsize)  # the room is counted here
     with redirect_stdout(StringIO()):  # it greets also where it is to be silent
         tuner.fit()
+
+
+def _about(place: Place) -> dict[str, Any]:
+    return {"pool": place.pool.model_dump(), "ask": place.ask}
 
 
 def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -228,9 +254,11 @@ def _trial(config: dict[str, Any]) -> dict[str, Any]:
     """In each of Tune's processes, once for every trial."""
     os.environ.update(config["environment"])
     search, one = Search(Path(config["search"])), Trial(Path(config["trial"]))
-    pool, deadline = Pool(**config["pool"]), config["deadline"]
+    pool = Pool(**config["pool"])
     if not one.run.folder.is_dir():
         return {"refused": f"its node does not see {one.run.folder}: storage.path must be shared"}
+    search.count_from_here()
+    deadline = search.deadline()
     if pool.workers == 1:
         trial.train(one, lambda: trial.work_on(search, one, _device(pool), deadline))
     else:

@@ -18,6 +18,8 @@ class Entry:
 
     trial: str
     architecture: str
+    device: str
+    """The kind that it was last trained on."""
     state: str
     """done, stopped (by the scheduler), failed, or unfinished."""
     metric: float | None
@@ -36,7 +38,7 @@ class Entry:
     images_per_s: float | None
     """In training, on average over the epochs."""
     reason: str
-    """Why it did not come to its end."""
+    """Why it did not come to its end; of a member of a population, whose copy it went on from."""
     changes: Tree
 
 
@@ -96,6 +98,7 @@ def _entry(trial: Trial, metric: str, sign: int) -> Entry:
     return Entry(
         trial=trial.id,
         architecture=facts["architecture"],
+        device=facts.get("device", ""),
         state=facts.get("state", "unfinished"),
         metric=best.get(metric),
         val_acc1=acc1,
@@ -106,7 +109,7 @@ def _entry(trial: Trial, metric: str, sign: int) -> Entry:
         parameters=facts.get("parameters"),
         seconds=facts.get("wall_s", 0.0),
         images_per_s=fmean(row["images_per_s"] for row in rows) if rows else None,
-        reason=facts.get("reason", ""),
+        reason=facts.get("reason") or facts.get("descent", ""),
         changes=facts["changes"],
     )
 

@@ -7,22 +7,30 @@ from raycnn.check import check_settings, writable
 from raycnn.data.source import files_of
 from raycnn.errors import SpecError
 from raycnn.search.spec import Architecture, Domain, TuneSpec
-from raycnn.search.stopping import RULES
+from raycnn.search.stopping import RULES, Pbt
 
 # Searched, these would have trials differ in what they are measured on, or in nothing at all.
 FIXED = ("name", "seed", "workers", "storage", "failure", "data.name", "data.val", "data.limit")
 
 
-def check(search: TuneSpec) -> None:
-    """Raises SpecError, DataError or Unfit for the first thing that cannot work."""
+def check(search: TuneSpec, *, elsewhere: bool = False) -> None:
+    """Raises SpecError, DataError or Unfit for the first thing that cannot work.
+
+    With `elsewhere` data and storage are another machine's, and are not looked for here.
+    """
     try:
         RULES.options(search.tune.scheduler)
     except SpecError as error:
         raise search.refuse(error.key, error.message) from None
+    rule = RULES.build(search.tune.scheduler)
     for architecture in search.architectures:
         _check_job(search, architecture)
+        if isinstance(rule, Pbt):
+            _check_population(search, architecture, rule)
         for key, domain in architecture.space.items():
             _check_values(search, architecture, key, domain)
+    if elsewhere:
+        return
     for architecture in search.architectures:
         files_of(check_settings(architecture.job)[0])
     writable(Path(search.architectures[0].job.storage.path).absolute())
@@ -31,10 +39,10 @@ def check(search: TuneSpec) -> None:
 def _check_job(search: TuneSpec, architecture: Architecture) -> None:
     job = architecture.job
     check_settings(job)
-    if job.workers.count > 1:
+    if job.workers.most > 1:
         raise search.refuse(
             "workers.count",
-            f"{architecture.name} asks for {job.workers.count}: "
+            f"{architecture.name} asks for {job.workers.asked}: "
             "tune.pools says how many a trial has",
         )
     first = search.architectures[0].job.data
@@ -46,6 +54,25 @@ def _check_job(search: TuneSpec, architecture: Architecture) -> None:
         )
     if search.tune.metric.startswith("val/") and not job.data.val:
         raise search.refuse("data.val", f"0 leaves no images for tune.metric {search.tune.metric}")
+
+
+def _check_population(search: TuneSpec, architecture: Architecture, rule: Pbt) -> None:
+    name, epochs = architecture.name, architecture.job.train.epochs
+    if search.tune.searcher != "random":
+        raise search.refuse("tune.searcher", "with pbt it is random: trials go on from one another")
+    if architecture.job.stages:
+        raise search.refuse("stages", f"pbt says those of {name} itself")
+    for key in architecture.space:
+        if not spec.can_change(key):
+            raise search.refuse(
+                f"tune.space.{key}", f"pbt changes settings in mid-run: {spec.CHANGING} can"
+            )
+    if architecture.trials(search.tune.trials) < 2:
+        raise search.refuse("tune.trials", f"1 of {name}: pbt needs some to compare")
+    if rule.interval >= epochs:
+        raise search.refuse(
+            "tune.scheduler.interval", f"{rule.interval} of the {epochs} epochs of {name} are all"
+        )
 
 
 def _check_values(search: TuneSpec, architecture: Architecture, key: str, domain: Domain) -> None:

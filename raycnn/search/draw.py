@@ -13,6 +13,12 @@ from raycnn.search.spec import Architecture, Domain, TuneSpec
 from raycnn.yaml_file import Tree
 
 
+def unit(seed: int, *keys: int | str) -> float:
+    """0 ≤ u < 1, random, a function of these alone."""
+    bits = seeds.number(seed, *(_digest(key) if isinstance(key, str) else key for key in keys))
+    return (bits >> 10) * 2.0**-53  # as many bits as a float holds: never 1.0
+
+
 class Drawer(Protocol):
     """Says what the trials of one architecture change."""
 
@@ -40,15 +46,11 @@ class Alone:
         grid = self.architecture.grid
         points = list(product(*grid.values()))
         point = dict(zip(grid, points[number % len(points)], strict=True))
+        own = (self.architecture.name, number)
         return {
-            key: point[key] if key in grid else domain.value(self._unit(number, key))
+            key: point[key] if key in grid else domain.value(unit(self.seed, *own, key))
             for key, domain in self.architecture.space.items()
         }
-
-    def _unit(self, number: int, key: str) -> float:
-        """0 ≤ u < 1"""
-        bits = seeds.number(self.seed, _digest(self.architecture.name), number, _digest(key))
-        return (bits >> 10) * 2.0**-53  # as many bits as a float holds: never 1.0
 
     def tell(self, changes: Tree, value: float | None) -> None:
         pass

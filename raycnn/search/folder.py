@@ -2,6 +2,7 @@
 
 runs/<search>/<n>/
     search.yaml             the resolved search
+    .began                  since when the time budget counts
     trials/<id>/            each an ordinary run folder, and
         trial.json          what it changes, and how it ended
     leaderboard.csv, .json  the trials, best first
@@ -11,8 +12,9 @@ runs/<search>/<n>/
 """
 
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,11 +26,12 @@ from raycnn.errors import SpecError, Unfit, unknown
 from raycnn.runs import LOCK_S, Run, numbered, read_json, write_json
 from raycnn.search import spec
 from raycnn.search.spec import Architecture, Pool, TuneSpec
-from raycnn.search.stopping import Course
+from raycnn.search.stopping import RULES, Course, Pbt, Rule
 from raycnn.spec import JobSpec
 from raycnn.yaml_file import Tree
 
 ENDED = ("done", "stopped", "failed")
+TAKE_OVER_S = 60  # for a worker that the driver's death left behind to notice, and let go
 
 
 class SearchView(Protocol):
@@ -52,8 +55,9 @@ class Trial:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """architecture, number, changes, epochs; when trained: parameters, val_images, wall_s;
-        when ended: state, and the reason where it did not come to its end."""
+        """architecture, number, changes, epochs, device; when trained: parameters, val_images,
+        wall_s; when ended: state, and the reason where it did not come to its end; of a member of a
+        population: its generation, the scores at the ends of earlier ones, and its descent."""
         return read_json(self.run.folder / "trial.json") or {}
 
     def note(self, **facts: Any) -> None:
@@ -98,12 +102,17 @@ class Search:
         for path in (Path(text), Path(root) / text):
             if (path / "search.yaml").is_file():
                 return cls(path.absolute())
-        found = [path.parent for path in Path(root).glob("*/*/search.yaml")]
-        of_name = [path for path in found if path.parent.name == text and path.name.isdigit()]
+        of_name = [search for search in cls.all(root) if search.folder.parent.name == text]
         if of_name:
-            return cls(max(of_name, key=lambda path: int(path.name)).absolute())
-        names = {name for p in found for name in (f"{p.parent.name}/{p.name}", p.parent.name)}
+            return of_name[-1]
+        names = {name for s in cls.all(root) for name in (s.name, s.folder.parent.name)}
         raise SpecError(unknown("search", text, names) + f"; looked for a folder and in {root}/")
+
+    @classmethod
+    def all(cls, root: str = "runs") -> list["Search"]:
+        found = [path.parent.absolute() for path in Path(root).glob("*/*/search.yaml")]
+        numbered = [path for path in found if path.name.isdigit()]
+        return [cls(path) for path in sorted(numbered, key=lambda p: (p.parent, int(p.name)))]
 
     @property
     def name(self) -> str:
@@ -112,6 +121,35 @@ class Search:
     @cached_property
     def spec(self) -> TuneSpec:
         return spec.resolved(self.folder / "search.yaml")
+
+    @cached_property
+    def rule(self) -> Rule:
+        return RULES.build(self.spec.tune.scheduler)
+
+    def until(self, trial: Trial) -> int:
+        """After how many epochs it has to wait for others: with pbt, at its generation's end."""
+        epochs = int(trial.facts["epochs"])
+        if not isinstance(self.rule, Pbt):
+            return epochs
+        return min(epochs, (trial.facts.get("generation", 0) + 1) * self.rule.interval)
+
+    def count_anew(self) -> None:
+        """The next trial that begins is the first, to the time budget."""
+        (self.folder / ".began").unlink(missing_ok=True)
+
+    def count_from_here(self) -> None:
+        """A trial begins."""
+        with suppress(FileExistsError):
+            (self.folder / ".began").touch(exist_ok=False)
+
+    def deadline(self) -> float | None:
+        """Until when there is time, in seconds since 1970; None before the first trial begins."""
+        budget = self.spec.tune.time_budget_s
+        if not budget:
+            return None
+        with suppress(FileNotFoundError):
+            return (self.folder / ".began").stat().st_mtime + budget
+        return None
 
     def wanted(self) -> list[tuple[Architecture, int]]:
         """Every trial of the search, the architectures taking turns."""
@@ -123,6 +161,18 @@ class Search:
     def waiting(self) -> list[tuple[Architecture, int]]:
         """The trials that have not ended."""
         return [(a, number) for a, number in self.wanted() if not self.trial(a, number).ended]
+
+    def state(self) -> str:
+        """done, running or stopped: one word for a list."""
+        if not self.waiting():
+            return "done"
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                return "stopped"
+        except Timeout:
+            return "running"
+        except OSError:  # read-only: nobody searches in it
+            return "stopped"
 
     def trial(self, architecture: Architecture, number: int) -> Trial:
         """Where the trial is, or will be."""
@@ -136,13 +186,18 @@ class Search:
     def begin(self, architecture: Architecture, number: int, changes: Tree, pool: Pool) -> Trial:
         """Make the folder of a trial, or give one that was begun to another pool."""
         trial = self.trial(architecture, number)
-        job = architecture.changed(self.spec.name, changes, pool)
         if trial.facts:
-            trial.run.reopen(job)
+            before = trial.run.job()
+            job = before.change({"workers": pool.settings})
+            if job.tree() != before.tree():
+                trial.run.reopen(job)
         else:
+            shutil.rmtree(trial.run.folder, ignore_errors=True)  # half made by what was killed
+            job = architecture.changed(self.spec.name, changes, pool)
             trial.run.furnish(job)
             about = {"architecture": architecture.name, "number": number, "changes": changes}
             trial.note(**about, epochs=job.train.epochs)
+        trial.note(device=pool.device)
         return trial
 
     def siblings(self, trial: Trial) -> list[Course]:

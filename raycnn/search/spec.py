@@ -25,6 +25,7 @@ from raycnn.spec import Choice, Frozen, JobSpec, Positive, Workers
 from raycnn.yaml_file import Tree, Where
 
 DRAWS = 10  # of an architecture, where `trials` is absent
+FACTORS = (0.8, 1.2)  # between a value of a range and those beside it
 
 Values = Annotated[list[Any], Field(min_length=1)]
 Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -77,6 +78,18 @@ class Domain(Frozen):
             return self.rounded(low + u * (high - low))
         return self.rounded(low * math.exp(u * math.log(high / low)))
 
+    def beside(self, value: Any, u: float) -> Any:
+        """One of the two values beside it, at 0 ≤ u < 1."""
+        if self.kind in ("choice", "grid"):
+            place = self.ends.index(value)
+            others = self.ends[max(place - 1, 0) : place] + self.ends[place + 1 : place + 2]
+            return others[int(u * len(others))] if others else value
+        moved = value * FACTORS[u >= 0.5]
+        if self.kind == "randint":
+            low, high = self.ends
+            return min(max(round(moved), low), high)
+        return self.rounded(moved)
+
     def rounded(self, value: float) -> float:
         """To four digits, of the number or of the range: what is read is what was used."""
         low, high = self.ends
@@ -104,6 +117,12 @@ class Pool(Frozen):
     workers: PositiveInt = 1
     """Of each trial; more than one take Ray half a minute to start, for every trial."""
 
+    @property
+    def settings(self) -> Tree:
+        """The `workers` of a job that is trained here."""
+        workers = Workers(count=self.workers, device=self.device, cpus=self.cpus)
+        return workers.model_dump()
+
 
 class Tune(Frozen):
     """How to search."""
@@ -117,7 +136,7 @@ class Tune(Frozen):
     mode: Literal["max", "min"] | None = None
     """Which is better; when absent more of an accuracy, less of a loss."""
     scheduler: Choice = Choice(name="none")
-    """Stops trials that do badly: none, asha or median."""
+    """Stops trials that do badly (asha, median), or has them go on as others (pbt); or none."""
     searcher: Literal["random", "optuna"] = "random"
     """random draws every trial alone; optuna draws where earlier trials did well."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -144,8 +163,7 @@ class Architecture(Frozen):
 
     def changed(self, search: str, changes: Tree, pool: Pool) -> JobSpec:
         """The job of one trial: trained by itself, as any other, it comes to the same."""
-        workers = Workers(count=pool.workers, device=pool.device, cpus=pool.cpus)
-        own = {"name": f"{search}-{self.name}", "workers": workers.model_dump()}
+        own = {"name": f"{search}-{self.name}", "workers": pool.settings}
         return spec.from_tree(spec.put(self.job.tree(), {}, changes | own)[0])
 
     @property
@@ -236,6 +254,23 @@ def load(path: Path, changes: Iterable[str] = ()) -> TuneSpec:
         raise _refusal(error, where) from None
     search._where.update(where)
     return search
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of the file: `tune`, `architectures`, and any part of a job."""
+    drawn = spec.schema()
+    del drawn["anyOf"]
+    own = _Sections.model_json_schema()
+    drawn["$defs"] |= own["$defs"]
+    entry = drawn["$defs"]["_Entry"]
+    entry["properties"] = drawn["properties"] | entry["properties"]
+    drawn["properties"] = drawn["properties"] | own["properties"]
+    drawn["properties"]["architectures"] = {
+        "type": "array",
+        "minItems": 1,
+        "items": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/_Entry"}]},
+    }
+    return drawn | {"title": "TuneSpec", "required": own["required"]}
 
 
 def resolved(path: Path) -> TuneSpec:

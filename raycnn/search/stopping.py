@@ -83,6 +83,31 @@ def at_median(*, grace: PositiveInt = 1, least: PositiveInt = 3) -> Rule:
     return rule
 
 
+@dataclass(frozen=True)
+class Pbt:
+    """Stops nobody: the worst go on from copies of the best, see population.py."""
+
+    interval: int
+    quantile: float
+    resample: float
+
+    def __call__(self, own: Course, others: Callable[[], Sequence[Course]]) -> None:
+        return None
+
+
+def pbt(
+    *,
+    interval: PositiveInt,
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25,
+    resample: Annotated[float, Field(ge=0, le=1)] = 0.25,
+) -> Rule:
+    """Each `interval` epochs the worst `quantile` go on as some of the best, a little changed.
+
+    A setting is drawn anew with the probability `resample`, and else goes to a value beside it.
+    """
+    return Pbt(interval, quantile, resample)
+
+
 RULES: Catalogue[Rule] = Catalogue(
-    "scheduler", "tune.scheduler", {"asha": asha, "median": at_median, "none": none}
+    "scheduler", "tune.scheduler", {"asha": asha, "median": at_median, "none": none, "pbt": pbt}
 )

@@ -16,7 +16,7 @@ from raycnn.search import board
 from raycnn.search.folder import Search, Trial
 from raycnn.search.spec import Pool
 from tests.conftest import numbers, same, train, weights
-from tests.search.conftest import Read, read  # noqa: F401
+from tests.search.conftest import SPACE, Read, read  # noqa: F401
 
 CPU = Pool(device="cpu")
 
@@ -112,6 +112,25 @@ def test_past_the_deadline_a_trial_is_saved_and_goes_on_exactly(search: Search) 
     assert numbers(unbroken.run) == numbers(broken.run)
 
 
+def test_a_time_budget_counts_from_the_first_trial_of_each_start(read: Read) -> None:  # noqa: F811
+    search = Search.create(read(SPACE, "tune.time_budget_s=100"))
+    assert search.deadline() is None
+    search.count_from_here()
+    until = search.deadline()
+    assert until == pytest.approx(time.time() + 100, abs=5)
+    search.count_from_here()
+    assert search.deadline() == until
+    search.count_anew()
+    assert search.deadline() is None
+
+
+def test_a_trial_that_a_kill_left_half_made_is_made_again(search: Search) -> None:
+    (one,) = begin(search, [0.05])
+    (one.run.folder / "trial.json").unlink()
+    go(search, *begin(search, [0.05]))
+    assert facts(search) == {"lenet-000": "done"}
+
+
 def test_a_leaderboard_says_what_every_trial_came_to(search: Search) -> None:
     go(search, *begin(search, [0.05, 0.1]))
     board.write(search)
@@ -120,7 +139,7 @@ def test_a_leaderboard_says_what_every_trial_came_to(search: Search) -> None:
     assert said["overall"] == said["winners"]["lenet"] == first["trial"]
     assert 0 <= first["low"] < first["val_acc1"] < first["high"] <= 1
     assert first["parameters"] > 1000 and first["seconds"] > 0 and first["images_per_s"] > 0
-    assert (first["epochs"], first["of_epochs"]) == (3, 3)
+    assert (first["epochs"], first["of_epochs"], first["device"]) == (3, 3, "cpu")
     lines = (search.folder / "leaderboard.csv").read_text().splitlines()
     assert len(lines) == 3 and lines[0].endswith(",optimizer.lr")
 

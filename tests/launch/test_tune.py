@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from raycnn import spec
 from raycnn.errors import ClusterError
 from raycnn.launch.cluster import Node
 from raycnn.launch.tune import Room, places
 from raycnn.search.folder import Search
+from raycnn.search.spec import TuneSpec
 from tests.conftest import numbers, raycnn, train
 from tests.search.conftest import Read, read  # noqa: F401
+from tests.search.test_population import go
 
 TEXT = """\
 name: two
@@ -126,6 +129,76 @@ def test_a_finished_search_is_not_searched_again(found: Search, folder: Path) ->
     again = raycnn("tune", "--resume", "two", cwd=folder)
     assert again.returncode == 0, again.stderr
     assert processes_of(found) == before
+
+
+POOLS = """\
+name: pools
+data: {name: digits, limit: 200, val: 0.3, transforms: [{name: resize, size: 12}]}
+model: {name: lenet, activation: relu}
+optimizer: {name: sgd, lr: 0.05, momentum: 0.9}
+train: {epochs: 2, batch_size: 32}
+tune:
+  trials: 4
+  scheduler: {name: pbt, interval: 1, quantile: 0.5}
+  space: {optimizer.lr: {loguniform: [3e-3, 0.3]}}
+  pools: [{device: npu}, {device: cpu}]
+"""
+STAND_IN = """\
+import types
+
+import torch
+
+from raycnn.device import KINDS, Kind
+
+card = types.ModuleType("torch.npu")
+card.device_count = lambda: 1
+card.get_device_name = lambda index: "a CPU"
+card._is_in_bad_fork = lambda: False
+card.manual_seed_all = lambda seed: None
+torch.utils.rename_privateuse1_backend("npu")
+torch._register_device_module("npu", card)
+select = Kind.select
+Kind.select = lambda kind, rank, threads=None: select(KINDS["cpu"], rank, threads)
+"""
+
+
+@pytest.mark.ray
+def test_a_population_is_spread_over_cpu_and_npu_and_comes_to_what_it_does_in_one_process(
+    folder: Path,
+) -> None:
+    """The NPU is simulated: Ray is told of one, and what is trained on it runs CPU kernels.
+
+    A stand-in for torch_npu says that there is a card, and gives out the CPU in its place.
+    """
+    package = folder / "npu" / "torch_npu"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(STAND_IN)
+    about = folder / "npu" / f"torch_npu-{torch.__version__}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Name: torch_npu\nVersion: {torch.__version__}\n")
+    (folder / "pools.tune.yaml").write_text(POOLS)
+    done = subprocess.run(
+        [sys.executable, "-c", "import torch_npu; from raycnn.cli import main; main()"]
+        + ["tune", "pools.tune.yaml"],
+        cwd=folder, capture_output=True, text=True,
+        env=os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(folder / "npu"), os.environ.get("PYTHONPATH", "")]),
+            "RAY_OVERRIDE_RESOURCES": '{"NPU": 1}',
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = Search.find("pools", str(folder / "runs"))
+    entries = board(found).values()
+    assert len(entries) == 4 and {entry["device"] for entry in entries} == {"cpu", "npu"}
+    pids = [pid for pids in processes_of(found).values() for pid in pids]
+    assert len(pids) == 8 and len(set(pids)) == 2, "kept from generation to generation"
+
+    alone = found.spec.model_copy(update={"name": "alone"})
+    alone = go(Search.create(TuneSpec.model_validate(alone.tree())))
+    for one, other in zip(found.trials(), alone.trials(), strict=True):
+        assert numbers(one.run) == numbers(other.run)
+        assert one.run.job().stages == other.run.job().stages
+    assert [entry["reason"] for entry in entries].count("") == 2, "two are copies of the others"
 
 
 @pytest.fixture

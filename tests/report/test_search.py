@@ -12,7 +12,7 @@ from raycnn.search.folder import Search
 from tests.search.conftest import Read, read  # noqa: F401
 
 PLAIN = Entry(
-    trial="lenet-000", architecture="lenet", state="done", metric=0.5, val_acc1=0.5,
+    trial="lenet-000", architecture="lenet", device="cpu", state="done", metric=0.5, val_acc1=0.5,
     low=0.4, high=0.6, epochs=3, of_epochs=3, parameters=100, seconds=1.0, images_per_s=1000.0,
     reason="", changes={},
 )  # fmt: skip

@@ -1,18 +1,21 @@
 """`raycnn tune` without Ray: what it refuses, plans and shows."""
 
+import json
 from functools import partial
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from rich.console import Console
+from ruamel.yaml import YAML
 
 from raycnn.cli.search_view import LiveSearchView, PlainSearchView, duration, picture
 from raycnn.launch import trial
 from raycnn.search.board import Standing
 from raycnn.search.folder import Search
 from raycnn.search.spec import Pool
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SEARCHES
 from tests.search.conftest import BASE, Read
 from tests.test_cli import Call, call  # noqa: F401
 
@@ -28,7 +31,7 @@ QUICK = ROOT / "jobs" / "quickstart.tune.yaml"
         (["missing.yaml"], 2, "cannot read missing.yaml"),
         ([ROOT / "jobs" / "quickstart.yaml"], 2, "tune: is missing"),
         ([QUICK, "optimizer.lr=0"], 2, "optimizer.lr: must be greater than 0"),
-        ([QUICK, "tune.scheduler=pbt"], 2, "tune.scheduler.name: unknown scheduler 'pbt'"),
+        ([QUICK, "tune.scheduler=pbt"], 2, "tune.scheduler.interval: is missing"),
         ([QUICK, "tune.pools=[{device: npu}]"], 5, "1 workers of 1 CPU and 1 NPU each do not fit"),
         ([QUICK, "tune.pools=[{device: cpu}, {device: npu}]"], 5, "1 NPU each do not fit"),
         ([QUICK, "tune.pools=[{device: cpu, cpus: 999}]", "--dry-run"], 5, "999 CPU each do not fit"),
@@ -115,3 +118,35 @@ def test_on_a_terminal_one_table_says_how_far_it_is(search: Search) -> None:
 )
 def test_times_are_said_as_people_do(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_the_schema_of_a_search_accepts_every_search_and_no_slip(call: Call) -> None:  # noqa: F811
+    code, out, _ = call("schema", "--search")
+    assert code == 0
+    drawn = json.loads(out)
+    for path in SEARCHES:
+        tree = YAML(typ="safe").load(path.read_text())
+        jsonschema.validate(tree, drawn)
+    for slip in (
+        {"trails": 3},
+        {"scheduler": {"name": "pbt", "intervall": 1}},
+        {"pools": [{}], "space": {"optimizer.lr": {"range": [1, 2]}}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"name": "x", "tune": slip}, drawn)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"tune": {}, "architectures": [{"model": "lenett"}]}, drawn)
+
+
+def test_a_list_of_runs_tells_of_searches_too(
+    call: Call,  # noqa: F811
+    search: Search,
+    tmp_path: Path,
+) -> None:
+    code, out, _ = call("list", "runs", "--runs", tmp_path / "runs")
+    (line,) = (line for line in out.splitlines() if line.startswith("tiny/1"))
+    assert code == 0 and "stopped     2 of 3 trials  val/acc1 0." in line
+    assert line.endswith(", lenet-000")
+    with search.held():
+        _, out, _ = call("list", "runs", "--runs", tmp_path / "runs")
+    assert "running" in out

@@ -52,6 +52,7 @@ def test_changes_of_the_command_line_reach_job_and_search(read: Read) -> None:
     assert search.tune.trials == 5
 
 
+PBT = "tune: {{scheduler: {}, space: {}}}\n"
 TUNE = "tune: {{space: {{optimizer.lr: {}}}}}\n"
 
 
@@ -103,9 +104,19 @@ def test_a_wrong_search_is_refused_with_its_line(read: Read, text: str, said: st
         ("tune: {space: {data: {choice: [mnist]}}}\n", "cannot be compared"),
         ("tune: {space: {workers.cpus: {choice: [1]}}}\n", "cannot be compared"),
         ("tune: {scheduler: ashaa}\n", ":7: tune.scheduler.name: unknown scheduler 'ashaa'; did you mean 'asha'?"),
-        ("tune: {scheduler: pbt}\n", "unknown scheduler 'pbt' (schedulers: asha, median, none)"),
+        ("tune: {scheduler: pbtt}\n", "did you mean 'pbt'? (schedulers: asha, median, none, pbt)"),
+        ("tune: {scheduler: pbt}\n", ":7: tune.scheduler.interval: is missing"),
+        (PBT.format("{name: pbt, interval: 1, quantile: 0.6}", "{optimizer.lr: {choice: [1, 2]}}"), ":7: tune.scheduler.quantile: must be less than or equal to 0.5"),
+        (PBT.format("{name: pbt, interval: 3}", "{optimizer.lr: {choice: [1, 2]}}"), ":7: tune.scheduler.interval: 3 of the 3 epochs of lenet are all"),
+        (PBT.format("{name: pbt, interval: 1}", "{train.epochs: {choice: [2, 3]}}"), ":7: tune.space.train.epochs: pbt changes settings in mid-run: options of the optimizer, "),
+        (PBT.format("{name: pbt, interval: 1}", "{optimizer: {choice: [sgd]}}"), ":7: tune.space.optimizer: pbt changes"),
+        (PBT.format("{name: pbt, interval: 1}", "{optimizer.lr: {grid: [0.1]}}"), ":7: tune.trials: 1 of lenet: pbt needs some to compare"),
+        (PBT.format("{name: pbt, interval: 1}, searcher: optuna", "{optimizer.lr: {choice: [1, 2]}}"), ":7: tune.searcher: with pbt it is random"),
+        ("stages: [{epoch: 1, changes: {optimizer.lr: 1}}]\n" + PBT.format("{name: pbt, interval: 1}", "{optimizer.lr: {choice: [1, 2]}}"), ":7: stages: pbt says those of lenet itself"),
         ("tune: {scheduler: {name: asha, grace: 0}}\n", ":7: tune.scheduler.grace: must be greater than 0"),
         ("workers: {count: 2}\ntune: {}\n", ":7: workers.count: lenet asks for 2: tune.pools says how many a trial has"),
+        ("workers: {count: [1, 2]}\ntune: {}\n", ":7: workers.count: lenet asks for 1 to 2: tune.pools"),
+        ("tune: {pools: [{workers: [1, 2]}]}\n", "tune.pools.0.workers: must be a valid integer, not [1, 2]"),
         ("architectures: [lenet, {name: b, model: lenet, data.val: 0.2}]\ntune: {}\n", ":7: architectures: b has other data than lenet"),
         ("architectures: [lenett]\ntune: {}\n", "unknown model 'lenett'; did you mean 'lenet'?"),
     ],

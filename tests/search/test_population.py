@@ -1,0 +1,182 @@
+"""Population based training, without Ray: trials trained one after another in this process."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raycnn import spec as job
+from raycnn.launch import trial
+from raycnn.search import board, spec
+from raycnn.search.draw import drawer
+from raycnn.search.folder import Search, Trial
+from raycnn.search.population import due
+from raycnn.search.spec import Domain, Pool
+from tests.conftest import numbers, same, train, weights
+from tests.search.conftest import BASE
+
+CPU = Pool(device="cpu")
+TEXT = """\
+tune:
+  trials: 4
+  seed: 2
+  scheduler: {name: pbt, interval: 1, quantile: 0.5}
+  space:
+    optimizer.lr: {loguniform: [3e-3, 0.3]}
+    optimizer.momentum: {choice: [0.0, 0.5, 0.9]}
+"""
+
+
+def go(search: Search) -> Search:
+    """Train what is due, until nothing is."""
+    while turns := due(search):
+        for architecture, number in turns:
+            begun = search.trial(architecture, number).facts
+            changes = begun.get("changes") or drawer(search.spec, architecture).changes(number)
+            one = search.begin(architecture, number, changes, CPU)
+            trial.train(one, partial(trial.work_on, search, one, torch.device("cpu"), None))
+    return search
+
+
+def made(folder: Path, *changes: str, text: str = TEXT) -> Search:
+    path = folder / "tiny.tune.yaml"
+    path.write_text(BASE.replace("STORAGE", str(folder)) + text)
+    return Search.create(spec.load(path, ["data.val=0.3", *changes]))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Search:
+    return go(made(tmp_path_factory.mktemp("done")))
+
+
+def said(search: Search) -> list[Any]:
+    """All that there is to know, but for the time that it took."""
+    return [
+        (
+            {k: v for k, v in one.facts.items() if k != "wall_s"},
+            one.run.job().stages,
+            numbers(one.run),
+            {key: tensor.tolist() for key, tensor in weights(one.run).items()},
+        )
+        for one in search.trials()
+    ]
+
+
+def descended(search: Search) -> list[Trial]:
+    return [one for one in search.trials() if one.run.job().stages]
+
+
+def test_the_worst_of_a_generation_go_on_from_the_best(done: Search) -> None:
+    entries = {entry.trial: entry for entry in board.write(done)}
+    assert {(entry.state, entry.epochs) for entry in entries.values()} == {("done", 3)}
+    assert [len(one.facts["scores"]) for one in done.trials()] == [2] * 4, "after epochs 1 and 2"
+    ranked = sorted(done.trials(), key=lambda one: -one.facts["scores"][1])
+    best, worst = {one.id for one in ranked[:2]}, ranked[2:]
+    assert {one.facts["scores"][1] for one in worst}.isdisjoint({ranked[0].facts["scores"][1]})
+    for one in worst:
+        (parent,) = [
+            name for name in best if f"goes on after 2 epochs from {name}" in one.run.events()
+        ]
+        of = Trial(done.folder / "trials" / parent)
+        assert numbers(one.run)[:2] == numbers(of.run)[:2]
+        assert one.run.job().optimizer == of.run.job().optimizer
+        assert one.run.job().stages[:-1] == of.run.job().stages
+        assert one.run.job().stages[-1].changes == one.facts["changes"] != of.facts["changes"]
+        assert entries[one.id].reason.endswith(f"after 2 epochs from {parent}")
+
+
+def test_a_members_job_is_its_whole_descent_and_comes_to_the_same(done: Search) -> None:
+    found = board.write(done)
+    assert max(len(one.run.job().stages) for one in done.trials()) == 2
+    for one in descended(done):
+        alone = train(one.run.job().change({"storage.path": str(done.folder)}))
+        assert numbers(alone) == numbers(one.run) and same(weights(alone), weights(one.run))
+    best = Trial(done.folder / "trials" / found[0].trial).run.job()
+    assert job.load(done.best_job("lenet")).tree() == best.tree()
+    assert (
+        max(row["val/acc1"] for row in Trial(done.folder / "trials" / found[0].trial).rows())
+        == found[0].metric
+    )
+
+
+KILLS = [
+    pytest.param(shutil, "copytree", 2, id="in the middle of a copy"),
+    pytest.param(Trial, "note", 3, id="with half of the scores noted"),
+    pytest.param(Trial, "note", 6, id="with half of the members changed"),
+    pytest.param(trial, "fit", 6, id="in the middle of a generation"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "call"), KILLS)
+def test_killed_anywhere_it_goes_on_to_the_same(
+    done: Search,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    call: int,
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    real, calls = getattr(owner, name), 0
+
+    def fatal(*args: Any, **named: Any) -> Any:
+        nonlocal calls
+        if name != "note" or {"scores", "generation"} & named.keys():
+            calls += 1
+        if calls == call:
+            raise Killed
+        return real(*args, **named)
+
+    search = made(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(owner, name, fatal)
+        go(search)
+        pytest.fail("it was never called so often")
+    assert said(go(Search(search.folder))) == said(done)
+
+
+def test_a_member_that_fails_leaves_the_population(tmp_path: Path) -> None:
+    text = (
+        "tune: {scheduler: {name: pbt, interval: 1}, space: {optimizer.lr: {grid: [0.1, 1e30]}}}\n"
+    )
+    search = go(made(tmp_path, "train.epochs=2", text=text))
+    good, bad = search.trials()
+    assert (good.facts["state"], bad.facts["state"]) == ("done", "failed")
+    assert good.run.job().stages == [] and "scores" not in bad.facts
+
+
+def test_of_a_trial_that_has_ended_the_best_and_the_last_checkpoint_are_kept(done: Search) -> None:
+    for one in done.trials():
+        kept = {path.name for path in one.run.checkpoints.iterdir() if path.is_dir()}
+        assert kept == {one.run.weights(which).name for which in ("best", "last")}
+
+
+@pytest.mark.parametrize(
+    ("domain", "value", "near"),
+    [
+        (Domain(loguniform=[0.01, 1.0]), 0.1, {0.08, 0.12}),
+        (Domain(uniform=[0.0, 1.0]), 0.9, {0.72, 1.0}),
+        (Domain(randint=[1, 20]), 10, {8, 12}),
+        (Domain(choice=[None, 1.0, 5.0]), 1.0, {None, 5.0}),
+        (Domain(choice=[None, 1.0, 5.0]), None, {1.0}),
+        (Domain(grid=[0.1, 0.2]), 0.2, {0.1}),
+        (Domain(choice=[0.1]), 0.1, {0.1}),
+    ],
+)
+def test_a_setting_goes_to_a_value_beside_it(domain: Domain, value: Any, near: set[Any]) -> None:
+    assert {domain.beside(value, u) for u in (0.0, 0.3, 0.7, 0.999)} == near
+
+
+def test_some_settings_are_drawn_anew(tmp_path: Path) -> None:
+    """With resample 1 a rate that no member had is everywhere in its range."""
+    search = made(tmp_path, "tune.scheduler.resample=1", "train.epochs=2")
+    go(search)
+    changed = [one.facts["changes"]["optimizer.lr"] for one in descended(search)]
+    firsts = [one.run.job().optimizer.options["lr"] for one in descended(search)]
+    ratios = [now / first for now, first in zip(changed, firsts, strict=True)]
+    assert len(changed) == 2 and not {0.8, 1.2} & {round(ratio, 3) for ratio in ratios}
