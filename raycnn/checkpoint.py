@@ -56,6 +56,8 @@ class State:
     """The epoch, counted from 1, with the best validation accuracy."""
     scale: LossScale | None = None
     average: Average | None = None
+    slowed: list[float] = field(default_factory=list)
+    """A factor of the learning rate for each time that a loss was not finite."""
 
     @property
     def name(self) -> str:
@@ -92,10 +94,37 @@ def save(state: State, folder: Path) -> None:
         "previous": index.get("previous" if again else "last"),
         "best": state.name if state.is_best else index.get("best"),
     }
-    _write_index(new, folder)
+    write_index(new, folder)
+    _drop_others(folder, new)
+
+
+def _drop_others(folder: Path, index: dict[str, str | None]) -> None:
     for path in folder.iterdir():
-        if path.is_dir() and path.name not in new.values():
+        if path.is_dir() and path.name not in index.values():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def thin_out(folder: Path) -> None:
+    """Keep the last and the best checkpoint alone, of a training that has ended."""
+    if index := read_index(folder):
+        index |= {"previous": None}
+        write_index(index, folder)
+        _drop_others(folder, index)
+
+
+def copy_all(source: Path, target: Path) -> None:
+    """Put the last and the best checkpoint of one folder in the place of all those of another."""
+    temporary = target.with_name(f".{target.name}")
+    for path in (temporary, target):
+        shutil.rmtree(path, ignore_errors=True)
+    index = read_index(source) | {"previous": None}
+    for name in {name for name in index.values() if name}:
+        shutil.copytree(source / name, temporary / name)
+        for path in (*(temporary / name).iterdir(), temporary / name):
+            _sync(path)
+    write_index(index, temporary)
+    temporary.rename(target)
+    _sync(target.parent)
 
 
 def _write(state: State, folder: Path) -> None:
@@ -105,18 +134,24 @@ def _write(state: State, folder: Path) -> None:
         for name, tensors in ((MODEL, weights(state)), (OPTIMIZER, _beside(state))):
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             _save_tensors(plain, temporary / name)
-            _sync(temporary / name)
         files = {name: _facts(temporary / name) for name in TENSORS}
-        saved = {key: getattr(state, key) for key in ("about", "epoch", "step", "history", "best")}
+        keys = ("about", "epoch", "step", "history", "best", "slowed")
+        saved = {key: getattr(state, key) for key in keys}
         body = {"files": files, "seen": asdict(state.seen), **saved}
         _write_json(temporary / STATE, {"sha256": _digest(body), **body})
-        _sync(temporary)
-        if final.exists():  # damaged, or it would have been gone on from
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _sync(folder)
+        install(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def install(temporary: Path, final: Path) -> None:
+    """Give a checkpoint whose files are written its name."""
+    for path in (*temporary.iterdir(), temporary):
+        _sync(path)
+    if final.exists():  # damaged, or it would have been gone on from
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync(final.parent)
 
 
 def weights(state: State) -> dict[str, Tensor]:
@@ -135,10 +170,10 @@ def _beside(state: State) -> dict[str, Tensor]:
 def point_to(checkpoint: Path, best: bool) -> None:
     """Have the index name this one as the last, where a kill or damage left it naming another."""
     index = read_index(checkpoint.parent) | {"last": checkpoint.name}
-    _write_index(index | ({"best": checkpoint.name} if best else {}), checkpoint.parent)
+    write_index(index | ({"best": checkpoint.name} if best else {}), checkpoint.parent)
 
 
-def _write_index(index: dict[str, str | None], folder: Path) -> None:
+def write_index(index: dict[str, str | None], folder: Path) -> None:
     _write_json(folder / f".{INDEX}", index)
     os.replace(folder / f".{INDEX}", folder / INDEX)
     _sync(folder)
@@ -213,7 +248,7 @@ def restore(state: State, checkpoint: Path) -> None:
     copy(raw, {name: p for name, p in state.model.named_parameters() if name in raw})
     state.epoch, state.step = saved["epoch"], saved["step"]
     state.history, state.best = saved["history"], saved["best"]
-    state.seen = Seen(**saved["seen"])
+    state.seen, state.slowed = Seen(**saved["seen"]), saved.get("slowed", [])
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,13 +17,13 @@ from raycnn.average import Average, copy
 from raycnn.checkpoint import Row, State
 from raycnn.data import Splits, open_splits
 from raycnn.data.loader import Loader
-from raycnn.device import layout
-from raycnn.errors import Diverged, Interrupted, SpecError
+from raycnn.device import layout, peak_mib
+from raycnn.errors import Diverged, Interrupted, SpecError, WorkerLost
 from raycnn.loss_scale import LossScale
 from raycnn.metrics import Seen, Tally
-from raycnn.optim import OPTIMIZERS, SCHEDULES, Schedule
+from raycnn.optim import OPTIMIZERS, SCHEDULES, slowed_down
 from raycnn.spec import JobSpec, Train
-from raycnn.step import Step, class_weights, fitting, forward, parts, trial
+from raycnn.step import Step, class_weights, fitting, forward, halved, parts, trial
 
 
 class Watch(Protocol):
@@ -49,6 +50,9 @@ class Watch(Protocol):
     def restore_best(self, state: State) -> None:
         """Put the best checkpoint's weights into the model."""
 
+    def keep_micro_batch(self, size: int) -> None:
+        """Have whoever starts the run again take so many images at once. Of one worker alone."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -60,25 +64,59 @@ class Outcome:
 
 
 def fit(job: JobSpec, device: torch.device, watch: Watch, test_once: bool = True) -> Outcome:
-    """Train on this worker's share of every batch, from the last checkpoint on; then test once."""
+    """Train on this worker's share of every batch, from the last checkpoint on; then test once.
+
+    A loss that is not finite sends it back there, as often as `failure.rollbacks` allows; so does
+    memory of the device that runs full, until a single image is too much.
+    """
     splits = dist.together(lambda: open_splits(job, watch.reading))
     if job.train.patience and not len(splits.labels("val")):
         raise SpecError("needs images that are held out: data.val is 0", "train.patience")
+    slowed: list[float] = []
+    while True:
+        state = begin(job, splits, device, watch)
+        state.slowed = max(state.slowed, slowed, key=len)
+        loaders = {
+            split: splits.loader(split, job, device, training=split == "train")
+            for split in ("train", "val", "test")
+        }
+        step = prepare(state, splits, job.train.epochs * len(loaders["train"]), job, watch)
+        try:
+            return train(step, loaders, watch, test_once)
+        except Diverged as error:
+            slowed = [*state.slowed, job.failure.rollback_lr]
+            if len(slowed) > job.failure.rollbacks:
+                raise
+            watch.note(
+                f"{error}: back to the last checkpoint, to go on with the learning rate times "
+                f"{math.prod(slowed):g} (rollback {len(slowed)} of {job.failure.rollbacks})"
+            )
+        except torch.OutOfMemoryError:
+            smaller = halved(step.micro_batch, watch.note)
+            job = job.change({"train.micro_batch": smaller})
+            if dist.world() > 1:  # the others wait in the middle of a step: all must start again
+                watch.keep_micro_batch(smaller)
+                raise WorkerLost(f"rank {dist.rank()} was out of memory on its device") from None
+
+
+def begin(job: JobSpec, splits: Splits, device: torch.device, watch: Watch) -> State:
+    """The state of the run's last checkpoint, or the one that a training begins with."""
     state = fresh_state(job, splits, device)
     if not dist.together(lambda: watch.restore(state)):
         for warning in splits.warnings:
             watch.note(warning)
         if job.model.weights:
             watch.note(dist.together(lambda: begin_with_weights(state, job)))
-    train, val, test = (
-        splits.loader(split, job, device, training=split == "train")
-        for split in ("train", "val", "test")
-    )
-    schedule = SCHEDULES.build(job.schedule, job.train.epochs * len(train))
-    step = prepare(state, splits, schedule, job, watch)
-    classes, ballot = len(splits.classes), dist.Ballot()
+    return state
 
+
+def train(step: Step, loaders: Mapping[str, Loader], watch: Watch, test_once: bool) -> Outcome:
+    """The epochs that are still to do, each validated and saved; then the test."""
+    state, job, schedule = step.state, step.job, step.schedule
+    train, val, test = (loaders[split] for split in ("train", "val", "test"))
+    classes, ballot = len(state.about["classes"]), dist.Ballot()
     while state.epoch < job.train.epochs and not out_of_patience(state, job):
+        step = at_stage(step, job)
         rates = schedule(state.epoch * len(train))
         seen = train_epoch(step, train, watch, ballot)
         row: Row = {"epoch": state.epoch + 1, "step": (state.epoch + 1) * len(train)}
@@ -86,10 +124,11 @@ def fit(job: JobSpec, device: torch.device, watch: Watch, test_once: bool = True
         row |= {"train/loss": seen.mean_loss, "train/acc1": seen.acc1}
         if val.samples:
             with state.average.in_place() if state.average else nullcontext():
-                held_out = evaluate(state.model, val, job.train, classes, step.micro_batch)
+                held_out = evaluate(state.model, val, step.job.train, classes, step.micro_batch)
             _check_finite(held_out.mean_loss, state)
             row |= {"val/loss": held_out.mean_loss, "val/acc1": held_out.acc1}
             row |= {"val/acc5": held_out.acc5}
+        row |= peak_memory(state)
         before = state.history[-1]["time_s"] if state.history else 0.0
         state.close_epoch(row | {"time_s": before + seen.seconds})
         dist.together(lambda: watch.save(state))
@@ -129,8 +168,8 @@ def begin_with_weights(state: State, job: JobSpec) -> str:
     return said
 
 
-def prepare(state: State, splits: Splits, schedule: Schedule, job: JobSpec, watch: Watch) -> Step:
-    """The step of this training, its micro-batch as large as the device bears."""
+def prepare(state: State, splits: Splits, steps: int, job: JobSpec, watch: Watch) -> Step:
+    """The step of a run of so many, its micro-batch as large as the device bears."""
     device = next(state.model.parameters()).device
     replica = dist.replicate(state.model, torch.zeros(1, *splits.shape, device=device))
     if job.train.compile:
@@ -139,7 +178,8 @@ def prepare(state: State, splits: Splits, schedule: Schedule, job: JobSpec, watc
     weights = class_weights(job.train.class_weights, counts)
     share = math.ceil(job.train.batch_size / dist.world())
     step = Step(
-        replica=replica, state=state, schedule=schedule, job=job,
+        replica=replica, state=state, job=job,
+        schedule=slowed_down(SCHEDULES.build(job.schedule, steps), math.prod(state.slowed)),
         micro_batch=min(job.train.micro_batch or share, share),
         class_weights=None if weights is None else weights.to(device),
     )  # fmt: skip
@@ -147,6 +187,25 @@ def prepare(state: State, splits: Splits, schedule: Schedule, job: JobSpec, watc
         return step
     attempt = partial(trial, step, splits.shape)
     return replace(step, micro_batch=fitting(attempt, step.micro_batch, watch.note))
+
+
+def at_stage(step: Step, job: JobSpec) -> Step:
+    """The step with the settings of the epoch under way; what the optimizer keeps is kept."""
+    if not job.stages:
+        return step
+    state, now = step.state, job.after(step.state.epoch)
+    optimizer = OPTIMIZERS.build(now.optimizer, state.model.named_parameters())
+    optimizer.kept = state.optimizer.kept
+    state.optimizer = optimizer
+    return replace(step, job=now)
+
+
+def peak_memory(state: State) -> Row:
+    """The most that any worker's device held since the last row; of CPUs it is not known."""
+    device = next(state.model.parameters()).device
+    if device.type == "cpu":
+        return {}
+    return {"memory_mib": dist.most(peak_mib(device))}
 
 
 def out_of_patience(state: State, job: JobSpec) -> bool:
@@ -188,6 +247,7 @@ def train_epoch(step: Step, loader: Loader, watch: Watch, ballot: dist.Ballot) -
             progress.bring_up(state)
             dist.together(lambda: watch.save(state))
         if ballot.stop:
+            ballot.count()  # a vote under way when the workers part could end one of them badly
             raise Interrupted(
                 f"stopped as asked, and saved, after {state.epoch} epochs and {state.step} steps"
             )

@@ -46,6 +46,7 @@ class Optimizer:
         self.kept: dict[str, list[Any]] = {key: [None] * len(self.parameters) for key in kept}
         """Tensors, and None before the first step."""
 
+    @torch.no_grad()
     def step(self, rates: Rates, skip: Tensor | None = None) -> None:
         """Update the parameters, unless `skip` (), on their device, is 1."""
         parameters: list[Tensor] = list(self.parameters.values())
@@ -287,6 +288,16 @@ def _warmed(steps: int, warmup: float, factor: Callable[[float], float]) -> Sche
 
     def rates(k: int) -> Rates:
         return Rates((k + 1) / rising if k < rising else factor(k / steps))
+
+    return rates
+
+
+def slowed_down(schedule: Schedule, factor: float) -> Schedule:
+    """The schedule with its learning rates times `factor`."""
+
+    def rates(k: int) -> Rates:
+        own = schedule(k)
+        return own._replace(factor=own.factor * factor)
 
     return rates
 

@@ -14,6 +14,7 @@ Nothing in it is found by a path from outside, so it can be moved.
 """
 
 import csv
+import faulthandler
 import json
 import logging
 import os
@@ -23,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, reduce
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,14 +32,14 @@ from filelock import FileLock, Timeout
 
 from raycnn import checkpoint, dist, spec, yaml_file
 from raycnn.checkpoint import Row, State
-from raycnn.device import KINDS
+from raycnn.device import KINDS, package
 from raycnn.errors import DataError, SpecError, Unfit, unknown
 from raycnn.metrics import interval, per_class
 from raycnn.spec import JobSpec
 
 COLUMNS = [
     "epoch", "step", "train/loss", "train/acc1", "val/loss", "val/acc1", "val/acc5",
-    "lr", "images_per_s", "time_s",
+    "lr", "images_per_s", "memory_mib", "time_s",
 ]  # fmt: skip
 FIXED = [
     "seed",
@@ -52,6 +52,7 @@ FIXED = [
 PLACES = {"root", "download", "cache", "max_bad"}
 LOCK_S = 2  # a listing of runs holds the lock for a moment
 LOOK_S = 0.25  # between two looks at what was asked, and two signs of life
+STACK_SHARE = 0.7  # of the time that others wait for a worker: then it is said where it is
 
 log = logging.getLogger("raycnn")
 
@@ -60,7 +61,8 @@ class Run:
     """One execution of a job."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = self.home = folder
+        """Where it is worked in, and where a person finds it: the same, but for a copy."""
         self.checkpoints = folder / "checkpoints"
 
     @classmethod
@@ -137,10 +139,10 @@ class Run:
     def events(self) -> list[str]:
         """What happened to the run, in words, oldest first."""
         try:
-            lines = (self.folder / "events.jsonl").read_text().splitlines()
+            lines = (self.folder / "events.jsonl").read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return []
-        return [json.loads(line)["event"] for line in lines]
+        return [event for line in lines if (event := _event(line))]
 
     def progress(self) -> dict[str, Any]:
         return read_json(self.folder / "progress.json") or {}
@@ -153,7 +155,7 @@ class Run:
         try:
             with (self.folder / "metrics.csv").open(newline="") as file:
                 return list(csv.DictReader(file))
-        except FileNotFoundError:
+        except (FileNotFoundError, UnicodeDecodeError, csv.Error):  # torn; written anew by a resume
             return []
 
     def state(self) -> str:
@@ -195,6 +197,21 @@ class Run:
     def asked_to_stop(self) -> bool:
         return (self.folder / ".stop").exists()
 
+    def settle(self) -> None:
+        """Return when what was written is where it stays: here at once. OSError: it cannot be."""
+
+    def log_end(self, rank: int) -> str:
+        """What a worker said since it last started; nothing, where it has no log."""
+        try:
+            said = (self.folder / "logs" / f"rank-{rank}.log").read_text(errors="replace")
+        except OSError:
+            return ""
+        return said.rpartition(", process ")[2]
+
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that is whole, and what is wrong with any newer one."""
+        return checkpoint.newest(self.checkpoints)
+
     def weights(self, which: str) -> Path:
         """The checkpoint `best` or `last`. Raises DataError when it is not there, or damaged."""
         if which not in ("best", "last"):
@@ -233,31 +250,46 @@ class View(Protocol):
 
 
 class Recorder:
-    """The loop's watch: puts what happens into the run folder. Only rank 0 writes."""
+    """The loop's watch: puts what happens into the run folder. Only rank 0 writes.
 
-    def __init__(self, run: Run, view: View | None, asked: Callable[[], bool] = lambda: False):
-        self.run, self.view, self.asked = run, view, asked
+    Others wait `timeout_s` for this worker; 0: there are none.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        view: View | None,
+        asked: Callable[[], bool] = lambda: False,
+        timeout_s: int = 0,
+    ):
+        self.run, self.view, self.asked, self.timeout_s = run, view, asked, timeout_s
         self.leads = dist.rank() == 0
         self._looked = 0.0
         self._stop = False
-        self._events: Any = None
+        self._events: Path | None = None
         self._file = _log_to(run.folder / "logs" / f"rank-{dist.rank()}.log")
         log.info(f"rank {dist.rank()} of {dist.world()}, process {os.getpid()}")
+        self._alive()
 
     def close(self) -> None:
-        if self._events:
-            self._events.close()
+        faulthandler.cancel_dump_traceback_later()
         log.removeHandler(self._file)
         self._file.close()
 
+    def _alive(self) -> None:
+        """A worker that gives no other sign of life for long writes into its log where it is."""
+        if self.timeout_s and isinstance(self._file, _LogFile) and self._file.stream:
+            faulthandler.dump_traceback_later(STACK_SHARE * self.timeout_s, file=self._file.stream)
+
     def restore(self, state: State) -> bool:
-        path, faults = checkpoint.newest(self.run.checkpoints)
+        path, faults = self.run.newest()
         if not path:
             return False
         for fault in faults:
             self.note(f"passed over: {fault}")
-        saved = checkpoint.read_state(path)["about"]
-        _same_job(saved["spec"], state.about["spec"])
+        read = checkpoint.read_state(path)
+        saved = read["about"]
+        _same_job(read, state.about["spec"])
         if saved["data"] != state.about["data"]:
             raise DataError("the images or labels are not the ones this run was begun with")
         for name, then in saved["versions"].items():
@@ -282,6 +314,7 @@ class Recorder:
         if now - self._looked < LOOK_S:
             return self._stop or self.asked()
         self._looked = now
+        self._alive()
         if self.leads:
             self._stop = self.run.asked_to_stop()
             where = {"epoch": state.epoch + 1, "step": state.step, "steps": steps}
@@ -295,10 +328,11 @@ class Recorder:
             return
         try:
             checkpoint.save(state, self.run.checkpoints)
+            self.run.settle()
         except OSError as error:
             raise Unfit(
                 f"cannot save a checkpoint: {error}; the one before it is whole, and "
-                f"`raycnn resume {self.run.folder}` goes on from there"
+                f"`raycnn resume {self.run.home}` goes on from there"
             ) from None
 
     def close_epoch(self, state: State) -> None:
@@ -318,12 +352,16 @@ class Recorder:
             self.note(f"the last weights are tested, for the best cannot be: {error}")
             state.best = state.epoch
 
+    def keep_micro_batch(self, size: int) -> None:
+        _spared(lambda: self.run.write_job(self.run.job().change({"train.micro_batch": size})))
+
     def finish(self, result: dict[str, Any]) -> None:
         if not self.leads:
             return
         log.info(f"test {result['test']}")
         try:
             write_json(self.run.folder / "result.json", result)
+            self.run.settle()
         except OSError as error:
             raise Unfit(f"cannot write the result: {error}; `raycnn resume` tests again") from None
 
@@ -347,14 +385,34 @@ class Recorder:
         _spared(write)
 
     def _write_events(self, row: Row) -> None:
-        if self._events is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
+        """For TensorBoard, whose own writer has a thread that a full disk kills, aloud."""
+        from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
+            Event,
+            SessionLog,
+        )
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import (  # type: ignore[import-untyped]
+            RecordWriter,
+        )
 
-            folder = self.run.folder / "logs" / "tensorboard"
-            self._events = SummaryWriter(folder, purge_step=int(row["epoch"]))
-        for key, value in row.items():
-            self._events.add_scalar(key, value, int(row["epoch"]))
-        self._events.flush()
+        values = [Summary.Value(tag=key, simple_value=value) for key, value in row.items()]
+        events = [{"step": int(row["epoch"]), "summary": Summary(value=values)}]
+        path, self._events = self._events, None  # a file that broke off is not gone on with
+        if path is None:
+            now = time.time_ns()
+            path = self.run.folder / "logs" / "tensorboard" / f"events.out.tfevents.{now}"
+            path.parent.mkdir(exist_ok=True)
+            begins = SessionLog(status=SessionLog.START)  # what other files have after it is void
+            events = [
+                {"file_version": "brain.Event:2"},
+                {"step": events[0]["step"], "session_log": begins},
+                *events,
+            ]
+        with path.open("ab") as file:
+            for event in events:
+                record = Event(wall_time=time.time(), **event).SerializeToString()
+                RecordWriter(file).write(record)
+        self._events = path
 
 
 def result_of(state: State, test: Any) -> dict[str, Any]:
@@ -391,14 +449,14 @@ def _short(key: str, value: float) -> str:
 
 
 def environment() -> dict[str, Any]:
-    packages = ["raycnn", "torch", "torchvision", "ray", "numpy", "safetensors"]
+    packages = ["raycnn", "torch", "torchvision", "torch_npu", "ray", "numpy", "safetensors"]
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpus": KINDS["cpu"].count(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": {name: package(name) for name in packages},
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "devices": [name for kind in KINDS.values() for name in kind.names()],
     }
 
 
@@ -413,25 +471,23 @@ def _changes(before: dict[str, Any], now: dict[str, Any], path: str = "") -> lis
     return words
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def can_go_on(run: Run, job: JobSpec) -> int:
     """How many epochs the run has done. Raises SpecError when this job is not its job any more."""
-    path, _ = checkpoint.newest(run.checkpoints)
+    path, _ = run.newest()
     if not path:
         return 0
     saved = checkpoint.read_state(path)
-    _same_job(saved["about"]["spec"], job.tree())
+    _same_job(saved, job.tree())
     return int(saved["epoch"])
 
 
-def _same_job(saved: dict[str, Any], own: dict[str, Any]) -> None:
-    saved = spec.from_tree(saved).tree()  # with the defaults of keys that are newer than it
+def _same_job(state: dict[str, Any], own: dict[str, Any]) -> None:
+    """Of a checkpoint's state, and of the job that is to go on from it."""
+    saved = spec.from_tree(state["about"]["spec"]).tree()  # with the defaults of keys newer than it
+    under_way = state["epoch"] + (state["step"] > 0)
+    begun = [[s for s in tree["stages"] if s["epoch"] < under_way] for tree in (saved, own)]
+    if begun[0] != begun[1]:
+        raise SpecError("what has begun cannot change: train it as a new job", "stages")
     for path in FIXED:
         before, now = (reduce(dict.__getitem__, path.split("."), tree) for tree in (saved, own))
         if isinstance(now, dict):  # where and how it is read may change
@@ -440,9 +496,14 @@ def _same_job(saved: dict[str, Any], own: dict[str, Any]) -> None:
             raise SpecError("cannot change in a run that has begun: train it as a new job", path)
 
 
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk: a line is lost, and training goes on."""
+
+
 def _log_to(path: Path) -> logging.Handler:
     try:
-        handler: logging.Handler = logging.FileHandler(path)
+        handler: logging.Handler = _LogFile(path)
     except OSError:  # a log that cannot be written never stops training
         handler = logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -464,6 +525,14 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(value, indent=1))
     os.replace(temporary, path)
+
+
+def _event(line: str) -> str | None:
+    """What a line of events.jsonl says; nothing, where a full disk or a kill cut it short."""
+    try:
+        return str(json.loads(line)["event"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -127,15 +127,19 @@ def fitting(trial: Callable[[int], None], size: int, tell: Callable[[str], None]
             full = True
         if not dist.total(torch.tensor([full], dtype=torch.int32)).item():
             return size
-        if size == 1:
-            raise Unfit(
-                "one image is too much for the memory of the device: take a smaller network"
-            )
-        size = (size + 1) // 2
-        tell(
-            f"out of memory on the device: micro-batches of {size} images from here on, which a "
-            "batch norm takes for the batch"
-        )
+        size = halved(size, tell)
+
+
+def halved(size: int, tell: Callable[[str], None]) -> int:
+    """The next smaller micro-batch. Raises Unfit when a single image does not fit."""
+    if size == 1:
+        raise Unfit("one image is too much for the memory of the device: take a smaller network")
+    size = (size + 1) // 2
+    tell(
+        f"out of memory on the device: micro-batches of {size} images from here on, which a "
+        "batch norm takes for the batch"
+    )
+    return size
 
 
 def trial(step: Step, shape: tuple[int, ...], size: int) -> None:

@@ -8,12 +8,13 @@ from typing import Any, TextIO
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from raycnn.errors import SpecError
 
 MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
 
 Tree = dict[str, Any]
 Where = dict[str, str]  # dotted key -> "file:line"
@@ -52,16 +53,21 @@ def dump(tree: Tree, file: TextIO) -> None:
 def _parse(text: str, name: str) -> tuple[Any, Node | None]:
     yaml = YAML(typ="safe", pure=True)
     try:
+        depth = 0
         for event in yaml.parse(text):
+            depth += isinstance(event, CollectionStartEvent)
+            depth -= isinstance(event, CollectionEndEvent)
+            line = event.start_mark.line + 1
+            if depth > MAX_DEPTH:  # brackets without end would take the parser hours
+                raise SpecError(f"{name}:{line}: more than {MAX_DEPTH} levels deep")
             if isinstance(event, AliasEvent):
-                line = event.start_mark.line + 1
                 raise SpecError(f"{name}:{line}: aliases are not used in a spec; see `extends`")
         return yaml.load(text), yaml.compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         raise SpecError(f"{place}: not YAML: {error.problem or error.context}") from None
-    except (YAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise SpecError(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
 
 

@@ -101,16 +101,22 @@ def raycnn(*words: str | Path, cwd: Path, **env: str) -> subprocess.CompletedPro
 
 
 def workers(
-    count: int, spec: Path, *changes: str, cwd: Path, verb: str = "train"
+    count: int,
+    spec: Path,
+    *changes: str,
+    cwd: Path,
+    verb: str = "train",
+    program: tuple[str, str] = ("-m", "raycnn"),
+    missing: int = 0,
 ) -> list[subprocess.Popen[str]]:
-    """Start `count` processes that meet as torchrun's do."""
+    """Start `count` processes that meet as torchrun's do, and wait for some that are missing."""
     port = _free_port()
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "raycnn", verb, str(spec), *changes],
+            [sys.executable, *program, verb, str(spec), *changes],
             cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env=os.environ | {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count + missing),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
             },
         )

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "raycnn"
 FLOORS = [
     "errors", "yaml_file", "spec", "catalogue", "seeds", "shape", "device", "dist", "noise",
     "models", "summary", "optim", "loss_scale", "average", "metrics", "checkpoint", "pretrained", "data",
-    "step", "loop", "runs", "check", "predict", "search", "report", "launch", "cli",
+    "step", "loop", "runs", "check", "predict", "parity", "doctor", "verify", "search", "report", "launch", "cli",
 ]  # fmt: skip
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or "__" not in path.stem

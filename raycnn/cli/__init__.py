@@ -8,14 +8,23 @@ import typer
 
 from raycnn.cli.arguments import leads
 from raycnn.cli.check import check
+from raycnn.cli.cluster import cluster
 from raycnn.cli.data import data
+from raycnn.cli.doctor import doctor
 from raycnn.cli.eval import evaluate
+from raycnn.cli.fetch import fetch
 from raycnn.cli.list import show
+from raycnn.cli.logs import logs
+from raycnn.cli.parity import parity
 from raycnn.cli.predict import predict
 from raycnn.cli.schema import schema
+from raycnn.cli.status import status
+from raycnn.cli.stop import stop
+from raycnn.cli.submit import submit
 from raycnn.cli.summary import summary
 from raycnn.cli.train import resume, train
 from raycnn.cli.tune import tune
+from raycnn.cli.verify import verify
 from raycnn.errors import RaycnnError
 
 app = typer.Typer(
@@ -28,9 +37,12 @@ app = typer.Typer(
 verbs: dict[str, Callable[..., None]] = {
     "train": train, "resume": resume, "tune": tune, "eval": evaluate, "predict": predict,
     "list": show, "check": check, "data": data, "summary": summary, "schema": schema,
+    "submit": submit, "status": status, "logs": logs, "stop": stop, "fetch": fetch,
+    "doctor": doctor, "parity": parity, "verify": verify,
 }  # fmt: skip
 for name, verb in verbs.items():
     app.command(name)(verb)
+app.add_typer(cluster, name="cluster")
 
 
 def main() -> None:

@@ -19,4 +19,4 @@ def check(job: Job, changes: Changes = None) -> None:
     print(
         f"  model    {resolved.model.name}: {found.shape} images, {found.parameters:,} parameters"
     )
-    print(f"  workers  {resolved.workers.count} on {found.kind}, launcher {where}")
+    print(f"  workers  {resolved.workers.asked} on {found.kind}, launcher {where}")

@@ -50,7 +50,8 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
         )
         print(f"{found.name} is done: {done} epochs; {longer} goes on")
         return
-    check(resolved, elsewhere=launch.elsewhere(resolved.workers))
+    elsewhere = launch.elsewhere(resolved.workers)
+    check(resolved, elsewhere=elsewhere, checkpoints=found.checkpoints)
     with found.held():  # else another process trains it: said before anything starts
         pass
 

@@ -114,6 +114,8 @@ def open_splits(job: JobSpec, tell: Tell | None = None) -> Splits:
         max_bad=job.data.max_bad,
         tell=tell,
     )
+    if "val" in store.splits and not job.data.val:
+        store = store.with_val_in_train()
     members = _members(job, store)
     mean, std = _normalisation(job, store, members["train"][1])
     transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]

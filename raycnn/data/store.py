@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -57,6 +57,25 @@ class Stored:
         return bytes(self.names[row]).decode("utf-8", "backslashreplace")
 
 
+class _Joined:
+    """The images of two splits, one behind the other, each (channels, height, width) `shape`."""
+
+    def __init__(self, first: Images, second: Images, shape: Shape):
+        self.first, self.second, self.shape = first, second, shape
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
+        images = np.empty((len(rows), *self.shape[1:], self.shape[0]), np.uint8)
+        behind = rows >= len(self.first)
+        if not behind.all():
+            images[~behind] = self.first[rows[~behind]]
+        if behind.any():
+            images[behind] = self.second[rows[behind] - len(self.first)]
+        return images
+
+
 @dataclass(frozen=True)
 class Store:
     shape: Shape
@@ -68,6 +87,20 @@ class Store:
     """What is wrong with each image that could not be read and is in no split."""
     aside: list[str]
     """What lay beside the images and was ignored, in words."""
+
+    def with_val_in_train(self) -> "Store":
+        """The same images with those of its own validation split behind those of train."""
+        splits = dict(self.splits)
+        train, val = splits["train"], splits.pop("val")
+        named = train.names is not None and val.names is not None
+        splits["train"] = Stored(
+            images=_Joined(train.images, val.images, self.shape),
+            labels=np.concatenate([train.labels, val.labels]),
+            sums=np.concatenate([train.sums, val.sums]),
+            hashes=np.concatenate([train.hashes, val.hashes]),
+            names=np.concatenate([train.names, val.names]) if named else None,
+        )
+        return replace(self, splits=splits)
 
 
 def cache() -> Path:
@@ -97,7 +130,13 @@ def open_store(
             if how != "stream" and whole.exists():
                 return _open(whole, None, max_bad)
             splits = source.read()
-            keep = how == "store" or (how == "auto" and _fits(splits, source.shape))
+            spare = _spare(splits, source.shape)
+            if how == "store" and spare < 0:
+                raise Unfit(
+                    f"data.cache: store: the decoded images take {-spare / 1e6:,.1f} MB more than "
+                    f"is free at {cache()}: RAYCNN_CACHE moves it, and auto decodes them each time"
+                )
+            keep = how == "store" or (how == "auto" and spare >= SPARE_BYTES)
             folder = whole if keep else whole.with_name(f"{whole.name}-stream")
             if not folder.exists():
                 _build(folder, source, splits, keep, max_bad, tell)
@@ -118,10 +157,10 @@ def _key(source: Source, options: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _fits(splits: dict[str, Split], shape: Shape) -> bool:
+def _spare(splits: dict[str, Split], shape: Shape) -> int:
+    """Bytes of the cache's disk that are left when it holds the decoded images."""
     images = sum(len(split.labels) for split in splits.values())
-    free = shutil.disk_usage(cache()).free
-    return images * int(np.prod(shape)) + SPARE_BYTES <= free
+    return shutil.disk_usage(cache()).free - images * int(np.prod(shape))
 
 
 def _build(

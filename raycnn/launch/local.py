@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from raycnn import device, dist
-from raycnn.errors import SpecError
+from raycnn.device import Kind
+from raycnn.errors import ClusterError, SpecError, WorkerLost
 from raycnn.launch.stop import Stop
 from raycnn.launch.worker import work
 from raycnn.runs import Run, View
@@ -16,8 +17,7 @@ from raycnn.spec import JobSpec, Workers
 def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
     """Train the job in a run folder, going on from what is there; returns the run."""
     kind = device.find(job.workers.device)
-    if dist.launched():
-        dist.join(kind.backend, job.workers.timeout_s)
+    _meet(kind, job.workers)
     with ExitStack() as held:
         held.callback(dist.leave)
         check_world(job.workers)
@@ -31,14 +31,36 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
 
         run = Run(Path(dist.from_first(open_and_hold)))
         stop = Stop(busy=run.training)
-        with stop.listening():
-            work(job, run, chosen, view, stop)
+        try:
+            with stop.listening():
+                work(job, run, chosen, view, stop)
+        except WorkerLost as error:  # said by all that are left: once is enough
+            if (said := f"failed: {error}") not in run.events():
+                with suppress(OSError):
+                    run.add_event(said)
+            raise
         return run
+
+
+def _meet(kind: Kind, workers: Workers) -> None:
+    """Meet the other workers that torchrun started. Raises ClusterError when not all come."""
+    if not dist.launched():
+        return
+    try:
+        dist.join(kind.backend, workers.timeout_s)
+    except Exception as error:
+        if not dist.lost_peer(error):
+            raise
+        first = str(error).strip().splitlines()[0]
+        raise ClusterError(
+            f"{dist.started()} workers did not meet within {workers.timeout_s} s "
+            f"(workers.timeout_s): {first}"
+        ) from None
 
 
 def check_world(workers: Workers) -> None:
     """Raises SpecError unless as many processes are here as workers are asked for."""
     here = dist.started()
-    if workers.count != here:
+    if not workers.least <= here <= workers.most:
         how = "torchrun started" if dist.launched() else "this process is"
-        raise SpecError(f"{workers.count} workers are asked for, {how} {here}", "workers.count")
+        raise SpecError(f"{workers.asked} workers are asked for, {how} {here}", "workers.count")

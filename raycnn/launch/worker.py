@@ -6,14 +6,16 @@ from contextlib import suppress
 
 import torch
 
-from raycnn import dist
+from raycnn import dist, loop
 from raycnn.errors import Interrupted, RaycnnError, WorkerLost
 from raycnn.loop import fit
 from raycnn.runs import Recorder, Run, View, log, result_of
 from raycnn.spec import JobSpec
 
 IN_VAIN = "waited in vain for another worker"
-SETTLE_S = 3  # for all that waited to have said so
+SETTLE_S = 3  # for all others to have said what they know
+LOOP = loop.__file__
+FRAMES = 6  # of a stack that an error shows
 
 
 def work(
@@ -24,13 +26,13 @@ def work(
     asked: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train as one worker. A user's error is in the run's events, a bug's traceback in its log."""
-    recorder = Recorder(run, view, asked)
+    recorder = Recorder(run, view, asked, job.workers.timeout_s if dist.world() > 1 else 0)
     try:
         outcome = fit(job, device, recorder)
         dist.together(lambda: recorder.finish(result_of(outcome.state, outcome.test)))
     except Interrupted as error:
         log.info(str(error))
-        raise Interrupted(f"{error}: `raycnn resume {run.folder}` goes on from there") from None
+        raise Interrupted(f"{error}: `raycnn resume {run.home}` goes on from there") from None
     except RaycnnError as error:
         log.error(f"failed: {error}")
         if dist.rank() == 0:
@@ -38,12 +40,13 @@ def work(
                 run.add_event(f"failed: {error}")
         raise
     except RuntimeError as error:
-        if not dist.timed_out(error):
+        if not dist.lost_peer(error):
             log.error("failed", exc_info=error)
             raise
-        log.error(IN_VAIN)
+        in_vain = dist.timed_out(error)
+        log.error(IN_VAIN if in_vain else "found another worker gone")
         time.sleep(SETTLE_S)
-        raise WorkerLost(silent(job, run)) from error
+        raise WorkerLost(silent(job, run) if in_vain else gone(run)) from None
     except BaseException as error:
         log.error("failed", exc_info=error)
         raise
@@ -52,8 +55,31 @@ def work(
 
 
 def silent(job: JobSpec, run: Run) -> str:
-    """Who did not wait in vain is who was waited for: their logs tell."""
-    logs = {rank: run.folder / "logs" / f"rank-{rank}.log" for rank in range(dist.world())}
-    quiet = [rank for rank, path in logs.items() if IN_VAIN not in path.read_text()[-2000:]]
+    """Who did not wait in vain is who was waited for: their logs tell, and where they were."""
+    quiet = [rank for rank in range(dist.world()) if IN_VAIN not in run.log_end(rank)]
     named = ", ".join(f"rank {rank}" for rank in quiet) or "the network between the workers"
-    return f"{named} gave no sign of life for {job.workers.timeout_s} s (workers.timeout_s)"
+    stacks = [f"\nrank {rank} was here:\n{at}" for rank in quiet if (at := stack(run, rank))]
+    return (
+        f"{named} gave no sign of life for {job.workers.timeout_s} s (workers.timeout_s)"
+        + "".join(stacks)
+    )
+
+
+def stack(run: Run, rank: int) -> str:
+    """The innermost frames of the thread that trains, as faulthandler last put them into the log.
+
+    A process that was stopped, or is gone, could not.
+    """
+    threads = run.log_end(rank).rpartition("Timeout (")[2].split("Thread 0x")
+    training = next((thread for thread in threads if LOOP in thread), "")
+    return "\n".join(training.splitlines()[1 : 1 + FRAMES])
+
+
+def gone(run: Run) -> str:
+    """What another worker said last, where it could say anything."""
+    for rank in range(dist.world()):
+        _, failed, said = run.log_end(rank).rpartition(" failed")
+        if failed:
+            last = said.strip(": \n").splitlines()[-1]
+            return f"rank {rank} failed: {last} (see its log in {run.home}/logs)"
+    return "another worker is gone without a word: killed, or its machine is down"

@@ -1,0 +1,111 @@
+"""Disks that are small, and run full: real ones of a megabyte, where this process may mount them."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from raycnn.check import check
+from raycnn.errors import Unfit
+from raycnn.launch.worker import work
+from raycnn.runs import Run
+from raycnn.spec import JobSpec
+from tests.conftest import numbers, same, train, weights
+
+MakeJob = Callable[..., JobSpec]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave not a byte."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            return filler
+    raise AssertionError
+
+
+def train_and_fill(job: JobSpec, run: Run, disk: Path, step: int) -> None:
+    """Somebody else fills the disk when so many steps are done."""
+    steps = iter(range(1, 10**6))
+
+    def asked() -> bool:
+        if next(steps) == step:
+            fill(disk)
+        return False
+
+    work(job, run, torch.device("cpu"), asked=asked)
+
+
+def test_too_small_a_disk_is_refused_before_anything_starts(job: MakeJob, disk: Path) -> None:
+    spec = job(model={"name": "alexnet", "form": "small"}, storage__path=str(disk / "runs"))
+    with pytest.raises(Unfit, match=r"has 1.0 MB for checkpoints, and they take [\d,.]+ MB: 4 of"):
+        check(spec)
+    assert not any(disk.iterdir())
+    check(job(storage__path=str(disk / "runs")))
+
+
+def test_a_run_that_goes_on_counts_the_checkpoints_it_has(job: MakeJob, disk: Path) -> None:
+    spec = job(storage__path=str(disk))
+    run = train(spec)
+    filler = fill(disk)
+    with filler.open("r+b") as file:
+        file.truncate(filler.stat().st_size - 300_000)
+    with pytest.raises(Unfit):
+        check(spec)
+    check(spec, checkpoints=run.checkpoints)
+
+
+def test_decoded_images_that_do_not_fit_are_refused_when_they_must_be_kept(
+    job: MakeJob, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYCNN_CACHE", str(disk))
+    spec = job(data={"name": "synthetic", "train": 1000, "test": 100, "cache": "store"})
+    with pytest.raises(Unfit, match=r"data.cache: store: the decoded images take [\d.]+ MB more"):
+        train(spec)
+
+
+def test_a_disk_that_runs_full_leaves_the_last_checkpoint_and_the_run_goes_on(
+    job: MakeJob, disk: Path
+) -> None:
+    spec = job(storage__path=str(disk))
+    run = Run.create(spec)
+    with pytest.raises(Unfit, match="cannot save a checkpoint: .*No space left on device") as full:
+        train_and_fill(spec, run, disk, step=8)
+    assert f"`raycnn resume {run.folder}` goes on from there" in str(full.value)
+    assert run.weights("last").name == "00001-00000000"
+    with pytest.raises(Unfit):
+        train(spec, run)
+    (disk / "filler").unlink()
+    train(spec, run)
+    unbroken = train(job())
+    assert same(weights(unbroken), weights(run)) and numbers(unbroken) == numbers(run)
+
+
+def test_a_full_disk_for_logs_alone_does_not_stop_training(
+    job: MakeJob, disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = job()
+    run = Run.create(spec)
+    (run.folder / "logs").rmdir()
+    (run.folder / "logs").symlink_to(disk)
+    (run.folder / "events.jsonl").symlink_to(disk / "events.jsonl")
+    train_and_fill(spec, run, disk, step=2)
+    assert run.result() and len(run.rows()) == 3
+    assert capfd.readouterr().err == ""
+    assert run.state() == "done"

@@ -1,0 +1,72 @@
+"""One job on Ray that loses its workers in every way, and its driver. It takes minutes."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from raycnn.runs import Run
+from raycnn.spec import JobSpec
+from tests.conftest import ended, numbers, raycnn, same, weights, workers
+from tests.launch.test_workers import long, pids, start, wait_for
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+MakeJob = Callable[..., JobSpec]
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    """Whatever is started here is ended, also when a test fails."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def test_a_job_that_loses_rank_0_all_workers_and_its_driver_ends_with_the_unbroken_weights(
+    job: MakeJob, tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    """First a worker is stopped: it is named within the time limit, ended, and the job tried again."""
+    spec = long(job).change(
+        {
+            "schedule": "constant",
+            "train.epochs": 400,
+            "workers.timeout_s": 20,
+            "failure.retries": 5,
+        }
+    )
+    run = Run.create(spec)
+    driver = start(run, tmp_path)
+    processes.append(driver)
+
+    def go_on(tries: int) -> None:
+        """Until so many processes were rank 0, and the last of them has done two epochs."""
+        wait_for(lambda: len(pids(run, 0)) == tries, driver, 600)
+        done = len(run.rows())
+        wait_for(lambda: len(run.rows()) >= done + 2, driver, 600)
+
+    go_on(1)
+    os.kill(pids(run, 1)[-1], signal.SIGSTOP)
+    go_on(2)
+    assert any("rank 1 gave no sign of life for 20 s" in event for event in run.events())
+    os.kill(pids(run, 0)[-1], signal.SIGKILL)
+    go_on(3)
+    for rank in (0, 1):
+        os.kill(pids(run, rank)[-1], signal.SIGKILL)
+    go_on(4)
+    assert sum(event.startswith("lost rank") for event in run.events()) == 3
+    driver.kill()
+    driver.communicate()
+    assert len(run.rows()) < 400
+
+    epochs = len(run.rows()) + 5
+    assert raycnn("resume", run.folder, f"train.epochs={epochs}", cwd=tmp_path).returncode == 0
+    unbroken = Run.create(spec.change({"train.epochs": epochs}))
+    assert ended(workers(2, unbroken.folder, cwd=tmp_path, verb="resume"))[0] == {0}
+    assert same(weights(unbroken), weights(run)) and numbers(unbroken) == numbers(run)

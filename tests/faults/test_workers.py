@@ -1,0 +1,119 @@
+"""What happens to workers, each a process: they hang, raise, and are ended. Without Ray."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raycnn.runs import Run
+from raycnn.spec import JobSpec
+from tests.conftest import distance, ended, numbers, train, weights, workers
+from tests.faults.harm import two_with
+
+MakeJob = Callable[..., JobSpec]
+
+
+def long(job: MakeJob, **changes: object) -> JobSpec:
+    """Some seconds of training: long enough to be met in the middle of it."""
+    return job(
+        data__limit=None, train__epochs=60, train__batch_size=64, storage__every_steps=7, **changes
+    )
+
+
+def wait_for_rows(run: Run, epochs: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while len(run.rows()) < epochs:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_rank_that_hangs_is_named_with_its_stack(job: MakeJob, tmp_path: Path) -> None:
+    run = Run.create(long(job, workers__count=2, workers__timeout_s=10))
+    waiting, hung = two_with("time.sleep(999)", run, tmp_path)
+    said = waiting.communicate()[1]
+    assert hung.poll() is None, "it hangs still"
+    hung.kill()
+    hung.communicate()
+    assert waiting.returncode == 1 and "Traceback" not in said
+    assert "rank 1 gave no sign of life for 10 s (workers.timeout_s)\nrank 1 was here:" in said
+    assert "in harm" in said and "in harmed" in said, "the innermost frames"
+    assert run.events()[-1].startswith("failed: rank 1 gave no sign of life")
+
+
+@pytest.mark.parametrize(
+    ("harm", "code", "said"),
+    [
+        ("raise ValueError('a bug')", 1, "rank 1 failed: ValueError: a bug"),
+        ("raise DataError('a.png: is no picture')", 4, "rank 1 failed: a.png: is no picture"),
+    ],
+    ids=["a-bug", "bad-data"],
+)
+def test_what_ends_one_rank_is_what_is_said(
+    job: MakeJob, tmp_path: Path, harm: str, code: int, said: str
+) -> None:
+    """And not what the others' connections come to when it is gone."""
+    run = Run.create(long(job, workers__count=2))
+    left, harmed = two_with(harm, run, tmp_path)
+    first, second = (process.communicate()[1] for process in (left, harmed))
+    assert (left.returncode, harmed.returncode) == (1, code)
+    assert first.startswith(f"raycnn: {said}") and "Traceback" not in first
+    assert ("Traceback" in second) == (code == 1), "of a bug, its own"
+    assert said in run.events()[-1] and run.state() == "failed"
+
+
+def test_a_job_goes_on_with_4_then_2_then_3_workers(job: MakeJob, tmp_path: Path) -> None:
+    """SIGTERM reaches one of the four, and all save and stop; of the two one is killed."""
+    spec = long(job, optimizer__lr=0.01).change({"train.epochs": 12})
+    run = Run.create(spec)
+    four = workers(4, run.folder, "workers.count=4", cwd=tmp_path, verb="resume")
+    wait_for_rows(run, 2, four[0])
+    four[3].terminate()
+    codes, said = ended(four)
+    assert codes == {130} and said.count("stopped as asked, and saved") == 1, said
+    done = len(run.rows())
+    two = workers(2, run.folder, "workers.count=2", cwd=tmp_path, verb="resume")
+    wait_for_rows(run, done + 2, two[0])
+    two[1].kill()
+    codes, said = ended(two)
+    assert codes == {1, -signal.SIGKILL} and "Traceback" not in said, said
+    assert "raycnn: another worker is gone without a word: killed" in said
+    assert len(run.rows()) < 12
+    three = workers(3, run.folder, "workers.count=3", cwd=tmp_path, verb="resume")
+    codes, said = ended(three)
+    assert codes == {0}, said
+
+    alone = train(spec)
+    assert [row["step"] for row in numbers(run)] == [row["step"] for row in numbers(alone)]
+    assert distance(weights(alone), weights(run)) < 1e-3
+    assert sum("going on after" in event for event in run.events()) == 2
+
+
+def test_torchrun_that_is_told_to_end_has_its_workers_save(job: MakeJob, tmp_path: Path) -> None:
+    run = Run.create(long(job, workers__count=2))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = subprocess.Popen(
+        [sys.executable, *command, "-m", "raycnn", "resume", str(run.folder)],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for_rows(run, 2, torchrun)
+    torchrun.terminate()
+    _, said = torchrun.communicate()
+    assert "stopped as asked, and saved" in said
+    assert run.state() == "stopped" and len(run.rows()) < 60
+    log = (run.folder / "logs" / "rank-1.log").read_text()
+    assert "stopped as asked, and saved" in log
+
+
+def test_workers_that_do_not_all_come_are_waited_for_no_longer_than_said(
+    job: MakeJob, tmp_path: Path
+) -> None:
+    run = Run.create(job(workers__count=2, workers__timeout_s=10))
+    alone = workers(1, run.folder, cwd=tmp_path, verb="resume", missing=1)
+    codes, said = ended(alone)
+    assert codes == {5} and "Traceback" not in said
+    assert "2 workers did not meet within 10 s (workers.timeout_s)" in said
