@@ -15,6 +15,7 @@ from pydantic import (
     PositiveInt,
     PrivateAttr,
     ValidationError,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -25,6 +26,7 @@ from raycnn.errors import SpecError, unknown
 from raycnn.yaml_file import Tree, Where
 
 MAX_EXTENDS = 8
+CHANGING = "options of the optimizer, train.label_smoothing and train.clip_norm"
 
 
 def _no_traversal(path: str) -> str:
@@ -81,7 +83,8 @@ class Data(Choice):
     download: bool = False
     """Whether the data set may be fetched into `root` when it is not there."""
     val: Fraction = 0.1
-    """Share of the training images held out, by class, to choose the best epoch."""
+    """Share of the training images held out, by class, to choose the best epoch. Of a data set's
+    own validation images all are held out, or with 0 none: they are trained on as well."""
     limit: PositiveInt | None = None
     """Use only this many training images, drawn by class and seed, before `val` is held out."""
     max_bad: Annotated[int, Field(ge=0)] = 0
@@ -133,9 +136,49 @@ class Train(Frozen):
     """torch.compile: quicker steps, after a minute or more at the start."""
 
 
+def can_change(key: str) -> bool:
+    """Whether a setting can be another from some epoch on: it is what a stage may name."""
+    section, _, option = key.partition(".")
+    changing = section == "optimizer" and option.isidentifier() and option != "name"
+    return changing or key in ("train.label_smoothing", "train.clip_norm")
+
+
+def _all_can_change(changes: Tree) -> Tree:
+    for key in changes:
+        if not can_change(key):
+            raise ValueError(f"{key} cannot change in mid-run: {CHANGING} can")
+    return changes
+
+
+class Stage(Frozen):
+    """A part of a run in which some settings are others."""
+
+    epoch: PositiveInt
+    """It begins once so many epochs are done."""
+    changes: Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_all_can_change)]
+    """Dotted keys and their values from then on: options of the optimizer, train.label_smoothing
+    and train.clip_norm. Schedules stay as they are, factors of the stage's own optimizer.lr."""
+
+
+def _one_or_a_range(value: Any, check: Any) -> Any:
+    """Raises ValueError, with one sentence for whatever is wrong."""
+    try:
+        count = check(value)
+    except ValidationError:
+        count = None
+    if not count or (isinstance(count, list) and count[0] > count[1]):
+        raise ValueError("must be a number of workers, or the least and the most: [2, 4]")
+    return count
+
+
+Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+
+
 class Workers(Frozen):
-    count: PositiveInt = 1
-    """Processes that share every batch; each drives one device."""
+    count: Annotated[PositiveInt | Range, WrapValidator(_one_or_a_range)] = 1
+    """Processes that share every batch; each drives one device. [least, most]: on Ray as many as
+    there is room for, fewer when a node goes and more when one comes; else as many as are started.
+    """
     device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
     """auto: the first of cuda, npu, cpu that is there."""
     cpus: PositiveInt | None = None
@@ -145,12 +188,26 @@ class Workers(Frozen):
     address: str | None = None
     """Of a running Ray cluster; when absent RAY_ADDRESS, else a Ray of the job's own."""
     timeout_s: Annotated[int, Field(ge=10)] = 600
-    """How long a worker waits for the others before it gives up."""
+    """How long a worker waits for the others, and a job for room for them, before it gives up."""
+
+    @property
+    def least(self) -> int:
+        return self.count[0] if isinstance(self.count, list) else self.count
+
+    @property
+    def most(self) -> int:
+        return self.count[1] if isinstance(self.count, list) else self.count
+
+    @property
+    def asked(self) -> str:
+        """How many, for people."""
+        return f"{self.least} to {self.most}" if self.least < self.most else str(self.most)
 
 
 class Storage(Frozen):
     path: SafePath = "runs"
-    """Folder of the runs, from here or from the root; with several nodes, one that they share."""
+    """Folder of the runs, from here or from the root; nodes that do not see it send what they save.
+    A search needs one that all nodes share."""
     every_steps: PositiveInt | None = None
     """Save also each time so many steps are done; the end of an epoch is always saved."""
 
@@ -158,6 +215,11 @@ class Storage(Frozen):
 class Failure(Frozen):
     retries: Annotated[int, Field(ge=0)] = 2
     """How often lost workers may send the job back to its last checkpoint."""
+    rollbacks: Annotated[int, Field(ge=0)] = 0
+    """How often a loss that is not finite may send the job back there, to go on with a smaller
+    learning rate; 0: such a loss ends the job."""
+    rollback_lr: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Factor of the learning rate from each rollback on."""
 
 
 class JobSpec(Frozen):
@@ -174,6 +236,8 @@ class JobSpec(Frozen):
     schedule: Choice = Choice(name="constant")
     """One of `raycnn list schedules`: the learning rate as a function of the step."""
     train: Train
+    stages: list[Stage] = []
+    """Settings that change in mid-run, each stage on top of those before it."""
     workers: Workers = Workers()
     storage: Storage = Storage()
     failure: Failure = Failure()
@@ -182,12 +246,30 @@ class JobSpec(Frozen):
 
     @model_validator(mode="after")
     def _enough_to_share(self) -> Self:
-        if self.train.batch_size < self.workers.count:
+        if self.train.batch_size < self.workers.most:
             raise ValueError(
                 f"train.batch_size {self.train.batch_size} gives some of "
-                f"{self.workers.count} workers nothing to do"
+                f"{self.workers.most} workers nothing to do"
             )
         return self
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> Self:
+        begins = [stage.epoch for stage in self.stages]
+        if begins != sorted({*begins}) or max(begins, default=0) >= self.train.epochs:
+            raise ValueError(
+                f"stages: begin after {begins} epochs: each must begin later than the one before, "
+                f"and before train.epochs {self.train.epochs}"
+            )
+        return self
+
+    def after(self, epochs: int) -> "JobSpec":
+        """The job as its stages have it once so many epochs are done."""
+        begun = [stage.changes for stage in self.stages if stage.epoch <= epochs]
+        if not begun:
+            return self
+        changes = {key: value for stage in begun for key, value in stage.items()}
+        return from_tree(put(self.tree(), {}, changes | {"stages": []})[0])
 
     def tree(self) -> Tree:
         """Plain values, every default filled in: what is printed, saved and sent."""
@@ -347,4 +429,4 @@ def _fields(kind: type[Any], parents: Sequence[int | str]) -> list[str]:
         model = fields[key].annotation if fields else get_args(model)[-1]
         if get_origin(model) in (Union, UnionType):
             model = next(part for part in get_args(model) if part is not type(None))
-    return [*model.model_fields, *([] if parents else ["extends"])]
+    return [*model.model_fields, *(["extends"] if model is JobSpec else [])]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from raycnn import dist
+from raycnn import device, dist
 from raycnn.runs import Run, View
 from raycnn.spec import JobSpec, Workers
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from raycnn.search.folder import Search, SearchView
     from raycnn.search.spec import TuneSpec
 
+device.set_npu_aside()
+
 STARTING = "starting Ray and its workers: half a minute, on two cores"
 
 
@@ -20,7 +22,7 @@ def launcher_of(workers: Workers) -> Literal["ray", "local"]:
     """`auto`: what torchrun started, and one worker without an address, runs right here."""
     if workers.launcher != "auto":
         return workers.launcher
-    alone = workers.count == 1 and not address_of(workers)
+    alone = workers.most == 1 and not address_of(workers)
     return "local" if dist.launched() or alone else "ray"
 
 

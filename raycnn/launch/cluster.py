@@ -42,6 +42,7 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc  # noqa: E4
 
 PROBE_S = 5
 OBJECT_STORE_BYTES = 200 << 20  # images do not go through it
+RAY_GAVE_UP = "timed out during startup"
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,18 @@ def connected(workers: Workers) -> Iterator[list[Node]]:
 def _init(address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
-        ray.init(
-            "local",
-            num_cpus=KINDS["cpu"].count(),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **quiet,
-        )
+        try:
+            ray.init(
+                "local",
+                num_cpus=KINDS["cpu"].count(),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **quiet,
+            )
+        except Exception as error:  # as it is: Ray raises no class of its own
+            if RAY_GAVE_UP not in str(error):
+                raise
+            raise ClusterError("Ray did not start within its 30 s: this machine is busy") from None
         if TOKEN.is_file():
             TOKEN.chmod(0o600)  # Ray writes it for all to read
         return
@@ -150,19 +156,25 @@ def kind_of(workers: Workers, nodes: list[Node]) -> Kind:
 def ask_of(workers: Workers, kind: Kind, nodes: list[Node]) -> dict[str, float]:
     """What each worker asks Ray for: with no `cpus` given, the most that lets all of them in.
 
-    Raises ClusterError, with a table of what exists, when they do not fit even so.
+    Where not all of a range fit, as many as do are all. Raises ClusterError, with a table of what
+    exists, when too few fit.
     """
-    most = int(max((node.total.get("CPU", 0) for node in nodes), default=0))
     device = {kind.resource: 1.0} if kind.resource != "CPU" else {}
-    for cpus in [workers.cpus] if workers.cpus else range(most, 0, -1):
-        ask = {"CPU": float(cpus)} | device
-        if sum(node.fits(ask) for node in nodes) >= workers.count:
-            return ask
     least = {"CPU": float(workers.cpus or 1)} | device
-    raise ClusterError(
-        f"{workers.count} workers of {_amounts(least)} each do not fit into what there is:\n"
-        + table(nodes)
-    )
+    count = min(workers.most, room(nodes, least))
+    if count < workers.least:
+        raise ClusterError(
+            f"{workers.asked} workers of {in_words(least)} each do not fit into what there is:\n"
+            + table(nodes)
+        )
+    most = int(max(node.total.get("CPU", 0) for node in nodes))
+    asks = ({"CPU": float(cpus)} | device for cpus in range(workers.cpus or most, 0, -1))
+    return next(ask for ask in asks if room(nodes, ask) >= count)
+
+
+def room(nodes: list[Node], ask: dict[str, float]) -> int:
+    """How many workers that ask for so much find room."""
+    return sum(node.fits(ask) for node in nodes)
 
 
 def table(nodes: list[Node]) -> str:
@@ -174,5 +186,5 @@ def table(nodes: list[Node]) -> str:
     return "\n".join(lines)
 
 
-def _amounts(ask: dict[str, float]) -> str:
+def in_words(ask: dict[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in ask.items())

@@ -1,15 +1,17 @@
 """A job's workers on Ray: TorchTrainer (Train V2) starts them and their process group.
 
-Two of its parts are our own. Its controller, which otherwise is an actor, runs in this process:
-starting one more Python that imports torch costs a third of the time to the first step. And its
-failure policy sends a job back to its last checkpoint for lost workers only.
+Three of its parts are our own. Its controller, which otherwise is an actor, runs in this process:
+starting one more Python that imports torch costs a third of the time to the first step. Its
+failure policy sends a job back to its last checkpoint for lost workers only. How many workers there
+are is said in elastic.py.
 """
 
 import asyncio
 import os
 import threading
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +28,24 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
 
 from raycnn import device, dist, spec
 from raycnn.data.source import root_of
 from raycnn.data.store import cache
 from raycnn.device import Kind
-from raycnn.errors import ClusterError, RaycnnError, WorkerLost
+from raycnn.errors import ClusterError, JobFailed, RaycnnError, WorkerLost
+from raycnn.launch import address_of, elastic, network, npu, relay
 from raycnn.launch.cluster import Node, ask_of, kind_of
+from raycnn.launch.elastic import Elastic
 from raycnn.launch.stop import Stop
 from raycnn.launch.trial import Ending, work_on
 from raycnn.launch.worker import work
 from raycnn.runs import LOOK_S, Run, View
 from raycnn.search.folder import Search, Trial
-from raycnn.spec import JobSpec
+from raycnn.spec import JobSpec, Workers
 
-STARTS = 3  # tries to find room for the workers, each of which has a deadline
+STARTS = 3  # tries to start the workers that there is room for, each of which has a deadline
 
 
 class PeerLost(Exception):
@@ -55,12 +58,9 @@ def train(job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: Vi
     ask = ask_of(job.workers, kind, nodes)
     run = open_run()
     stop = Stop(busy=run.training)
-    trainer = _trainer(job, run, kind, ask)
-    trainer.tell = run.add_event
     with run.held(), stop.listening(), _following(run, view, stop):
-        error = _fit(trainer, job.failure.retries)
-    if isinstance(error, RaycnnError):
-        raise error
+        also = {"keeper": relay.keep(run)} if address_of(job.workers) else {}
+        _fit(_trainer(job, run, kind, ask, also), job.failure.retries)
     return run
 
 
@@ -70,12 +70,7 @@ def train_trial(
     """Train a trial of several workers; this process has no part in it."""
     job = trial.run.job()
     also = {"search": str(search.folder), "deadline": deadline}
-    trainer = _trainer(job, trial.run, kind, ask, also)
-    trainer.tell = trial.run.add_event
-    ended = _fit(trainer, job.failure.retries)
-    if isinstance(ended, RaycnnError):
-        raise ended
-    return ended or {}
+    return _fit(_trainer(job, trial.run, kind, ask, also), job.failure.retries) or {}
 
 
 def _trainer(
@@ -85,19 +80,21 @@ def _trainer(
     ask: dict[str, float],
     also: dict[str, Any] | None = None,
 ) -> "_Trainer":
+    root = job.data.root and str(root_of(job.data.root))
     config = (also or {}) | {
-        "job": job.change({"workers.device": kind.name, "data.root": None}).tree(),
+        "job": job.change({"workers.device": kind.name, "data.root": root}).tree(),
         "run": str(run.folder),
+        "mark": relay.mark(run),
         "threads": int(ask["CPU"]),
-        # Other machines have other working folders, and none of this process's environment.
-        "environment": {"RAYCNN_DATA": str(root_of(job.data.root)), "RAYCNN_CACHE": str(cache())},
+        # Other machines have other working folders; what their own environment says goes first.
+        "environment": {"RAYCNN_DATA": str(root_of(None)), "RAYCNN_CACHE": str(cache())},
     }
-    return _Trainer(
+    trainer = _Trainer(
         _worker,
         train_loop_config=config,
         torch_config=TorchConfig(backend=kind.backend, timeout_s=job.workers.timeout_s),
         scaling_config=ScalingConfig(
-            num_workers=job.workers.count, use_gpu=kind.resource == "GPU", resources_per_worker=ask
+            num_workers=job.workers.most, use_gpu=kind.resource == "GPU", resources_per_worker=ask
         ),
         run_config=RunConfig(
             name="ray",
@@ -106,13 +103,18 @@ def _trainer(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    trainer.run, trainer.workers = run, job.workers
+    return trainer
 
 
-def _fit(trainer: "_Trainer", retries: int) -> RaycnnError | Ending | None:
-    """What rank 0 returned: an error, which would come back on every retry, or a trial's ending."""
+def _fit(trainer: "_Trainer", retries: int) -> Ending | None:
+    """What rank 0 returned: a trial's ending. Raises what a worker raised by its own fault."""
     try:
         return trainer.fit().return_value
     except ray.train.WorkerGroupError as error:
+        for _, own in sorted(error.worker_failures.items()):
+            if isinstance(own, RaycnnError):  # the others' lost connections come of it
+                raise own from None
         if not _lost(error):
             raise
         raise WorkerLost(
@@ -120,39 +122,47 @@ def _fit(trainer: "_Trainer", retries: int) -> RaycnnError | Ending | None:
             f"{_first_line(error)}; the last checkpoint is whole"
         ) from None
     except ray.train.ControllerError as error:
+        if isinstance(error.controller_failure, RaycnnError):
+            raise error.controller_failure from None
         if not isinstance(error.controller_failure, _NO_ROOM):
             raise
         raise ClusterError(f"the workers did not start in {STARTS} tries: {error}") from None
 
 
-def _worker(config: dict[str, Any]) -> RaycnnError | Ending | None:
-    """In each of Ray's workers. A user's error is returned: what is raised may be retried."""
-    os.environ.update(config["environment"])
-    job, run = spec.from_tree(config["job"]), Run(Path(config["run"]))
+def _worker(config: dict[str, Any]) -> Ending | None:
+    """In each of Ray's workers. Raises PeerLost where another is gone, else a RaycnnError."""
+    for key, value in config["environment"].items():
+        os.environ.setdefault(key, value)
+    job = spec.from_tree(config["job"])
+    if job.data.root:
+        os.environ["RAYCNN_DATA"] = job.data.root
     try:
-        chosen = dist.together(lambda: _place(job, run, config["threads"]))
-        if "search" in config:
-            return work_on(
-                Search(Path(config["search"])), Trial(run.folder), chosen, config["deadline"]
-            )
-        work(job, run, chosen)
+        with ExitStack() as held:
+            chosen = dist.together(lambda: _device(job, config["threads"]))
+            run = dist.together(lambda: held.enter_context(_open(job, config)))
+            if "search" in config:
+                return work_on(
+                    Search(Path(config["search"])), Trial(run.folder), chosen, config["deadline"]
+                )
+            fits = dist.from_first(lambda: run.job().train.micro_batch)  # on the try before this
+            work(job.change({"train.micro_batch": fits}), run, chosen, asked=elastic.asked)
     except WorkerLost as error:  # a silent one: Ray is to end it, and to try again
         raise PeerLost(str(error)) from None
-    except RaycnnError as error:
-        return error
+    except RaycnnError:
+        raise
     except Exception as error:
         if dist.lost_peer(error):
             raise PeerLost(str(error)) from error
-        raise
+        raise JobFailed(f"rank {dist.rank()} failed:\n{traceback.format_exc()}") from None
     return None
 
 
-def _place(job: JobSpec, run: Run, threads: int) -> Any:
-    if not run.folder.is_dir():
-        raise ClusterError(
-            f"{ray.util.get_node_ip_address()} does not see {run.folder}: storage.path must be a "
-            "folder that all nodes share"
-        )
+def _open(job: JobSpec, config: dict[str, Any]) -> AbstractContextManager[Run]:
+    folder, keeper = Path(config["run"]), config.get("keeper")
+    return relay.opened(folder, config["mark"], keeper, job.workers.timeout_s)
+
+
+def _device(job: JobSpec, threads: int) -> Any:
     context = ray.train.get_context()
     kind = device.find(job.workers.device)
     chosen = kind.select(context.get_local_rank(), threads)
@@ -211,34 +221,27 @@ _NO_ROOM = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
 class _RetryLost(FailurePolicy):
     """Lost workers: again, as often as the job allows. Anything else would only come back."""
 
-    def __init__(self, config: FailureConfig, tell: Callable[[str], None]):
+    def __init__(self, config: FailureConfig, size: Elastic):
         super().__init__(config)
-        self.tell = tell
+        self.size = size
         self.losses = self.starts = 0
 
     def make_decision(self, training_failed_error: Exception) -> FailureDecision:
         if isinstance(training_failed_error, ray.train.WorkerGroupError):
+            self.starts = 0
+            if self.size.grows(training_failed_error):
+                return FailureDecision.RETRY
             self.losses += 1
             most = self.failure_config.max_failures
             again = _lost(training_failed_error) and self.losses <= most
             if again:
                 what = _first_line(training_failed_error)
-                self.tell(f"lost {what}: starting again, {self.losses} of {most} times")
+                self.size.tell(f"lost {what}: starting again, {self.losses} of {most} times")
         else:
             self.starts += 1
             failure = getattr(training_failed_error, "controller_failure", None)
             again = isinstance(failure, _NO_ROOM) and self.starts < STARTS
         return FailureDecision.RETRY if again else FailureDecision.RAISE
-
-
-class _FixedSize(FixedScalingPolicy):
-    """As many workers as asked for, without the actor that would ask an autoscaler for nodes."""
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        pass
-
-    def _maybe_send_resource_request(self) -> None:
-        pass
 
 
 class _WorkerGroup(WorkerGroup):
@@ -257,6 +260,9 @@ class _WorkerGroup(WorkerGroup):
         self, workers: list[Worker], sync_actor: Any, train_context_args: dict[str, list[Any]]
     ) -> None:
         """Ray hands on an actor handle of the controller, which is no actor here."""
+        npu.share(workers)
+        if len({worker.metadata.node_id for worker in workers}) > 1:
+            ray.get([worker.execute_async(network.choose) for worker in workers])
         ray.get(
             [
                 worker.actor.init_train_context.remote(
@@ -277,6 +283,14 @@ class _WorkerGroup(WorkerGroup):
 class _Controller(TrainController):
     worker_group_cls = _WorkerGroup
 
+    def _make_and_handle_scaling_decision_for_non_running_worker_group(self, state: Any) -> Any:
+        """Ray would free the room of those who failed after this, and wait 20 s for the lost."""
+        if group := self._worker_group:
+            for rank in state.training_failed_error.worker_failures:
+                ray.kill(group.get_workers()[rank].actor)
+            self._shutdown_worker_group()
+        return super()._make_and_handle_scaling_decision_for_non_running_worker_group(state)
+
 
 # Each is a process more. One frees the workers' room when the controller dies, which here is when
 # the job ends; the other serves Ray's own data sets.
@@ -284,12 +298,13 @@ _NOT_NEEDED = (PlacementGroupCleanerCallback, DatasetsCallback)
 
 
 class _Trainer(TorchTrainer):
-    tell: Callable[[str], None]
-    """Where it says that workers were lost."""
+    run: Run
+    workers: Workers
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
-        parts["scaling_policy"] = _FixedSize(self.scaling_config)
-        parts["failure_policy"] = _RetryLost(self.run_config.failure_config, self.tell)
+        size = Elastic(self.scaling_config, self.workers, self.run)
+        parts["scaling_policy"] = size
+        parts["failure_policy"] = _RetryLost(self.run_config.failure_config, size)
         parts["callbacks"] = [
             part for part in parts["callbacks"] if not isinstance(part, _NOT_NEEDED)
         ]

@@ -1,0 +1,144 @@
+"""How many workers a job on Ray has: as many as there is room for, within what it asks for.
+
+Ray's own policy asks a coordinator, an actor that looks every 20 s and knows of a lost node when
+its head does, 15 s after it went. This one looks itself, and has the workers save before there are
+more of them.
+"""
+
+import socket
+import time
+from contextlib import suppress
+from typing import Any
+
+from ray._private import state as cluster_state
+from ray._raylet import RAY_NODE_ID_KEY
+from ray.train import ScalingConfig, WorkerGroupError
+from ray.train.v2._internal.execution.scaling_policy import (
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+    ScalingPolicy,
+)
+from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
+
+from raycnn.errors import ClusterError, Interrupted
+from raycnn.launch.cluster import Node, in_words, room
+from raycnn.runs import LOOK_S, Run
+from raycnn.spec import Workers
+
+ANSWER_S = 1  # of a node that is alive
+SETTLE_S = 1  # room that stays the same for so long is all there is
+GROW_S = 5  # between two looks for room for more
+
+_asked = False
+
+
+def asked() -> bool:
+    """In a worker: whether it is to save and make way for a larger group."""
+    return _asked
+
+
+def _ask() -> None:
+    global _asked
+    _asked = True
+
+
+class Elastic(ScalingPolicy):
+    """The number of workers of a run, at its start, after each loss, and while it trains."""
+
+    def __init__(self, config: ScalingConfig, workers: Workers, run: Run):
+        super().__init__(config)
+        self.workers, self.run = workers, run
+        self.ask = config._resources_per_worker_not_none
+        self.count = workers.most
+        self.standing: dict[str, Node] = {}
+        """The nodes that answer, by their ids, with what is left of each."""
+        self._grows = False
+        self._looked, self._seen = 0.0, 0
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        count, self._grows = self._room_in_time(), False
+        if count != self.count:
+            self.tell(f"now {count} worker{'s' * (count > 1)}, of {self.workers.asked}")
+        self.count, self._looked, self._seen = count, time.monotonic(), count
+        return ResizeDecision(count, self.ask)
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
+    ) -> ScalingDecision:
+        """Have the workers save when there has been room for more of them since the last look."""
+        now = time.monotonic()
+        if self._grows or self.count == self.workers.most or now - self._looked < GROW_S:
+            return NoopDecision()
+        seen, self._looked, self._seen = self._seen, now, self.count + self._room()
+        if seen > self.count and self._seen >= seen:
+            self._grows = True
+            self.tell(f"there is room for {min(seen, self.workers.most)} workers: saving")
+            worker_group_state.workers[0].execute_async(_ask)
+        return NoopDecision()
+
+    def grows(self, error: WorkerGroupError) -> bool:
+        """Whether the workers ended because they were to make way for more, and nothing else."""
+        stopped = (isinstance(why, Interrupted) for why in error.worker_failures.values())
+        return self._grows and all(stopped) and not self.run.asked_to_stop()
+
+    def tell(self, text: str) -> None:
+        with suppress(OSError):  # a full disk
+            self.run.add_event(text)
+
+    def on_controller_start_worker_group(self, **about: Any) -> dict[str, str]:
+        """Keep the workers from a node that is gone and that Ray does not know of yet."""
+        return {RAY_NODE_ID_KEY: f"in({','.join(self.standing)})"}
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Not Ray's, which starts the coordinator."""
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        return self.workers.most
+
+    def _room_in_time(self) -> int:
+        """How many workers can start: the most, or as many as there is room for in a while.
+
+        Raises ClusterError when not even the least fit in time, Interrupted when asked to stop.
+        """
+        began = changed = time.monotonic()
+        found = told = -1
+        while (count := min(self._room(), self.workers.most)) < self.workers.most:
+            now = time.monotonic()
+            if count != found:
+                found, changed = count, now
+            settled, wanted = now - changed > SETTLE_S, self._wanted(count)
+            if settled and count >= self.workers.least:
+                return count
+            if now - began > self.workers.timeout_s:
+                raise ClusterError(f"{wanted} in {self.workers.timeout_s} s (workers.timeout_s)")
+            if self.run.asked_to_stop():
+                raise Interrupted(f"stopped as asked: `raycnn resume {self.run.folder}` goes on")
+            if settled and told != count:
+                self.tell(f"waiting: {wanted}")
+                told = count
+            time.sleep(LOOK_S)
+        return count
+
+    def _wanted(self, count: int) -> str:
+        least, each = self.workers.least, in_words(self.ask)
+        return f"there is room for {count} of at least {least} workers of {each} each"
+
+    def _room(self) -> int:
+        """For how many workers more, beside all that runs."""
+        left = cluster_state.available_resources_per_node()
+        self.standing = {
+            node["NodeID"]: Node(node["NodeManagerAddress"], left.get(node["NodeID"], {}))
+            for node in cluster_state.nodes()
+            if node["Alive"] and _answers(node)
+        }
+        return room(list(self.standing.values()), self.ask)
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    try:
+        where = node["NodeManagerAddress"], node["NodeManagerPort"]
+        socket.create_connection(where, ANSWER_S).close()
+    except OSError:
+        return False
+    return True
