@@ -14,9 +14,9 @@ from tests.conftest import ROOT, raycnn
 README = (ROOT / "README.md").read_text()
 
 
-def commands() -> list[list[str]]:
-    """The words of every `raycnn ...` line of the README's shell blocks."""
-    lines = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).splitlines()
+def commands(shell: str = "bash") -> list[list[str]]:
+    """The words of every `raycnn ...` line of the README's blocks; `sh` ones ask for a cluster."""
+    lines = "\n".join(re.findall(rf"```{shell}\n(.*?)```", README, re.DOTALL)).splitlines()
     words = [shlex.split(line, comments=True) for line in lines]
     return [line[line.index("raycnn") + 1 :] for line in words if "raycnn" in line]
 
@@ -38,8 +38,9 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
 
 
 def test_every_verb_is_in_the_readme() -> None:
-    written = {words[0] for words in commands()}
-    assert written == {command.name for command in app.registered_commands}
+    written = {words[0] for words in commands() + commands("sh") if words}
+    groups = {group.name for group in app.registered_groups}
+    assert written == {command.name for command in app.registered_commands} | groups
 
 
 def test_the_spec_shown_in_the_readme_is_a_job(tmp_path: Path) -> None:
