@@ -49,6 +49,8 @@ class Watched:
 
     def __init__(self, run: Run, driver: "subprocess.Popen[str]"):
         self.run, self.driver = run, driver
+        self.wait_for(lambda: bool(run.rows()))
+        self.epoch = int(run.rows()[0]["step"])
 
     def wait_for(self, what: Callable[[], bool]) -> None:
         deadline = time.monotonic() + LIMIT_S
@@ -60,10 +62,7 @@ class Watched:
     def step(self) -> int:
         """Steps done, as last said: at most a quarter of a second ago."""
         where = self.run.progress()
-        return self.steps(where["epoch"] - 1, where["step"]) if where.get("epoch") else 0
-
-    def steps(self, epochs: int, steps: int) -> int:
-        return epochs * int(self.run.progress()["steps"]) + steps
+        return (where["epoch"] - 1) * self.epoch + where["step"] if where.get("epoch") else 0
 
     def gone_on(self) -> list[tuple[float, int]]:
         """When, and after how many steps, each time."""
@@ -71,15 +70,21 @@ class Watched:
         for line in (self.run.folder / "events.jsonl").read_text().splitlines():
             event = json.loads(line)
             if said := re.match(r"going on after (\d+) epochs and (\d+)", event["event"]):
-                found.append((event["time"], self.steps(*map(int, said.groups()))))
+                found.append((event["time"], int(said[1]) * self.epoch + int(said[2])))
         return found
 
     def kill(self, how: Callable[[Machine], None], victim: Machine) -> tuple[float, int]:
         """Seconds to the next step, and the steps lost."""
         count, killed = len(self.gone_on()), time.time()
         how(victim)
-        self.wait_for(lambda: len(self.gone_on()) > count)
-        reached = self.step()
+        reached = 0
+
+        def again() -> bool:
+            nonlocal reached
+            reached = max(reached, self.step())
+            return len(self.gone_on()) > count
+
+        self.wait_for(again)
         at, base = self.gone_on()[-1]
         said = self.run.folder / "progress.json"
         self.wait_for(lambda: said.stat().st_mtime > at)
@@ -115,7 +120,6 @@ def measure(what: str, kills: int) -> None:
         run = Run.create(from_tree(JOB).change({"storage.path": f"{folder}/runs"}))
         watched, found = Watched(run, cluster.driver(run)), []
         for kill in range(kills):
-            watched.wait_for(lambda: watched.step() > 0)
             time.sleep(PAUSE_S)
             found.append(watched.kill(HOW[what], cluster.at_work()[kill % 2]))
             print(f"{what}: {found[-1][0]:.1f} s, {found[-1][1]} steps", file=sys.stderr)

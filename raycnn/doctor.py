@@ -67,9 +67,10 @@ def misfits(versions: dict[str, str | None]) -> list[str]:
     ]
     for line in requires("raycnn") or []:
         needed = Requirement(line)
-        found = versions.get(needed.name)
+        name = needed.name.replace("-", "_")
+        found = versions.get(name)
         if found and not needed.specifier.contains(found, prereleases=True):
-            faults.append(f"{needed.name} {found} does not fit raycnn: take {needed}")
+            faults.append(f"{name} {found} does not fit raycnn: take {name}{needed.specifier}")
     return faults
 
 

@@ -97,6 +97,7 @@ def fit(job: JobSpec, device: torch.device, watch: Watch, test_once: bool = True
             if dist.world() > 1:  # the others wait in the middle of a step: all must start again
                 watch.keep_micro_batch(smaller)
                 raise WorkerLost(f"rank {dist.rank()} was out of memory on its device") from None
+        del step, state  # the next ones need their memory
 
 
 def begin(job: JobSpec, splits: Splits, device: torch.device, watch: Watch) -> State:

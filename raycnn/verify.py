@@ -66,7 +66,7 @@ def verify(job: JobSpec, run: Run | None, tell: Tell) -> Certificate:
     count = min(job.workers.most, most)
     other = 1 if count > 1 else 2
     findings = [_whole(run)] if run else []
-    with TemporaryDirectory(prefix="raycnn-verify-") as folder:
+    with TemporaryDirectory(prefix="raycnn-verify-", ignore_cleanup_errors=True) as folder:
         short = shortened(job, Path(folder), count, max(count, other))
         tell(f"training it unbroken, {_workers(count)}")
         unbroken = _trained(Run.create(short))
@@ -79,8 +79,9 @@ def verify(job: JobSpec, run: Run | None, tell: Tell) -> Certificate:
         tell(f"killed after {done} of {steps} steps of epoch {EPOCHS}; going on")
         how = f"killed (SIGKILL) after {done} of {steps} steps of epoch {EPOCHS}, and resumed"
         findings += [*_same(unbroken, _trained(broken), how), _counted(broken)]
-        if other > most:
-            findings.append(Finding(f"{_workers(other)}: there is one {kind.name} only", None))
+        if other > min(most, job.train.batch_size):
+            lacks = f"there is one {kind.name} only" if other > most else "a batch is one image"
+            findings.append(Finding(f"{_workers(other)}: {lacks}", None))
         else:
             tell(f"training it with {_workers(other)}")
             moved = _trained(Run.create(saved.change({"workers.count": other})))

@@ -120,6 +120,17 @@ def test_torn_side_files_lose_nothing_that_counts(call: Call, job: MakeJob) -> N
     assert same(weights(unbroken), weights(run)) and numbers(unbroken) == numbers(run)
 
 
+def test_a_search_that_cannot_be_read_hides_no_other(call: Call, tmp_path: Path) -> None:
+    for number, content in ((1, b""), (2, b"\x80 torn"), (3, b"name: a\n")):
+        (tmp_path / f"runs/s/{number}").mkdir(parents=True)
+        (tmp_path / f"runs/s/{number}/search.yaml").write_bytes(content)
+    ended, out, err = call("list", "runs")
+    assert ended == 0 and err == ""
+    assert [line.split()[:2] for line in out.splitlines()] == [
+        [f"s/{number}", "damaged"] for number in (1, 2, 3)
+    ]
+
+
 def test_a_run_passes_over_a_truncated_checkpoint_says_so_and_ends_the_same(job: MakeJob) -> None:
     spec = job()
     unbroken, run = train(spec), Run.create(spec)

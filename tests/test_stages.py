@@ -40,6 +40,17 @@ def test_a_stage_begins_once_so_many_epochs_are_done(job: MakeJob) -> None:
     assert not same(weights(plain), weights(staged))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"optimizer__momentum": 0.0}, {"train__label_smoothing": 0.3}, {"train__clip_norm": 1e-3}],
+)
+def test_whatever_a_stage_says_is_trained_with(job: MakeJob, change: dict[str, float]) -> None:
+    plain, staged = train(job()), train(job(stages=[stage(1, **change)]))
+    one, other = numbers(plain), numbers(staged)
+    assert one[0] == other[0] and one[1] != other[1]
+    assert not same(weights(plain), weights(staged))
+
+
 def test_stages_build_on_one_another(job: MakeJob) -> None:
     staged = job(stages=STAGED)
     assert staged.after(0) == staged

@@ -14,7 +14,7 @@ from raycnn.errors import SpecError
 Job = Annotated[Path, typer.Argument(metavar="JOB", help="A job spec: a YAML file.")]
 Changes = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the spec, e.g. optimizer.lr=0.1"),
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the spec, e.g. optimizer.lr=0.1"),
 ]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, or job/n, or job for its latest run.")

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from raycnn.launch.fleet import State
     from raycnn.launch.machines import Machines
 
-Cluster = Annotated[
+File = Annotated[
     Path, typer.Argument(metavar="MACHINES", help="A YAML file: see cluster/machines.yaml.")
 ]
 RESOURCES = ["CPU", "GPU", "NPU"]
@@ -22,7 +22,7 @@ cluster = typer.Typer(
 
 
 @cluster.command()
-def up(file: Cluster) -> None:
+def up(file: File) -> None:
     """Start Ray on the machines, by ssh; what runs already is left as it is."""
     from raycnn.launch import fleet, machines
 
@@ -34,7 +34,7 @@ def up(file: Cluster) -> None:
 
 
 @cluster.command()
-def down(file: Cluster) -> None:
+def down(file: File) -> None:
     """End what `up` started, and nothing else."""
     from raycnn.launch import fleet, machines
 
@@ -42,7 +42,7 @@ def down(file: Cluster) -> None:
 
 
 @cluster.command()
-def status(file: Cluster) -> None:
+def status(file: File) -> None:
     """Show the nodes and what they have; exit code 5 unless all are alive."""
     from raycnn.launch import fleet, machines
 

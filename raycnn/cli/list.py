@@ -16,7 +16,7 @@ TABLES = ["datasets", "models", "optimizers", "schedules", "transforms"]
 def show(
     what: Annotated[
         str,
-        typer.Argument(metavar="[WHAT]", help="models, datasets, ..., or runs; else all names."),
+        typer.Argument(metavar="WHAT", help="models, datasets, ..., or runs; else all names."),
     ] = "",
     runs: Runs = "runs",
     jobs: Annotated[bool, typer.Option("--jobs", help="The jobs submitted to a cluster.")] = False,
@@ -66,7 +66,11 @@ def _show_runs(root: str) -> None:
         test = f"test {result['test']['acc1']:.2%}" if result else ""
         print(f"{run.name:<28}{run.state():<9}{len(rows):>4} epochs  {val:<12}{test}".rstrip())
     for search in Search.all(root):
-        board = leaderboard(search)
+        try:
+            board = leaderboard(search)
+        except SpecError as error:  # torn, or another version's: the others are shown all the same
+            print(f"{search.name:<28}damaged  {str(error).splitlines()[0]}")
+            continue
         ended = sum(entry.state != "unfinished" for entry in board)
         trials = f"{ended:>4} of {len(search.wanted())} trials"
         won = next(iter(winners(board).values()), None)

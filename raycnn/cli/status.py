@@ -9,7 +9,7 @@ from raycnn.cli.arguments import Address
 
 def status(
     job: Annotated[
-        str, typer.Argument(metavar="[ID]", help="Of a submitted job; else all, and the nodes.")
+        str, typer.Argument(metavar="ID", help="Of a submitted job; else all, and the nodes.")
     ] = "",
     address: Address = None,
 ) -> None:

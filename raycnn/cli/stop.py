@@ -15,4 +15,5 @@ def stop(job: JobId, address: Address = None) -> None:
     cluster.stop(job)
     print(f"{job}: saving, then stopping", flush=True)
     status = cluster.follow(job, lambda text: None).status
-    print(f"{job} {status.value}: `raycnn submit --resume {job}` goes on")
+    further = f": `raycnn submit --resume {job}` goes on" if status.value == "STOPPED" else ""
+    print(f"{job} {status.value}{further}")

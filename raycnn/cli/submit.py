@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def submit(
     job: Annotated[
         Path | None,
-        typer.Argument(metavar="[JOB]", help="A job spec, with `tune:` a search: a YAML file."),
+        typer.Argument(metavar="JOB", help="A job spec, with `tune:` a search: a YAML file."),
     ] = None,
     changes: Changes = None,
     address: Address = None,
@@ -43,7 +43,8 @@ def submit(
     Ends with the job's own exit code. Ctrl-C leaves the job alone: `raycnn logs -f ID` goes on
     watching, `raycnn stop ID` has it save and stop, `raycnn submit --resume ID` goes on with it.
 
-    Without any address a Ray is started here for the job, in this folder, and ended with it.
+    Without any address a Ray is started here for the job, in this folder, and ended with it, so
+    that --detach needs one.
     """
     if resume is not None and job is not None:  # what stands first are changes then
         changes, job = [str(job), *(changes or [])], None

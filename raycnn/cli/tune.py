@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raycnn.search.folder import Search
 
 File = Annotated[
-    Path | None, typer.Argument(metavar="[SEARCH]", help="A job spec with `tune:`: a YAML file.")
+    Path | None, typer.Argument(metavar="SEARCH", help="A job spec with `tune:`: a YAML file.")
 ]
 FIRST = 12  # trials that --dry-run names
 

@@ -92,7 +92,4 @@ def search(spec: "TuneSpec", open_search: "Callable[[], Search]", view: "SearchV
 def _trainers(spec: "TuneSpec") -> list[Workers]:
     """Those of one trial, in each pool."""
     address = spec.architectures[0].job.workers.address
-    return [
-        Workers(count=pool.workers, device=pool.device, cpus=pool.cpus, address=address)
-        for pool in spec.tune.pools
-    ]
+    return [pool.trainers.model_copy(update={"address": address}) for pool in spec.tune.pools]

@@ -23,9 +23,9 @@ def begin(own: str, folder: str, *words: str) -> None:
         sys.exit(UNFIT)
     if there != own:
         print(f"raycnn is {there} here, and {own} where the job was submitted", flush=True)
-    sent = Path.cwd()
+    sent = {path.name: path for path in Path.cwd().iterdir() if path.is_file()}
     os.chdir(Path(folder).expanduser())
-    sys.argv = ["raycnn", *(str(sent / w) if (sent / w).is_file() else w for w in words)]
+    sys.argv = ["raycnn", *(str(sent.get(word, word)) for word in words)]
     runpy.run_module("raycnn", run_name="__main__", alter_sys=True)
 
 

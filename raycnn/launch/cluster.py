@@ -13,6 +13,7 @@ from typing import Any
 from raycnn.device import KINDS, Kind
 from raycnn.errors import ClusterError, SpecError
 from raycnn.launch import address_of
+from raycnn.launch.node import PROBE_S, RAY_GAVE_UP
 from raycnn.spec import Workers
 
 # Read by Ray when it is imported, or by the processes it starts.
@@ -40,9 +41,7 @@ import grpc  # noqa: E402
 import ray  # noqa: E402
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc  # noqa: E402
 
-PROBE_S = 5
 OBJECT_STORE_BYTES = 200 << 20  # images do not go through it
-RAY_GAVE_UP = "timed out during startup"
 
 
 @dataclass(frozen=True)
@@ -148,9 +147,8 @@ def kind_of(workers: Workers, nodes: list[Node]) -> Kind:
     """The kind of device a job's workers drive on this cluster."""
     if workers.device != "auto":
         return KINDS[workers.device]
-    return next(
-        kind for kind in KINDS.values() if any(node.fits({kind.resource: 1}) for node in nodes)
-    )
+    there = (kind for kind in KINDS.values() if room(nodes, {kind.resource: 1}))
+    return next(there, KINDS["cpu"])
 
 
 def ask_of(workers: Workers, kind: Kind, nodes: list[Node]) -> dict[str, float]:

@@ -4,6 +4,7 @@ A job there packs it into what it writes, and that is downloaded. A folder of th
 seen from here may be another one, and is not looked at.
 """
 
+import os
 import shlex
 import tarfile
 from contextlib import suppress
@@ -16,6 +17,7 @@ from raycnn.launch.jobs import Cluster, JobDetails
 
 BEGIN = "here it begins"
 NOT_THERE = 4
+TRIES = 300
 LOG = '"$(readlink /proc/$$/fd/1)"'  # where what a job writes goes to
 
 
@@ -30,7 +32,7 @@ def fetch(cluster: Cluster, name: str, to: Path | None = None) -> Path:
     if not job.status.is_terminal():
         raise Unfit(f"{folder} is being trained by {job.submission_id}")
     to = to or Path("runs", *PurePosixPath(folder).parts[-2:])
-    if to.exists():
+    if os.path.lexists(to):
         raise Unfit(f"{to} is there already: --to names another folder")
     packed = _pack(cluster, folder)
     try:
@@ -52,7 +54,9 @@ def _pack(cluster: Cluster, folder: str) -> JobDetails:
     packed = cluster.run(
         f"test -d {shlex.quote(folder)} || exit {NOT_THERE}; "
         # Ray writes a line of its own there, now or somewhat later.
-        f"until grep -q '^Running entrypoint' {LOG}; do sleep 0.1; done; echo {BEGIN!r}; "
+        f"for i in $(seq {TRIES}); do grep -q '^Running entrypoint' {LOG} && break; "
+        "sleep 0.1; done; "
+        f"echo {BEGIN!r}; "
         f"exec tar -cf - -C {shlex.quote(above)} {shlex.quote(name)}"
     )
     if packed.driver_exit_code == NOT_THERE:

@@ -17,7 +17,7 @@ from raycnn.launch import cluster, node
 from raycnn.launch.machines import Machine, Machines
 
 CONNECT_S = 10
-LOOK_S = 60  # also the longest that `setup` may take
+ANSWER_S = 60  # of a machine, whose `setup` may take its time
 START_S = 120  # for the head, and then for all workers
 SSH = ["ssh", "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_S}", "--"]
 NO_CONNECTION = 255  # ssh's own exit code
@@ -45,7 +45,7 @@ def up(machines: Machines, say: Say) -> list[State]:
     Raises ClusterError when a machine cannot be reached or does not fit, before anything is
     started, and when Ray does not start on one.
     """
-    looks = _whole(_every(machines, node.look, limit_s=LOOK_S))
+    looks = _whole(_every(machines, node.look, limit_s=ANSWER_S))
     _same_versions(machines, looks)
     missing = [index for index, look in enumerate(looks) if not look["runs"]]
     address = looks[0]["address"]
@@ -69,7 +69,7 @@ def down(machines: Machines, say: Say) -> None:
 
     Raises ClusterError for machines that cannot be reached, once all others are done.
     """
-    answers = _every(machines, node.stop, limit_s=LOOK_S)
+    answers = _every(machines, node.stop, limit_s=ANSWER_S)
     for machine, answer in zip(machines.nodes, answers, strict=True):
         if not isinstance(answer, ClusterError):
             say(f"{machine.host}: {answer} processes ended" if answer else f"{machine.host}: none")
@@ -78,11 +78,11 @@ def down(machines: Machines, say: Say) -> None:
 
 def status(machines: Machines, wait_s: float = 0) -> list[State]:
     """Of the nodes in order; waits so long for those that run to be alive."""
-    looks = _every(machines, node.look, limit_s=LOOK_S)
+    looks = _every(machines, node.look, limit_s=ANSWER_S)
     runs = [not isinstance(look, ClusterError) and look["runs"] for look in looks]
     known: dict[str, dict[str, Any]] = {}
     if runs[0]:
-        limit_s = LOOK_S + wait_s
+        limit_s = ANSWER_S + wait_s
         seen = ask(machines, 0, node.nodes, sum(runs), wait_s, limit_s=limit_s)
         known = {one["name"]: one for one in sorted(seen, key=lambda one: one["alive"])}
     return [
@@ -124,14 +124,26 @@ def ask(
     words = _words(machines, machine)
     try:
         done = subprocess.run(
-            words, input=f"{PROGRAM}\n{call}", capture_output=True, text=True, timeout=limit_s
-        )  # by stdin: a token in a command's words would be there for all to read
+            words,
+            input=f"{PROGRAM}\n{call}",  # a token among the words would be there for all to read
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=limit_s,
+        )
     except FileNotFoundError:
         raise ClusterError(f"{words[0]} is not installed here") from None
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{machine.host}: no answer within {limit_s:g} s") from None
+    except (OSError, ValueError) as error:  # words that no process can be started with
+        raise ClusterError(f"{machine.host}: {error}") from None
     if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
+        try:
+            return json.loads(done.stdout.splitlines()[-1])
+        except (IndexError, ValueError):
+            raise ClusterError(
+                f"{machine.host}: `python`, or `setup` before it, ran no Python"
+            ) from None
     said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
     if done.returncode == NO_CONNECTION and not machine.here:
         raise ClusterError(f"{machine.host} cannot be reached by ssh: {said[-1]}")
@@ -188,7 +200,7 @@ def _start(machines: Machines, index: int, secret: str, place: list[str]) -> str
         options += ["--num-cpus", str(machine.cpus)]
     if machine.npus is not None:
         options += ["--resources", json.dumps({"NPU": machine.npus})]
-    limit_s = START_S + LOOK_S
+    limit_s = START_S + ANSWER_S
     return ask(machines, index, node.start, secret, options, START_S, limit_s=limit_s)
 
 

@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 
 from raycnn.device import KINDS
 from raycnn.errors import ClusterError
-from raycnn.launch.jobs import Cluster
+from raycnn.launch.jobs import LOOK_S, Cluster
+from raycnn.launch.node import RAY
 
 START_S = 120
 END_S = 120
-LOOK_S = 0.5
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def started() -> Iterator[Cluster]:
     with TemporaryDirectory(prefix="raycnn-", ignore_cleanup_errors=True) as folder:
         head = subprocess.Popen(
             [
-                sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
+                sys.executable, "-c", RAY, "start", "--head", "--block",
                 "--port=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
                 "--dashboard-agent-listen-port=0", f"--temp-dir={folder}",
                 f"--num-cpus={KINDS['cpu'].count()}",

@@ -28,7 +28,8 @@ import raycnn
 from raycnn import yaml_file
 from raycnn.errors import ClusterError, SpecError, unknown
 from raycnn.launch import begin
-from raycnn.launch.cluster import PROBE_S, TOKEN, Node, ask_of, kind_of
+from raycnn.launch.cluster import TOKEN, Node, ask_of, kind_of
+from raycnn.launch.node import PROBE_S
 from raycnn.search.spec import TuneSpec
 from raycnn.spec import JobSpec, Workers
 
@@ -63,7 +64,10 @@ def server_of(address: str | None) -> str | None:
     if not text:
         return None
     url = text if "://" in text else f"http://{text}"
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # half an IPv6 address
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname or text == "auto":
         raise SpecError(f"{text!r} is no address of a job server, such as http://host:{PORT}")
     return url.rstrip("/")
@@ -122,6 +126,8 @@ class Cluster:
         """Go on there with a run or a search, named as `find` takes it; returns the id."""
         job, folder = self.find(name)
         tuned = (job.metadata or {})["verb"] == "tune"
+        if tuned and changes:
+            raise SpecError(f"{name} is a search, which goes on as it is: leave out {changes[0]}")
         words = ["tune", "--resume", folder] if tuned else ["resume", folder, *changes]
         with TemporaryDirectory() as sent:
             return self._begin(PurePosixPath(folder).parent.name, words, Path(sent), "~", code)
@@ -282,10 +288,7 @@ class _Client(JobSubmissionClient):
 def _asked(asked: JobSpec | TuneSpec) -> list[Workers]:
     """What Ray is to have room for: of a search, one trial in each pool."""
     if isinstance(asked, TuneSpec):
-        return [
-            Workers(count=pool.workers, device=pool.device, cpus=pool.cpus)
-            for pool in asked.tune.pools
-        ]
+        return [pool.trainers for pool in asked.tune.pools]
     return [asked.workers] if asked.workers.launcher != "local" else []
 
 

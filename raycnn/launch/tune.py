@@ -35,7 +35,6 @@ from raycnn.search.draw import drawer
 from raycnn.search.folder import Search, SearchView, Trial
 from raycnn.search.population import due
 from raycnn.search.spec import Pool, TuneSpec
-from raycnn.spec import Workers
 
 LOST = "its worker was lost more often than failure.retries allows"
 HEAD = "node:__internal_head__"  # a resource of the node that the driver's Ray was started on
@@ -63,9 +62,8 @@ class Room:
         self.taken = 0
         self.kinds = []
         for pool in search.tune.pools:
-            workers = Workers(count=pool.workers, device=pool.device, cpus=pool.cpus)
-            kind = cluster.kind_of(workers, nodes)
-            ask = cluster.ask_of(workers, kind, nodes)
+            kind = cluster.kind_of(pool.trainers, nodes)
+            ask = cluster.ask_of(pool.trainers, kind, nodes)
             self.kinds.append((pool.model_copy(update={"device": kind.name}), ask))
 
     def take(self) -> Place | None:

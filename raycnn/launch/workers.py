@@ -284,10 +284,11 @@ class _Controller(TrainController):
     worker_group_cls = _WorkerGroup
 
     def _make_and_handle_scaling_decision_for_non_running_worker_group(self, state: Any) -> Any:
-        """Ray would free the room of those who failed after this, and wait 20 s for the lost."""
+        """Ray would free the workers' room after this, and wait 20 s for answers of the lost."""
         if group := self._worker_group:
-            for rank in state.training_failed_error.worker_failures:
-                ray.kill(group.get_workers()[rank].actor)
+            if not self._scaling_policy.grows(state.training_failed_error):
+                for worker in group.get_workers():
+                    ray.kill(worker.actor)
             self._shutdown_worker_group()
         return super()._make_and_handle_scaling_decision_for_non_running_worker_group(state)
 

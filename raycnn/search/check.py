@@ -62,6 +62,8 @@ def _check_population(search: TuneSpec, architecture: Architecture, rule: Pbt) -
         raise search.refuse("tune.searcher", "with pbt it is random: trials go on from one another")
     if architecture.job.stages:
         raise search.refuse("stages", f"pbt says those of {name} itself")
+    if not architecture.space:
+        raise search.refuse("tune.space", f"{name} has none, and pbt nothing to change")
     for key in architecture.space:
         if not spec.can_change(key):
             raise search.refuse(

@@ -188,7 +188,7 @@ class Search:
         trial = self.trial(architecture, number)
         if trial.facts:
             before = trial.run.job()
-            job = before.change({"workers": pool.settings})
+            job = before.change({"workers": pool.trainers.model_dump()})
             if job.tree() != before.tree():
                 trial.run.reopen(job)
         else:

@@ -118,10 +118,9 @@ class Pool(Frozen):
     """Of each trial; more than one take Ray half a minute to start, for every trial."""
 
     @property
-    def settings(self) -> Tree:
+    def trainers(self) -> Workers:
         """The `workers` of a job that is trained here."""
-        workers = Workers(count=self.workers, device=self.device, cpus=self.cpus)
-        return workers.model_dump()
+        return Workers(count=self.workers, device=self.device, cpus=self.cpus)
 
 
 class Tune(Frozen):
@@ -163,7 +162,7 @@ class Architecture(Frozen):
 
     def changed(self, search: str, changes: Tree, pool: Pool) -> JobSpec:
         """The job of one trial: trained by itself, as any other, it comes to the same."""
-        own = {"name": f"{search}-{self.name}", "workers": pool.settings}
+        own = {"name": f"{search}-{self.name}", "workers": pool.trainers.model_dump()}
         return spec.from_tree(spec.put(self.job.tree(), {}, changes | own)[0])
 
     @property

@@ -66,6 +66,7 @@ def test_what_ends_one_rank_is_what_is_said(
     assert said in run.events()[-1] and run.state() == "failed"
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_with_4_then_2_then_3_workers(job: MakeJob, tmp_path: Path) -> None:
     """SIGTERM reaches one of the four, and all save and stop; of the two one is killed."""
     spec = long(job, optimizer__lr=0.01).change({"train.epochs": 12})

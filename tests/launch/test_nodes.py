@@ -23,7 +23,9 @@ from tests.launch.lab import Machine, Network
 from tests.launch.test_workers import wait_for
 
 WHY_NOT = lab.why_not()
-pytestmark = [pytest.mark.ray, pytest.mark.skipif(bool(WHY_NOT), reason=str(WHY_NOT))]
+pytestmark = [
+    pytest.mark.ray, pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=str(WHY_NOT)),
+]  # fmt: skip
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
 PORT = 6379
@@ -162,7 +164,6 @@ def test_a_job_outlives_a_node_though_nothing_is_shared(
     assert_unbroken(run, tmp_path)
 
 
-@pytest.mark.slow
 def test_a_job_outlives_a_node_with_a_shared_folder(
     job: MakeJob, cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -171,7 +172,6 @@ def test_a_job_outlives_a_node_with_a_shared_folder(
     assert_unbroken(run, tmp_path)
 
 
-@pytest.mark.slow
 def test_a_killed_driver_finds_in_its_folder_what_the_nodes_did(
     job: MakeJob, cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -195,7 +195,6 @@ def test_a_killed_driver_finds_in_its_folder_what_the_nodes_did(
     assert_unbroken(run, tmp_path)
 
 
-@pytest.mark.slow
 def test_a_full_disk_of_the_driver_ends_the_job_and_keeps_the_last_checkpoint(
     job: MakeJob, cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -159,8 +159,9 @@ def test_whatever_is_killed_the_weights_are_the_unbroken_ones(
     )  # fmt: skip
     soak = Soak(run, cluster, disk)
     while time.monotonic() - soak.began < 60 * MINUTES:
-        time.sleep(soak.chance.uniform(0, CALM_S))
-        soak.do(soak.chance.choice(HARMS))
+        for harm in soak.chance.sample(HARMS, len(HARMS)):
+            time.sleep(soak.chance.uniform(0, CALM_S))
+            soak.do(harm)
     soak.stop()
     soak.say(f"{dict(soak.done)}")
     soak.resume(f"train.epochs={len(run.rows()) + 1}")

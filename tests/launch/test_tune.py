@@ -163,6 +163,7 @@ Kind.select = lambda kind, rank, threads=None: select(KINDS["cpu"], rank, thread
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_population_is_spread_over_cpu_and_npu_and_comes_to_what_it_does_in_one_process(
     folder: Path,
 ) -> None:

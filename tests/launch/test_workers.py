@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,17 +51,6 @@ def pids(run: Run, rank: int) -> list[int]:
     log = run.folder / "logs" / f"rank-{rank}.log"
     text = log.read_text() if log.exists() else ""
     return [int(pid) for pid in re.findall(r"rank \d of \d, process (\d+)", text)]
-
-
-@pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
-    """Whatever is started here is ended, also when a test fails."""
-    started: list[subprocess.Popen[str]] = []
-    yield started
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
 
 
 def test_killed_workers_and_a_stopped_driver_end_with_the_unbroken_weights(

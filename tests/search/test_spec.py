@@ -110,6 +110,7 @@ def test_a_wrong_search_is_refused_with_its_line(read: Read, text: str, said: st
         (PBT.format("{name: pbt, interval: 3}", "{optimizer.lr: {choice: [1, 2]}}"), ":7: tune.scheduler.interval: 3 of the 3 epochs of lenet are all"),
         (PBT.format("{name: pbt, interval: 1}", "{train.epochs: {choice: [2, 3]}}"), ":7: tune.space.train.epochs: pbt changes settings in mid-run: options of the optimizer, "),
         (PBT.format("{name: pbt, interval: 1}", "{optimizer: {choice: [sgd]}}"), ":7: tune.space.optimizer: pbt changes"),
+        ("tune: {trials: 4, scheduler: {name: pbt, interval: 1}}\n", ":7: tune.space: lenet has none, and pbt nothing to change"),
         (PBT.format("{name: pbt, interval: 1}", "{optimizer.lr: {grid: [0.1]}}"), ":7: tune.trials: 1 of lenet: pbt needs some to compare"),
         (PBT.format("{name: pbt, interval: 1}, searcher: optuna", "{optimizer.lr: {choice: [1, 2]}}"), ":7: tune.searcher: with pbt it is random"),
         ("stages: [{epoch: 1, changes: {optimizer.lr: 1}}]\n" + PBT.format("{name: pbt, interval: 1}", "{optimizer.lr: {choice: [1, 2]}}"), ":7: stages: pbt says those of lenet itself"),
