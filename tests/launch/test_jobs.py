@@ -132,6 +132,7 @@ def test_two_jobs_of_one_name_end_with_their_own_codes_in_their_own_folders(
     assert max(sizes) < 100_000, "what was packed for the copy is gone from the head"
 
 
+@pytest.mark.slow
 def test_a_stopped_job_has_saved_and_goes_on_to_the_unbroken_weights(
     head: Head, spec: Path, tmp_path: Path
 ) -> None:

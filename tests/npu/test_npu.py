@@ -55,6 +55,7 @@ def test_a_job_trains_on_an_npu_as_on_a_cpu_and_its_checkpoints_move_between_the
     assert distance(weights(on_cpu), weights(run)) < 1e-5
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_batch_over_hccl_at_half_precision(
     job: MakeJob, tmp_path: Path, log: Path
 ) -> None:
@@ -68,6 +69,7 @@ def test_two_workers_share_a_batch_over_hccl_at_half_precision(
     assert (two.result() or {})["test"]["count"] == 357
 
 
+@pytest.mark.slow
 def test_parity_of_cpu_and_npu_is_shown_step_by_step(
     job: MakeJob, tmp_path: Path, log: Path
 ) -> None:
