@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,12 +95,13 @@ def save(state: State, folder: Path) -> None:
         "best": state.name if state.is_best else index.get("best"),
     }
     write_index(new, folder)
-    _drop_others(folder, new)
+    drop_others(folder, new.values())
 
 
-def _drop_others(folder: Path, index: dict[str, str | None]) -> None:
+def drop_others(folder: Path, names: Collection[str | None]) -> None:
+    """Remove every checkpoint that has none of these names, and what is left of saves."""
     for path in folder.iterdir():
-        if path.is_dir() and path.name not in index.values():
+        if path.is_dir() and path.name not in names:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -109,7 +110,7 @@ def thin_out(folder: Path) -> None:
     if index := read_index(folder):
         index |= {"previous": None}
         write_index(index, folder)
-        _drop_others(folder, index)
+        drop_others(folder, index.values())
 
 
 def copy_all(source: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from packaging.requirements import Requirement
 
 from raycnn import device, dist
+from raycnn.check import nearest
 from raycnn.data.store import SPARE_BYTES, cache
 from raycnn.device import KINDS, minor, package
 from raycnn.errors import Unfit
@@ -32,7 +33,7 @@ class Findings:
     backends: list[str]
     """Of process groups, as torch has them here."""
     free: dict[str, int]
-    """Bytes, by folder."""
+    """Bytes, by folder; of one yet to be made, those of the folder it will be in."""
     faults: list[str]
     """What does not fit, or lacks, and what would mend it."""
 
@@ -48,7 +49,10 @@ def examine(storage: Path) -> Findings:
         "ascend driver": _said(ASCEND / "driver" / "version.info", r"(?im)^version=(\S+)"),
     }
     devices = {name: kind.names() for name, kind in KINDS.items() if name != "cpu"}
-    free = {str(folder): room for folder in (storage, cache(), SHARED) if (room := _free(folder))}
+    free = {
+        str(folder): shutil.disk_usage(nearest(folder)).free
+        for folder in (storage, cache(), SHARED)
+    }
     faults = [*misfits(versions), *_lacking(versions, devices), *_cramped(free)]
     return Findings(versions, devices, KINDS["cpu"].count(), dist.backends(), free, faults)
 
@@ -112,9 +116,3 @@ def _said(file: Path, pattern: str) -> str | None:
     except OSError:
         return None
     return found.group(1) if found else None
-
-
-def _free(folder: Path) -> int:
-    """Bytes; of a folder yet to be made, those of the one it will be in. 0: there is none."""
-    there = next((path for path in (folder, *folder.parents) if path.exists()), None)
-    return shutil.disk_usage(there).free if there else 0

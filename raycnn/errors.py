@@ -63,6 +63,11 @@ class Interrupted(RaycnnError):
     exit_code = 130
 
 
+def first_line(error: BaseException) -> str:
+    """Of what it says: other libraries' errors go on for screens."""
+    return str(error).strip().partition("\n")[0]
+
+
 def unknown(kind: str, found: str, names: Iterable[str]) -> str:
     """The sentence for a name nobody knows: the nearest one, and all there are."""
     names = sorted(names)

@@ -175,19 +175,24 @@ def prepare(state: State, splits: Splits, steps: int, job: JobSpec, watch: Watch
     replica = dist.replicate(state.model, torch.zeros(1, *splits.shape, device=device))
     if job.train.compile:
         state.model.compile()
-    counts = np.bincount(splits.labels("train"), minlength=len(splits.classes))
-    weights = class_weights(job.train.class_weights, counts)
     share = math.ceil(job.train.batch_size / dist.world())
     step = Step(
         replica=replica, state=state, job=job,
         schedule=slowed_down(SCHEDULES.build(job.schedule, steps), math.prod(state.slowed)),
         micro_batch=min(job.train.micro_batch or share, share),
-        class_weights=None if weights is None else weights.to(device),
+        class_weights=loss_weights(job, splits, device),
     )  # fmt: skip
     if device.type == "cpu":
         return step
     attempt = partial(trial, step, splits.shape)
     return replace(step, micro_batch=fitting(attempt, step.micro_batch, watch.note))
+
+
+def loss_weights(job: JobSpec, splits: Splits, device: torch.device) -> Tensor | None:
+    """(K,): how much a sample of each class counts; None where all count the same."""
+    counts = np.bincount(splits.labels("train"), minlength=len(splits.classes))
+    weights = class_weights(job.train.class_weights, counts)
+    return None if weights is None else weights.to(device)
 
 
 def at_stage(step: Step, job: JobSpec) -> Step:

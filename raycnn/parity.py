@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, islice
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,11 +11,11 @@ from raycnn import device, models
 from raycnn.data import Splits, open_splits
 from raycnn.data.loader import Batch
 from raycnn.errors import SpecError
-from raycnn.loop import begin_with_weights, fresh_state
+from raycnn.loop import begin_with_weights, fresh_state, loss_weights
 from raycnn.noise import Dropout
 from raycnn.optim import SCHEDULES, Schedule
 from raycnn.spec import JobSpec
-from raycnn.step import Step, class_weights
+from raycnn.step import Step
 
 
 @dataclass(frozen=True)
@@ -90,15 +89,13 @@ def _traced(job: JobSpec, splits: Splits, schedule: Schedule, chosen: torch.devi
     for module in state.model.modules():
         if isinstance(module, Dropout):
             module.eval()
-    counts = np.bincount(splits.labels("train"), minlength=len(splits.classes))
-    weights = class_weights(job.train.class_weights, counts)
     return _Traced(
         replica=state.model,
         state=state,
         schedule=schedule,
         job=job,
         micro_batch=job.train.micro_batch or job.train.batch_size,
-        class_weights=None if weights is None else weights.to(chosen),
+        class_weights=loss_weights(job, splits, chosen),
     )
 
 

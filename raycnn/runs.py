@@ -86,22 +86,11 @@ class Run:
     @classmethod
     def find(cls, text: str, root: str = "runs") -> "Run":
         """By its folder, by `job/n`, or the latest of `job`. Raises SpecError for none."""
-        for path in (Path(text), Path(root) / text):
-            if (path / "job.yaml").is_file():
-                return cls(path.absolute())
-        numbered = [run for run in cls.all(root) if run.folder.parent.name == text]
-        if numbered:
-            return numbered[-1]
-        names = {name for run in cls.all(root) for name in (run.name, run.folder.parent.name)}
-        raise SpecError(unknown("run", text, names) + f"; looked for a folder and in {root}/")
+        return cls(found("run", text, root, "job.yaml"))
 
     @classmethod
     def all(cls, root: str = "runs") -> list["Run"]:
-        found = [path.parent for path in Path(root).glob("*/*/job.yaml")]
-        numbered = [path for path in found if path.name.isdigit()]
-        return [
-            cls(path.absolute()) for path in sorted(numbered, key=lambda p: (p.parent, int(p.name)))
-        ]
+        return [cls(folder) for folder in in_order(root, "job.yaml")]
 
     @property
     def name(self) -> str:
@@ -236,6 +225,26 @@ def numbered(parent: Path) -> Path:
             return folder
         except FileExistsError:  # another process was quicker
             continue
+
+
+def found(kind: str, text: str, root: str, spec_name: str) -> Path:
+    """A folder of this kind, which `spec_name` is in: by its path, by `name/n`, or the latest."""
+    for path in (Path(text), Path(root) / text):
+        if (path / spec_name).is_file():
+            return path.absolute()
+    there = in_order(root, spec_name)
+    of_name = [path for path in there if path.parent.name == text]
+    if of_name:
+        return of_name[-1]
+    names = {name for p in there for name in (f"{p.parent.name}/{p.name}", p.parent.name)}
+    raise SpecError(unknown(kind, text, names) + f"; looked for a folder and in {root}/")
+
+
+def in_order(root: str, spec_name: str) -> list[Path]:
+    """The numbered folders that a file of this name is in, by name and number."""
+    there = [path.parent.absolute() for path in Path(root).glob(f"*/*/{spec_name}")]
+    numbered = [path for path in there if path.name.isdigit()]
+    return sorted(numbered, key=lambda path: (path.parent, int(path.name)))
 
 
 class View(Protocol):

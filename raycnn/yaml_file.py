@@ -11,7 +11,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from raycnn.errors import SpecError
+from raycnn.errors import SpecError, first_line
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -68,7 +68,7 @@ def _parse(text: str, name: str) -> tuple[Any, Node | None]:
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         raise SpecError(f"{place}: not YAML: {error.problem or error.context}") from None
     except (YAMLError, ValueError, OverflowError, RecursionError) as error:
-        raise SpecError(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
+        raise SpecError(f"{name}: not YAML: {first_line(error)}") from None
 
 
 def _lines(node: Node | None, path: str, name: str, where: Where) -> None:

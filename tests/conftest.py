@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raycnn.cli import main
 from raycnn.launch.worker import work
 from raycnn.runs import Run
 from raycnn.spec import JobSpec, from_tree
@@ -29,6 +32,7 @@ TINY = {
 }
 
 Weights = dict[str, torch.Tensor]
+Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -40,6 +44,34 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
         if process.poll() is None:
             process.kill()
             process.communicate()
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """Run a command line here, in the test's folder: its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["raycnn", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of its own, of this size."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -133,6 +165,17 @@ def workers(
         )
         for rank in range(count)
     ]  # fmt: skip
+
+
+def wait_for(
+    what: Callable[[], object], process: subprocess.Popen[str], limit_s: float = 200
+) -> None:
+    """While the process lives, and not for ever."""
+    deadline = time.monotonic() + limit_s
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def ended(processes: list[subprocess.Popen[str]], limit_s: float = 300) -> tuple[set[int], str]:

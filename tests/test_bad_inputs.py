@@ -11,14 +11,11 @@ from raycnn import checkpoint
 from raycnn.errors import DataError
 from raycnn.runs import Run
 from raycnn.spec import JobSpec
-from tests.conftest import ROOT, numbers, same, train, weights
+from tests.conftest import ROOT, Call, numbers, same, train, weights
 from tests.data.made import refusal, write_pictures
-from tests.test_cli import Call, call
 
 MakeJob = Callable[..., JobSpec]
 QUICK = (ROOT / "jobs" / "quickstart.yaml").read_bytes()
-
-__all__ = ["call"]  # a fixture
 
 
 @pytest.mark.parametrize(

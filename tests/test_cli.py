@@ -6,32 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from raycnn.cli import app, main
+from raycnn.cli import app
 from raycnn.runs import Run
 from raycnn.spec import JobSpec
-from tests.conftest import JOBS, ROOT, train
+from tests.conftest import JOBS, ROOT, Call, train
 
 MakeJob = Callable[..., JobSpec]
 
 
-@pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run a command line in the test's folder: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["raycnn", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
-
-
-Call = Callable[..., tuple[int, str, str]]
 QUICK = ROOT / "jobs" / "quickstart.yaml"
 HERE = ("workers.count=1", "train.epochs=1")
 

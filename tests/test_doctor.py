@@ -1,34 +1,21 @@
 """What `raycnn doctor` finds, of this machine and of made ones."""
 
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from raycnn.cli import main
 from raycnn.doctor import cann, examine, misfits
+from tests.conftest import Call
 
 FITTING = {"torch": "2.14.0+cu130", "torchvision": "0.29.2", "torch_npu": None, "ray": "2.60.0"}
 
-Call = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Call:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["raycnn", "doctor", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+def call(call: Call) -> Call:
+    return partial(call, "doctor")
 
 
 def test_what_is_here_is_shown_and_fits_together(call: Call, tmp_path: Path) -> None:

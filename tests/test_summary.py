@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from raycnn import models
-from raycnn.cli import main
 from raycnn.shape import Shape
 from raycnn.spec import Model
 from raycnn.summary import Layer, Summary, summarise
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Call
 
 COLOUR, PHOTO = Shape(3, 32, 32), Shape(3, 224, 224)
 
@@ -174,23 +173,6 @@ def test_a_summary_leaves_no_hooks_behind() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 2, 2))
     first = summarise(net, COLOUR)
     assert summarise(net, COLOUR) == first and not net[0]._forward_hooks
-
-
-@pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["raycnn", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
-
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 def test_the_verb_shows_a_network_of_the_catalogue(call: Call) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raycnn.cli.arguments import Address, Runs
-from raycnn.errors import SpecError, unknown
+from raycnn.errors import SpecError, first_line, unknown
 
 if TYPE_CHECKING:
     from raycnn.catalogue import Catalogue
@@ -69,7 +69,7 @@ def _show_runs(root: str) -> None:
         try:
             board = leaderboard(search)
         except SpecError as error:  # torn, or another version's: the others are shown all the same
-            print(f"{search.name:<28}damaged  {str(error).splitlines()[0]}")
+            print(f"{search.name:<28}damaged  {first_line(error)}")
             continue
         ended = sum(entry.state != "unfinished" for entry in board)
         trials = f"{ended:>4} of {len(search.wanted())} trials"

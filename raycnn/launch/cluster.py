@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raycnn.device import KINDS, Kind
-from raycnn.errors import ClusterError, SpecError
+from raycnn.errors import ClusterError, SpecError, first_line
 from raycnn.launch import address_of
 from raycnn.launch.node import PROBE_S, RAY_GAVE_UP
 from raycnn.spec import Workers
@@ -108,11 +108,7 @@ def _init(address: str | None) -> None:
     try:
         ray.init(address, **quiet)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"no Ray cluster at {address}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+        raise ClusterError(f"no Ray cluster at {address}: {first_line(error)}") from None
 
 
 def _probe(address: str) -> None:

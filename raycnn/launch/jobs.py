@@ -26,7 +26,7 @@ from urllib.request import Request, urlopen
 
 import raycnn
 from raycnn import yaml_file
-from raycnn.errors import ClusterError, SpecError, unknown
+from raycnn.errors import ClusterError, SpecError, first_line, unknown
 from raycnn.launch import begin
 from raycnn.launch.cluster import TOKEN, Node, ask_of, kind_of
 from raycnn.launch.node import PROBE_S
@@ -264,8 +264,8 @@ class Cluster:
         except OSError:  # as all that `requests` raises is
             raise ClusterError(f"no job server answers at {self.server}") from None
         except (RuntimeError, ValueError, KeyError) as error:
-            first = str(error).strip().partition("\n")[0]
-            raise ClusterError(f"the job server at {self.server} fails: {first}") from None
+            said = first_line(error)
+            raise ClusterError(f"the job server at {self.server} fails: {said}") from None
 
 
 class _Client(JobSubmissionClient):

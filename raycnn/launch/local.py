@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raycnn import device, dist
 from raycnn.device import Kind
-from raycnn.errors import ClusterError, SpecError, WorkerLost
+from raycnn.errors import ClusterError, SpecError, WorkerLost, first_line
 from raycnn.launch.stop import Stop
 from raycnn.launch.worker import work
 from raycnn.runs import Run, View
@@ -51,10 +51,9 @@ def _meet(kind: Kind, workers: Workers) -> None:
     except Exception as error:
         if not dist.lost_peer(error):
             raise
-        first = str(error).strip().splitlines()[0]
         raise ClusterError(
             f"{dist.started()} workers did not meet within {workers.timeout_s} s "
-            f"(workers.timeout_s): {first}"
+            f"(workers.timeout_s): {first_line(error)}"
         ) from None
 
 

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raycnn import checkpoint, dist
 from raycnn.data.store import cache
 from raycnn.errors import ClusterError, RaycnnError, Unfit
+from raycnn.launch.meanwhile import meanwhile
 from raycnn.runs import LOOK_S, Run
 from raycnn.spec import JobSpec
 
@@ -70,9 +71,7 @@ class Checkpoints:
     def settle(self, index: dict[str, str | None], names: list[str]) -> None:
         """Have this index, and no other checkpoints than these."""
         checkpoint.write_index(index, self.folder)
-        for path in self.folder.iterdir():
-            if path.is_dir() and path.name not in names:
-                shutil.rmtree(path, ignore_errors=True)
+        checkpoint.drop_others(self.folder, names)
 
 
 def carry(source: Any, target: Any) -> None:
@@ -190,23 +189,14 @@ class Copy(Run):
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Send what is new, and look whether to stop, now and then."""
-        over = threading.Event()
 
         def look() -> None:
-            while not over.wait(LOOK_S):
-                with suppress(OSError, RaycnnError, ray.exceptions.RayError):  # the next look may
-                    self._send()
-                    self._stop = self.keeper.asked_to_stop()
-
-        looking = threading.Thread(target=look, daemon=True)
-        looking.start()
-        try:
-            yield
-        finally:
-            over.set()
-            looking.join()
-            with suppress(OSError, RaycnnError, ray.exceptions.RayError):
+            with suppress(OSError, RaycnnError, ray.exceptions.RayError):  # the next look may
                 self._send()
+                self._stop = self.keeper.asked_to_stop()
+
+        with meanwhile(look, LOOK_S):
+            yield
 
     def _fetch(self) -> None:
         """Have here the checkpoints of the run; the first of this node's workers brings them."""

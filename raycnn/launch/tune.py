@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from raycnn.data.store import cache
 from raycnn.errors import Interrupted
 from raycnn.launch import cluster, trial
 from raycnn.launch.cluster import Node
+from raycnn.launch.meanwhile import meanwhile
 from raycnn.launch.stop import Stop
 from raycnn.report.search import draw
 from raycnn.search.board import write
@@ -274,21 +274,16 @@ def _device(pool: Pool) -> torch.device:
 @contextmanager
 def _following(feed: _Feed, view: SearchView) -> Iterator[None]:
     """Show the trials, and pass on a wish to stop."""
-    over = threading.Event()
 
-    def follow() -> None:
-        while not over.wait(LOOK_S):
-            under_way = [one for one, _ in list(feed.under_way.values())]
-            if feed.stop():
-                for one in under_way:
-                    one.run.ask_to_stop()
-            view.show(feed.search, [one.id for one in under_way])
-        view.show(feed.search, [])
+    def look() -> None:
+        under_way = [one for one, _ in list(feed.under_way.values())]
+        if feed.stop():
+            for one in under_way:
+                one.run.ask_to_stop()
+        view.show(feed.search, [one.id for one in under_way])
 
-    follower = threading.Thread(target=follow, daemon=True)
-    follower.start()
     try:
-        yield
+        with meanwhile(look, LOOK_S):
+            yield
     finally:
-        over.set()
-        follower.join()
+        view.show(feed.search, [])

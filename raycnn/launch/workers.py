@@ -8,7 +8,6 @@ are is said in elastic.py.
 
 import asyncio
 import os
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -34,10 +33,11 @@ from raycnn import device, dist, spec
 from raycnn.data.source import root_of
 from raycnn.data.store import cache
 from raycnn.device import Kind
-from raycnn.errors import ClusterError, JobFailed, RaycnnError, WorkerLost
+from raycnn.errors import ClusterError, JobFailed, RaycnnError, WorkerLost, first_line
 from raycnn.launch import address_of, elastic, network, npu, relay
 from raycnn.launch.cluster import Node, ask_of, kind_of
 from raycnn.launch.elastic import Elastic
+from raycnn.launch.meanwhile import meanwhile
 from raycnn.launch.stop import Stop
 from raycnn.launch.trial import Ending, work_on
 from raycnn.launch.worker import work
@@ -119,7 +119,7 @@ def _fit(trainer: "_Trainer", retries: int) -> Ending | None:
             raise
         raise WorkerLost(
             f"workers were lost more than {retries} times (failure.retries): "
-            f"{_first_line(error)}; the last checkpoint is whole"
+            f"{_first_lost(error)}; the last checkpoint is whole"
         ) from None
     except ray.train.ControllerError as error:
         if isinstance(error.controller_failure, RaycnnError):
@@ -173,20 +173,10 @@ def _device(job: JobSpec, threads: int) -> Any:
 @contextmanager
 def _following(run: Run, view: View, stop: Stop) -> Iterator[None]:
     """Show what the workers put into the run folder, and pass on a wish to stop."""
-    over = threading.Event()
-    follower = threading.Thread(target=_follow, args=(run, view, stop, over), daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        over.set()
-        follower.join()
-
-
-def _follow(run: Run, view: View, stop: Stop, over: threading.Event) -> None:
     shown, told, passed_on = len(run.rows()), len(run.events()), False
-    while True:
-        ending = over.wait(LOOK_S)  # once more after the end, for the last rows
+
+    def look() -> None:
+        nonlocal shown, told, passed_on
         if stop.asked and not passed_on:
             view.note("saving, then stopping; again to stop now")
             run.ask_to_stop()
@@ -198,10 +188,11 @@ def _follow(run: Run, view: View, stop: Stop, over: threading.Event) -> None:
         for row in rows[shown:]:
             view.row({key: float(value) for key, value in row.items() if value})
         shown = len(rows)
-        if ending:
-            return
         if progress := run.progress():
             view.progress(**progress)
+
+    with meanwhile(look, LOOK_S):
+        yield
 
 
 def _lost(error: ray.train.WorkerGroupError) -> bool:
@@ -210,9 +201,9 @@ def _lost(error: ray.train.WorkerGroupError) -> bool:
     return all(isinstance(failure, gone) for failure in error.worker_failures.values())
 
 
-def _first_line(error: ray.train.WorkerGroupError) -> str:
+def _first_lost(error: ray.train.WorkerGroupError) -> str:
     rank, failure = min(error.worker_failures.items())
-    return f"rank {rank}: {str(failure).strip().splitlines()[0]}"
+    return f"rank {rank}: {first_line(failure)}"
 
 
 _NO_ROOM = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
@@ -235,7 +226,7 @@ class _RetryLost(FailurePolicy):
             most = self.failure_config.max_failures
             again = _lost(training_failed_error) and self.losses <= most
             if again:
-                what = _first_line(training_failed_error)
+                what = _first_lost(training_failed_error)
                 self.size.tell(f"lost {what}: starting again, {self.losses} of {most} times")
         else:
             self.starts += 1

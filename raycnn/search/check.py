@@ -4,7 +4,7 @@ from pathlib import Path
 
 from raycnn import spec
 from raycnn.check import check_settings, writable
-from raycnn.data.source import files_of
+from raycnn.data.source import Source, files_of
 from raycnn.errors import SpecError
 from raycnn.search.spec import Architecture, Domain, TuneSpec
 from raycnn.search.stopping import RULES, Pbt
@@ -23,22 +23,23 @@ def check(search: TuneSpec, *, elsewhere: bool = False) -> None:
     except SpecError as error:
         raise search.refuse(error.key, error.message) from None
     rule = RULES.build(search.tune.scheduler)
+    sources = []
     for architecture in search.architectures:
-        _check_job(search, architecture)
+        sources.append(_check_job(search, architecture))
         if isinstance(rule, Pbt):
             _check_population(search, architecture, rule)
         for key, domain in architecture.space.items():
             _check_values(search, architecture, key, domain)
     if elsewhere:
         return
-    for architecture in search.architectures:
-        files_of(check_settings(architecture.job)[0])
+    for source in sources:
+        files_of(source)
     writable(Path(search.architectures[0].job.storage.path).absolute())
 
 
-def _check_job(search: TuneSpec, architecture: Architecture) -> None:
+def _check_job(search: TuneSpec, architecture: Architecture) -> Source:
     job = architecture.job
-    check_settings(job)
+    source, _, _ = check_settings(job)
     if job.workers.most > 1:
         raise search.refuse(
             "workers.count",
@@ -54,6 +55,7 @@ def _check_job(search: TuneSpec, architecture: Architecture) -> None:
         )
     if search.tune.metric.startswith("val/") and not job.data.val:
         raise search.refuse("data.val", f"0 leaves no images for tune.metric {search.tune.metric}")
+    return source
 
 
 def _check_population(search: TuneSpec, architecture: Architecture, rule: Pbt) -> None:

@@ -22,8 +22,8 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from raycnn import yaml_file
-from raycnn.errors import SpecError, Unfit, unknown
-from raycnn.runs import LOCK_S, Run, numbered, read_json, write_json
+from raycnn.errors import Unfit
+from raycnn.runs import LOCK_S, Run, found, in_order, numbered, read_json, write_json
 from raycnn.search import spec
 from raycnn.search.spec import Architecture, Pool, TuneSpec
 from raycnn.search.stopping import RULES, Course, Pbt, Rule
@@ -99,20 +99,11 @@ class Search:
     @classmethod
     def find(cls, text: str, root: str = "runs") -> "Search":
         """By its folder, by `search/n`, or the latest of `search`. Raises SpecError for none."""
-        for path in (Path(text), Path(root) / text):
-            if (path / "search.yaml").is_file():
-                return cls(path.absolute())
-        of_name = [search for search in cls.all(root) if search.folder.parent.name == text]
-        if of_name:
-            return of_name[-1]
-        names = {name for s in cls.all(root) for name in (s.name, s.folder.parent.name)}
-        raise SpecError(unknown("search", text, names) + f"; looked for a folder and in {root}/")
+        return cls(found("search", text, root, "search.yaml"))
 
     @classmethod
     def all(cls, root: str = "runs") -> list["Search"]:
-        found = [path.parent.absolute() for path in Path(root).glob("*/*/search.yaml")]
-        numbered = [path for path in found if path.name.isdigit()]
-        return [cls(path) for path in sorted(numbered, key=lambda p: (p.parent, int(p.name)))]
+        return [cls(folder) for folder in in_order(root, "search.yaml")]
 
     @property
     def name(self) -> str:
@@ -180,8 +171,8 @@ class Search:
 
     def trials(self) -> list[Trial]:
         """Those that have begun."""
-        found = (self.trial(architecture, number) for architecture, number in self.wanted())
-        return [trial for trial in found if (trial.run.folder / "trial.json").is_file()]
+        wanted = (self.trial(architecture, number) for architecture, number in self.wanted())
+        return [trial for trial in wanted if (trial.run.folder / "trial.json").is_file()]
 
     def begin(self, architecture: Architecture, number: int, changes: Tree, pool: Pool) -> Trial:
         """Make the folder of a trial, or give one that was begun to another pool."""

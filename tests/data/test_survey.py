@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raycnn.cli import main
+from tests.conftest import Call
 from tests.data.made import write_pictures
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Call:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["raycnn", "data", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+def call(call: Call) -> Call:
+    return partial(call, "data")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Disks that are small, and run full: real ones of a megabyte, where this process may mount them."""
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,20 +11,15 @@ from raycnn.errors import Unfit
 from raycnn.launch.worker import work
 from raycnn.runs import Run
 from raycnn.spec import JobSpec
-from tests.conftest import numbers, same, train, weights
+from tests.conftest import mounted, numbers, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with mounted(tmp_path / "disk", "1m") as disk:
+        yield disk
 
 
 def fill(disk: Path) -> Path:

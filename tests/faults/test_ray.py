@@ -10,8 +10,8 @@ import pytest
 
 from raycnn.runs import Run
 from raycnn.spec import JobSpec
-from tests.conftest import ended, numbers, raycnn, same, weights, workers
-from tests.launch.test_workers import long, pids, start, wait_for
+from tests.conftest import ended, numbers, raycnn, same, wait_for, weights, workers
+from tests.launch.test_workers import long, pids, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from raycnn.runs import Run
 from raycnn.spec import JobSpec
-from tests.conftest import distance, ended, numbers, train, weights, workers
+from tests.conftest import distance, ended, numbers, train, wait_for, weights, workers
 from tests.faults.harm import two_with
 
 MakeJob = Callable[..., JobSpec]
@@ -22,14 +21,6 @@ def long(job: MakeJob, **changes: object) -> JobSpec:
     return job(
         data__limit=None, train__epochs=60, train__batch_size=64, storage__every_steps=7, **changes
     )
-
-
-def wait_for_rows(run: Run, epochs: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 300
-    while len(run.rows()) < epochs:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_rank_that_hangs_is_named_with_its_stack(job: MakeJob, tmp_path: Path) -> None:
@@ -72,13 +63,13 @@ def test_a_job_goes_on_with_4_then_2_then_3_workers(job: MakeJob, tmp_path: Path
     spec = long(job, optimizer__lr=0.01).change({"train.epochs": 12})
     run = Run.create(spec)
     four = workers(4, run.folder, "workers.count=4", cwd=tmp_path, verb="resume")
-    wait_for_rows(run, 2, four[0])
+    wait_for(lambda: len(run.rows()) >= 2, four[0])
     four[3].terminate()
     codes, said = ended(four)
     assert codes == {130} and said.count("stopped as asked, and saved") == 1, said
     done = len(run.rows())
     two = workers(2, run.folder, "workers.count=2", cwd=tmp_path, verb="resume")
-    wait_for_rows(run, done + 2, two[0])
+    wait_for(lambda: len(run.rows()) >= done + 2, two[0])
     two[1].kill()
     codes, said = ended(two)
     assert codes == {1, -signal.SIGKILL} and "Traceback" not in said, said
@@ -101,7 +92,7 @@ def test_torchrun_that_is_told_to_end_has_its_workers_save(job: MakeJob, tmp_pat
         [sys.executable, *command, "-m", "raycnn", "resume", str(run.folder)],
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    wait_for_rows(run, 2, torchrun)
+    wait_for(lambda: len(run.rows()) >= 2, torchrun)
     torchrun.terminate()
     _, said = torchrun.communicate()
     assert "stopped as asked, and saved" in said

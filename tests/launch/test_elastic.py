@@ -22,10 +22,10 @@ from raycnn.launch.cluster import Node
 from raycnn.launch.elastic import Elastic
 from raycnn.runs import Run
 from raycnn.spec import JobSpec
-from tests.conftest import distance, ended, weights, workers
+from tests.conftest import distance, ended, wait_for, weights, workers
 from tests.launch import lab
 from tests.launch.test_nodes import WHY_NOT, Cluster, running
-from tests.launch.test_workers import pids, wait_for
+from tests.launch.test_workers import pids
 
 MakeJob = Callable[..., JobSpec]
 

@@ -13,7 +13,7 @@ import pytest
 from raycnn.errors import Interrupted
 from raycnn.runs import Run
 from raycnn.spec import JobSpec
-from tests.conftest import distance, ended, numbers, raycnn, same, train, weights, workers
+from tests.conftest import distance, ended, numbers, raycnn, same, train, wait_for, weights, workers
 
 MakeJob = Callable[..., JobSpec]
 
@@ -56,7 +56,7 @@ def test_three_workers_resume_bit_for_bit(job: MakeJob, tmp_path: Path) -> None:
 
     broken = Run.create(whole)
     three = workers(3, broken.folder, cwd=tmp_path, verb="resume")
-    wait_for_rows(broken, 2, three[0])
+    wait_for(lambda: len(broken.rows()) >= 2, three[0])
     broken.ask_to_stop()
     codes, said = ended(three)
     assert codes == {130} and said.count("stopped as asked") == 1
@@ -121,15 +121,8 @@ def begin(spec: JobSpec, folder: Path, epochs: int) -> tuple[subprocess.Popen[st
         [sys.executable, "-m", "raycnn", "resume", str(run.folder)],
         cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    wait_for_rows(run, epochs, process)
+    wait_for(lambda: len(run.rows()) >= epochs, process)
     return process, run
-
-
-def wait_for_rows(run: Run, epochs: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while len(run.rows()) < epochs and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,9 @@ import pytest
 
 from raycnn.runs import Run
 from raycnn.spec import JobSpec
-from tests.conftest import ended, numbers, same, weights, workers
+from tests.conftest import ended, numbers, same, wait_for, weights, workers
 from tests.launch import lab
 from tests.launch.lab import Machine, Network
-from tests.launch.test_workers import wait_for
 
 WHY_NOT = lab.why_not()
 pytestmark = [
@@ -54,6 +53,11 @@ class Cluster:
             node.hide(Path(os.environ["RAYCNN_CACHE"]))
             self._start(node, f"--address={self.address}", cpus=1)
             self.nodes.append(node)
+
+    def hide(self, folder: Path) -> None:
+        """Have every node see an empty one of its own there."""
+        for node in self.nodes:
+            node.hide(folder)
 
     def driver(self, run: Run, *changes: str) -> "subprocess.Popen[str]":
         changes = (f"workers.address={self.address}", *changes)
@@ -149,14 +153,12 @@ def test_a_job_outlives_a_node_though_nothing_is_shared(
 ) -> None:
     """Workers see neither the run's folder nor each other's disk: all of it comes through Ray."""
     run = Run.create(some_seconds(job))
-    storage = run.folder.parent.parent
-    for node in cluster.nodes:
-        node.hide(storage)
+    cluster.hide(run.folder.parent.parent)
     lose_a_node(run, cluster)
 
     for node in cluster.nodes:
         if node.is_up:
-            left = node.run(f"ls '{storage}' $RAYCNN_CACHE/copies").split()
+            left = node.run(f"ls '{run.folder.parent.parent}' $RAYCNN_CACHE/copies").split()
             assert not [name for name in left if not name.endswith(":")]
     logs = run.folder / "logs"
     assert "going on after" in (logs / "rank-0.log").read_text()
@@ -177,8 +179,7 @@ def test_a_killed_driver_finds_in_its_folder_what_the_nodes_did(
 ) -> None:
     """Also a wish to stop reaches the nodes, and what they save on it the folder."""
     run = Run.create(some_seconds(job))
-    for node in cluster.nodes:
-        node.hide(run.folder.parent.parent)
+    cluster.hide(run.folder.parent.parent)
     driver = cluster.driver(run)
     wait_for(lambda: len(run.rows()) >= 2, driver)
     _kill(driver)
@@ -199,8 +200,7 @@ def test_a_full_disk_of_the_driver_ends_the_job_and_keeps_the_last_checkpoint(
     job: MakeJob, cluster: Cluster, tmp_path: Path
 ) -> None:
     run = Run.create(some_seconds(job))
-    for node in cluster.nodes:
-        node.hide(run.folder.parent.parent)
+    cluster.hide(run.folder.parent.parent)
     storage = run.checkpoints
     cluster.head.run(f"mount -t tmpfs -o size=2m none '{storage}'")
     driver = cluster.driver(run)

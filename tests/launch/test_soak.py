@@ -7,7 +7,6 @@ order that is drawn; after each, what a user would do. `pytest -s` shows what is
 import os
 import random
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import pytest
 from raycnn import checkpoint
 from raycnn.runs import Run
 from raycnn.spec import JobSpec
+from tests.conftest import mounted
 from tests.launch import lab
 from tests.launch.test_nodes import WHY_NOT, Cluster, assert_unbroken, running
 
@@ -38,13 +38,8 @@ pytestmark = [
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """Mounted before there are nodes, so that all of them have it."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with mounted(tmp_path / "disk", "64m") as disk:
+        yield disk
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from raycnn.launch.cluster import Node
 from raycnn.launch.tune import Room, places
 from raycnn.search.folder import Search
 from raycnn.search.spec import TuneSpec
-from tests.conftest import numbers, raycnn, train
+from tests.conftest import numbers, raycnn, train, wait_for
 from tests.search.conftest import Read, read  # noqa: F401
 from tests.search.test_population import go
 
@@ -220,14 +219,6 @@ def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         if process.poll() is None:
             process.kill()
             process.communicate()
-
-
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 200
-    while not what():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 LONG = """\

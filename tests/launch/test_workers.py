@@ -14,7 +14,7 @@ import pytest
 
 from raycnn.runs import Run
 from raycnn.spec import JobSpec
-from tests.conftest import ended, numbers, raycnn, same, weights, workers
+from tests.conftest import ended, numbers, raycnn, same, wait_for, weights, workers
 
 pytestmark = pytest.mark.ray
 
@@ -34,16 +34,6 @@ def start(run: Run, folder: Path) -> subprocess.Popen[str]:
         [sys.executable, "-m", "raycnn", "resume", str(run.folder)],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-
-
-def wait_for(
-    what: Callable[[], bool], process: subprocess.Popen[str], limit_s: float = 200
-) -> None:
-    deadline = time.monotonic() + limit_s
-    while not what():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def pids(run: Run, rank: int) -> list[int]:

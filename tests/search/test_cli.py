@@ -15,9 +15,8 @@ from raycnn.launch import trial
 from raycnn.search.board import Standing
 from raycnn.search.folder import Search
 from raycnn.search.spec import Pool
-from tests.conftest import ROOT, SEARCHES
+from tests.conftest import ROOT, SEARCHES, Call
 from tests.search.conftest import BASE, Read
-from tests.test_cli import Call, call  # noqa: F401
 
 QUICK = ROOT / "jobs" / "quickstart.tune.yaml"
 
