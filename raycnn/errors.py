@@ -4,6 +4,7 @@ RaycnnError
 ├── JobFailed      1  the job ran and failed
 │   ├── Diverged      its loss is no longer a finite number
 │   └── WorkerLost    a worker went away more often than `failure.retries` allows
+│       └── OutOfMemory   its device was full: the next try has a smaller micro-batch
 ├── SpecError      2  bad usage or a bad spec
 ├── Unfit          3  this environment cannot: device, disk, versions
 ├── DataError      4  the data, or a checkpoint, is not what it should be
@@ -31,6 +32,10 @@ class Diverged(JobFailed):
 
 
 class WorkerLost(JobFailed):
+    pass
+
+
+class OutOfMemory(WorkerLost):
     pass
 
 

@@ -18,7 +18,7 @@ from raycnn.checkpoint import Row, State
 from raycnn.data import Splits, open_splits
 from raycnn.data.loader import Loader
 from raycnn.device import layout, peak_mib
-from raycnn.errors import Diverged, Interrupted, SpecError, WorkerLost
+from raycnn.errors import Diverged, Interrupted, OutOfMemory, SpecError
 from raycnn.loss_scale import LossScale
 from raycnn.metrics import Seen, Tally
 from raycnn.optim import OPTIMIZERS, SCHEDULES, slowed_down
@@ -96,7 +96,7 @@ def fit(job: JobSpec, device: torch.device, watch: Watch, test_once: bool = True
             job = job.change({"train.micro_batch": smaller})
             if dist.world() > 1:  # the others wait in the middle of a step: all must start again
                 watch.keep_micro_batch(smaller)
-                raise WorkerLost(f"rank {dist.rank()} was out of memory on its device") from None
+                raise OutOfMemory(f"rank {dist.rank()} was out of memory on its device") from None
         del step, state  # the next ones need their memory
 
 

@@ -28,7 +28,7 @@ EPOCHS, STEPS = 3, 12  # of the shortened job: at most so many steps an epoch
 TRIES = 3
 POLL_S = 0.002
 CLOSE = 1e-3  # between numbers of workers, over the largest weight
-CLOCK = {"images_per_s", "time_s"}
+CLOCK = {"images_per_s", "time_s", "memory_mib"}  # what two equal runs need not share
 SAID = "stderr"  # of the workers, in their run's folder
 
 Tell = Callable[[str], None]

@@ -42,6 +42,8 @@ def doctor(
         print(json.dumps({**asdict(found), "nodes": nodes}, indent=1))
     else:
         _show(found, nodes)
+        if not found.faults and not refused:
+            print("all of it fits together")
     if refused:
         raise refused
 
@@ -67,5 +69,3 @@ def _show(found: "Findings", nodes: dict[str, dict[str, float]]) -> None:
         print(f"{'node':<{WIDTH}}{address}: {', '.join(amounts)}")
     for fault in found.faults:
         print(f"does not fit: {fault}")
-    if not found.faults:
-        print("all of it fits together")

@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def _init(address: str | None) -> None:
             if RAY_GAVE_UP not in str(error):
                 raise
             raise ClusterError("Ray did not start within its 30 s: this machine is busy") from None
-        if TOKEN.is_file():
+        with suppress(OSError):  # none, or another's
             TOKEN.chmod(0o600)  # Ray writes it for all to read
         return
     try:

@@ -2,7 +2,7 @@
 
 Ray's own policy asks a coordinator, an actor that looks every 20 s and knows of a lost node when
 its head does, 15 s after it went. This one looks itself, and has the workers save before there are
-more of them.
+more of them, or before a node of theirs is taken away.
 """
 
 import socket
@@ -19,7 +19,11 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
     ScalingPolicy,
 )
-from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
+from ray.train.v2._internal.execution.worker_group import (
+    Worker,
+    WorkerGroupPollStatus,
+    WorkerGroupState,
+)
 
 from raycnn.errors import ClusterError, Interrupted
 from raycnn.launch.cluster import Node, in_words, room
@@ -29,12 +33,13 @@ from raycnn.spec import Workers
 ANSWER_S = 1  # of a node that is alive
 SETTLE_S = 1  # room that stays the same for so long is all there is
 GROW_S = 5  # between two looks for room for more
+NOTICE_S = 1  # between two looks for nodes that are to go
 
 _asked = False
 
 
 def asked() -> bool:
-    """In a worker: whether it is to save and make way for a larger group."""
+    """In a worker: whether it is to save and make way for another group."""
     return _asked
 
 
@@ -53,11 +58,11 @@ class Elastic(ScalingPolicy):
         self.count = workers.most
         self.standing: dict[str, Node] = {}
         """The nodes that answer, by their ids, with what is left of each."""
-        self._grows = False
-        self._looked, self._seen = 0.0, 0
+        self._makes_way = False
+        self._looked, self._seen, self._asked_ray = 0.0, 0, 0.0
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        count, self._grows = self._room_in_time(), False
+        count, self._makes_way = self._room_in_time(), False
         if count != self.count:
             self.tell(f"now {count} worker{'s' * (count > 1)}, of {self.workers.asked}")
         self.count, self._looked, self._seen = count, time.monotonic(), count
@@ -66,21 +71,18 @@ class Elastic(ScalingPolicy):
     def make_decision_for_running_worker_group(
         self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
     ) -> ScalingDecision:
-        """Have the workers save when there has been room for more of them since the last look."""
-        now = time.monotonic()
-        if self._grows or self.count == self.workers.most or now - self._looked < GROW_S:
-            return NoopDecision()
-        seen, self._looked, self._seen = self._seen, now, self.count + self._room()
-        if seen > self.count and self._seen >= seen:
-            self._grows = True
-            self.tell(f"there is room for {min(seen, self.workers.most)} workers: saving")
-            worker_group_state.workers[0].execute_async(_ask)
+        """Have the workers save, and start again, for a node that is to go, or for more of them."""
+        workers = worker_group_state.workers
+        if not self._makes_way and (why := self._leaving(workers) or self._more_room()):
+            self._makes_way = True
+            self.tell(f"{why}: saving")
+            workers[0].execute_async(_ask)
         return NoopDecision()
 
-    def grows(self, error: WorkerGroupError) -> bool:
-        """Whether the workers ended because they were to make way for more, and nothing else."""
+    def makes_way(self, error: WorkerGroupError) -> bool:
+        """Whether the workers ended because they were asked to here, and for nothing else."""
         stopped = (isinstance(why, Interrupted) for why in error.worker_failures.values())
-        return self._grows and all(stopped) and not self.run.asked_to_stop()
+        return self._makes_way and all(stopped) and not self.run.asked_to_stop()
 
     def tell(self, text: str) -> None:
         with suppress(OSError):  # a full disk
@@ -120,6 +122,28 @@ class Elastic(ScalingPolicy):
             time.sleep(LOOK_S)
         return count
 
+    def _leaving(self, workers: list[Worker]) -> str | None:
+        """Ray's notice that a node of the workers will be taken away (a preemption), in words."""
+        now = time.monotonic()
+        if now - self._asked_ray < NOTICE_S:
+            return None
+        self._asked_ray = now
+        going = cluster_state.state.get_draining_nodes()
+        for place in (worker.metadata for worker in workers):
+            if place.node_id in going:
+                return f"node {place.node_ip} is to go"
+        return None
+
+    def _more_room(self) -> str | None:
+        """Whether there has been room for more workers since the last look, in words."""
+        now = time.monotonic()
+        if self.count == self.workers.most or now - self._looked < GROW_S:
+            return None
+        seen, self._looked, self._seen = self._seen, now, self.count + self._room()
+        if seen > self.count and self._seen >= seen:
+            return f"there is room for {min(seen, self.workers.most)} workers"
+        return None
+
     def _wanted(self, count: int) -> str:
         least, each = self.workers.least, in_words(self.ask)
         return f"there is room for {count} of at least {least} workers of {each} each"
@@ -127,10 +151,11 @@ class Elastic(ScalingPolicy):
     def _room(self) -> int:
         """For how many workers more, beside all that runs."""
         left = cluster_state.available_resources_per_node()
+        going = cluster_state.state.get_draining_nodes()
         self.standing = {
             node["NodeID"]: Node(node["NodeManagerAddress"], left.get(node["NodeID"], {}))
             for node in cluster_state.nodes()
-            if node["Alive"] and _answers(node)
+            if node["Alive"] and node["NodeID"] not in going and _answers(node)
         }
         return room(list(self.standing.values()), self.ask)
 

@@ -34,19 +34,24 @@ def fetch(cluster: Cluster, name: str, to: Path | None = None) -> Path:
     to = to or Path("runs", *PurePosixPath(folder).parts[-2:])
     if os.path.lexists(to):
         raise Unfit(f"{to} is there already: --to names another folder")
-    packed = _pack(cluster, folder)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".fetch-", dir=to.parent) as temporary:
-            _unpack(cluster, packed, Path(temporary))
+            _copy(cluster, folder, Path(temporary))
             (Path(temporary) / PurePosixPath(folder).name).rename(to)
     except OSError as error:
         raise Unfit(f"cannot write {to}: {error}") from None
+    return to
+
+
+def _copy(cluster: Cluster, folder: str, into: Path) -> None:
+    packed = _pack(cluster, folder)
+    try:
+        _unpack(cluster, packed, into)
     finally:
         # What was packed lies in Ray's folder of logs, and would until the cluster ends.
         with suppress(ClusterError):
             cluster.run(f'rm -f "$(dirname {LOG})/job-driver-{packed.submission_id}.log"')
-    return to
 
 
 def _pack(cluster: Cluster, folder: str) -> JobDetails:

@@ -6,8 +6,9 @@ import secrets
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,8 +58,8 @@ def up(machines: Machines, say: Say) -> list[State]:
         raise ClusterError(f"the head on {machines.head.host} runs, but is not up yet")
     if workers := [index for index in missing if index]:
         say(f"starting {len(workers)} of {len(machines.workers)} workers")
-        with ThreadPoolExecutor(len(workers)) as pool:
-            list(pool.map(lambda i: _start(machines, i, secret, ["--address", address]), workers))
+        joining = ["--address", address]
+        _whole(_each(workers, lambda index: _start(machines, index, secret, joining)))
     if not missing:
         say(f"{machines.name} is already up")
     return status(machines, START_S)
@@ -106,7 +107,8 @@ def token() -> str:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
-    path.chmod(0o600)  # Ray writes it for all to read
+    with suppress(OSError):  # another's
+        path.chmod(0o600)  # Ray writes it for all to read
     return path.read_text().strip()
 
 
@@ -162,14 +164,21 @@ def _words(machines: Machines, machine: Machine) -> list[str]:
 def _every(
     machines: Machines, function: Callable[..., Answer], limit_s: float
 ) -> list[Answer | ClusterError]:
+    everyone = range(len(machines.nodes))
+    return _each(everyone, lambda index: ask(machines, index, function, limit_s=limit_s))
+
+
+def _each(indices: Sequence[int], ask_one: Callable[[int], Answer]) -> list[Answer | ClusterError]:
+    """Ask these nodes, all at once."""
+
     def one(index: int) -> Answer | ClusterError:
         try:
-            return ask(machines, index, function, limit_s=limit_s)
+            return ask_one(index)
         except ClusterError as error:
             return error
 
-    with ThreadPoolExecutor(len(machines.nodes)) as pool:
-        return list(pool.map(one, range(len(machines.nodes))))
+    with ThreadPoolExecutor(len(indices)) as pool:
+        return list(pool.map(one, indices))
 
 
 def _whole(answers: list[Answer | ClusterError]) -> list[Answer]:

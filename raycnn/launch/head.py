@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from raycnn.device import KINDS
 from raycnn.errors import ClusterError
 from raycnn.launch.jobs import LOOK_S, Cluster
-from raycnn.launch.node import RAY
+from raycnn.launch.node import RAY, RAY_GAVE_UP, last_line
 
 START_S = 120
 END_S = 120
@@ -27,7 +28,26 @@ def started() -> Iterator[Cluster]:
         port = free.getsockname()[1]
     # Short, for sockets lie in it; and Ray's last processes may still write there at the end.
     with TemporaryDirectory(prefix="raycnn-", ignore_cleanup_errors=True) as folder:
-        head = subprocess.Popen(
+        log = Path(folder, "log")
+        deadline = time.monotonic() + START_S
+        head = _launch(folder, log, token, port)
+        try:
+            while not (cluster := _reached(f"http://127.0.0.1:{port}", token)):
+                ended, said = head.poll() is not None, last_line(log)
+                if time.monotonic() > deadline or (ended and RAY_GAVE_UP not in said):
+                    raise ClusterError(f"Ray did not start here within {START_S} s: {said}")
+                if ended:
+                    head = _launch(folder, log, token, port)
+                time.sleep(LOOK_S)
+            yield cluster
+        finally:
+            head.terminate()
+            head.wait(END_S)
+
+
+def _launch(folder: str, log: Path, token: str, port: int) -> "subprocess.Popen[bytes]":
+    with log.open("w") as said:
+        return subprocess.Popen(
             [
                 sys.executable, "-c", RAY, "start", "--head", "--block",
                 "--port=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
@@ -35,24 +55,15 @@ def started() -> Iterator[Cluster]:
                 f"--num-cpus={KINDS['cpu'].count()}",
             ],
             env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdout=said, stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the job
         )  # fmt: skip
-        try:
-            yield _reached(f"http://127.0.0.1:{port}", token, head)
-        finally:
-            head.terminate()
-            head.wait(END_S)
 
 
-def _reached(server: str, token: str, head: "subprocess.Popen[bytes]") -> Cluster:
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            cluster = Cluster(server, token)
-            cluster.nodes()
-            return cluster
-        except ClusterError as error:
-            if head.poll() is not None or time.monotonic() > deadline:
-                raise ClusterError(f"Ray did not start here: {error}") from None
-            time.sleep(LOOK_S)
+def _reached(server: str, token: str) -> Cluster | None:
+    try:
+        cluster = Cluster(server, token)
+        cluster.nodes()
+    except ClusterError:
+        return None
+    return cluster

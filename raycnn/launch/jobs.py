@@ -21,8 +21,11 @@ from importlib.metadata import distribution
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
+
+import requests
 
 import raycnn
 from raycnn import yaml_file
@@ -208,14 +211,14 @@ class Cluster:
         if code:
             _copy_code(sent)
         command = [self._python(), "begin.py", raycnn.__version__, folder, *words]
-        now = datetime.now(timezone.utc)
+        now, user = datetime.now(timezone.utc), getpass.getuser()
         with self._speaking():
             return self._client.submit_job(
                 entrypoint="exec " + shlex.join(command),
                 submission_id=f"raycnn-{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
                 metadata={
                     "raycnn": raycnn.__version__, "name": name, "verb": words[0],
-                    "user": getpass.getuser(),
+                    "user": user,
                 },
                 runtime_env={
                     "working_dir": str(sent),
@@ -261,11 +264,11 @@ class Cluster:
                 f"{self.server} refuses the token: RAY_AUTH_TOKEN, else {TOKEN}, must hold the "
                 "one that the cluster was started with"
             ) from None
-        except OSError:  # as all that `requests` raises is
-            raise ClusterError(f"no job server answers at {self.server}") from None
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (requests.HTTPError, HTTPError, RuntimeError, ValueError, KeyError) as error:
             said = first_line(error)
             raise ClusterError(f"the job server at {self.server} fails: {said}") from None
+        except (requests.RequestException, URLError, ConnectionError, TimeoutError):
+            raise ClusterError(f"no job server answers at {self.server}") from None
 
 
 class _Client(JobSubmissionClient):

@@ -67,8 +67,8 @@ def start(name: str, token: str, options: list[str], limit_s: float) -> str:
             end(name)
         if late:
             sys.exit(f"Ray has not started within {limit_s:g} s; what it said is in {log}")
-        if ended and RAY_GAVE_UP not in _last_line(log):
-            sys.exit(f"Ray did not start: {_last_line(log)} (all it said is in {log})")
+        if ended and RAY_GAVE_UP not in last_line(log):
+            sys.exit(f"Ray did not start: {last_line(log)} (all it said is in {log})")
         if ended:
             ray = _launch(home, log, options)
         time.sleep(0.1)
@@ -206,6 +206,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it said nothing"

@@ -150,8 +150,6 @@ class Copy(Run):
         super().__init__(folder)
         self.home, self.keeper = home, keeper
         self._own = Checkpoints(self)
-        for inner in (self.checkpoints, folder / "logs"):
-            inner.mkdir(exist_ok=True)
         # What workers that were here before left was theirs to send.
         self._sent = {path: path.stat().st_mtime_ns for path in self._facts()}
         self._sent |= {path: path.stat().st_size for path in self._logs()}
@@ -293,7 +291,8 @@ def _room(name: str) -> Iterator[Path]:
     used = FileLock(room / f".rank-{dist.rank()}.lock", timeout=DOOR_S)
     try:
         with door:
-            room.mkdir(parents=True, exist_ok=True)
+            for inner in ("checkpoints", "logs"):
+                (room / inner).mkdir(parents=True, exist_ok=True)
             used.acquire()
             _clear(rooms)
     except OSError as error:
@@ -301,8 +300,8 @@ def _room(name: str) -> Iterator[Path]:
     try:
         yield room
     finally:
-        with door:
-            used.release()
+        used.release()
+        with suppress(Timeout), door:  # else whoever comes next clears it
             _clear(rooms)
 
 

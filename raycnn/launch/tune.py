@@ -29,6 +29,7 @@ from raycnn.launch import cluster, trial
 from raycnn.launch.cluster import Node
 from raycnn.launch.meanwhile import meanwhile
 from raycnn.launch.stop import Stop
+from raycnn.launch.worker import find_data
 from raycnn.report.search import draw
 from raycnn.search.board import write
 from raycnn.search.draw import drawer
@@ -162,12 +163,12 @@ class _Feed(Searcher):
         changes = begun.get("changes") or self.drawers[architecture.name].changes(number)
         chosen = self.search.begin(architecture, number, changes, place.pool)
         self.under_way[trial_id] = chosen, place
-        # Other machines have other working folders, and none of this process's environment.
-        root = root_of(architecture.job.data.root)
+        root = architecture.job.data.root
         return _about(place) | {
             "search": str(self.search.folder),
             "trial": str(chosen.run.folder),
-            "environment": {"RAYCNN_DATA": str(root), "RAYCNN_CACHE": str(cache())},
+            "root": root and str(root_of(root)),  # other machines have other working folders
+            "environment": {"RAYCNN_DATA": str(root_of(None)), "RAYCNN_CACHE": str(cache())},
         }
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -250,7 +251,7 @@ def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 
 def _trial(config: dict[str, Any]) -> dict[str, Any]:
     """In each of Tune's processes, once for every trial."""
-    os.environ.update(config["environment"])
+    find_data(config["root"], config["environment"])
     search, one = Search(Path(config["search"])), Trial(Path(config["trial"]))
     pool = Pool(**config["pool"])
     if not one.run.folder.is_dir():

@@ -1,5 +1,6 @@
 """What every worker does, whoever started it: fit, recorded in the run folder."""
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,8 @@ IN_VAIN = "waited in vain for another worker"
 SETTLE_S = 3  # for all others to have said what they know
 LOOP = loop.__file__
 FRAMES = 6  # of a stack that an error shows
+PLACES = ("RAYCNN_DATA", "RAYCNN_CACHE")
+OWN = {place: os.environ[place] for place in PLACES if place in os.environ}  # this machine's
 
 
 def work(
@@ -52,6 +55,13 @@ def work(
         raise
     finally:
         recorder.close()
+
+
+def find_data(root: str | None, others: dict[str, str]) -> None:
+    """Look for images where the spec says, else this machine's environment, else another's."""
+    os.environ.update(others | OWN)
+    if root:
+        os.environ["RAYCNN_DATA"] = root
 
 
 def silent(job: JobSpec, run: Run) -> str:

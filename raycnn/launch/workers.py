@@ -33,14 +33,14 @@ from raycnn import device, dist, spec
 from raycnn.data.source import root_of
 from raycnn.data.store import cache
 from raycnn.device import Kind
-from raycnn.errors import ClusterError, JobFailed, RaycnnError, WorkerLost, first_line
+from raycnn.errors import ClusterError, JobFailed, OutOfMemory, RaycnnError, WorkerLost, first_line
 from raycnn.launch import address_of, elastic, network, npu, relay
 from raycnn.launch.cluster import Node, ask_of, kind_of
 from raycnn.launch.elastic import Elastic
 from raycnn.launch.meanwhile import meanwhile
 from raycnn.launch.stop import Stop
 from raycnn.launch.trial import Ending, work_on
-from raycnn.launch.worker import work
+from raycnn.launch.worker import find_data, work
 from raycnn.runs import LOOK_S, Run, View
 from raycnn.search.folder import Search, Trial
 from raycnn.spec import JobSpec, Workers
@@ -50,6 +50,10 @@ STARTS = 3  # tries to start the workers that there is room for, each of which h
 
 class PeerLost(Exception):
     """A worker found another one gone."""
+
+
+class PeerFull(PeerLost):
+    """A worker's device was full: all are to start again with a smaller micro-batch."""
 
 
 def train(job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: View) -> Run:
@@ -69,6 +73,8 @@ def train_trial(
 ) -> Ending:
     """Train a trial of several workers; this process has no part in it."""
     job = trial.run.job()
+    if job.data.root:  # as the driver takes it: see find_data
+        job = job.change({"data.root": os.environ["RAYCNN_DATA"]})
     also = {"search": str(search.folder), "deadline": deadline}
     return _fit(_trainer(job, trial.run, kind, ask, also), job.failure.retries) or {}
 
@@ -131,11 +137,8 @@ def _fit(trainer: "_Trainer", retries: int) -> Ending | None:
 
 def _worker(config: dict[str, Any]) -> Ending | None:
     """In each of Ray's workers. Raises PeerLost where another is gone, else a RaycnnError."""
-    for key, value in config["environment"].items():
-        os.environ.setdefault(key, value)
     job = spec.from_tree(config["job"])
-    if job.data.root:
-        os.environ["RAYCNN_DATA"] = job.data.root
+    find_data(job.data.root, config["environment"])
     try:
         with ExitStack() as held:
             chosen = dist.together(lambda: _device(job, config["threads"]))
@@ -146,6 +149,8 @@ def _worker(config: dict[str, Any]) -> Ending | None:
                 )
             fits = dist.from_first(lambda: run.job().train.micro_batch)  # on the try before this
             work(job.change({"train.micro_batch": fits}), run, chosen, asked=elastic.asked)
+    except OutOfMemory as error:
+        raise PeerFull(str(error)) from None
     except WorkerLost as error:  # a silent one: Ray is to end it, and to try again
         raise PeerLost(str(error)) from None
     except RaycnnError:
@@ -220,8 +225,11 @@ class _RetryLost(FailurePolicy):
     def make_decision(self, training_failed_error: Exception) -> FailureDecision:
         if isinstance(training_failed_error, ray.train.WorkerGroupError):
             self.starts = 0
-            if self.size.grows(training_failed_error):
+            if self.size.makes_way(training_failed_error):
                 return FailureDecision.RETRY
+            failures = training_failed_error.worker_failures.values()
+            if any(isinstance(failure, PeerFull) for failure in failures):
+                return FailureDecision.RETRY  # until a single image is too much
             self.losses += 1
             most = self.failure_config.max_failures
             again = _lost(training_failed_error) and self.losses <= most
@@ -277,7 +285,7 @@ class _Controller(TrainController):
     def _make_and_handle_scaling_decision_for_non_running_worker_group(self, state: Any) -> Any:
         """Ray would free the workers' room after this, and wait 20 s for answers of the lost."""
         if group := self._worker_group:
-            if not self._scaling_policy.grows(state.training_failed_error):
+            if not self._scaling_policy.makes_way(state.training_failed_error):
                 for worker in group.get_workers():
                     ray.kill(worker.actor)
             self._shutdown_worker_group()

@@ -26,6 +26,7 @@ from raycnn.yaml_file import Tree, Where
 
 DRAWS = 10  # of an architecture, where `trials` is absent
 FACTORS = (0.8, 1.2)  # between a value of a range and those beside it
+FROM_ZERO = 0.1  # of the range
 
 Values = Annotated[list[Any], Field(min_length=1)]
 Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -84,11 +85,14 @@ class Domain(Frozen):
             place = self.ends.index(value)
             others = self.ends[max(place - 1, 0) : place] + self.ends[place + 1 : place + 2]
             return others[int(u * len(others))] if others else value
-        moved = value * FACTORS[u >= 0.5]
+        low, high = self.ends
+        up = u >= 0.5
         if self.kind == "randint":
-            low, high = self.ends
-            return min(max(round(moved), low), high)
-        return self.rounded(moved)
+            step = max(1, round(abs(value) * (FACTORS[1] - 1)))
+            return min(max(value + (step if up else -step), low), high)
+        if not value:  # no factor moves it
+            return self.rounded((high - low) * FROM_ZERO * (1 if up else -1))
+        return self.rounded(value * FACTORS[up])
 
     def rounded(self, value: float) -> float:
         """To four digits, of the number or of the range: what is read is what was used."""

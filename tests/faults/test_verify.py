@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raycnn import verify
+from raycnn import checkpoint, verify
 from raycnn.errors import JobFailed, SpecError
 from raycnn.spec import JobSpec
 from tests.conftest import raycnn, train
@@ -38,6 +38,18 @@ def test_what_differs_is_found_and_by_how_much(job: MakeJob) -> None:
     assert not weights.kept and "tensors differ from the unbroken run's, by" in weights.text
     assert not metrics.kept
     assert not verify._close(one, other, one.job()).kept
+
+
+def test_an_image_seen_twice_is_found(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that says so is made up: its checksum would not let it be written by hand."""
+    run = train(job(train__epochs=1, storage__every_steps=4))
+    counted = verify._counted(run)
+    assert counted.kept and "128 of 128 images in 4 steps of epoch 1" in counted.text
+    state = checkpoint.read_state(run.checkpoints / "00000-00000004")
+    state["seen"]["count"] += 1
+    monkeypatch.setattr(checkpoint, "read_state", lambda path: state)
+    counted = verify._counted(run)
+    assert not counted.kept and "129 of 128 images" in counted.text
 
 
 def test_a_job_that_cannot_be_shortened_or_trained_says_so(job: MakeJob) -> None:

@@ -37,6 +37,8 @@ class Nodes:
         self.doors = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
         self.ports = [door.getsockname()[1] for door in self.doors]
         self.used: set[int] = set()
+        self.going: dict[str, int] = {}
+        self.state = SimpleNamespace(get_draining_nodes=lambda: self.going)
 
     def nodes(self) -> list[dict[str, Any]]:
         return [
@@ -62,6 +64,7 @@ def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     monkeypatch.setattr(elastic, "cluster_state", nodes)
     monkeypatch.setattr(elastic, "SETTLE_S", 0.5)
     monkeypatch.setattr(elastic, "GROW_S", 0)
+    monkeypatch.setattr(elastic, "NOTICE_S", 0)
     yield nodes
     for door in nodes.doors:
         door.close()
@@ -71,6 +74,19 @@ def size_of(job: JobSpec) -> Elastic:
     workers = job.workers.model_copy(update={"timeout_s": 2})
     config = ScalingConfig(num_workers=workers.most, resources_per_worker={"CPU": 1})
     return Elastic(config, workers, Run.create(job))
+
+
+def group_on(nodes: list[int], asked: list[Any]) -> Any:
+    """A worker on each of these nodes, which notes what it is asked."""
+    return SimpleNamespace(
+        workers=[
+            SimpleNamespace(
+                execute_async=asked.append,
+                metadata=SimpleNamespace(node_id=str(n), node_ip=f"10.0.0.{n}"),
+            )
+            for n in nodes
+        ]
+    )
 
 
 def test_workers_start_on_the_nodes_that_answer_whatever_ray_believes(
@@ -113,7 +129,7 @@ def test_workers_are_asked_to_save_once_room_for_more_has_stayed(
     three.used = {1, 2}
     assert size.make_decision_for_non_running_worker_group().num_workers == 1
     asked: list[Any] = []
-    group: Any = SimpleNamespace(workers=[SimpleNamespace(execute_async=asked.append)])
+    group = group_on([0], asked)
     three.used = {0}
     for used in ({0, 1, 2}, {0}, {0}):
         assert not asked
@@ -123,6 +139,24 @@ def test_workers_are_asked_to_save_once_room_for_more_has_stayed(
         size.make_decision_for_running_worker_group(group, None)
     assert len(asked) == 1
     assert size.run.events()[-1] == "there is room for 3 workers: saving"
+
+
+def test_workers_are_asked_to_save_before_a_node_of_theirs_goes(job: MakeJob, three: Nodes) -> None:
+    size = size_of(job(workers__count=2))
+    assert size.make_decision_for_non_running_worker_group().num_workers == 2
+    asked: list[Any] = []
+    group = group_on([0, 1], asked)
+    size.make_decision_for_running_worker_group(group, None)
+    three.going = {"2": 0}
+    size.make_decision_for_running_worker_group(group, None)
+    assert not asked, "no worker is there"
+    three.going = {"1": 1_900_000_000_000, "2": 0}
+    for _ in range(3):
+        size.make_decision_for_running_worker_group(group, None)
+    assert len(asked) == 1
+    assert size.run.events() == ["node 10.0.0.1 is to go: saving"]
+    with pytest.raises(ClusterError, match="room for 1 of at least 2"):
+        size.make_decision_for_non_running_worker_group()
 
 
 def test_each_worker_of_a_range_gets_the_most_that_lets_as_many_in_as_possible(

@@ -5,6 +5,7 @@ names lead to loopback, as Debian's installer leaves them.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from raycnn.spec import JobSpec
 from tests.conftest import ended, numbers, same, wait_for, weights, workers
 from tests.launch import lab
 from tests.launch.lab import Machine, Network
+from tests.launch.test_workers import pids
 
 WHY_NOT = lab.why_not()
 pytestmark = [
@@ -68,6 +70,21 @@ class Cluster:
         )  # fmt: skip
         self.processes.append(started)
         return started
+
+    def drain(self, node: Machine) -> None:
+        """Tell Ray that the node will be taken away in half a minute."""
+        there = f"""import time
+import ray
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+ray.init("{self.address}", log_to_driver=False)
+(its,) = (n["NodeID"] for n in ray.nodes() if n["NodeManagerAddress"] == "{node.address}")
+control = ray._raylet.GcsClient(address="{self.address}")
+preempted = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+print(control.drain_node(its, preempted, "taken away", int(time.time() + 30) * 1000))
+"""
+        subprocess.run(
+            self.head.inside(sys.executable, "-c", there), env=os.environ | TOKEN, check=True
+        )
 
     def at_work(self) -> list[Machine]:
         return [node for node in self.nodes if node.is_up and node.runs("RayTrainWorker")]
@@ -171,6 +188,28 @@ def test_a_job_outlives_a_node_with_a_shared_folder(
 ) -> None:
     run = Run.create(some_seconds(job))
     lose_a_node(run, cluster)
+    assert_unbroken(run, tmp_path)
+
+
+def test_a_job_leaves_a_node_before_it_is_taken_away(
+    job: MakeJob, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Ray's notice of a preemption, as its autoscaler gives it: no step is lost, and no retry."""
+    run = Run.create(some_seconds(job).change({"failure.retries": 0}))
+    driver = cluster.driver(run)
+    wait_for(lambda: len(run.rows()) >= 2, driver)
+    going = cluster.at_work()[1]
+    cluster.drain(going)
+    wait_for(lambda: len(pids(run, 1)) == 2, driver)
+    assert going not in cluster.at_work()
+    going.kill()
+    _, said = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said
+    log = (run.folder / "logs" / "rank-0.log").read_text()
+    place = r"after \d+ epochs and \d+ steps"
+    assert re.findall(f"saved, ({place})", log) == re.findall(f"going on ({place})", log)
+    assert f"node {going.address} is to go: saving" in run.events()
+    assert not [event for event in run.events() if event.startswith("lost")]
     assert_unbroken(run, tmp_path)
 
 
