@@ -1,9 +1,14 @@
 """A request to save and stop, by Ctrl-C or SIGTERM; the second one stops now."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from raycnn import dist
+
+ECHO_S = 1  # torchrun hands on the Ctrl-C that the terminal has sent to its workers as well
 
 
 class Stop:
@@ -12,6 +17,7 @@ class Stop:
     def __init__(self, busy: Callable[[], bool]) -> None:
         self.asked = False
         self.busy = busy
+        self._since = 0.0
 
     def __call__(self) -> bool:
         return self.asked
@@ -27,6 +33,9 @@ class Stop:
                 signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.asked and dist.launched() and now - self._since < ECHO_S:
+            return
         if self.asked or not self.busy():
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._since = True, now

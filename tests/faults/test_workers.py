@@ -1,5 +1,6 @@
 """What happens to workers, each a process: they hang, raise, and are ended. Without Ray."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -85,15 +86,23 @@ def test_a_job_goes_on_with_4_then_2_then_3_workers(job: MakeJob, tmp_path: Path
     assert sum("going on after" in event for event in run.events()) == 2
 
 
-def test_torchrun_that_is_told_to_end_has_its_workers_save(job: MakeJob, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
+def test_torchrun_that_is_told_to_end_has_its_workers_save(
+    job: MakeJob, tmp_path: Path, how: str
+) -> None:
+    """A terminal sends Ctrl-C to all of them, and torchrun then ends its workers."""
     run = Run.create(long(job, workers__count=2))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     torchrun = subprocess.Popen(
         [sys.executable, *command, "-m", "raycnn", "resume", str(run.folder)],
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
     wait_for(lambda: len(run.rows()) >= 2, torchrun)
-    torchrun.terminate()
+    if how == "Ctrl-C":
+        os.killpg(torchrun.pid, signal.SIGINT)
+    else:
+        torchrun.terminate()
     _, said = torchrun.communicate()
     assert "stopped as asked, and saved" in said
     assert run.state() == "stopped" and len(run.rows()) < 60

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from raycnn.runs import Run
+from raycnn.search.folder import Search
 from raycnn.spec import JobSpec
 from tests.conftest import ended, numbers, same, wait_for, weights, workers
 from tests.launch import lab
@@ -32,6 +33,15 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
 PORT = 6379
 LEAN = ["--include-log-monitor=false", "--disable-usage-stats", "--object-store-memory=100000000"]
 NODES = 3
+
+SEARCH = """\
+name: lost
+data: {name: digits, transforms: [{name: resize, size: 12}]}
+model: {name: lenet, activation: relu}
+optimizer: {name: sgd, momentum: 0.9}
+train: {epochs: 60, batch_size: 32}
+tune: {space: {optimizer.lr: {grid: [0.01, 0.02, 0.03, 0.04]}}}
+"""
 
 MakeJob = Callable[..., JobSpec]
 
@@ -62,8 +72,10 @@ class Cluster:
             node.hide(folder)
 
     def driver(self, run: Run, *changes: str) -> "subprocess.Popen[str]":
-        changes = (f"workers.address={self.address}", *changes)
-        words = ["-m", "raycnn", "resume", run.folder, *changes]
+        return self.start("resume", run.folder, *changes)
+
+    def start(self, verb: str, what: Path, *changes: str) -> "subprocess.Popen[str]":
+        words = ["-m", "raycnn", verb, what, f"workers.address={self.address}", *changes]
         started = subprocess.Popen(
             self.head.inside(sys.executable, *words),
             env=os.environ | TOKEN, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -143,12 +155,12 @@ def some_seconds(job: MakeJob) -> JobSpec:
     )  # fmt: skip
 
 
-def lose_a_node(run: Run, cluster: Cluster) -> None:
-    """Train on two nodes of the three, and end one of these in mid-epoch."""
+def lose_a_node(run: Run, cluster: Cluster, lose: Callable[[Machine], None]) -> None:
+    """Train on two nodes of the three, and lose one of these in mid-epoch."""
     driver = cluster.driver(run)
     wait_for(lambda: len(run.rows()) >= 2, driver)
     first, second = cluster.at_work()
-    second.kill()
+    lose(second)
     _, said = driver.communicate(timeout=300)
     assert driver.returncode == 0, said
     assert [event for event in run.events() if event.startswith("lost")], run.events()
@@ -171,7 +183,7 @@ def test_a_job_outlives_a_node_though_nothing_is_shared(
     """Workers see neither the run's folder nor each other's disk: all of it comes through Ray."""
     run = Run.create(some_seconds(job))
     cluster.hide(run.folder.parent.parent)
-    lose_a_node(run, cluster)
+    lose_a_node(run, cluster, Machine.kill)
 
     for node in cluster.nodes:
         if node.is_up:
@@ -183,11 +195,17 @@ def test_a_job_outlives_a_node_though_nothing_is_shared(
     assert_unbroken(run, tmp_path)
 
 
-def test_a_job_outlives_a_node_with_a_shared_folder(
+def kill_raylet(node: Machine) -> None:
+    """Ray's own process alone: its others find that out by themselves."""
+    (raylet,) = (pid for pid in node.runs("raylet/raylet"))
+    os.kill(raylet, signal.SIGKILL)
+
+
+def test_a_job_outlives_a_raylet_with_a_shared_folder(
     job: MakeJob, cluster: Cluster, tmp_path: Path
 ) -> None:
     run = Run.create(some_seconds(job))
-    lose_a_node(run, cluster)
+    lose_a_node(run, cluster, kill_raylet)
     assert_unbroken(run, tmp_path)
 
 
@@ -211,6 +229,27 @@ def test_a_job_leaves_a_node_before_it_is_taken_away(
     assert f"node {going.address} is to go: saving" in run.events()
     assert not [event for event in run.events() if event.startswith("lost")]
     assert_unbroken(run, tmp_path)
+
+
+def test_a_search_outlives_a_node(cluster: Cluster, tmp_path: Path) -> None:
+    """What was trained there goes on elsewhere, from its checkpoint; no other trial is touched."""
+    spec = tmp_path / "lost.tune.yaml"
+    spec.write_text(SEARCH)
+    driver = cluster.start("tune", spec, f"storage.path={tmp_path / 'runs'}")
+    search = Search(tmp_path / "runs" / "lost" / "1")
+
+    def under_way() -> int:
+        there = (search.folder / "search.yaml").is_file()
+        return sum(bool(one.rows()) for one in search.trials()) if there else 0
+
+    wait_for(lambda: under_way() == NODES, driver)
+    cluster.nodes[0].kill()
+    _, said = driver.communicate(timeout=500)
+    assert driver.returncode == 0, said
+    again = [one for one in search.trials() if len(pids(one.run, 0)) == 2]
+    assert {one.facts["state"] for one in search.trials()} == {"done"}
+    assert len(search.trials()) == 4 and len(again) == 1
+    assert "going on after" in (again[0].run.folder / "logs" / "rank-0.log").read_text()
 
 
 def test_a_killed_driver_finds_in_its_folder_what_the_nodes_did(

@@ -33,6 +33,7 @@ def start(run: Run, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "raycnn", "resume", str(run.folder)],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def test_killed_workers_and_a_stopped_driver_end_with_the_unbroken_weights(
     os.kill(pids(run, 1)[0], signal.SIGKILL)
     wait_for(lambda: len(pids(run, 1)) == 2, driver)
     wait_for(lambda: len(run.rows()) >= 6, driver)
-    driver.send_signal(signal.SIGINT)
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: Ray's processes are of the group
     _, said = driver.communicate(timeout=120)
     assert driver.returncode == 130, said
     assert "stopped as asked, and saved" in said and "Traceback" not in said
