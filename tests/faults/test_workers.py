@@ -86,7 +86,7 @@ def test_a_job_goes_on_with_4_then_2_then_3_workers(job: MakeJob, tmp_path: Path
     assert sum("going on after" in event for event in run.events()) == 2
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["SIGTERM", pytest.param("Ctrl-C", marks=pytest.mark.slow)])
 def test_torchrun_that_is_told_to_end_has_its_workers_save(
     job: MakeJob, tmp_path: Path, how: str
 ) -> None:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,18 +20,20 @@ pytestmark = pytest.mark.ray
 
 MakeJob = Callable[..., JobSpec]
 
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+
 
 def long(job: MakeJob) -> JobSpec:
     """Some seconds of training by two workers, with a checkpoint now and then."""
     return job(
         data__limit=None, train__epochs=60, storage__every_steps=7, train__batch_size=64,
-        workers__count=2, workers__cpus=1,
+        schedule="constant", workers__count=2, workers__cpus=1,
     )  # fmt: skip
 
 
-def start(run: Run, folder: Path) -> subprocess.Popen[str]:
+def start(run: Run, folder: Path, *changes: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "raycnn", "resume", str(run.folder)],
+        [sys.executable, "-m", "raycnn", "resume", str(run.folder), *changes],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
@@ -49,7 +51,7 @@ def test_killed_workers_and_a_stopped_driver_end_with_the_unbroken_weights(
 ) -> None:
     """A worker is killed in mid-epoch, and Ray starts it again; later Ctrl-C, and `resume`.
 
-    The unbroken run is trained by two processes without Ray: the launcher makes no difference.
+    That, and the unbroken run, are trained without Ray: the launcher makes no difference.
     """
     spec = long(job)
     run = Run.create(spec)
@@ -68,17 +70,58 @@ def test_killed_workers_and_a_stopped_driver_end_with_the_unbroken_weights(
     assert log.count("going on after") == 1
     assert any(event.startswith("lost rank") for event in run.events())
 
-    assert raycnn("resume", run.folder, cwd=tmp_path).returncode == 0
+    epochs = len(run.rows()) + 3
     unbroken = Run.create(spec)
-    assert ended(workers(2, unbroken.folder, cwd=tmp_path, verb="resume"))[0] == {0}
+    for one in (run, unbroken):
+        two = workers(2, one.folder, f"train.epochs={epochs}", cwd=tmp_path, verb="resume")
+        assert ended(two)[0] == {0}
     assert same(weights(unbroken), weights(run))
     assert numbers(unbroken) == numbers(run)
 
 
-def test_a_users_mistake_is_said_once_and_not_tried_again(job: MakeJob, tmp_path: Path) -> None:
-    spec = job(workers__count=2, optimizer__lr=1e30, schedule="constant")
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a Ray that asks for a token, which this process and its children have."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ray = Path(sys.executable).with_name("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in TOKEN.items():
+            patch.setenv(key, value)
+        head = subprocess.Popen(
+            [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        with head:
+            yield f"workers.address=127.0.0.1:{port}"
+            assert head.poll() is None, "the cluster goes on"
+            head.terminate()
+
+
+def test_a_job_runs_on_a_cluster_that_is_there_and_a_wrong_token_is_refused(
+    job: MakeJob, tmp_path: Path, address: str
+) -> None:
+    spec = job(workers__count=2, workers__cpus=1)
+    file = Run.create(spec).folder / "job.yaml"
+    deadline = time.monotonic() + 90
+    while (done := raycnn("check", file, address, cwd=tmp_path)).returncode == 5:
+        assert time.monotonic() < deadline, done.stderr
+    assert done.returncode == 0, done.stderr
+
+    wrong = raycnn("train", file, address, cwd=tmp_path, RAY_AUTH_TOKEN="b" * 64)
+    assert wrong.returncode == 5 and "token" in wrong.stderr and "Traceback" not in wrong.stderr
+    before = len(Run.all(spec.storage.path))
+    done = raycnn("train", file, address, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(Run.all(spec.storage.path)) == before + 1
+
+
+def test_a_users_mistake_is_said_once_and_not_tried_again(
+    job: MakeJob, tmp_path: Path, address: str
+) -> None:
+    spec = job(workers__count=2, workers__cpus=1, optimizer__lr=1e30, schedule="constant")
     run = Run.create(spec)
-    done = raycnn("resume", run.folder, cwd=tmp_path)
+    done = raycnn("resume", run.folder, address, cwd=tmp_path)
     assert done.returncode == 1
     assert "raycnn: the loss is not finite at step" in done.stderr
     assert "Traceback" not in done.stderr
@@ -86,11 +129,11 @@ def test_a_users_mistake_is_said_once_and_not_tried_again(job: MakeJob, tmp_path
 
 
 def test_a_worker_that_is_lost_too_often_ends_the_job(
-    job: MakeJob, tmp_path: Path, processes: list[subprocess.Popen[str]]
+    job: MakeJob, tmp_path: Path, address: str, processes: list[subprocess.Popen[str]]
 ) -> None:
     spec = long(job).change({"failure.retries": 0})
     run = Run.create(spec)
-    driver = start(run, tmp_path)
+    driver = start(run, tmp_path, address)
     processes.append(driver)
     wait_for(lambda: len(run.rows()) >= 2, driver)
     os.kill(pids(run, 0)[0], signal.SIGKILL)
@@ -138,36 +181,3 @@ def test_a_cluster_that_does_not_answer_is_said_within_seconds(
             pass
         assert time.monotonic() - began < 10
     assert caught.value.exit_code == code and address in str(caught.value)
-
-
-def test_a_job_runs_on_a_cluster_that_is_there_and_a_wrong_token_is_refused(
-    job: MakeJob, tmp_path: Path, processes: list[subprocess.Popen[str]]
-) -> None:
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
-    ray = Path(sys.executable).with_name("ray")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    head = subprocess.Popen(
-        [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"],
-        env=os.environ | token, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    processes.append(head)
-    address = f"workers.address=127.0.0.1:{port}"
-    spec = job(workers__count=2, workers__cpus=1)
-    file = Run.create(spec).folder / "job.yaml"
-    deadline = time.monotonic() + 90
-    while (done := raycnn("check", file, address, cwd=tmp_path, **token)).returncode == 5:
-        assert time.monotonic() < deadline, done.stderr
-    assert done.returncode == 0, done.stderr
-
-    wrong = raycnn("train", file, address, cwd=tmp_path, **token | {"RAY_AUTH_TOKEN": "b" * 64})
-    assert wrong.returncode == 5 and "token" in wrong.stderr and "Traceback" not in wrong.stderr
-    large = raycnn("train", file, address, "workers.count=9", cwd=tmp_path, **token)
-    assert large.returncode == 5 and "9 workers of 1 CPU each do not fit" in large.stderr
-    before = len(Run.all(spec.storage.path))
-    done = raycnn("train", file, address, cwd=tmp_path, **token)
-    assert done.returncode == 0, done.stderr
-    assert len(Run.all(spec.storage.path)) == before + 1
-    assert head.poll() is None, "the cluster goes on"
-    head.terminate()
-    head.communicate(timeout=60)
