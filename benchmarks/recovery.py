@@ -88,7 +88,8 @@ class Watched:
         at, base = self.gone_on()[-1]
         said = self.run.folder / "progress.json"
         self.wait_for(lambda: said.stat().st_mtime > at)
-        return said.stat().st_mtime - killed, reached - base
+        # What was last said may be older than what was then saved.
+        return said.stat().st_mtime - killed, max(reached - base, 0)
 
 
 def kill_worker(machine: Machine) -> None:

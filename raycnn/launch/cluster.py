@@ -82,9 +82,14 @@ def connected(workers: Workers) -> Iterator[list[Node]]:
     try:
         _init(address)
         importing.join()
-        yield [Node(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
+        yield living()
     finally:
         ray.shutdown()
+
+
+def living() -> list[Node]:
+    """The nodes of the Ray that this process is connected to."""
+    return [Node(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
 
 
 def _init(address: str | None) -> None:

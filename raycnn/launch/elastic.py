@@ -7,12 +7,14 @@ more of them, or before a node of theirs is taken away.
 
 import socket
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
 from ray._private import state as cluster_state
 from ray._raylet import RAY_NODE_ID_KEY
-from ray.train import ScalingConfig, WorkerGroupError
+from ray.exceptions import RayError
+from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import (
     NoopDecision,
     ResizeDecision,
@@ -58,11 +60,13 @@ class Elastic(ScalingPolicy):
         self.count = workers.most
         self.standing: dict[str, Node] = {}
         """The nodes that answer, by their ids, with what is left of each."""
-        self._makes_way = False
-        self._looked, self._seen, self._asked_ray = 0.0, 0, 0.0
+        self.going: set[str] = set()
+        """The ids of the nodes that will be taken away."""
+        self._asking = False
+        self._looked, self._seen = 0.0, 0
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        count, self._makes_way = self._room_in_time(), False
+        count, self._asking = self._room_in_time(), False
         if count != self.count:
             self.tell(f"now {count} worker{'s' * (count > 1)}, of {self.workers.asked}")
         self.count, self._looked, self._seen = count, time.monotonic(), count
@@ -73,16 +77,24 @@ class Elastic(ScalingPolicy):
     ) -> ScalingDecision:
         """Have the workers save, and start again, for a node that is to go, or for more of them."""
         workers = worker_group_state.workers
-        if not self._makes_way and (why := self._leaving(workers) or self._more_room()):
-            self._makes_way = True
+        if not self._asking and (why := self._leaving(workers) or self._more_room()):
+            self._asking = True
             self.tell(f"{why}: saving")
             workers[0].execute_async(_ask)
         return NoopDecision()
 
-    def makes_way(self, error: WorkerGroupError) -> bool:
+    def makes_way(self, failures: Collection[Exception]) -> bool:
         """Whether the workers ended because they were asked to here, and for nothing else."""
-        stopped = (isinstance(why, Interrupted) for why in error.worker_failures.values())
-        return self._makes_way and all(stopped) and not self.run.asked_to_stop()
+        stopped = bool(failures) and all(isinstance(why, Interrupted) for why in failures)
+        return self._asking and stopped and not self.run.asked_to_stop()
+
+    def look_for_notices(self) -> None:
+        """Ask Ray which nodes will be taken away (a preemption).
+
+        Not in the thread that trains: without a head Ray takes a minute to answer.
+        """
+        with suppress(RayError, RuntimeError):  # the next look may
+            self.going = set(cluster_state.state.get_draining_nodes())
 
     def tell(self, text: str) -> None:
         with suppress(OSError):  # a full disk
@@ -123,14 +135,9 @@ class Elastic(ScalingPolicy):
         return count
 
     def _leaving(self, workers: list[Worker]) -> str | None:
-        """Ray's notice that a node of the workers will be taken away (a preemption), in words."""
-        now = time.monotonic()
-        if now - self._asked_ray < NOTICE_S:
-            return None
-        self._asked_ray = now
-        going = cluster_state.state.get_draining_nodes()
+        """Whether a node of the workers will be taken away, in words."""
         for place in (worker.metadata for worker in workers):
-            if place.node_id in going:
+            if place.node_id in self.going:
                 return f"node {place.node_ip} is to go"
         return None
 
@@ -151,11 +158,10 @@ class Elastic(ScalingPolicy):
     def _room(self) -> int:
         """For how many workers more, beside all that runs."""
         left = cluster_state.available_resources_per_node()
-        going = cluster_state.state.get_draining_nodes()
         self.standing = {
             node["NodeID"]: Node(node["NodeManagerAddress"], left.get(node["NodeID"], {}))
             for node in cluster_state.nodes()
-            if node["Alive"] and node["NodeID"] not in going and _answers(node)
+            if node["Alive"] and node["NodeID"] not in self.going and _answers(node)
         }
         return room(list(self.standing.values()), self.ask)
 

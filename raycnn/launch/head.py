@@ -32,14 +32,15 @@ def started() -> Iterator[Cluster]:
         deadline = time.monotonic() + START_S
         head = _launch(folder, log, token, port)
         try:
-            while not (cluster := _reached(f"http://127.0.0.1:{port}", token)):
-                ended, said = head.poll() is not None, last_line(log)
-                if time.monotonic() > deadline or (ended and RAY_GAVE_UP not in said):
-                    raise ClusterError(f"Ray did not start here within {START_S} s: {said}")
-                if ended:
+            while isinstance(found := _reached(f"http://127.0.0.1:{port}", token), ClusterError):
+                if time.monotonic() > deadline:
+                    raise ClusterError(f"Ray did not start here within {START_S} s: {found}")
+                if head.poll() is not None:
+                    if RAY_GAVE_UP not in (said := last_line(log)):
+                        raise ClusterError(f"Ray did not start here: {said}")
                     head = _launch(folder, log, token, port)
                 time.sleep(LOOK_S)
-            yield cluster
+            yield found
         finally:
             head.terminate()
             head.wait(END_S)
@@ -60,10 +61,10 @@ def _launch(folder: str, log: Path, token: str, port: int) -> "subprocess.Popen[
         )  # fmt: skip
 
 
-def _reached(server: str, token: str) -> Cluster | None:
+def _reached(server: str, token: str) -> Cluster | ClusterError:
     try:
         cluster = Cluster(server, token)
         cluster.nodes()
-    except ClusterError:
-        return None
+    except ClusterError as error:
+        return error
     return cluster

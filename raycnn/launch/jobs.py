@@ -211,14 +211,14 @@ class Cluster:
         if code:
             _copy_code(sent)
         command = [self._python(), "begin.py", raycnn.__version__, folder, *words]
-        now, user = datetime.now(timezone.utc), getpass.getuser()
+        now = datetime.now(timezone.utc)
         with self._speaking():
             return self._client.submit_job(
                 entrypoint="exec " + shlex.join(command),
                 submission_id=f"raycnn-{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
                 metadata={
                     "raycnn": raycnn.__version__, "name": name, "verb": words[0],
-                    "user": user,
+                    "user": _user(),
                 },
                 runtime_env={
                     "working_dir": str(sent),
@@ -286,6 +286,13 @@ class _Client(JobSubmissionClient):
 
     def _do_request(self, *asked: Any, **how: Any) -> Any:
         return super()._do_request(*asked, timeout=self.patience_s, **how)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
 
 
 def _asked(asked: JobSpec | TuneSpec) -> list[Workers]:

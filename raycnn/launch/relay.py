@@ -189,7 +189,7 @@ class Copy(Run):
         """Send what is new, and look whether to stop, now and then."""
 
         def look() -> None:
-            with suppress(OSError, RaycnnError, ray.exceptions.RayError):  # the next look may
+            with suppress(RaycnnError, ray.exceptions.RayError):  # the next look may
                 self._send()
                 self._stop = self.keeper.asked_to_stop()
 

@@ -9,7 +9,7 @@ import torch
 
 from raycnn import checkpoint, dist
 from raycnn.checkpoint import State
-from raycnn.errors import Interrupted, RaycnnError
+from raycnn.errors import ClusterError, Interrupted, RaycnnError
 from raycnn.loop import fit
 from raycnn.runs import Recorder, log
 from raycnn.search.folder import TAKE_OVER_S, Search, Trial
@@ -25,8 +25,8 @@ class _Stopped(Exception):
 class _Judged(Recorder):
     """Records a trial, and ends it when the search's scheduler says so."""
 
-    def __init__(self, search: Search, trial: Trial, deadline: float | None):
-        super().__init__(trial.run, None, lambda: deadline is not None and time.time() > deadline)
+    def __init__(self, search: Search, trial: Trial, asked: Callable[[], bool]):
+        super().__init__(trial.run, None, asked)
         self.search, self.trial = search, trial
         self.until = search.until(trial)
 
@@ -55,16 +55,21 @@ class _Judged(Recorder):
         return reason and f"after {len(own.values)} of {own.epochs} epochs: {reason}"
 
 
-def train(trial: Trial, work: Callable[[], Ending]) -> None:
+def train(trial: Trial, work: Callable[[], Ending]) -> str | None:
     """Have a trial trained, from its checkpoint on; how it ended is in its facts.
 
-    What goes wrong with it is its reason, and never the search's end.
+    What goes wrong with it is its reason, and never the search's end. Returns why it could not be
+    trained by the fault of the cluster: then it has not ended.
     """
     began, before = time.time(), trial.facts.get("wall_s", 0.0)
     ending: Ending = {}
     try:
         with trial.run.held(TAKE_OVER_S):
             ending = work()
+    except Interrupted:
+        pass
+    except ClusterError as error:
+        return str(error)
     except RaycnnError as error:
         ending = {"state": "failed", "reason": str(error)}
     except Exception as error:
@@ -77,12 +82,24 @@ def train(trial: Trial, work: Callable[[], Ending]) -> None:
     if reason := ending.get("reason"):
         with suppress(OSError):
             trial.run.add_event(f"{ending['state']}: {reason}")
+    return None
 
 
-def work_on(search: Search, trial: Trial, device: torch.device, deadline: float | None) -> Ending:
-    """Train as one worker. Past the `deadline` (seconds since 1970) it saves, and has not ended."""
+def work_on(
+    search: Search,
+    trial: Trial,
+    device: torch.device,
+    deadline: float | None,
+    asked: Callable[[], bool] = lambda: False,
+) -> Ending:
+    """Train as one worker. When asked to, or past the `deadline` (seconds since 1970), it saves,
+    and has not ended."""
     job = trial.run.job().change({"data.root": None})  # RAYCNN_DATA has it, on every machine
-    recorder = _Judged(search, trial, deadline)
+
+    def stop() -> bool:
+        return asked() or (deadline is not None and time.time() > deadline)
+
+    recorder = _Judged(search, trial, stop)
     try:
         fit(job, device, recorder, test_once=False)
         return {"state": "done"}

@@ -11,20 +11,21 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from raycnn import device
 from raycnn.data.source import root_of
 from raycnn.data.store import cache
-from raycnn.errors import Interrupted
+from raycnn.errors import ClusterError, Interrupted
 from raycnn.launch import cluster, trial
 from raycnn.launch.cluster import Node
 from raycnn.launch.meanwhile import meanwhile
@@ -40,6 +41,7 @@ from raycnn.search.spec import Pool, TuneSpec
 LOST = "its worker was lost more often than failure.retries allows"
 HEAD = "node:__internal_head__"  # a resource of the node that the driver's Ray was started on
 LOOK_S = 0.5  # between two looks at the trials
+NODES_S = 5  # between two looks at the nodes
 
 
 class Place(NamedTuple):
@@ -54,10 +56,11 @@ class Place(NamedTuple):
 
 
 class Room:
-    """What the nodes have left: a trial that gets a place never waits for one."""
+    """What the nodes have left: a trial with a place waits only if its node is lost."""
 
     def __init__(self, search: TuneSpec, nodes: list[Node]):
         """Raises ClusterError for a pool of which not even one trial fits."""
+        self.nodes, self.gone = list(nodes), set[int]()
         self.left = [dict(node.total) for node in nodes]
         self.most = search.tune.concurrency
         self.taken = 0
@@ -81,13 +84,30 @@ class Room:
             self._free(place)
         return None
 
+    def see(self, living: list[Node]) -> None:
+        """Give no more places on nodes that are gone, and some on those that have come."""
+        there, known = {node.address for node in living}, {node.address for node in self.nodes}
+        self.gone = {n for n, node in enumerate(self.nodes) if node.address not in there}
+        for node in living:
+            if node.address not in known:
+                self.nodes.append(node)
+                self.left.append(dict(node.total))
+
+    def could_hold(self, ask: dict[str, float]) -> bool:
+        """Whether a node that is there would have room for it, were nothing else on it."""
+        return any(
+            n not in self.gone and all(node.total.get(key, 0) >= ask[key] for key in ask)
+            for n, node in enumerate(self.nodes)
+        )
+
     def give_back(self, place: Place) -> None:
         self._free(place)
         self.taken -= 1
 
     def _with_room(self, ask: dict[str, float]) -> int | None:
         for node, left in enumerate(self.left):
-            if all(left.get(key, 0) >= amount for key, amount in ask.items()):
+            enough = all(left.get(key, 0) >= amount for key, amount in ask.items())
+            if enough and node not in self.gone:
                 return node
         return None
 
@@ -123,6 +143,8 @@ def run(
         with feed.stop.listening(), _following(feed, view):
             _fit(feed, places(spec, nodes))
         draw(search, write(search))
+    if feed.hopeless:
+        raise ClusterError(f"{feed.hopeless}: `raycnn tune --resume {search.folder}` goes on")
     if feed.stop.asked:
         raise Interrupted(f"stopped as asked, and saved: `raycnn tune --resume {search.folder}`")
     return search
@@ -142,6 +164,10 @@ class _Feed(Searcher):
         }
         self.waiting = due(search)
         self.under_way: dict[str, tuple[Trial, Place]] = {}
+        self.hopeless = ""
+        """Why the cluster cannot train the rest, once that is clear."""
+        self.nobody_left = False
+        self._stuck_since: float | None = None
         for done in search.trials():
             if done.ended:
                 self._tell(done)
@@ -151,7 +177,7 @@ class _Feed(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         deadline = self.search.deadline()
-        if self.stop() or (deadline and time.time() > deadline):
+        if self.stop() or self.hopeless or (deadline and time.time() > deadline):
             return Searcher.FINISHED
         if not self.waiting:
             return None if self.under_way else Searcher.FINISHED
@@ -174,6 +200,7 @@ class _Feed(Searcher):
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         ended, place = self.under_way.pop(trial_id)
         self.room.give_back(place)
+        self.hopeless = self.hopeless or (result or {}).get("hopeless", "")
         reason = LOST if error else (result or {}).get("refused")
         if reason and not ended.ended:
             ended.note(state="failed", reason=reason)
@@ -184,6 +211,28 @@ class _Feed(Searcher):
             for a, number in due(self.search)
             if self.search.trial(a, number).id not in under_way
         ]
+
+    def look_at(self, living: list[Node], note: Callable[[str], None]) -> None:
+        """Have trials that were lost with their nodes wait no longer than allowed for others."""
+        self.room.see(living)
+        under_way = list(self.under_way.values())
+        stuck = [
+            (one, place)
+            for one, place in under_way
+            if not self.room.could_hold(place.ask) and one.run.state() != "running"
+        ]
+        if not stuck:
+            self._stuck_since = None
+            return
+        one, place = stuck[0]
+        said = f"no node is left with room for {one.id}, {cluster.in_words(place.ask)} each worker"
+        patience_s = one.run.job().workers.timeout_s
+        if self._stuck_since is None:
+            self._stuck_since = time.monotonic()
+            note(f"waiting for {patience_s} s: {said}")
+        if self.stop() or time.monotonic() - self._stuck_since > patience_s:
+            self.hopeless = said
+            self.nobody_left = len(stuck) == len(under_way)
 
     def _tell(self, ended: Trial) -> None:
         facts, course = ended.facts, ended.course(self.search.spec.tune)
@@ -199,6 +248,19 @@ class _Feed(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles it, for a restore that is not used
+
+
+class _Hopeless(tune.Stopper):
+    """Ends Tune when all that is under way waits for nodes that do not come."""
+
+    def __init__(self, feed: _Feed):
+        self.feed = feed
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.feed.nobody_left
 
 
 class _Kept(FIFOScheduler):
@@ -220,7 +282,7 @@ def _fit(feed: _Feed, places: list[Place]) -> None:
     search = feed.search
     folder = search.folder / "logs" / "ray"
     shutil.rmtree(folder, ignore_errors=True)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # each trial says what became of it
     retries = max(a.job.failure.retries for a in search.spec.architectures)
     tuner = tune.Tuner(
         tune.with_resources(_trial, _resources),
@@ -230,6 +292,7 @@ def _fit(feed: _Feed, places: list[Place]) -> None:
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
+            stop=_Hopeless(feed),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=retries),
         ),
@@ -259,13 +322,15 @@ def _trial(config: dict[str, Any]) -> dict[str, Any]:
     search.count_from_here()
     deadline = search.deadline()
     if pool.workers == 1:
-        trial.train(one, lambda: trial.work_on(search, one, _device(pool), deadline))
+        hopeless = trial.train(one, lambda: trial.work_on(search, one, _device(pool), deadline))
     else:
         from raycnn.launch import workers  # imports what one worker has no need of
 
         kind = device.KINDS[pool.device]
-        trial.train(one, lambda: workers.train_trial(search, one, kind, config["ask"], deadline))
-    return {}
+        hopeless = trial.train(
+            one, lambda: workers.train_trial(search, one, kind, config["ask"], deadline)
+        )
+    return {"hopeless": hopeless} if hopeless else {}
 
 
 def _device(pool: Pool) -> torch.device:
@@ -274,9 +339,15 @@ def _device(pool: Pool) -> torch.device:
 
 @contextmanager
 def _following(feed: _Feed, view: SearchView) -> Iterator[None]:
-    """Show the trials, and pass on a wish to stop."""
+    """Show the trials, look at the nodes, and pass on a wish to stop."""
+    looked = time.monotonic()
 
     def look() -> None:
+        nonlocal looked
+        if time.monotonic() - looked > NODES_S:
+            looked = time.monotonic()
+            with suppress(RayError, RuntimeError):  # the next look may
+                feed.look_at(cluster.living(), view.note)
         under_way = [one for one, _ in list(feed.under_way.values())]
         if feed.stop():
             for one in under_way:

@@ -8,7 +8,7 @@ from contextlib import suppress
 import torch
 
 from raycnn import dist, loop
-from raycnn.errors import Interrupted, RaycnnError, WorkerLost
+from raycnn.errors import Interrupted, OutOfMemory, RaycnnError, WorkerLost
 from raycnn.loop import fit
 from raycnn.runs import Recorder, Run, View, log, result_of
 from raycnn.spec import JobSpec
@@ -17,8 +17,8 @@ IN_VAIN = "waited in vain for another worker"
 SETTLE_S = 3  # for all others to have said what they know
 LOOP = loop.__file__
 FRAMES = 6  # of a stack that an error shows
-PLACES = ("RAYCNN_DATA", "RAYCNN_CACHE")
-OWN = {place: os.environ[place] for place in PLACES if place in os.environ}  # this machine's
+# As this machine's environment has them.
+OWN = {key: place for key in ("RAYCNN_DATA", "RAYCNN_CACHE") if (place := os.environ.get(key))}
 
 
 def work(
@@ -36,6 +36,9 @@ def work(
     except Interrupted as error:
         log.info(str(error))
         raise Interrupted(f"{error}: `raycnn resume {run.home}` goes on from there") from None
+    except OutOfMemory as error:  # whoever started the workers may start them again
+        log.error(str(error))
+        raise
     except RaycnnError as error:
         log.error(f"failed: {error}")
         if dist.rank() == 0:

@@ -28,6 +28,7 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
+from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_actor
 
 from raycnn import device, dist, spec
 from raycnn.data.source import root_of
@@ -36,7 +37,7 @@ from raycnn.device import Kind
 from raycnn.errors import ClusterError, JobFailed, OutOfMemory, RaycnnError, WorkerLost, first_line
 from raycnn.launch import address_of, elastic, network, npu, relay
 from raycnn.launch.cluster import Node, ask_of, kind_of
-from raycnn.launch.elastic import Elastic
+from raycnn.launch.elastic import NOTICE_S, Elastic
 from raycnn.launch.meanwhile import meanwhile
 from raycnn.launch.stop import Stop
 from raycnn.launch.trial import Ending, work_on
@@ -144,9 +145,8 @@ def _worker(config: dict[str, Any]) -> Ending | None:
             chosen = dist.together(lambda: _device(job, config["threads"]))
             run = dist.together(lambda: held.enter_context(_open(job, config)))
             if "search" in config:
-                return work_on(
-                    Search(Path(config["search"])), Trial(run.folder), chosen, config["deadline"]
-                )
+                search, one = Search(Path(config["search"])), Trial(run.folder)
+                return work_on(search, one, chosen, config["deadline"], elastic.asked)
             fits = dist.from_first(lambda: run.job().train.micro_batch)  # on the try before this
             work(job.change({"train.micro_batch": fits}), run, chosen, asked=elastic.asked)
     except OutOfMemory as error:
@@ -202,8 +202,7 @@ def _following(run: Run, view: View, stop: Stop) -> Iterator[None]:
 
 def _lost(error: ray.train.WorkerGroupError) -> bool:
     """Whether every failure comes of a worker, or its node, that is gone."""
-    gone = (WorkerHealthCheckFailedError, ray.exceptions.RayActorError, PeerLost)
-    return all(isinstance(failure, gone) for failure in error.worker_failures.values())
+    return all(isinstance(failure, _GONE) for failure in error.worker_failures.values())
 
 
 def _first_lost(error: ray.train.WorkerGroupError) -> str:
@@ -211,6 +210,7 @@ def _first_lost(error: ray.train.WorkerGroupError) -> str:
     return f"rank {rank}: {first_line(failure)}"
 
 
+_GONE = (WorkerHealthCheckFailedError, ray.exceptions.RayActorError, PeerLost)
 _NO_ROOM = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
 
 
@@ -221,26 +221,44 @@ class _RetryLost(FailurePolicy):
         super().__init__(config)
         self.size = size
         self.losses = self.starts = 0
+        self.most = config.max_failures
+        self.micro_batch = size.run.job().train.micro_batch
 
     def make_decision(self, training_failed_error: Exception) -> FailureDecision:
         if isinstance(training_failed_error, ray.train.WorkerGroupError):
             self.starts = 0
-            if self.size.makes_way(training_failed_error):
-                return FailureDecision.RETRY
-            failures = training_failed_error.worker_failures.values()
-            if any(isinstance(failure, PeerFull) for failure in failures):
-                return FailureDecision.RETRY  # until a single image is too much
-            self.losses += 1
-            most = self.failure_config.max_failures
-            again = _lost(training_failed_error) and self.losses <= most
-            if again:
-                what = _first_lost(training_failed_error)
-                self.size.tell(f"lost {what}: starting again, {self.losses} of {most} times")
+            again = self._after(training_failed_error)
         else:
             self.starts += 1
             failure = getattr(training_failed_error, "controller_failure", None)
             again = isinstance(failure, _NO_ROOM) and self.starts < STARTS
         return FailureDecision.RETRY if again else FailureDecision.RAISE
+
+    def _after(self, error: ray.train.WorkerGroupError) -> bool:
+        """Whether to start again. What was announced, or will be otherwise, costs no retry."""
+        failures = list(error.worker_failures.values())
+        if self.size.makes_way([one for one in failures if not isinstance(one, _GONE)]):
+            return True
+        if not _lost(error):
+            return False
+        what, counted = _first_lost(error), ""
+        if any(isinstance(failure, PeerFull) for failure in failures) and self._smaller():
+            what += ", and goes on with less at once"
+        elif any(_is_preempted_actor(failure) for failure in failures):
+            what += ", with its node, which was taken away"
+        else:
+            self.losses += 1
+            if self.losses > self.most:
+                return False
+            counted = f", {self.losses} of {self.most} times"
+        self.size.tell(f"lost {what}: starting again{counted}")
+        return True
+
+    def _smaller(self) -> bool:
+        """Whether the micro-batch shrank since the last look."""
+        before, now = self.micro_batch, self.size.run.job().train.micro_batch
+        self.micro_batch = now
+        return now is not None and (before is None or now < before)
 
 
 class _WorkerGroup(WorkerGroup):
@@ -285,7 +303,8 @@ class _Controller(TrainController):
     def _make_and_handle_scaling_decision_for_non_running_worker_group(self, state: Any) -> Any:
         """Ray would free the workers' room after this, and wait 20 s for answers of the lost."""
         if group := self._worker_group:
-            if not self._scaling_policy.makes_way(state.training_failed_error):
+            failures = state.training_failed_error.worker_failures.values()
+            if not self._scaling_policy.makes_way(failures):
                 for worker in group.get_workers():
                     ray.kill(worker.actor)
             self._shutdown_worker_group()
@@ -309,5 +328,6 @@ class _Trainer(TorchTrainer):
             part for part in parts["callbacks"] if not isinstance(part, _NOT_NEEDED)
         ]
         controller = _Controller(**parts)
-        asyncio.run(controller.run())
+        with meanwhile(size.look_for_notices, NOTICE_S):
+            asyncio.run(controller.run())
         return controller.get_result()

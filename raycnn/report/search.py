@@ -161,6 +161,9 @@ def _numbers(values: list[Any]) -> NDArray[np.float64]:
 
 def _pareto(axes: "Axes", search: Search, board: list[Entry]) -> bool:
     """The metric against the time it took, and the trials that none beats in both."""
+    board = [entry for entry in board if entry.seconds > 0]
+    if not board:
+        return False
     for name, colour in _colours(search):
         points = [(e.seconds, e.metric) for e in board if e.architecture == name]
         if points:

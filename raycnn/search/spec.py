@@ -166,7 +166,8 @@ class Architecture(Frozen):
 
     def changed(self, search: str, changes: Tree, pool: Pool) -> JobSpec:
         """The job of one trial: trained by itself, as any other, it comes to the same."""
-        own = {"name": f"{search}-{self.name}", "workers": pool.trainers.model_dump()}
+        workers = pool.trainers.model_dump() | {"timeout_s": self.job.workers.timeout_s}
+        own = {"name": f"{search}-{self.name}", "workers": workers}
         return spec.from_tree(spec.put(self.job.tree(), {}, changes | own)[0])
 
     @property

@@ -64,7 +64,6 @@ def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     monkeypatch.setattr(elastic, "cluster_state", nodes)
     monkeypatch.setattr(elastic, "SETTLE_S", 0.5)
     monkeypatch.setattr(elastic, "GROW_S", 0)
-    monkeypatch.setattr(elastic, "NOTICE_S", 0)
     yield nodes
     for door in nodes.doors:
         door.close()
@@ -148,13 +147,17 @@ def test_workers_are_asked_to_save_before_a_node_of_theirs_goes(job: MakeJob, th
     group = group_on([0, 1], asked)
     size.make_decision_for_running_worker_group(group, None)
     three.going = {"2": 0}
+    size.look_for_notices()
     size.make_decision_for_running_worker_group(group, None)
     assert not asked, "no worker is there"
     three.going = {"1": 1_900_000_000_000, "2": 0}
+    size.look_for_notices()
     for _ in range(3):
         size.make_decision_for_running_worker_group(group, None)
     assert len(asked) == 1
     assert size.run.events() == ["node 10.0.0.1 is to go: saving"]
+    assert size.makes_way([Interrupted("saved"), Interrupted("saved")])
+    assert not size.makes_way([]) and not size.makes_way([Interrupted("saved"), ValueError()])
     with pytest.raises(ClusterError, match="room for 1 of at least 2"):
         size.make_decision_for_non_running_worker_group()
 

@@ -48,7 +48,6 @@ def test_two_workers_equal_one(job: MakeJob, tmp_path: Path, changes: dict[str, 
     assert [(run.result() or {})["test"]["count"] for run in (one, two)] == [357, 357]
 
 
-@pytest.mark.slow
 def test_three_workers_resume_bit_for_bit(job: MakeJob, tmp_path: Path) -> None:
     """With three, the order in which gradients are summed shows."""
     broken = Run.create(job(workers__count=3, train__epochs=40, schedule="constant"))

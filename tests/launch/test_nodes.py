@@ -38,7 +38,7 @@ SEARCH = """\
 name: lost
 data: {name: digits, transforms: [{name: resize, size: 12}]}
 model: {name: lenet, activation: relu}
-optimizer: {name: sgd, momentum: 0.9}
+optimizer: {name: sgd, lr: 0.05, momentum: 0.9}
 train: {epochs: 60, batch_size: 32}
 tune: {space: {optimizer.lr: {grid: [0.01, 0.02, 0.03, 0.04]}}}
 """
@@ -231,6 +231,12 @@ def test_a_job_leaves_a_node_before_it_is_taken_away(
     assert_unbroken(run, tmp_path)
 
 
+def trained(search: Search) -> int:
+    """How many of its trials have done an epoch."""
+    there = (search.folder / "search.yaml").is_file()
+    return sum(bool(one.rows()) for one in search.trials()) if there else 0
+
+
 def test_a_search_outlives_a_node(cluster: Cluster, tmp_path: Path) -> None:
     """What was trained there goes on elsewhere, from its checkpoint; no other trial is touched."""
     spec = tmp_path / "lost.tune.yaml"
@@ -238,11 +244,7 @@ def test_a_search_outlives_a_node(cluster: Cluster, tmp_path: Path) -> None:
     driver = cluster.start("tune", spec, f"storage.path={tmp_path / 'runs'}")
     search = Search(tmp_path / "runs" / "lost" / "1")
 
-    def under_way() -> int:
-        there = (search.folder / "search.yaml").is_file()
-        return sum(bool(one.rows()) for one in search.trials()) if there else 0
-
-    wait_for(lambda: under_way() == NODES, driver)
+    wait_for(lambda: trained(search) == NODES, driver)
     cluster.nodes[0].kill()
     _, said = driver.communicate(timeout=500)
     assert driver.returncode == 0, said
@@ -250,6 +252,23 @@ def test_a_search_outlives_a_node(cluster: Cluster, tmp_path: Path) -> None:
     assert {one.facts["state"] for one in search.trials()} == {"done"}
     assert len(search.trials()) == 4 and len(again) == 1
     assert "going on after" in (again[0].run.folder / "logs" / "rank-0.log").read_text()
+
+
+def test_a_search_without_nodes_says_what_it_waits_for_and_ends_resumable(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    spec = tmp_path / "none.tune.yaml"
+    spec.write_text(SEARCH.replace("name: lost", "name: none") + "workers: {timeout_s: 20}\n")
+    driver = cluster.start("tune", spec, f"storage.path={tmp_path / 'runs'}")
+    search = Search(tmp_path / "runs" / "none" / "1")
+    wait_for(lambda: trained(search) == NODES, driver)
+    for node in cluster.nodes:
+        node.kill()
+    out, said = driver.communicate(timeout=300)
+    assert driver.returncode == 5, said
+    assert "no node is left with room for lenet-0" in said and "1 CPU each worker" in said
+    assert f"raycnn tune --resume {search.folder}" in said and "Traceback" not in said
+    assert not [one.id for one in search.trials() if one.facts.get("state") == "failed"]
 
 
 def test_a_killed_driver_finds_in_its_folder_what_the_nodes_did(

@@ -79,6 +79,12 @@ def test_killed_workers_and_a_stopped_driver_end_with_the_unbroken_weights(
     assert numbers(unbroken) == numbers(run)
 
 
+def answers(port: int) -> bool:
+    """Whether a Ray head has nodes there."""
+    script = f"from raycnn.launch import cluster; cluster._probe('127.0.0.1:{port}')"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of a Ray that asks for a token, which this process and its children have."""
@@ -93,6 +99,10 @@ def address() -> Iterator[str]:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         with head:
+            deadline = time.monotonic() + 90
+            while not answers(port):
+                assert head.poll() is None and time.monotonic() < deadline
+                time.sleep(0.2)
             yield f"workers.address=127.0.0.1:{port}"
             assert head.poll() is None, "the cluster goes on"
             head.terminate()
@@ -103,17 +113,17 @@ def test_a_job_runs_on_a_cluster_that_is_there_and_a_wrong_token_is_refused(
 ) -> None:
     spec = job(workers__count=2, workers__cpus=1)
     file = Run.create(spec).folder / "job.yaml"
-    deadline = time.monotonic() + 90
-    while (done := raycnn("check", file, address, cwd=tmp_path)).returncode == 5:
-        assert time.monotonic() < deadline, done.stderr
-    assert done.returncode == 0, done.stderr
-
     wrong = raycnn("train", file, address, cwd=tmp_path, RAY_AUTH_TOKEN="b" * 64)
     assert wrong.returncode == 5 and "token" in wrong.stderr and "Traceback" not in wrong.stderr
     before = len(Run.all(spec.storage.path))
     done = raycnn("train", file, address, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(Run.all(spec.storage.path)) == before + 1
+    longer = raycnn(
+        "resume", Run.all(spec.storage.path)[-1].folder, address, "train.epochs=4", cwd=tmp_path
+    )
+    assert longer.returncode == 0, longer.stderr
+    assert len(Run.all(spec.storage.path)[-1].rows()) == 4
 
 
 def test_a_users_mistake_is_said_once_and_not_tried_again(
@@ -128,6 +138,7 @@ def test_a_users_mistake_is_said_once_and_not_tried_again(
     assert len(pids(run, 0)) == len(pids(run, 1)) == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_lost_too_often_ends_the_job(
     job: MakeJob, tmp_path: Path, address: str, processes: list[subprocess.Popen[str]]
 ) -> None:
