@@ -11,15 +11,12 @@ import pytest
 from raycnn.runs import Run
 from raycnn.spec import JobSpec
 from tests.conftest import ended, numbers, raycnn, same, wait_for, weights, workers
+from tests.launch.lab import children_of
 from tests.launch.test_workers import long, pids, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 MakeJob = Callable[..., JobSpec]
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def command_of(pid: int) -> str:

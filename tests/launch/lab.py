@@ -117,8 +117,11 @@ def network() -> Iterator[Network]:
 
 def child_of(pid: int) -> int | None:
     """The process that one runs, and waits for."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(children[0]) if children else None
+    return next(iter(children_of(pid)), None)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _processes() -> Iterator[tuple[int, str, str]]:

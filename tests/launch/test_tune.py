@@ -337,6 +337,19 @@ def test_a_place_that_is_given_back_is_taken_again(read: Read) -> None:  # noqa:
     assert room.take() == place
 
 
+def test_places_follow_the_nodes(read: Read) -> None:  # noqa: F811
+    """One goes, and takes its place along; another comes."""
+    here, there = Node("here", {"CPU": 1}), Node("there", {"CPU": 1, "GPU": 1})
+    room = Room(read("tune: {pools: [{device: cuda}, {device: cpu}]}\n"), [here, there])
+    room.see([here])
+    (place,) = iter(room.take, None)
+    assert (place.pool.device, place.nodes) == ("cpu", [0])
+    assert room.could_hold({"CPU": 1}) and not room.could_hold({"CPU": 1, "GPU": 1})
+    room.see([here, Node("new", {"CPU": 1, "GPU": 1})])
+    (place,) = iter(room.take, None)
+    assert (place.pool.device, place.nodes) == ("cuda", [2])
+
+
 def test_a_pool_without_a_place_is_refused(read: Read) -> None:  # noqa: F811
     search = read("tune: {pools: [{device: cpu}, {device: npu, cpus: 3}]}\n")
     with pytest.raises(ClusterError, match="1 workers of 3 CPU and 1 NPU each do not fit"):
