@@ -143,10 +143,10 @@ def run(
         with feed.stop.listening(), _following(feed, view):
             _fit(feed, places(spec, nodes))
         draw(search, write(search))
-    if feed.hopeless:
-        raise ClusterError(f"{feed.hopeless}: `raycnn tune --resume {search.folder}` goes on")
     if feed.stop.asked:
         raise Interrupted(f"stopped as asked, and saved: `raycnn tune --resume {search.folder}`")
+    if feed.hopeless:
+        raise ClusterError(f"{feed.hopeless}: `raycnn tune --resume {search.folder}` goes on")
     return search
 
 
@@ -217,22 +217,25 @@ class _Feed(Searcher):
         self.room.see(living)
         under_way = list(self.under_way.values())
         stuck = [
-            (one, place)
+            place.ask
             for one, place in under_way
             if not self.room.could_hold(place.ask) and one.run.state() != "running"
         ]
+        if not under_way and self.waiting:
+            asks = [ask for _, ask in self.room.kinds]
+            stuck = [] if any(map(self.room.could_hold, asks)) else asks[:1]
         if not stuck:
             self._stuck_since = None
             return
-        one, place = stuck[0]
-        said = f"no node is left with room for {one.id}, {cluster.in_words(place.ask)} each worker"
-        patience_s = one.run.job().workers.timeout_s
+        said = f"no node is left with room for a trial, {cluster.in_words(stuck[0])} each worker"
+        patience_s = self.search.spec.architectures[0].job.workers.timeout_s
         if self._stuck_since is None:
             self._stuck_since = time.monotonic()
             note(f"waiting for {patience_s} s: {said}")
-        if self.stop() or time.monotonic() - self._stuck_since > patience_s:
+        late = time.monotonic() - self._stuck_since > patience_s
+        if late:
             self.hopeless = said
-            self.nobody_left = len(stuck) == len(under_way)
+        self.nobody_left = (late or self.stop()) and len(stuck) >= len(under_way)
 
     def _tell(self, ended: Trial) -> None:
         facts, course = ended.facts, ended.course(self.search.spec.tune)
