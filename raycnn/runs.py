@@ -22,7 +22,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Protocol
@@ -283,7 +283,8 @@ class Recorder:
     def close(self) -> None:
         faulthandler.cancel_dump_traceback_later()
         log.removeHandler(self._file)
-        self._file.close()
+        with suppress(OSError):  # a full disk, that some lines are still to be written to
+            self._file.close()
 
     def _alive(self) -> None:
         """A worker that gives no other sign of life for long writes into its log where it is."""
