@@ -42,6 +42,7 @@ COLUMNS = [
     "lr", "images_per_s", "memory_mib", "time_s",
 ]  # fmt: skip
 FIXED = [
+    "name",
     "seed",
     "data",
     "model",
@@ -482,12 +483,18 @@ def _changes(before: dict[str, Any], now: dict[str, Any], path: str = "") -> lis
 
 
 def can_go_on(run: Run, job: JobSpec) -> int:
-    """How many epochs the run has done. Raises SpecError when this job is not its job any more."""
+    """How many epochs the run has done.
+
+    Raises SpecError when this job is not its job any more, or ends before what is done.
+    """
     path, _ = run.newest()
     if not path:
         return 0
     saved = checkpoint.read_state(path)
     _same_job(saved, job.tree())
+    begun = saved["epoch"] + (saved["step"] > 0)
+    if job.train.epochs < begun:
+        raise SpecError(f"is {job.train.epochs}, and {begun} have begun", "train.epochs")
     return int(saved["epoch"])
 
 

@@ -98,6 +98,8 @@ def test_a_finished_run_is_not_trained_again_but_longer_on_request(call: Call) -
     assert ended == 0 and "quickstart/1 is done: 1 epochs; train.epochs=2 goes on" in out
     ended, out, _ = call("resume", "quickstart", "train.epochs=2")
     assert ended == 0 and "going on after 1 epochs and 0 steps" in out and "epoch 2  step 42" in out
+    ended, _, err = call("resume", "quickstart", "train.epochs=1")
+    assert ended == 2 and "train.epochs: is 1, and 2 have begun" in err
 
 
 def test_what_cannot_change_on_resume_is_refused_and_the_run_kept(call: Call) -> None:
@@ -105,6 +107,8 @@ def test_what_cannot_change_on_resume_is_refused_and_the_run_kept(call: Call) ->
     before = Run.find("quickstart").job().tree()
     ended, _, err = call("resume", "quickstart", "train.epochs=2", "model.pool=avg")
     assert ended == 2 and "model: cannot change in a run that has begun" in err
+    ended, _, err = call("resume", "quickstart", "train.epochs=2", "name=other")
+    assert ended == 2 and "name: cannot change in a run that has begun" in err
     assert Run.find("quickstart").job().tree() == before and Run.find("quickstart").result()
 
 

@@ -28,7 +28,7 @@ def tune(
         typer.Option("--resume", metavar="RUN", help="Go on with a search: its folder, or name/n."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print trials, devices and time, and train nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be trained, where and how long.")
     ] = False,
     retrain: Annotated[
         bool,
@@ -39,13 +39,18 @@ def tune(
     runs: Runs = "runs",
 ) -> None:
     """Search the settings of a job, and of several architectures, with Ray Tune."""
-    if (file is None) == (resume is None):
+    if file is None and resume is None:
         raise SpecError("name a file to search, or a search to go on with: --resume RUN")
+    if file is not None and resume is not None:
+        raise SpecError(f"--resume {resume} goes on as it is: leave out {file}")
     from raycnn.search.check import check
     from raycnn.search.folder import Search
 
     if resume is not None:
         found = Search.find(resume, runs)
+        if dry_run:
+            _left(found)
+            return
         if found.waiting():
             _run(found.spec, lambda: found)
         _finish(found, retrain)
@@ -57,6 +62,11 @@ def tune(
         _plan(asked)
     else:
         _finish(_run(asked, lambda: Search.create(asked)), retrain)
+
+
+def _left(search: "Search") -> None:
+    waiting = [search.trial(*turn).id for turn in search.waiting()]
+    print("\n".join([*waiting, f"{len(waiting)} of {len(search.wanted())} trials are left"]))
 
 
 def _plan(asked: spec.TuneSpec) -> None:

@@ -28,6 +28,9 @@ def check(search: TuneSpec, *, elsewhere: bool = False) -> None:
         sources.append(_check_job(search, architecture))
         if isinstance(rule, Pbt):
             _check_population(search, architecture, rule)
+        elif not architecture.space and (count := architecture.trials(search.tune.trials)) > 1:
+            said = f"is empty: the {count} trials of {architecture.name} would be the same"
+            raise search.refuse("tune.space", said)
         for key, domain in architecture.space.items():
             _check_values(search, architecture, key, domain)
     if elsewhere:

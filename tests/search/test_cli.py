@@ -25,7 +25,8 @@ QUICK = ROOT / "jobs" / "quickstart.tune.yaml"
     ("words", "code", "said"),
     [
         ([], 2, "name a file to search, or a search to go on with: --resume RUN"),
-        ([QUICK, "--resume", "quickstart"], 2, "name a file to search, or a search to go on with"),
+        ([QUICK, "--resume", "quickstart"], 2, "--resume quickstart goes on as it is: leave out"),
+        (["--resume", "quickstart", "tune.trials=6"], 2, "goes on as it is: leave out tune.trials=6"),
         (["--resume", "none"], 2, "unknown search 'none'"),
         (["missing.yaml"], 2, "cannot read missing.yaml"),
         ([ROOT / "jobs" / "quickstart.yaml"], 2, "tune: is missing"),
@@ -38,7 +39,7 @@ QUICK = ROOT / "jobs" / "quickstart.tune.yaml"
     ],
 )  # fmt: skip
 def test_a_search_that_cannot_be_is_refused_at_once(
-    call: Call,  # noqa: F811
+    call: Call,
     tmp_path: Path,
     words: list[object],
     code: int,
@@ -56,8 +57,14 @@ def test_a_search_is_not_a_job(call: Call) -> None:  # noqa: F811
         assert code == 2 and f"{QUICK} is a search: `raycnn tune {QUICK}`" in err
 
 
+def test_what_is_left_of_a_search_is_said_without_training_it(call: Call, search: Search) -> None:
+    code, out, _ = call("tune", "--resume", search.folder, "--dry-run")
+    assert code == 0 and out == "lenet-002\n1 of 3 trials are left\n"
+    assert not search.trials()[2].ended
+
+
 def test_a_dry_run_says_the_trials_the_devices_and_the_time(
-    call: Call,  # noqa: F811
+    call: Call,
     tmp_path: Path,
 ) -> None:
     words = ["tune.pools=[{device: cpu}]", "tune.trials=2", "tune.concurrency=1", "--dry-run"]
@@ -138,7 +145,7 @@ def test_the_schema_of_a_search_accepts_every_search_and_no_slip(call: Call) -> 
 
 
 def test_a_list_of_runs_tells_of_searches_too(
-    call: Call,  # noqa: F811
+    call: Call,
     search: Search,
     tmp_path: Path,
 ) -> None:

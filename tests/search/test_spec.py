@@ -94,6 +94,7 @@ def test_a_wrong_search_is_refused_with_its_line(read: Read, text: str, said: st
     ("text", "said"),
     [
         (TUNE.format("{uniform: [-1, 1]}"), ":7: tune.space.optimizer.lr: -1.0 makes no job of lenet: optimizer.lr: must be greater than 0"),
+        ("tune: {trials: 2}\n", "tune.space: is empty: the 2 trials of lenet would be the same"),
         ("tune: {space: {optimizer.lrr: {choice: [1]}}}\n", "unknown sgd option 'lrr'; did you mean 'lr'?"),
         ("tune: {space: {train.epoch: {choice: [1]}}}\n", ":7: tune.space.train.epoch: 1 makes no job of lenet: train.epoch: unknown key 'epoch'; did you mean 'epochs'?"),
         ("tune: {space: {train.epochs: {randint: [0, 3]}}}\n", ":7: tune.space.train.epochs: 0 makes no job"),
