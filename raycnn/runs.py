@@ -123,8 +123,13 @@ class Run:
         return read_json(self.folder / "result.json")
 
     def add_event(self, text: str) -> None:
-        with (self.folder / "events.jsonl").open("a") as file:
-            file.write(json.dumps({"time": time.time(), "event": text}) + "\n")
+        line = json.dumps({"time": time.time(), "event": text}) + "\n"
+        with (self.folder / "events.jsonl").open("a+b") as file:
+            if end := file.seek(0, os.SEEK_END):
+                file.seek(end - 1)
+                if file.read(1) != b"\n":  # a full disk cut the line before short
+                    line = "\n" + line
+            file.write(line.encode())
 
     def events(self) -> list[str]:
         """What happened to the run, in words, oldest first."""

@@ -57,6 +57,16 @@ def test_a_run_is_found_by_folder_by_number_and_by_job(job: MakeJob) -> None:
         Run.find("tinny", root)
 
 
+def test_an_event_after_one_that_was_cut_short_is_kept(job: MakeJob) -> None:
+    run = Run.create(job())
+    for text in ("one", "two"):
+        run.add_event(text)
+    events = run.folder / "events.jsonl"
+    events.write_bytes(events.read_bytes()[:-9])
+    run.add_event("three")
+    assert run.events() == ["one", "three"]
+
+
 def test_a_run_can_be_moved_and_goes_on_there(job: MakeJob, tmp_path: Path) -> None:
     run = train(job(train__epochs=2))
     stayed = train(job(train__epochs=2))
