@@ -107,13 +107,18 @@ def _init(address: str | None) -> None:
             if RAY_GAVE_UP not in str(error):
                 raise
             raise ClusterError("Ray did not start within its 30 s: this machine is busy") from None
-        with suppress(OSError):  # none, or another's
-            TOKEN.chmod(0o600)  # Ray writes it for all to read
+        hide_token()
         return
     try:
         ray.init(address, **quiet)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise ClusterError(f"no Ray cluster at {address}: {first_line(error)}") from None
+
+
+def hide_token() -> None:
+    """From other users: Ray writes it for all to read."""
+    with suppress(OSError):  # none, or another's
+        TOKEN.chmod(0o600)
 
 
 def _probe(address: str) -> None:

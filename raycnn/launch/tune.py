@@ -95,10 +95,8 @@ class Room:
 
     def could_hold(self, ask: dict[str, float]) -> bool:
         """Whether a node that is there would have room for it, were nothing else on it."""
-        return any(
-            n not in self.gone and all(node.total.get(key, 0) >= ask[key] for key in ask)
-            for n, node in enumerate(self.nodes)
-        )
+        there = [node for n, node in enumerate(self.nodes) if n not in self.gone]
+        return cluster.room(there, ask) > 0
 
     def give_back(self, place: Place) -> None:
         self._free(place)
@@ -343,14 +341,12 @@ def _device(pool: Pool) -> torch.device:
 @contextmanager
 def _following(feed: _Feed, view: SearchView) -> Iterator[None]:
     """Show the trials, look at the nodes, and pass on a wish to stop."""
-    looked = time.monotonic()
+
+    def look_at_nodes() -> None:
+        with suppress(RayError, RuntimeError):  # the next look may
+            feed.look_at(cluster.living(), view.note)
 
     def look() -> None:
-        nonlocal looked
-        if time.monotonic() - looked > NODES_S:
-            looked = time.monotonic()
-            with suppress(RayError, RuntimeError):  # the next look may
-                feed.look_at(cluster.living(), view.note)
         under_way = [one for one, _ in list(feed.under_way.values())]
         if feed.stop():
             for one in under_way:
@@ -358,7 +354,7 @@ def _following(feed: _Feed, view: SearchView) -> Iterator[None]:
         view.show(feed.search, [one.id for one in under_way])
 
     try:
-        with meanwhile(look, LOOK_S):
+        with meanwhile(look_at_nodes, NODES_S), meanwhile(look, LOOK_S):
             yield
     finally:
         view.show(feed.search, [])

@@ -22,14 +22,13 @@ from raycnn.spec import JobSpec
 from tests.conftest import ended, numbers, same, wait_for, weights, workers
 from tests.launch import lab
 from tests.launch.lab import Machine, Network
-from tests.launch.test_workers import pids
+from tests.launch.test_workers import TOKEN, pids
 
 WHY_NOT = lab.why_not()
 pytestmark = [
     pytest.mark.ray, pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=str(WHY_NOT)),
 ]  # fmt: skip
 
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
 PORT = 6379
 LEAN = ["--include-log-monitor=false", "--disable-usage-stats", "--object-store-memory=100000000"]
 NODES = 3

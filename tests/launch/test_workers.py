@@ -79,14 +79,8 @@ def test_killed_workers_and_a_stopped_driver_end_with_the_unbroken_weights(
     assert numbers(unbroken) == numbers(run)
 
 
-def answers(port: int) -> bool:
-    """Whether a Ray head has nodes there."""
-    script = f"from raycnn.launch import cluster; cluster._probe('127.0.0.1:{port}')"
-    return subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
-
-
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a Ray that asks for a token, which this process and its children have."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -100,9 +94,9 @@ def address() -> Iterator[str]:
         )  # fmt: skip
         with head:
             deadline = time.monotonic() + 90
-            while not answers(port):
+            here = tmp_path_factory.mktemp("address")
+            while raycnn("doctor", "--address", f"127.0.0.1:{port}", cwd=here).returncode == 5:
                 assert head.poll() is None and time.monotonic() < deadline
-                time.sleep(0.2)
             yield f"workers.address=127.0.0.1:{port}"
             assert head.poll() is None, "the cluster goes on"
             head.terminate()
@@ -113,8 +107,12 @@ def test_a_job_runs_on_a_cluster_that_is_there_and_a_wrong_token_is_refused(
 ) -> None:
     spec = job(workers__count=2, workers__cpus=1)
     file = Run.create(spec).folder / "job.yaml"
+    done = raycnn("check", file, address, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     wrong = raycnn("train", file, address, cwd=tmp_path, RAY_AUTH_TOKEN="b" * 64)
     assert wrong.returncode == 5 and "token" in wrong.stderr and "Traceback" not in wrong.stderr
+    large = raycnn("train", file, address, "workers.count=9", cwd=tmp_path)
+    assert large.returncode == 5 and "9 workers of 1 CPU each do not fit" in large.stderr
     before = len(Run.all(spec.storage.path))
     done = raycnn("train", file, address, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

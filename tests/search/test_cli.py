@@ -51,7 +51,7 @@ def test_a_search_that_cannot_be_is_refused_at_once(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_search_is_not_a_job(call: Call) -> None:  # noqa: F811
+def test_a_search_is_not_a_job(call: Call) -> None:
     for verb in ("train", "check"):
         code, _, err = call(verb, QUICK)
         assert code == 2 and f"{QUICK} is a search: `raycnn tune {QUICK}`" in err
@@ -126,7 +126,7 @@ def test_times_are_said_as_people_do(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 
 
-def test_the_schema_of_a_search_accepts_every_search_and_no_slip(call: Call) -> None:  # noqa: F811
+def test_the_schema_of_a_search_accepts_every_search_and_no_slip(call: Call) -> None:
     code, out, _ = call("schema", "--search")
     assert code == 0
     drawn = json.loads(out)
