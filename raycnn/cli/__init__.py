@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from raycnn.cli import ending
 from raycnn.cli.arguments import leads
 from raycnn.cli.check import check
 from raycnn.cli.cluster import cluster
@@ -47,12 +48,13 @@ app.add_typer(cluster, name="cluster")
 
 def main() -> None:
     """Run the command line; a user's error is a message and an exit code, without a traceback."""
-    try:
-        app()
-    except RaycnnError as error:
-        if leads():
-            print(f"raycnn: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:  # `raycnn list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    with ending.at_once():
+        try:
+            app()
+        except RaycnnError as error:
+            if leads():
+                print(f"raycnn: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        except BrokenPipeError:  # `raycnn list | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)

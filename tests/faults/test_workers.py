@@ -37,6 +37,37 @@ def test_a_rank_that_hangs_is_named_with_its_stack(job: MakeJob, tmp_path: Path)
     assert run.events()[-1].startswith("failed: rank 1 gave no sign of life")
 
 
+LATE = """
+import atexit, os, time
+import torch
+from torch import distributed
+from raycnn import dist
+from raycnn.cli import main
+
+def leave_with_one_under_way(leave=dist.leave):
+    group = distributed.group.WORLD
+
+    @atexit.register
+    def begin_one_more():
+        time.sleep(2 * (os.environ["RANK"] == "0"))
+        group.allreduce([torch.ones(5)])
+
+    leave()
+
+dist.leave = leave_with_one_under_way
+main()
+"""
+
+
+def test_a_collective_that_ends_with_the_process_does_not_abort_it(
+    job: MakeJob, tmp_path: Path
+) -> None:
+    """Its thread would let go of a tensor while Python is being torn down."""
+    run = Run.create(job(workers__count=2, train__epochs=1))
+    codes, said = ended(workers(2, run.folder, cwd=tmp_path, verb="resume", program=("-c", LATE)))
+    assert codes == {0}, said
+
+
 @pytest.mark.parametrize(
     ("harm", "code", "said"),
     [
@@ -52,7 +83,7 @@ def test_what_ends_one_rank_is_what_is_said(
     run = Run.create(long(job, workers__count=2))
     left, harmed = two_with(harm, run, tmp_path)
     first, second = (process.communicate()[1] for process in (left, harmed))
-    assert (left.returncode, harmed.returncode) == (1, code)
+    assert (left.returncode, harmed.returncode) == (1, code), first + second
     assert first.startswith(f"raycnn: {said}") and "Traceback" not in first
     assert ("Traceback" in second) == (code == 1), "of a bug, its own"
     assert said in run.events()[-1] and run.state() == "failed"
