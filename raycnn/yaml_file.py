@@ -11,7 +11,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from raycnn.errors import SpecError, first_line
+from raycnn.errors import SpecError, first_line, nearest
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -27,7 +27,12 @@ def load(path: Path, name: str) -> tuple[Tree, Where]:
         if size > MAX_BYTES:
             raise SpecError(f"{name} has {size:,} bytes: a spec has at most {MAX_BYTES:,}")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except FileNotFoundError:
+        near = nearest(path.name, [file.name for file in path.parent.glob("*.y*ml")])
+        raise SpecError(f"cannot read {name}: there is no such file{near}") from None
+    except OSError as error:
+        raise SpecError(f"cannot read {name}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise SpecError(f"cannot read {name}: {error}") from None
     value, root = _parse(text, name)
     if not isinstance(value, dict):

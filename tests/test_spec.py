@@ -130,8 +130,11 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="cannot read .*nowhere.yaml"):
+    with pytest.raises(SpecError, match="cannot read .*nowhere.yaml: there is no such file$"):
         spec.load(tmp_path / "nowhere.yaml")
+    path = write(tmp_path, GOOD)
+    with pytest.raises(SpecError, match=f"no such file; did you mean '{path.name}'[?]$"):
+        spec.load(path.with_name(path.name.removesuffix("ml")))
 
 
 def test_changes_reach_into_the_spec(tmp_path: Path) -> None:

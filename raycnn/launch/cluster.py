@@ -126,7 +126,7 @@ def _probe(address: str) -> None:
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "://" in address:
+    if not host or not port.isdigit() or not 0 < int(port) < 65_536 or "://" in address:
         raise SpecError(
             f"{address!r} is no address of a Ray head: host:port, as `ray start` prints it",
             "workers.address",

@@ -69,9 +69,10 @@ def server_of(address: str | None) -> str | None:
     url = text if "://" in text else f"http://{text}"
     try:
         parts = urlsplit(url)
-    except ValueError:  # half an IPv6 address
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname or text == "auto":
+        port = parts.port
+    except ValueError:  # half an IPv6 address, or no port that there can be
+        port = 0
+    if port == 0 or parts.scheme not in ("http", "https") or not parts.hostname or text == "auto":
         raise SpecError(f"{text!r} is no address of a job server, such as http://host:{PORT}")
     return url.rstrip("/")
 

@@ -214,6 +214,8 @@ def test_a_bad_spec_is_said_before_a_cluster_is_asked(
         ("auto", None),
         ("http://", None),
         ("http://[::1", None),
+        ("host:99999", None),
+        ("host:0", None),
     ],
 )
 def test_an_address_is_a_job_servers(given: str, url: str | None) -> None:
