@@ -22,6 +22,8 @@ _known = signature(nn.parallel.DistributedDataParallel).parameters
 _buffers = "forward_sync_buffers" if "forward_sync_buffers" in _known else "broadcast_buffers"
 OWN: dict[str, Any] = {_buffers: False}  # each worker has its own buffers
 
+met = False  # whether this process has met other workers by itself: it is to end with care then
+
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
@@ -50,6 +52,8 @@ def backends() -> list[str]:
 
 def join(backend: str, timeout_s: int) -> None:
     """Meet the other workers that torchrun started."""
+    global met
+    met = True
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 

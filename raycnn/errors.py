@@ -77,10 +77,10 @@ def unknown(kind: str, found: str, names: Iterable[str]) -> str:
     """The sentence for a name nobody knows: the nearest one, and all there are."""
     names = sorted(names)
     there = ", ".join(names) or "none"
-    return f"unknown {kind} {found!r}{nearest(found, names)} ({kind}s: {there})"
+    return f"unknown {kind} {found!r}{did_you_mean(found, names)} ({kind}s: {there})"
 
 
-def nearest(found: str, names: Iterable[str]) -> str:
+def did_you_mean(found: str, names: Iterable[str]) -> str:
     """The question that ends a sentence about a name nobody knows, where one is near."""
     near = get_close_matches(str(found), names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,6 +1,8 @@
 """The command line, in this process: every message and exit code a person meets."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,3 +182,33 @@ def test_every_verb_explains_itself(call: Call) -> None:
     for command in app.registered_commands:
         ended, out, _ = call(command.name, "--help")
         assert ended == 0 and len(out.splitlines()) > 4
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "said"),
+    [
+        ("pass", 0, ""),
+        ("sys.exit(4)", 4, ""),
+        ("sys.exit('why')", 1, "why\n"),
+        ("raise ValueError('a bug')", 1, "ValueError: a bug\n"),
+    ],
+)
+def test_a_worker_that_met_others_ends_as_any_process_but_at_once(
+    ends: str, code: int, said: str
+) -> None:
+    """That it met others is made up here; tests/faults/test_workers.py has real ones."""
+    script = f"""
+import sys
+from types import SimpleNamespace
+from raycnn.cli.ending import at_once
+sys.modules["raycnn.dist"] = SimpleNamespace(met=True)
+try:
+    with at_once():
+        print("kept")
+        {ends}
+finally:
+    print("too late")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, "kept\n")
+    assert done.stderr.endswith(said) and bool(done.stderr) == bool(said)

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -126,7 +127,8 @@ def _probe(address: str) -> None:
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65_536 or "://" in address:
+    is_port = re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65_536
+    if not host or not is_port or "://" in address:
         raise SpecError(
             f"{address!r} is no address of a Ray head: host:port, as `ray start` prints it",
             "workers.address",

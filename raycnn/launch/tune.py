@@ -229,7 +229,8 @@ class _Feed(Searcher):
         patience_s = self.search.spec.architectures[0].job.workers.timeout_s
         if self._stuck_since is None:
             self._stuck_since = time.monotonic()
-            note(f"waiting for {patience_s} s: {said}")
+            if not self.stop():
+                note(f"waiting for {patience_s} s: {said}")
         late = time.monotonic() - self._stuck_since > patience_s
         if late:
             self.hopeless = said

@@ -38,7 +38,7 @@ def test_a_rank_that_hangs_is_named_with_its_stack(job: MakeJob, tmp_path: Path)
 
 
 LATE = """
-import atexit, os, time
+import atexit, os, sys, time
 import torch
 from torch import distributed
 from raycnn import dist
@@ -51,6 +51,7 @@ def leave_with_one_under_way(leave=dist.leave):
     def begin_one_more():
         time.sleep(2 * (os.environ["RANK"] == "0"))
         group.allreduce([torch.ones(5)])
+        print("begun", file=sys.stderr)
 
     leave()
 
@@ -66,6 +67,7 @@ def test_a_collective_that_ends_with_the_process_does_not_abort_it(
     run = Run.create(job(workers__count=2, train__epochs=1))
     codes, said = ended(workers(2, run.folder, cwd=tmp_path, verb="resume", program=("-c", LATE)))
     assert codes == {0}, said
+    assert said.count("begun") == 2
 
 
 @pytest.mark.parametrize(
