@@ -32,6 +32,7 @@ pytestmark = [
 PORT = 6379
 LEAN = ["--include-log-monitor=false", "--disable-usage-stats", "--object-store-memory=100000000"]
 NODES = 3
+RAYLET = "raylet/raylet"
 
 SEARCH = """\
 name: lost
@@ -58,6 +59,9 @@ class Cluster:
 
     def fill(self, count: int = NODES) -> None:
         """Have as many nodes as there are to be."""
+        for node in self.nodes:
+            if node.is_up and not node.runs(RAYLET):
+                node.kill()
         self.nodes = [node for node in self.nodes if node.is_up]
         while len(self.nodes) < count:
             node = self.network.add()
@@ -196,7 +200,7 @@ def test_a_job_outlives_a_node_though_nothing_is_shared(
 
 def kill_raylet(node: Machine) -> None:
     """Ray's own process alone: its others find that out by themselves."""
-    (raylet,) = (pid for pid in node.runs("raylet/raylet"))
+    (raylet,) = node.runs(RAYLET)
     os.kill(raylet, signal.SIGKILL)
 
 
@@ -212,7 +216,8 @@ def test_a_job_leaves_a_node_before_it_is_taken_away(
     job: MakeJob, cluster: Cluster, tmp_path: Path
 ) -> None:
     """Ray's notice of a preemption, as its autoscaler gives it: no step is lost, and no retry."""
-    run = Run.create(some_seconds(job).change({"failure.retries": 0}))
+    spec = some_seconds(job).change({"failure.retries": 0, "train.epochs": 60})
+    run = Run.create(spec)  # to give the notice takes some seconds, too
     driver = cluster.driver(run)
     wait_for(lambda: len(run.rows()) >= 2, driver)
     going = cluster.at_work()[1]
