@@ -25,10 +25,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the cluster of the tests
 
-from raycnn.runs import Run  # noqa: E402
-from raycnn.spec import from_tree  # noqa: E402
-from tests.launch.lab import Machine  # noqa: E402
-from tests.launch.test_nodes import WHY_NOT, running  # noqa: E402
+from raycnn.config.load import job_from_tree  # noqa: E402
+from raycnn.runs.directory import Run  # noqa: E402
+from tests.launch.ray.test_nodes import WHY_NOT, running  # noqa: E402
+from tests.support.network import Machine  # noqa: E402
 
 LIMIT_S = 300
 PAUSE_S = 3  # of training before a kill
@@ -118,7 +118,7 @@ def measure(what: str, kills: int) -> None:
         cache.mkdir()
         os.environ["RAYCNN_CACHE"] = str(cache)
         cluster.fill()
-        run = Run.create(from_tree(JOB).change({"storage.path": f"{folder}/runs"}))
+        run = Run.create(job_from_tree(JOB).change({"storage.path": f"{folder}/runs"}))
         watched, found = Watched(run, cluster.driver(run)), []
         for kill in range(kills):
             time.sleep(PAUSE_S)

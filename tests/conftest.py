@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from raycnn.cli import main
+from raycnn.config.load import job_from_tree
+from raycnn.config.schema import JobSpec
 from raycnn.launch.worker import work
-from raycnn.runs import Run
-from raycnn.spec import JobSpec, from_tree
+from raycnn.runs.directory import Run
 
 ROOT = Path(__file__).parent.parent
 SEARCHES = sorted((ROOT / "jobs").glob("*.tune.yaml"))
@@ -97,7 +98,7 @@ def job(tmp_path: Path) -> Callable[..., JobSpec]:
 
     def make(**changes: Any) -> JobSpec:
         dotted = {key.replace("__", "."): value for key, value in changes.items()}
-        return from_tree(TINY).change({"storage.path": str(tmp_path / "runs")} | dotted)
+        return job_from_tree(TINY).change({"storage.path": str(tmp_path / "runs")} | dotted)
 
     return make
 

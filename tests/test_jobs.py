@@ -5,31 +5,31 @@ from pathlib import Path
 
 import pytest
 
-from raycnn import spec
-from raycnn.check import check
-from raycnn.search import spec as search_spec
-from raycnn.search.check import check as check_search
-from raycnn.spec import JobSpec
+from raycnn.config.load import load_job
+from raycnn.config.schema import JobSpec
+from raycnn.config.search import load_search
+from raycnn.search.preflight import check as check_search
+from raycnn.training.preflight import check
 from tests.conftest import JOBS, ROOT, SEARCHES, train
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_a_job_checks(path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYCNN_DATA", str(real_data))
-    assert check(spec.load(path)).parameters > 10_000
+    assert check(load_job(path)).parameters > 10_000
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_a_job_is_named_after_its_file_and_says_what_it_reaches(path: Path) -> None:
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert spec.load(path).name == path.stem
+    assert load_job(path).name == path.stem
     assert any("%" in line for line in head) and any("CPU" in line for line in head)
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
 def test_a_search_checks(path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYCNN_DATA", str(real_data))
-    found = search_spec.load(path)
+    found = load_search(path)
     check_search(found)
     assert all(a.space for a in found.architectures) and path.read_text().startswith("#")
 
@@ -43,7 +43,7 @@ def shipped(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("RAYCNN_DATA", str(real_data))
 
     def load(name: str, *changes: str) -> JobSpec:
-        return spec.load(ROOT / "jobs" / f"{name}.yaml", [*changes, f"storage.path={tmp_path}"])
+        return load_job(ROOT / "jobs" / f"{name}.yaml", [*changes, f"storage.path={tmp_path}"])
 
     return load
 

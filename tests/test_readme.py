@@ -44,10 +44,10 @@ def test_every_verb_is_in_the_readme() -> None:
 
 
 def test_the_spec_shown_in_the_readme_is_a_job(tmp_path: Path) -> None:
-    from raycnn import spec
+    from raycnn.config.load import load_job
 
     (tmp_path / "mine.yaml").write_text(re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)[0])
-    assert spec.load(tmp_path / "mine.yaml").workers.count == 2
+    assert load_job(tmp_path / "mine.yaml").workers.count == 2
 
 
 def test_every_exit_code_is_in_the_readme() -> None:

@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 import typer
 
-from raycnn.cli import ending
+from raycnn.cli import exit
 from raycnn.cli.arguments import leads
 from raycnn.cli.check import check
 from raycnn.cli.cluster import cluster
+from raycnn.cli.compare_devices import parity
 from raycnn.cli.data import data
 from raycnn.cli.doctor import doctor
 from raycnn.cli.eval import evaluate
 from raycnn.cli.fetch import fetch
 from raycnn.cli.list import show
 from raycnn.cli.logs import logs
-from raycnn.cli.parity import parity
 from raycnn.cli.predict import predict
 from raycnn.cli.schema import schema
 from raycnn.cli.status import status
@@ -48,7 +48,7 @@ app.add_typer(cluster, name="cluster")
 
 def main() -> None:
     """Run the command line; a user's error is a message and an exit code, without a traceback."""
-    with ending.at_once():
+    with exit.at_once():
         try:
             app()
         except RaycnnError as error:

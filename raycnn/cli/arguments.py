@@ -8,7 +8,9 @@ from typing import Annotated, TypeVar
 import typer
 from pydantic import ValidationError
 
-from raycnn import spec
+from raycnn.config import schema
+from raycnn.config.changes import parse_changes
+from raycnn.config.messages import describe
 from raycnn.errors import SpecError
 
 Job = Annotated[Path, typer.Argument(metavar="JOB", help="A job spec: a YAML file.")]
@@ -30,7 +32,7 @@ Address = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.")]
 Weights = Annotated[str, typer.Option("--checkpoint", help="best or last.")]
 
-Entry = TypeVar("Entry", bound=spec.Choice)
+Entry = TypeVar("Entry", bound=schema.Choice)
 
 
 def leads() -> bool:
@@ -46,7 +48,7 @@ def is_job(word: str) -> bool:
 def chosen(kind: type[Entry], section: str, name: str, options: Iterable[str] | None) -> Entry:
     """An entry of a catalogue by its name, with options as key=value."""
     try:
-        return kind.model_validate({**spec.parse_changes(options or []), "name": name})
+        return kind.model_validate({**parse_changes(options or []), "name": name})
     except ValidationError as error:
         detail = error.errors()[0]
-        raise SpecError(spec.plain(detail), ".".join([section, *map(str, detail["loc"])])) from None
+        raise SpecError(describe(detail), ".".join([section, *map(str, detail["loc"])])) from None

@@ -1,19 +1,19 @@
 """`raycnn check`."""
 
-from raycnn import spec
 from raycnn.cli.arguments import Changes, Job
+from raycnn.config.load import load_job
 
 
 def check(job: Job, changes: Changes = None) -> None:
     """Check a job without training it: names, options, shapes, data, devices, storage."""
-    resolved = spec.load(job, changes or [])
-    from raycnn import launch
-    from raycnn.check import check as check_job
+    resolved = load_job(job, changes or [])
+    from raycnn.launch import dispatch, launcher
+    from raycnn.training.preflight import check as check_job
 
-    found = check_job(resolved, elsewhere=launch.elsewhere(resolved.workers))
+    found = check_job(resolved, elsewhere=launcher.elsewhere(resolved.workers))
     with resolved.located():
-        launch.require(resolved.workers)
-    where = launch.launcher_of(resolved.workers)
+        dispatch.require(resolved.workers)
+    where = launcher.launcher_of(resolved.workers)
     print(f"{job}: job {resolved.name}")
     print(f"  data     {resolved.data.name}: {found.classes} classes, {len(found.files)} files")
     print(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from raycnn.launch.fleet import State
-    from raycnn.launch.machines import Machines
+    from raycnn.launch.ray.fleet import State
+    from raycnn.launch.ray.machines import Machines
 
 File = Annotated[
     Path, typer.Argument(metavar="MACHINES", help="A YAML file: see cluster/machines.yaml.")
@@ -24,7 +24,7 @@ cluster = typer.Typer(
 @cluster.command()
 def up(file: File) -> None:
     """Start Ray on the machines, by ssh; what runs already is left as it is."""
-    from raycnn.launch import fleet, machines
+    from raycnn.launch.ray import fleet, machines
 
     found = machines.load(file)
     states = fleet.up(found, print)
@@ -36,7 +36,7 @@ def up(file: File) -> None:
 @cluster.command()
 def down(file: File) -> None:
     """End what `up` started, and nothing else."""
-    from raycnn.launch import fleet, machines
+    from raycnn.launch.ray import fleet, machines
 
     fleet.down(machines.load(file), print)
 
@@ -44,7 +44,7 @@ def down(file: File) -> None:
 @cluster.command()
 def status(file: File) -> None:
     """Show the nodes and what they have; exit code 5 unless all are alive."""
-    from raycnn.launch import fleet, machines
+    from raycnn.launch.ray import fleet, machines
 
     found = machines.load(file)
     states = fleet.status(found)
@@ -60,7 +60,7 @@ def _show(states: "list[State]") -> None:
 
 
 def _show_ways_in(machines: "Machines", head: "State") -> None:
-    from raycnn.launch.cluster import TOKEN
+    from raycnn.launch.ray.connection import TOKEN
 
     port = machines.ports.dashboard
     print(f"\non these machines: workers.address={head.address}:{machines.ports.head}")

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn import spec
 from raycnn.cli.arguments import Changes, chosen, is_job
+from raycnn.config import schema
+from raycnn.config.load import load_job
 from raycnn.errors import SpecError
 
 if TYPE_CHECKING:
-    from raycnn.data.store import Store
-    from raycnn.data.survey import Survey, Twins
-    from raycnn.data.twins import Members
+    from raycnn.data.images.store import Store
+    from raycnn.data.inspect.duplicates import Members
+    from raycnn.data.inspect.survey import Survey, Twins
 
 SHOWN = 20  # images that cannot be read, and twins of a kind
 ANY = 2**31  # images that cannot be read are what one looks for here
@@ -41,7 +42,7 @@ def data(
     are found pixel for pixel, and nearly so: saved anew, or scaled.
     """
     store, members = _opened(source, changes or [], root)
-    from raycnn.data.survey import survey
+    from raycnn.data.inspect.survey import survey
 
     found = survey(store, members)
     if as_json:
@@ -49,7 +50,7 @@ def data(
     else:
         _show(found)
     if sheet:
-        from raycnn.data.sheet import save
+        from raycnn.data.inspect.contact_sheet import save
 
         stored, rows = members["train"]
         save(sheet, store.splits[stored], rows, store.classes)
@@ -59,15 +60,16 @@ def _opened(source: str, changes: Iterable[str], root: str | None) -> "tuple[Sto
     """The images of a job, or of a source as it is split."""
     import numpy as np
 
-    from raycnn.data import DATASETS, open_splits, source_of
-    from raycnn.data.store import open_store
+    from raycnn.data.images.store import open_store
+    from raycnn.data.sources import DATASETS
+    from raycnn.data.splits import open_splits, source_of
 
     if is_job(source):
-        job = spec.load(Path(source), changes).change({"data.max_bad": ANY})
+        job = load_job(Path(source), changes).change({"data.max_bad": ANY})
         with job.located():
             splits = open_splits(job.change({"data.root": root}) if root else job)
         return splits.store, splits.members
-    data = chosen(spec.Data, "data", source, changes)
+    data = chosen(schema.Data, "data", source, changes)
     if unused := sorted({"limit", "normalize", "transforms", "val"} & data.model_fields_set):
         raise SpecError("is a job's: a source is shown as it is split", unused[0])
     data = data.model_copy(update={"max_bad": ANY} | ({"root": root} if root else {}))

@@ -10,7 +10,7 @@ import typer
 from raycnn.cli.arguments import Runs
 
 if TYPE_CHECKING:
-    from raycnn.doctor import Findings
+    from raycnn.analysis.doctor import Findings
 
 WIDTH = 16
 
@@ -27,9 +27,9 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
 ) -> None:
     """Show what is installed and at hand here, and what of it does not fit together."""
-    from raycnn import device
-    from raycnn.doctor import examine
+    from raycnn.analysis.doctor import examine
     from raycnn.errors import Unfit
+    from raycnn.runtime import device
 
     refused: Unfit | None = None
     try:
@@ -49,10 +49,10 @@ def doctor(
 
 
 def _nodes(address: str) -> dict[str, dict[str, float]]:
-    from raycnn.launch import cluster
-    from raycnn.spec import Workers
+    from raycnn.config.schema import Workers
+    from raycnn.launch.ray import connection
 
-    return {node.address: node.total for node in cluster.look(Workers(address=address))}
+    return {node.address: node.total for node in connection.look(Workers(address=address))}
 
 
 def _show(found: "Findings", nodes: dict[str, dict[str, float]]) -> None:

@@ -25,14 +25,14 @@ def evaluate(
     """Evaluate a run's weights on every image of a split, once; class by class."""
     if split not in SPLITS:
         raise SpecError(unknown("split", split, SPLITS))
-    from raycnn.predict import evaluate_run
-    from raycnn.runs import Run
+    from raycnn.analysis.predict import evaluate_run
+    from raycnn.runs.directory import Run
 
     result = evaluate_run(Run.find(run, runs), split, weights, device, root)
     if as_json:
         print(json.dumps(result, indent=1))
         return
-    from raycnn.cli.view import tested
+    from raycnn.cli.training_view import tested
 
     print(tested(result["test"], split))
     print(f"{'class':<20}{'images':>8}{'precision':>11}{'recall':>9}{'F1':>9}")

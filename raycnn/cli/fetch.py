@@ -20,6 +20,6 @@ def fetch(
 ) -> None:
     """Copy the folder of a run, or a search, from a cluster's head node to here."""
     from raycnn.cli.remote import reach
-    from raycnn.launch import fetch
+    from raycnn.launch.jobs import download
 
-    print(fetch.fetch(reach(address), run, to).absolute())
+    print(download.fetch(reach(address), run, to).absolute())

@@ -8,7 +8,7 @@ from raycnn.cli.arguments import Address, Runs
 from raycnn.errors import SpecError, first_line, unknown
 
 if TYPE_CHECKING:
-    from raycnn.catalogue import Catalogue
+    from raycnn.config.registry import Catalogue
 
 TABLES = ["datasets", "models", "optimizers", "schedules", "transforms"]
 
@@ -41,10 +41,10 @@ def show(
 
 
 def _tables() -> "dict[str, Catalogue[Any]]":
-    from raycnn.data import DATASETS
-    from raycnn.data.augment import TRANSFORMS
+    from raycnn.data.sources import DATASETS
+    from raycnn.data.transforms.pipeline import TRANSFORMS
     from raycnn.models import MODELS
-    from raycnn.optim import OPTIMIZERS, SCHEDULES
+    from raycnn.training.optim import OPTIMIZERS, SCHEDULES
 
     return dict(zip(TABLES, [DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS], strict=True))
 
@@ -55,9 +55,9 @@ def _options(table: "Catalogue[Any]", entry: str) -> str:
 
 
 def _show_runs(root: str) -> None:
-    from raycnn.runs import Run
-    from raycnn.search.board import leaderboard, winners
+    from raycnn.runs.directory import Run
     from raycnn.search.folder import Search
+    from raycnn.search.leaderboard import leaderboard, winners
 
     for run in Run.all(root):
         rows, result = run.rows(), run.result()

@@ -20,9 +20,9 @@ def predict(
     runs: Runs = "runs",
 ) -> None:
     """Name the classes of pictures, most probable first. Needs the run folder alone."""
-    from raycnn import device as devices
-    from raycnn import predict as predicting
-    from raycnn.runs import Run
+    from raycnn.analysis import predict as predicting
+    from raycnn.runs.directory import Run
+    from raycnn.runtime import device as devices
 
     chosen = devices.find(device).select(0)
     network = predicting.load(Run.find(run, runs).weights(weights), chosen)

@@ -8,12 +8,12 @@ import typer
 from raycnn.errors import Interrupted, JobFailed, SpecError
 
 if TYPE_CHECKING:
-    from raycnn.launch.jobs import Cluster, JobDetails
+    from raycnn.launch.jobs.client import Cluster, JobDetails
 
 
 def reach(address: str | None) -> "Cluster":
     """The cluster that is meant. Raises SpecError for none, ClusterError when it is silent."""
-    from raycnn.launch.jobs import Cluster, server_of
+    from raycnn.launch.jobs.client import Cluster, server_of
 
     server = server_of(address)
     if not server:

@@ -10,19 +10,19 @@ def schema(
     search: Annotated[bool, typer.Option("--search", help="Of a file for `raycnn tune`.")] = False,
 ) -> None:
     """Print the JSON schema of a job spec, for editors."""
-    from raycnn import spec
-    from raycnn.catalogue import Catalogue, with_options
-    from raycnn.data import DATASETS
-    from raycnn.data.augment import TRANSFORMS
+    from raycnn.config.registry import Catalogue, with_options
+    from raycnn.config.schema import json_schema
+    from raycnn.config.search import search_json_schema
+    from raycnn.data.sources import DATASETS
+    from raycnn.data.transforms.pipeline import TRANSFORMS
     from raycnn.models import MODELS
-    from raycnn.optim import OPTIMIZERS, SCHEDULES
-    from raycnn.search import spec as searches
-    from raycnn.search.stopping import RULES
+    from raycnn.search.schedulers import RULES
+    from raycnn.training.optim import OPTIMIZERS, SCHEDULES
 
     tables: list[Catalogue[Any]] = [DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS]
     drawn = (
-        with_options(searches.schema(), [*tables, RULES])
+        with_options(search_json_schema(), [*tables, RULES])
         if search
-        else with_options(spec.schema(), tables)
+        else with_options(json_schema(), tables)
     )
     print(json.dumps(drawn, indent=2))

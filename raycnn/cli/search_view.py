@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import Self
 
-from raycnn.search.board import Entry, Standing
 from raycnn.search.folder import Search, Trial
+from raycnn.search.leaderboard import Entry, Standing
 
 SHOWN = 10  # trials of the leaderboard on the terminal
 

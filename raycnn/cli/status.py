@@ -15,7 +15,7 @@ def status(
 ) -> None:
     """Show how a submitted job stands; or a cluster's nodes and jobs."""
     from raycnn.cli.remote import reach, show_jobs
-    from raycnn.launch.cluster import table
+    from raycnn.launch.ray.connection import table
 
     cluster = reach(address)
     if not job:

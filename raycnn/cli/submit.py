@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn import spec
 from raycnn.cli.arguments import Address, Changes
+from raycnn.config.load import load_job, read
+from raycnn.config.schema import JobSpec
+from raycnn.config.search import load_search
 from raycnn.errors import DataError, SpecError
-from raycnn.spec import JobSpec
 
 if TYPE_CHECKING:
-    from raycnn.search.spec import TuneSpec
+    from raycnn.config.search import TuneSpec
 
 
 def submit(
@@ -52,7 +53,7 @@ def submit(
         raise SpecError("name a job to submit, or a run to go on with: --resume RUN")
     asked = _checked(job, changes or []) if job else None
     from raycnn.cli.remote import follow, reach
-    from raycnn.launch.jobs import server_of
+    from raycnn.launch.jobs.client import server_of
 
     if asked and wait and not server_of(address):
         _alone(asked, code)
@@ -70,19 +71,18 @@ def submit(
 
 def _checked(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
     """What the file says, checked as far as that can be done without the cluster's files."""
-    from raycnn.check import check_settings
-    from raycnn.launch.jobs import each
-    from raycnn.search import check
-    from raycnn.search import spec as search_spec
+    from raycnn.launch.jobs.client import each
+    from raycnn.search import preflight
+    from raycnn.training.preflight import check_settings
 
-    searched = "tune" in spec.read(file, changes)[0]
-    asked = search_spec.load(file, changes) if searched else spec.load(file, changes)
+    searched = "tune" in read(file, changes)[0]
+    asked = load_search(file, changes) if searched else load_job(file, changes)
     seen = each(asked, _without_weights)
     try:
         if isinstance(seen, JobSpec):
             check_settings(seen)
         else:
-            check.check(seen, elsewhere=True)
+            preflight.check(seen, elsewhere=True)
     except DataError as error:
         print(f"left to the cluster to check: {error}")
     return asked
@@ -94,7 +94,8 @@ def _without_weights(job: JobSpec) -> JobSpec:
 
 def _alone(asked: "JobSpec | TuneSpec", code: bool) -> None:
     from raycnn.cli.remote import follow
-    from raycnn.launch import STARTING, head
+    from raycnn.launch.dispatch import STARTING
+    from raycnn.launch.jobs import head
 
     print(STARTING, flush=True)
     with head.started() as cluster:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn import spec
 from raycnn.cli.arguments import Changes, chosen, is_job
+from raycnn.config import schema
+from raycnn.config.load import load_job
 from raycnn.errors import SpecError
 from raycnn.shape import Shape
 
 if TYPE_CHECKING:
-    from raycnn.summary import Layer, Summary
+    from raycnn.analysis.summary import Layer, Summary
 
 COLUMNS = ["layer", "kind", "output", "parameters", "multiply-adds", "field", "jump"]
 
@@ -44,14 +45,14 @@ def summary(
     import torch
 
     from raycnn import models
-    from raycnn.summary import summarise
+    from raycnn.analysis.summary import summarise
 
     if is_job(network):
-        from raycnn.check import check_settings
+        from raycnn.training.preflight import check_settings
 
-        _, shape, model = check_settings(spec.load(Path(network), changes or []))
+        _, shape, model = check_settings(load_job(Path(network), changes or []))
     else:
-        choice = chosen(spec.Model, "model", network, changes)
+        choice = chosen(schema.Model, "model", network, changes)
         with torch.device("meta"):
             model = models.build(choice, shape, classes or 1000)
     found = summarise(model, shape)

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn import spec, yaml_file
 from raycnn.cli.arguments import Changes, Job, RunName, Runs, leads
+from raycnn.config import schema, yaml_file
+from raycnn.config.load import load_job
 from raycnn.errors import Interrupted
 
 if TYPE_CHECKING:
-    from raycnn.runs import Run, View
+    from raycnn.runs.directory import Run, View
 
 
 def train(
@@ -22,24 +23,24 @@ def train(
     ] = False,
 ) -> None:
     """Train a job: a new run folder, validation after each epoch, one test at the end."""
-    resolved = spec.load(job, changes or [])
-    from raycnn import launch
-    from raycnn.check import check, check_settings
-    from raycnn.runs import Run
+    resolved = load_job(job, changes or [])
+    from raycnn.launch import launcher
+    from raycnn.runs.directory import Run
+    from raycnn.training.preflight import check, check_settings
 
     if show:
         check_settings(resolved)
         yaml_file.dump(resolved.tree(), sys.stdout)
         return
-    check(resolved, elsewhere=launch.elsewhere(resolved.workers))
+    check(resolved, elsewhere=launcher.elsewhere(resolved.workers))
     _launch(resolved, lambda view: Run.create(resolved))
 
 
 def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
     """Go on with a run from its last checkpoint; `train.epochs=N` trains a finished one longer."""
-    from raycnn import launch
-    from raycnn.check import check
-    from raycnn.runs import Run, can_go_on
+    from raycnn.launch import launcher
+    from raycnn.runs.directory import Run, can_go_on
+    from raycnn.training.preflight import check
 
     found = Run.find(run, runs)
     resolved = found.job().change(changes or [])
@@ -50,7 +51,7 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
         )
         print(f"{found.name} is done: {done} epochs; {longer} goes on")
         return
-    elsewhere = launch.elsewhere(resolved.workers)
+    elsewhere = launcher.elsewhere(resolved.workers)
     check(resolved, elsewhere=elsewhere, checkpoints=found.checkpoints)
     with found.held():  # else another process trains it: said before anything starts
         pass
@@ -63,11 +64,11 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
     _launch(resolved, reopen)
 
 
-def _launch(job: spec.JobSpec, open_run: "Callable[[View], Run]") -> None:
+def _launch(job: schema.JobSpec, open_run: "Callable[[View], Run]") -> None:
     from rich.console import Console
 
-    from raycnn import launch
-    from raycnn.cli.view import show_result, view_for
+    from raycnn.cli.training_view import show_result, view_for
+    from raycnn.launch import dispatch
 
     console = Console(quiet=not leads())
 
@@ -78,7 +79,7 @@ def _launch(job: spec.JobSpec, open_run: "Callable[[View], Run]") -> None:
 
     with view_for(console, job.train.epochs) as view, job.located():
         try:
-            run = launch.train(job, opened, view)
+            run = dispatch.train(job, opened, view)
         except KeyboardInterrupt:
             raise Interrupted(
                 "stopped at once; `raycnn resume` goes on from the last checkpoint"

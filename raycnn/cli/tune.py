@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raycnn.cli.arguments import Changes, Runs
+from raycnn.config import search
+from raycnn.config.search import load_search
 from raycnn.errors import Interrupted, JobFailed, SpecError
-from raycnn.search import spec
 
 if TYPE_CHECKING:
     from raycnn.search.folder import Search
@@ -43,8 +44,8 @@ def tune(
         raise SpecError("name a file to search, or a search to go on with: --resume RUN")
     if file is not None and resume is not None:
         raise SpecError(f"--resume {resume} goes on as it is: leave out {file}")
-    from raycnn.search.check import check
     from raycnn.search.folder import Search
+    from raycnn.search.preflight import check
 
     if resume is not None:
         found = Search.find(resume, runs)
@@ -56,7 +57,7 @@ def tune(
         _finish(found, retrain)
         return
     assert file
-    asked = spec.load(file, changes or [])
+    asked = load_search(file, changes or [])
     check(asked)
     if dry_run:
         _plan(asked)
@@ -69,15 +70,16 @@ def _left(search: "Search") -> None:
     print("\n".join([*waiting, f"{len(waiting)} of {len(search.wanted())} trials are left"]))
 
 
-def _plan(asked: spec.TuneSpec) -> None:
-    from raycnn import device, launch
+def _plan(asked: search.TuneSpec) -> None:
     from raycnn.cli.search_view import duration
-    from raycnn.search.draw import drawer
+    from raycnn.launch import dispatch, launcher
+    from raycnn.runtime import device
     from raycnn.search.estimate import epoch_s
+    from raycnn.search.samplers import drawer
 
-    places = launch.places(asked)
+    places = dispatch.places(asked)
     kinds = sorted({place.pool.device for place in places})
-    total, known = 0.0, not launch.elsewhere(asked.architectures[0].job.workers)
+    total, known = 0.0, not launcher.elsewhere(asked.architectures[0].job.workers)
     pool = places[0].pool
     took = epoch_s(asked, device.find(pool.device).select(0, pool.cpus)) if known else {}
     for architecture in asked.architectures:
@@ -95,11 +97,11 @@ def _plan(asked: spec.TuneSpec) -> None:
         print(f"about {duration(total / len(places))} of training, if no trial is stopped")
 
 
-def _run(asked: spec.TuneSpec, open_search: "Callable[[], Search]") -> "Search":
+def _run(asked: search.TuneSpec, open_search: "Callable[[], Search]") -> "Search":
     from rich.console import Console
 
-    from raycnn import launch
     from raycnn.cli.search_view import search_view_for
+    from raycnn.launch import dispatch
 
     console = Console(file=sys.stdout)  # this one, wherever Tune's own words go
 
@@ -110,7 +112,7 @@ def _run(asked: spec.TuneSpec, open_search: "Callable[[], Search]") -> "Search":
 
     with search_view_for(console) as view:
         try:
-            return launch.search(asked, opened, view)
+            return dispatch.search(asked, opened, view)
         except KeyboardInterrupt:
             raise Interrupted("stopped at once; `raycnn tune --resume` goes on") from None
 
@@ -120,7 +122,7 @@ def _finish(search: "Search", retrain: bool) -> None:
 
     from raycnn.cli.search_view import show_board
     from raycnn.cli.train import train
-    from raycnn.search.board import leaderboard, winners
+    from raycnn.search.leaderboard import leaderboard, winners
 
     board = leaderboard(search)
     best = winners(board)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn import spec
 from raycnn.cli.arguments import Changes, Runs, is_job
+from raycnn.config.load import load_job
 from raycnn.errors import JobFailed
 
 if TYPE_CHECKING:
-    from raycnn.verify import Certificate
+    from raycnn.analysis.verify import Certificate
 
 WORDS = {True: "OK ", False: "NOT", None: "-- "}
 
@@ -25,12 +25,12 @@ def verify(
     runs: Runs = "runs",
 ) -> None:
     """Train a job briefly, kill it, resume it, and compare with an unbroken training of it."""
-    from raycnn.check import check
-    from raycnn.runs import Run
-    from raycnn.verify import verify as put_to_the_test
+    from raycnn.analysis.verify import verify as put_to_the_test
+    from raycnn.runs.directory import Run
+    from raycnn.training.preflight import check
 
     run = None if is_job(job) else Run.find(job, runs)
-    resolved = run.job().change(changes or []) if run else spec.load(Path(job), changes or [])
+    resolved = run.job().change(changes or []) if run else load_job(Path(job), changes or [])
     check(resolved)
     certificate = put_to_the_test(resolved, run, lambda text: print(text, file=sys.stderr))
     show = _as_json if as_json else _as_text

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raycnn import dist, seeds
-from raycnn.data import split
-from raycnn.data.augment import Pipeline
-from raycnn.data.source import Images
+from raycnn.data import sampling
+from raycnn.data.sources.base import Images
+from raycnn.data.transforms.pipeline import Pipeline
+from raycnn.runtime import distributed, rng
 
 T = TypeVar("T")
 
@@ -102,18 +102,18 @@ class Loader:
         rows = self.members
         again: int | NDArray[np.int64] = 0
         if self.balanced and self.shuffle:
-            picked, again = split.balance(self.labels[rows], self.seed, epoch)
+            picked, again = sampling.balance(self.labels[rows], self.seed, epoch)
             rows = rows[picked]
         keys = rows + len(self.labels) * again
         if not self.shuffle:
             return rows, keys
-        order = seeds.order(self.seed, epoch, len(rows))
+        order = rng.order(self.seed, epoch, len(rows))
         return rows[order], keys[order]
 
     def _gather(
         self, epoch: int, batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]
     ) -> Iterator[tuple[Any, ...]]:
-        rank, world = dist.rank(), dist.world()
+        rank, world = distributed.rank(), distributed.world()
         for batch, keys in batches:
             first, last = (len(batch) * r // world for r in (rank, rank + 1))
             # A worker must go through every step: without a share it takes an image that counts 0.

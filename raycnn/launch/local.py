@@ -5,13 +5,13 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from raycnn import device, dist
-from raycnn.device import Kind
+from raycnn.config.schema import JobSpec, Workers
 from raycnn.errors import ClusterError, SpecError, WorkerLost, first_line
-from raycnn.launch.stop import Stop
+from raycnn.launch.signals import Stop
 from raycnn.launch.worker import work
-from raycnn.runs import Run, View
-from raycnn.spec import JobSpec, Workers
+from raycnn.runs.directory import Run, View
+from raycnn.runtime import device, distributed
+from raycnn.runtime.device import Kind
 
 
 def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
@@ -19,7 +19,7 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
     kind = device.find(job.workers.device)
     _meet(kind, job.workers)
     with ExitStack() as held:
-        held.callback(dist.leave)
+        held.callback(distributed.leave)
         check_world(job.workers)
         chosen = kind.select(int(os.environ.get("LOCAL_RANK", 0)), job.workers.cpus)
         device.check_training(job.train, chosen.type)
@@ -29,7 +29,7 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
             held.enter_context(run.held())
             return str(run.folder)
 
-        run = Run(Path(dist.from_first(open_and_hold)))
+        run = Run(Path(distributed.from_first(open_and_hold)))
         stop = Stop(busy=run.training)
         try:
             with stop.listening():
@@ -44,22 +44,22 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
 
 def _meet(kind: Kind, workers: Workers) -> None:
     """Meet the other workers that torchrun started. Raises ClusterError when not all come."""
-    if not dist.launched():
+    if not distributed.launched():
         return
     try:
-        dist.join(kind.backend, workers.timeout_s)
+        distributed.join(kind.backend, workers.timeout_s)
     except Exception as error:
-        if not dist.lost_peer(error):
+        if not distributed.lost_peer(error):
             raise
         raise ClusterError(
-            f"{dist.started()} workers did not meet within {workers.timeout_s} s "
+            f"{distributed.started()} workers did not meet within {workers.timeout_s} s "
             f"(workers.timeout_s): {first_line(error)}"
         ) from None
 
 
 def check_world(workers: Workers) -> None:
     """Raises SpecError unless as many processes are here as workers are asked for."""
-    here = dist.started()
+    here = distributed.started()
     if not workers.least <= here <= workers.most:
-        how = "torchrun started" if dist.launched() else "this process is"
+        how = "torchrun started" if distributed.launched() else "this process is"
         raise SpecError(f"{workers.asked} workers are asked for, {how} {here}", "workers.count")

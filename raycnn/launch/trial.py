@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from raycnn import checkpoint, dist
-from raycnn.checkpoint import State
 from raycnn.errors import ClusterError, Interrupted, RaycnnError
-from raycnn.loop import fit
-from raycnn.runs import Recorder, log
+from raycnn.runs.directory import Recorder, log
+from raycnn.runtime import distributed
 from raycnn.search.folder import TAKE_OVER_S, Search, Trial
+from raycnn.training import checkpoint
+from raycnn.training.checkpoint import State
+from raycnn.training.loop import fit
 
 Ending = dict[str, Any]
 """The state and, where it did not come to its end, the reason; {} when it has not ended."""
@@ -40,7 +41,7 @@ class _Judged(Recorder):
         if self.leads and "parameters" not in self.trial.facts:
             parameters = sum(parameter.numel() for parameter in state.model.parameters())
             self.trial.note(parameters=parameters, val_images=state.about["images"]["val"])
-        if reason := dist.from_first(self._verdict):
+        if reason := distributed.from_first(self._verdict):
             raise _Stopped(reason)
         self._wait(state)
 

@@ -7,11 +7,12 @@ from contextlib import suppress
 
 import torch
 
-from raycnn import dist, loop
+from raycnn.config.schema import JobSpec
 from raycnn.errors import Interrupted, OutOfMemory, RaycnnError, WorkerLost
-from raycnn.loop import fit
-from raycnn.runs import Recorder, Run, View, log, result_of
-from raycnn.spec import JobSpec
+from raycnn.runs.directory import Recorder, Run, View, log, result_of
+from raycnn.runtime import distributed
+from raycnn.training import loop
+from raycnn.training.loop import fit
 
 IN_VAIN = "waited in vain for another worker"
 SETTLE_S = 3  # for all others to have said what they know
@@ -29,10 +30,10 @@ def work(
     asked: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train as one worker. A user's error is in the run's events, a bug's traceback in its log."""
-    recorder = Recorder(run, view, asked, job.workers.timeout_s if dist.world() > 1 else 0)
+    recorder = Recorder(run, view, asked, job.workers.timeout_s if distributed.world() > 1 else 0)
     try:
         outcome = fit(job, device, recorder)
-        dist.together(lambda: recorder.finish(result_of(outcome.state, outcome.test)))
+        distributed.together(lambda: recorder.finish(result_of(outcome.state, outcome.test)))
     except Interrupted as error:
         log.info(str(error))
         raise Interrupted(f"{error}: `raycnn resume {run.home}` goes on from there") from None
@@ -41,15 +42,15 @@ def work(
         raise
     except RaycnnError as error:
         log.error(f"failed: {error}")
-        if dist.rank() == 0:
+        if distributed.rank() == 0:
             with suppress(OSError):
                 run.add_event(f"failed: {error}")
         raise
     except RuntimeError as error:
-        if not dist.lost_peer(error):
+        if not distributed.lost_peer(error):
             log.error("failed", exc_info=error)
             raise
-        in_vain = dist.timed_out(error)
+        in_vain = distributed.timed_out(error)
         log.error(IN_VAIN if in_vain else "found another worker gone")
         time.sleep(SETTLE_S)
         raise WorkerLost(silent(job, run) if in_vain else gone(run)) from None
@@ -69,7 +70,7 @@ def find_data(root: str | None, others: dict[str, str]) -> None:
 
 def silent(job: JobSpec, run: Run) -> str:
     """Who did not wait in vain is who was waited for: their logs tell, and where they were."""
-    quiet = [rank for rank in range(dist.world()) if IN_VAIN not in run.log_end(rank)]
+    quiet = [rank for rank in range(distributed.world()) if IN_VAIN not in run.log_end(rank)]
     named = ", ".join(f"rank {rank}" for rank in quiet) or "the network between the workers"
     stacks = [f"\nrank {rank} was here:\n{at}" for rank in quiet if (at := stack(run, rank))]
     return (
@@ -90,7 +91,7 @@ def stack(run: Run, rank: int) -> str:
 
 def gone(run: Run) -> str:
     """What another worker said last, where it could say anything."""
-    for rank in range(dist.world()):
+    for rank in range(distributed.world()):
         _, failed, said = run.log_end(rank).rpartition(" failed")
         if failed:
             last = said.strip(": \n").splitlines()[-1]

@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
-from raycnn.catalogue import Catalogue
+from raycnn.config.registry import Catalogue
+from raycnn.config.schema import Model
 from raycnn.errors import SpecError, unknown
-from raycnn.models import torchvision_zoo
+from raycnn.models import torchvision
 from raycnn.models.alexnet import alexnet
 from raycnn.models.blocks import TooSmall
 from raycnn.models.googlenet import googlenet
@@ -13,7 +14,6 @@ from raycnn.models.lenet import lenet
 from raycnn.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 from raycnn.models.vgg import vgg11, vgg13, vgg16, vgg19
 from raycnn.shape import Shape
-from raycnn.spec import Model
 
 MODELS: Catalogue[nn.Module] = Catalogue(
     "model",
@@ -25,7 +25,7 @@ MODELS: Catalogue[nn.Module] = Catalogue(
         "vgg11": vgg11, "vgg13": vgg13, "vgg16": vgg16, "vgg19": vgg19,
     },
     group="raycnn.models",
-    families={"torchvision": torchvision_zoo.named},
+    families={"torchvision": torchvision.named},
 )
 
 LARGEST = 512

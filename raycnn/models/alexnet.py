@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raycnn.models.blocks import BatchNorm, width
-from raycnn.noise import Dropout
+from raycnn.models.dropout import Dropout
 from raycnn.shape import Shape
 
 # Channels, kernel, stride, padding of each convolution, and the (kernel, stride) of a max pool.

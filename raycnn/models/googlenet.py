@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raycnn.models.blocks import BatchNorm, is_small, width
-from raycnn.noise import Dropout
+from raycnn.models.dropout import Dropout
 from raycnn.shape import Shape
 
 # Channels of 1x1, (reduce, 3x3), (reduce, 5x5) and the pool's projection.

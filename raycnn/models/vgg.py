@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from raycnn.models.blocks import BatchNorm, init, width
-from raycnn.noise import Dropout
+from raycnn.models.dropout import Dropout
 from raycnn.shape import Shape
 
 # How many 3 x 3 convolutions each of the five stages has: columns A, B, D and E of the table.

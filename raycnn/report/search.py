@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raycnn.search.board import Entry
+from raycnn.config.schema import JobSpec
 from raycnn.search.folder import Search, Trial
-from raycnn.spec import JobSpec
+from raycnn.search.leaderboard import Entry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,12 +4,12 @@ import time
 
 import torch
 
-from raycnn.data import open_splits
+from raycnn.config.schema import JobSpec
+from raycnn.config.search import TuneSpec
 from raycnn.data.loader import Batch
-from raycnn.loop import fresh_state
-from raycnn.search.spec import TuneSpec
-from raycnn.spec import JobSpec
-from raycnn.step import forward
+from raycnn.data.splits import open_splits
+from raycnn.training.loop import fresh_state
+from raycnn.training.step import forward
 
 SAMPLE = 32  # images of the step that is timed
 

@@ -21,14 +21,13 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from raycnn import yaml_file
+from raycnn.config import search, yaml_file
+from raycnn.config.schema import JobSpec
+from raycnn.config.search import Architecture, Pool, TuneSpec, load_resolved_search
+from raycnn.config.yaml_file import Tree
 from raycnn.errors import Unfit
-from raycnn.runs import LOCK_S, Run, found, in_order, numbered, read_json, write_json
-from raycnn.search import spec
-from raycnn.search.spec import Architecture, Pool, TuneSpec
-from raycnn.search.stopping import RULES, Course, Pbt, Rule
-from raycnn.spec import JobSpec
-from raycnn.yaml_file import Tree
+from raycnn.runs.directory import LOCK_S, Run, found, in_order, numbered, read_json, write_json
+from raycnn.search.schedulers import RULES, Course, Pbt, Rule
 
 ENDED = ("done", "stopped", "failed")
 TAKE_OVER_S = 60  # for a worker that the driver's death left behind to notice, and let go
@@ -72,7 +71,7 @@ class Trial:
             {key: float(value) for key, value in row.items() if value} for row in self.run.rows()
         ]
 
-    def course(self, tune: spec.Tune) -> Course:
+    def course(self, tune: search.Tune) -> Course:
         values = [tune.sign * row[tune.metric] for row in self.rows() if tune.metric in row]
         return Course(int(self.facts.get("epochs", 0)), values)
 
@@ -111,7 +110,7 @@ class Search:
 
     @cached_property
     def spec(self) -> TuneSpec:
-        return spec.resolved(self.folder / "search.yaml")
+        return load_resolved_search(self.folder / "search.yaml")
 
     @cached_property
     def rule(self) -> Rule:

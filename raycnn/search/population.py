@@ -11,12 +11,12 @@ import math
 import os
 import shutil
 
-from raycnn import checkpoint
-from raycnn.search.draw import unit
+from raycnn.config.search import Architecture
+from raycnn.config.yaml_file import Tree
 from raycnn.search.folder import TAKE_OVER_S, Search, Trial
-from raycnn.search.spec import Architecture
-from raycnn.search.stopping import Pbt
-from raycnn.yaml_file import Tree
+from raycnn.search.samplers import unit
+from raycnn.search.schedulers import Pbt
+from raycnn.training import checkpoint
 
 Turn = tuple[Architecture, int]
 

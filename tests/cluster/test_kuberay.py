@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
-from raycnn import spec
 from raycnn.cli import verbs
-from raycnn.device import KINDS
+from raycnn.config.load import load_job
+from raycnn.runtime.device import KINDS
 from tests.cluster.conftest import CLUSTER, locked, read
 from tests.conftest import ROOT
 
@@ -94,7 +94,7 @@ def test_a_jobs_command_is_a_raycnn_job_that_fits_its_cluster(kind: str) -> None
     manifest = read(KUBERAY / f"job-{kind}.yaml")["spec"]
     program, verb, file, *changes = shlex.split(manifest["entrypoint"])
     assert program == "raycnn" and verb in verbs
-    job = spec.load(ROOT / Path(file).relative_to("/opt/raycnn"), changes)
+    job = load_job(ROOT / Path(file).relative_to("/opt/raycnn"), changes)
     (group,) = manifest["rayClusterSpec"]["workerGroupSpecs"]
     assert job.workers.count == group["replicas"] and job.workers.device == DEVICES[kind]
     mounts = {

@@ -22,8 +22,8 @@ import pytest
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from raycnn.cli import main
-from raycnn.launch import cluster, node
-from raycnn.spec import JobSpec
+from raycnn.config.schema import JobSpec
+from raycnn.launch.ray import connection, node
 from tests.conftest import ROOT, raycnn
 
 SSH = """#!/bin/bash
@@ -55,7 +55,7 @@ def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call]:
             pytest.raises(SystemExit) as ended,
         ):
             patch.setattr("sys.argv", ["raycnn", "cluster", *map(str, words)])
-            patch.setattr(cluster, "TOKEN", folder / "ray" / "token")
+            patch.setattr(connection, "TOKEN", folder / "ray" / "token")
             patch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
             patch.delenv("RAY_AUTH_TOKEN", raising=False)
             main()
@@ -109,7 +109,7 @@ def test_what_cannot_be_a_cluster_is_said_before_anything_starts(
 
 
 def test_the_example_is_a_cluster(call: Call) -> None:
-    from raycnn.launch import machines
+    from raycnn.launch.ray import machines
 
     example = machines.load(ROOT / "cluster" / "machines.yaml")
     assert example.workers and any(machine.npus for machine in example.nodes)
@@ -210,7 +210,7 @@ def test_ray_clients_server_is_not_there(two: Up) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_job_trains_on_both_nodes(two: Up, job: Callable[..., JobSpec], tmp_path: Path) -> None:
-    from raycnn.runs import Run
+    from raycnn.runs.directory import Run
 
     token = Path(two.said.partition("token:")[2].strip())
     spec = (

@@ -6,8 +6,8 @@ import shlex
 import pytest
 from typer.main import get_command
 
-from raycnn import spec
 from raycnn.cli import app
+from raycnn.config.load import load_job
 from tests.cluster.conftest import CLUSTER
 from tests.conftest import ROOT
 
@@ -36,4 +36,4 @@ def test_its_raycnn_commands_are_understood(line: str) -> None:
         command = command.commands[words.pop(0)]
     given = command.make_context("raycnn", list(words)).params
     if job := given.get("job"):
-        spec.load(ROOT / job, given.get("changes") or [])
+        load_job(ROOT / job, given.get("changes") or [])

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from raycnn.data.augment import TRANSFORMS
-from raycnn.spec import Choice
+from raycnn.config.schema import Choice
+from raycnn.data.transforms.pipeline import TRANSFORMS
 
 NEEDED: dict[str, dict[str, Any]] = {
     "centre_crop": {"size": [7, 8]},

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from raycnn import dist
-from raycnn.data.augment import TRANSFORMS, Pipeline
+from raycnn.config.schema import Choice
 from raycnn.data.loader import ABSENT, Batch, Loader, ahead
-from raycnn.spec import Choice
+from raycnn.data.transforms.pipeline import TRANSFORMS, Pipeline
+from raycnn.runtime import distributed
 from tests.data.conftest import EVERY
 
 PLAIN = [Choice(name="flip"), Choice(name="pad_crop", padding=1)]
@@ -40,8 +40,8 @@ def share(
     choices: Sequence[Choice] = PLAIN,
 ) -> list[Batch]:
     """What one of several workers is given; the loader asks dist alone who it is."""
-    monkeypatch.setattr(dist, "rank", lambda: rank)
-    monkeypatch.setattr(dist, "world", lambda: world)
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "world", lambda: world)
     return list(loader(count, 20, choices=choices).epoch(epoch, start))
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from raycnn.check import check
+from raycnn.config.schema import JobSpec
 from raycnn.errors import Unfit
 from raycnn.launch.worker import work
-from raycnn.runs import Run
-from raycnn.spec import JobSpec
+from raycnn.runs.directory import Run
+from raycnn.training.preflight import check
 from tests.conftest import mounted, numbers, same, train, weights
 
 MakeJob = Callable[..., JobSpec]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from raycnn.runs import Run
-from raycnn.spec import JobSpec
+from raycnn.config.schema import JobSpec
+from raycnn.runs.directory import Run
 from tests.conftest import distance, ended, numbers, train, wait_for, weights, workers
-from tests.faults.harm import two_with
+from tests.support.faults import two_with
 
 MakeJob = Callable[..., JobSpec]
 

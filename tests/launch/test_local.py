@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from raycnn.config.schema import JobSpec
 from raycnn.errors import Interrupted
-from raycnn.runs import Run
-from raycnn.spec import JobSpec
+from raycnn.runs.directory import Run
 from tests.conftest import distance, ended, numbers, raycnn, same, train, wait_for, weights, workers
 
 MakeJob = Callable[..., JobSpec]

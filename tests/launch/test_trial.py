@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from raycnn import spec
+from raycnn.config.load import load_job
+from raycnn.config.search import Pool
 from raycnn.errors import Unfit
 from raycnn.launch import trial
-from raycnn.search import board
+from raycnn.search import leaderboard
 from raycnn.search.folder import Search, Trial
-from raycnn.search.spec import Pool
 from tests.conftest import numbers, same, train, weights
 from tests.search.conftest import SPACE, Read, read  # noqa: F401
 
@@ -43,9 +43,9 @@ def facts(search: Search) -> dict[str, Any]:
 def test_the_best_job_comes_to_the_metric_of_its_trial(search: Search) -> None:
     trials = begin(search, [0.001, 0.05, 0.1])
     go(search, *trials)
-    found = board.write(search)
+    found = leaderboard.write(search)
     assert found[0].metric == max(entry.metric or 0 for entry in found) > 0.1
-    run = train(spec.load(search.best_job("lenet")))
+    run = train(load_job(search.best_job("lenet")))
     best = Trial(search.folder / "trials" / found[0].trial)
     assert numbers(run) == numbers(best.run)
     assert same(weights(run), weights(best.run))
@@ -54,14 +54,14 @@ def test_the_best_job_comes_to_the_metric_of_its_trial(search: Search) -> None:
 
 def test_no_trial_looks_at_the_test_images(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("raycnn.loop.evaluate", _counting(seen))
+    monkeypatch.setattr("raycnn.training.loop.evaluate", _counting(seen))
     go(search, *begin(search, [0.05]))
     assert seen == [20] * 3, "the held-out tenth of 200 images, in each of 3 epochs"
     assert search.trials()[0].run.result() is None
 
 
 def _counting(seen: list[int]) -> Any:
-    from raycnn.loop import evaluate
+    from raycnn.training.loop import evaluate
 
     def counted(model: Any, loader: Any, *rest: Any) -> Any:
         seen.append(loader.samples)
@@ -73,10 +73,10 @@ def _counting(seen: list[int]) -> Any:
 def test_a_trial_that_fails_is_recorded_and_the_others_go_on(search: Search) -> None:
     trials = begin(search, [1e30, 0.05])
     go(search, *trials)
-    found = board.write(search)
+    found = leaderboard.write(search)
     assert [(e.trial, e.state) for e in found] == [("lenet-001", "done"), ("lenet-000", "failed")]
     assert "the loss is not finite" in found[1].reason
-    assert board.winners(found).keys() == {"lenet"}
+    assert leaderboard.winners(found).keys() == {"lenet"}
 
 
 def test_a_bug_in_a_trial_is_recorded_too(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_a_bug_in_a_trial_is_recorded_too(search: Search, monkeypatch: pytest.Mo
         raise ZeroDivisionError("a plugin's")
 
     trials = begin(search, [0.05])
-    monkeypatch.setattr("raycnn.loop.train_epoch", broken)
+    monkeypatch.setattr("raycnn.training.loop.train_epoch", broken)
     go(search, *trials)
     assert trials[0].facts["reason"] == "ZeroDivisionError: a plugin's"
     assert "ZeroDivisionError" in (trials[0].run.folder / "logs" / "rank-0.log").read_text()
@@ -133,7 +133,7 @@ def test_a_trial_that_a_kill_left_half_made_is_made_again(search: Search) -> Non
 
 def test_a_leaderboard_says_what_every_trial_came_to(search: Search) -> None:
     go(search, *begin(search, [0.05, 0.1]))
-    board.write(search)
+    leaderboard.write(search)
     said = json.loads((search.folder / "leaderboard.json").read_text())
     first = said["trials"][0]
     assert said["overall"] == said["winners"]["lenet"] == first["trial"]

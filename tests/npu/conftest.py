@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.npu.made import simulated
+from tests.support.npu import simulated
 
 
 @pytest.fixture(scope="session")

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from raycnn.predict import evaluate_run
-from raycnn.runs import Run
-from raycnn.spec import JobSpec
+from raycnn.analysis.predict import evaluate_run
+from raycnn.config.schema import JobSpec
+from raycnn.runs.directory import Run
 from tests.conftest import distance, ended, raycnn, train, weights, workers
-from tests.npu.made import WITHOUT_CANN
+from tests.support.npu import WITHOUT_CANN
 
 MakeJob = Callable[..., JobSpec]
 

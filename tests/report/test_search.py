@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from raycnn.report.search import draw, front, importance, value_of
-from raycnn.search.board import Entry
 from raycnn.search.folder import Search
+from raycnn.search.leaderboard import Entry
 from tests.search.conftest import Read, read  # noqa: F401
 
 PLAIN = Entry(

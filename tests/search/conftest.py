@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raycnn.search import spec
-from raycnn.search.spec import TuneSpec
+from raycnn.config.search import TuneSpec, load_search
 
 BASE = """\
 name: tiny
@@ -29,6 +28,6 @@ def read(tmp_path: Path) -> Read:
     def load(text: str = SPACE, *changes: str, base: str = BASE) -> TuneSpec:
         path = tmp_path / "tiny.tune.yaml"
         path.write_text(base.replace("STORAGE", str(tmp_path / "runs")) + text)
-        return spec.load(path, changes)
+        return load_search(path, changes)
 
     return load

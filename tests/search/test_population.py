@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from raycnn import spec as job
+from raycnn.config.load import load_job
+from raycnn.config.search import Domain, Pool, load_search
 from raycnn.launch import trial
-from raycnn.search import board, spec
-from raycnn.search.draw import drawer
+from raycnn.search import leaderboard
 from raycnn.search.folder import Search, Trial
 from raycnn.search.population import due
-from raycnn.search.spec import Domain, Pool
+from raycnn.search.samplers import drawer
 from tests.conftest import numbers, same, train, weights
 from tests.search.conftest import BASE
 
@@ -44,7 +44,7 @@ def go(search: Search) -> Search:
 def made(folder: Path, *changes: str, text: str = TEXT) -> Search:
     path = folder / "tiny.tune.yaml"
     path.write_text(BASE.replace("STORAGE", str(folder)) + text)
-    return Search.create(spec.load(path, ["data.val=0.3", *changes]))
+    return Search.create(load_search(path, ["data.val=0.3", *changes]))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def descended(search: Search) -> list[Trial]:
 
 
 def test_the_worst_of_a_generation_go_on_from_the_best(done: Search) -> None:
-    entries = {entry.trial: entry for entry in board.write(done)}
+    entries = {entry.trial: entry for entry in leaderboard.write(done)}
     assert {(entry.state, entry.epochs) for entry in entries.values()} == {("done", 3)}
     assert [len(one.facts["scores"]) for one in done.trials()] == [2] * 4, "after epochs 1 and 2"
     ranked = sorted(done.trials(), key=lambda one: -one.facts["scores"][1])
@@ -89,13 +89,13 @@ def test_the_worst_of_a_generation_go_on_from_the_best(done: Search) -> None:
 
 
 def test_a_members_job_is_its_whole_descent_and_comes_to_the_same(done: Search) -> None:
-    found = board.write(done)
+    found = leaderboard.write(done)
     assert max(len(one.run.job().stages) for one in done.trials()) == 2
     for one in descended(done):
         alone = train(one.run.job().change({"storage.path": str(done.folder)}))
         assert numbers(alone) == numbers(one.run) and same(weights(alone), weights(one.run))
     best = Trial(done.folder / "trials" / found[0].trial).run.job()
-    assert job.load(done.best_job("lenet")).tree() == best.tree()
+    assert load_job(done.best_job("lenet")).tree() == best.tree()
     assert (
         max(row["val/acc1"] for row in Trial(done.folder / "trials" / found[0].trial).rows())
         == found[0].metric

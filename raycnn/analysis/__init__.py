@@ -1,0 +1,1 @@
+"""What is asked of networks, data and runs outside of training."""

@@ -1,0 +1,121 @@
+"""The same steps on several devices: how far apart their losses and gradients are."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, count, islice
+
+import torch
+from torch import Tensor
+
+from raycnn import models
+from raycnn.config.schema import JobSpec
+from raycnn.data.loader import Batch
+from raycnn.data.splits import Splits, open_splits
+from raycnn.errors import SpecError
+from raycnn.models.dropout import Dropout
+from raycnn.runtime import device
+from raycnn.training.loop import begin_with_weights, fresh_state, loss_weights
+from raycnn.training.optim import SCHEDULES, Schedule
+from raycnn.training.step import Step
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far a device is from the first one, at one step."""
+
+    step: int
+    """From 1 on."""
+    name: str
+    """The kind of device that is compared with the first."""
+    loss: float
+    """Of the first device: the mean over the batch."""
+    loss_gap: float
+    largest: float
+    """The first device's largest gradient of any weight."""
+    gap: float
+    """The largest difference of the gradients of any weight."""
+    where: str
+    """The parameter that has it."""
+
+    @property
+    def relative(self) -> float:
+        """The gap in units of the largest gradient."""
+        return self.gap / self.largest if self.largest else self.gap
+
+
+@dataclass(frozen=True)
+class _Traced(Step):
+    """A step whose gradients can be looked at afterwards."""
+
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    """Of each parameter, before they are clipped, on the CPU."""
+
+    def _gradients(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
+        found = super()._gradients(batch, number)
+        factor = self.state.scale.factor.item() if self.state.scale else 1.0
+        for name, parameter in self.state.optimizer.parameters.items():
+            assert parameter.grad is not None
+            self.gradients[name] = (parameter.grad / factor).cpu()
+        return found
+
+
+def compare(job: JobSpec, names: Sequence[str], steps: int) -> Iterator[Gap]:
+    """Take the steps on every device, and compare each with the first after each step.
+
+    All begin with the same weights, and see the same batches, which the CPU has augmented; after
+    that each goes its own way. Dropout is left out: no two kinds draw the same numbers. Raises
+    Unfit for a device that is not there.
+    """
+    if len(names) < 2:
+        raise SpecError(f"--devices names {len(names)}: two or more are compared")
+    kinds = [device.find(name) for name in names]
+    for kind in kinds:
+        device.check_training(job.train, kind.name)
+    splits = open_splits(job)
+    loader = splits.loader("train", job, torch.device("cpu"), training=True)
+    schedule = SCHEDULES.build(job.schedule, job.train.epochs * len(loader))
+    traced = [_traced(job, splits, schedule, kind.select(0, job.workers.cpus)) for kind in kinds]
+    batches = chain.from_iterable(map(loader.epoch, count()))
+    for k, batch in enumerate(islice(batches, steps)):
+        losses = [_take(step, batch, k) for step in traced]
+        for kind, step, loss in zip(kinds[1:], traced[1:], losses[1:], strict=True):
+            yield _gap(k + 1, kind.name, losses[0], loss, traced[0].gradients, step.gradients)
+
+
+def _traced(job: JobSpec, splits: Splits, schedule: Schedule, chosen: torch.device) -> _Traced:
+    state = fresh_state(job, splits, chosen)
+    if job.model.weights:
+        begin_with_weights(state, job)
+    models.begin_training(state.model)
+    for module in state.model.modules():
+        if isinstance(module, Dropout):
+            module.eval()
+    return _Traced(
+        replica=state.model,
+        state=state,
+        schedule=schedule,
+        job=job,
+        micro_batch=job.train.micro_batch or job.train.batch_size,
+        class_weights=loss_weights(job, splits, chosen),
+    )
+
+
+def _take(step: _Traced, batch: Batch, k: int) -> float:
+    """Step `k` on the batch, moved to where the step's weights are: its mean loss."""
+    kind = next(step.state.model.parameters()).device
+    moved = {
+        key: tensor.to(kind)
+        for key in ("images", "labels", "others", "kept")
+        if (tensor := getattr(batch, key)) is not None
+    }
+    _, loss = step(replace(batch, **moved), k)
+    return loss.item() / batch.total
+
+
+def _gap(
+    step: int, name: str, loss: float, other: float, own: dict[str, Tensor], its: dict[str, Tensor]
+) -> Gap:
+    gaps = {key: (own[key] - its[key]).abs().max().item() for key in own}
+    where = max(gaps, key=gaps.__getitem__)
+    largest = max(gradient.abs().max().item() for gradient in own.values())
+    return Gap(step, name, loss, abs(loss - other), largest, gaps[where], where)

@@ -1,0 +1,118 @@
+"""What is installed and at hand here, and what of it does not fit together."""
+
+import os
+import platform
+import re
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import requires
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+
+from raycnn.data.images.store import SPARE_BYTES, cache
+from raycnn.errors import Unfit
+from raycnn.runtime import device, distributed
+from raycnn.runtime.device import KINDS, minor, package
+from raycnn.training.preflight import nearest
+
+PACKAGES = ["raycnn", "torch", "torchvision", "torch_npu", "ray"]
+SHARED = Path("/dev/shm")  # where Ray keeps its objects
+SHARED_BYTES = 256 << 20
+ASCEND = Path("/usr/local/Ascend")
+
+
+@dataclass(frozen=True)
+class Findings:
+    versions: dict[str, str | None]
+    """Of Python, packages, CUDA and CANN, and the drivers; None for what is not there."""
+    devices: dict[str, list[str]]
+    """The names of the accelerators of each kind."""
+    cpus: int
+    backends: list[str]
+    """Of process groups, as torch has them here."""
+    free: dict[str, int]
+    """Bytes, by folder; of one yet to be made, those of the folder it will be in."""
+    faults: list[str]
+    """What does not fit, or lacks, and what would mend it."""
+
+
+def examine(storage: Path) -> Findings:
+    """Look at this machine; `storage` is where runs are to be kept."""
+    versions = {"python": platform.python_version(), **{name: package(name) for name in PACKAGES}}
+    versions |= {
+        "torch": torch.__version__,  # with what it was built for
+        "cuda": torch.version.cuda,
+        "nvidia driver": _said(Path("/proc/driver/nvidia/version"), r"Module\s+([\d.]+)"),
+        "cann": cann(),
+        "ascend driver": _said(ASCEND / "driver" / "version.info", r"(?im)^version=(\S+)"),
+    }
+    devices = {name: kind.names() for name, kind in KINDS.items() if name != "cpu"}
+    free = {
+        str(folder): shutil.disk_usage(nearest(folder)).free
+        for folder in (storage, cache(), SHARED)
+    }
+    faults = [*misfits(versions), *_lacking(versions, devices), *_cramped(free)]
+    return Findings(versions, devices, KINDS["cpu"].count(), distributed.backends(), free, faults)
+
+
+def misfits(versions: dict[str, str | None]) -> list[str]:
+    """Packages of versions that do not go together, each with the version that would."""
+    torch_version = versions["torch"] or ""
+    major, _, number = minor(torch_version).partition(".")
+    pairs = {"torch_npu": minor(torch_version)}
+    if major == "2":
+        pairs["torchvision"] = f"0.{int(number) + 15}"  # as both have counted since torch 2.0
+    faults = [
+        f"{name} {found} does not fit torch {torch_version}: take {name} {wanted}"
+        for name, wanted in pairs.items()
+        if (found := versions[name]) and minor(found) != wanted
+    ]
+    for line in requires("raycnn") or []:
+        needed = Requirement(line)
+        name = needed.name.replace("-", "_")
+        found = versions.get(name)
+        if found and not needed.specifier.contains(found, prereleases=True):
+            faults.append(f"{name} {found} does not fit raycnn: take {name}{needed.specifier}")
+    return faults
+
+
+def _lacking(versions: dict[str, str | None], devices: dict[str, list[str]]) -> list[str]:
+    """Devices whose driver is here, and that torch does not see."""
+    faults = []
+    if (driver := versions["nvidia driver"]) and not devices["cuda"]:
+        why = "was built without CUDA"
+        if built := versions["cuda"]:
+            why = f"sees no GPU: is one visible, and is the driver new enough for CUDA {built}?"
+        faults.append(f"NVIDIA's driver {driver} is here, but torch {versions['torch']} {why}")
+    if device.npu_driver() and not devices["npu"]:
+        try:
+            device.find("npu")
+        except Unfit as error:
+            faults.append(str(error))
+    return faults
+
+
+def _cramped(free: dict[str, int]) -> list[str]:
+    return [
+        f"{folder} has {room / 2**20:,.0f} MiB free: {least / 2**20:,.0f} are the least"
+        for folder, room in free.items()
+        if room < (least := SHARED_BYTES if folder == str(SHARED) else SPARE_BYTES)
+    ]
+
+
+def cann() -> str | None:
+    """The version of the CANN toolkit whose set_env.sh was sourced, or of the one installed."""
+    home = Path(os.environ.get("ASCEND_TOOLKIT_HOME") or ASCEND / "ascend-toolkit" / "latest")
+    files = [*home.glob("*-linux/ascend_toolkit_install.info"), home / "compiler" / "version.info"]
+    found = (_said(file, r"(?im)^version=(\S+)") for file in files)
+    return next(filter(None, found), None)
+
+
+def _said(file: Path, pattern: str) -> str | None:
+    try:
+        found = re.search(pattern, file.read_text())
+    except OSError:
+        return None
+    return found.group(1) if found else None

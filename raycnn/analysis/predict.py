@@ -1,0 +1,104 @@
+"""A trained network, from its run folder alone, and what it says of pictures."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raycnn import models
+from raycnn.config.load import job_from_tree
+from raycnn.config.schema import JobSpec
+from raycnn.data.images.decode import ENDINGS, FIT, BadImage, Frame, attempt
+from raycnn.data.splits import open_splits
+from raycnn.data.transforms.pipeline import TRANSFORMS, Pipeline
+from raycnn.errors import DataError
+from raycnn.runs.directory import Run, result_of
+from raycnn.runtime.device import find, layout
+from raycnn.shape import Shape
+from raycnn.training import checkpoint
+from raycnn.training.loop import evaluate, fresh_state
+from raycnn.training.step import narrowed
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Network:
+    model: nn.Module
+    classes: tuple[str, ...]
+    frame: Frame
+    """Of the images it was trained on, before their transforms."""
+    pipeline: Pipeline
+    device: torch.device
+    precision: str
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 of the frame's shape to (B, K)."""
+        numbers = torch.zeros(len(images), 0, device=self.device)
+        with narrowed(self.precision, self.device):
+            logits = self.model(self.pipeline(images.to(self.device), numbers))
+        return torch.softmax(logits.float(), 1).cpu()
+
+
+def load(weights: Path, device: torch.device) -> Network:
+    """The network of a checkpoint's folder."""
+    about = checkpoint.read_state(weights)["about"]
+    job: JobSpec = job_from_tree(about["spec"])
+    classes = tuple(about["classes"])
+    model = models.build(job.model, Shape(*about["shape"]), len(classes))
+    checkpoint.load_weights(model, weights)
+    model.to(device).to(memory_format=layout(device, job.train.channels_last)).eval()
+    transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
+    pipeline = Pipeline(transforms, about["mean"], about["std"]).evaluation()
+    fit = job.data.options.get("fit", FIT)
+    frame = Frame(Shape(*about["source_shape"]), fit, convert=True)
+    return Network(model, classes, frame, pipeline, device, job.train.precision)
+
+
+def pictures(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and the pictures in the folders named. Raises DataError for none."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path} does not exist")
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        hidden = (p for p in inside if p.is_file() and not p.name.startswith("."))
+        found += [p for p in hidden if p == path or p.suffix.lower() in ENDINGS]
+    if not found:
+        raise DataError(f"no pictures in {', '.join(map(str, paths))}")
+    return found
+
+
+def predict(network: Network, paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor | BadImage]]:
+    """For each picture its probabilities (K,), or what is wrong with it."""
+    for start in range(0, len(paths), BATCH):
+        some = paths[start : start + BATCH]
+        read_or_not = attempt([(str(path), path) for path in some], network.frame)
+        images = [torch.from_numpy(i) for i in read_or_not if not isinstance(i, BadImage)]
+        stacked = torch.stack(images).permute(0, 3, 1, 2) if images else None
+        rows = iter(()) if stacked is None else iter(network.probabilities(stacked))
+        for path, image in zip(some, read_or_not, strict=True):
+            yield path, image if isinstance(image, BadImage) else next(rows)
+
+
+def evaluate_run(run: Run, split: str, weights: str, name: str, root: str | None) -> dict[str, Any]:
+    """What result.json says, of any split, weights and device."""
+    job = run.job()
+    if root:
+        job = job.change({"data.root": root})
+    kind = find(name)
+    device = kind.select(0)
+    splits = open_splits(job)
+    state = fresh_state(job, splits, device)
+    path = run.weights(weights)
+    if checkpoint.read_state(path)["about"]["data"] != state.about["data"]:
+        raise DataError("the images or labels are not the ones this run was trained on")
+    checkpoint.load_weights(state.model, path)
+    loader = splits.loader(split, job, device, training=False)
+    at_once = job.train.micro_batch or job.train.batch_size
+    seen = evaluate(state.model, loader, job.train, len(splits.classes), at_once)
+    return result_of(state, seen)

@@ -1,0 +1,233 @@
+"""What resume promises, put to the test with a job of the user's own, on the user's own machine.
+
+The job is shortened and trained three times: unbroken; killed in mid-epoch, and gone on with; and
+by another number of workers. Each worker is a process of its own, in a folder that is removed.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from raycnn.config.schema import JobSpec
+from raycnn.errors import JobFailed, SpecError
+from raycnn.runs.directory import Run, environment
+from raycnn.runtime import device
+from raycnn.training import checkpoint
+from raycnn.training.preflight import check_settings
+
+EPOCHS, STEPS = 3, 12  # of the shortened job: at most so many steps an epoch
+TRIES = 3
+POLL_S = 0.002
+CLOSE = 1e-3  # between numbers of workers, over the largest weight
+CLOCK = {"images_per_s", "time_s", "memory_mib"}  # what two equal runs need not share
+SAID = "stderr"  # of the workers, in their run's folder
+
+Tell = Callable[[str], None]
+Processes = list[subprocess.Popen[bytes]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was compared, and whether it is as promised; None: it could not be compared."""
+
+    text: str
+    kept: bool | None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    job: str
+    how: str
+    """What was trained, in words."""
+    environment: dict[str, Any]
+    findings: list[Finding]
+
+    @property
+    def kept(self) -> bool:
+        return all(finding.kept is not False for finding in self.findings)
+
+
+def verify(job: JobSpec, run: Run | None, tell: Tell) -> Certificate:
+    """Put a job to the test, and the checkpoints of `run` where there is one.
+
+    Raises JobFailed when the job cannot be trained here.
+    """
+    kind = device.find(job.workers.device)
+    most = max(2, kind.count()) if kind.name == "cpu" else kind.count()
+    count = min(job.workers.most, most)
+    other = 1 if count > 1 else 2
+    findings = [_whole(run)] if run else []
+    with TemporaryDirectory(prefix="raycnn-verify-", ignore_cleanup_errors=True) as folder:
+        short = shortened(job, Path(folder), count, max(count, other))
+        tell(f"training it unbroken, {_workers(count)}")
+        unbroken = _trained(Run.create(short))
+        steps = int(unbroken.rows()[0]["step"])
+        if steps < 2:
+            raise SpecError("leaves one step an epoch, and no middle of it", "train.batch_size")
+        tell("training it again, to be killed")
+        saved = short.change({"storage.every_steps": steps // 2})
+        broken, done = _killed(saved)
+        tell(f"killed after {done} of {steps} steps of epoch {EPOCHS}; going on")
+        how = f"killed (SIGKILL) after {done} of {steps} steps of epoch {EPOCHS}, and resumed"
+        findings += [*_same(unbroken, _trained(broken), how), _counted(broken)]
+        if other > min(most, job.train.batch_size):
+            lacks = f"there is one {kind.name} only" if other > most else "a batch is one image"
+            findings.append(Finding(f"{_workers(other)}: {lacks}", None))
+        else:
+            tell(f"training it with {_workers(other)}")
+            moved = _trained(Run.create(saved.change({"workers.count": other})))
+            findings += [_close(unbroken, moved, job), _counted(moved)]
+    how = f"{EPOCHS} epochs of {steps} steps of {job.train.batch_size} images, {_workers(count)}"
+    return Certificate(job.name, f"{how}, on {kind.name}", environment(), findings)
+
+
+def shortened(job: JobSpec, folder: Path, count: int, most: int) -> JobSpec:
+    """A few steps of the same training, on `count` workers with the threads that `most` leave."""
+    images = int(STEPS * job.train.batch_size / (1 - job.data.val))
+    return job.change(
+        {
+            "data.limit": min(images, job.data.limit or images),
+            "train.epochs": EPOCHS,
+            "train.patience": None,
+            "stages": [stage for stage in job.tree()["stages"] if stage["epoch"] < EPOCHS],
+            "storage.path": str(folder),
+            "storage.every_steps": None,
+            "workers.count": count,
+            "workers.cpus": max(1, device.KINDS["cpu"].count() // most),
+            "workers.launcher": "ray" if job.workers.launcher == "ray" else "local",
+        }
+    )
+
+
+def _start(run: Run) -> Processes:
+    """The workers of a run: as torchrun starts them, or one process that has Ray start them."""
+    workers = run.job().workers
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    ranks = [
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers.most), **meeting}
+        for rank in range(workers.most)
+    ]
+    alone = workers.most == 1 or workers.launcher == "ray"
+    command = [sys.executable, "-m", "raycnn", "resume", str(run.folder)]
+    with (run.folder / SAID).open("a") as said:
+        return [
+            subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=said)
+            for env in ([{}] if alone else ranks)
+        ]
+
+
+def _end(processes: Processes) -> None:
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def _trained(run: Run) -> Run:
+    """The run, gone on with to its end."""
+    processes = _start(run)
+    try:
+        for process in processes:
+            process.wait()
+    finally:
+        _end(processes)
+    if not run.result():
+        said = (run.folder / SAID).read_text().strip().removeprefix("raycnn: ")
+        raise JobFailed(f"the job cannot be trained here: {said}")
+    return run
+
+
+def _killed(job: JobSpec) -> tuple[Run, int]:
+    """A run that was killed in the middle of its last epoch, and the steps of it that are saved."""
+    for _ in range(TRIES):
+        run = Run.create(job)
+        processes = _start(run)
+        try:
+            while all(process.poll() is None for process in processes) and not _saved_steps(run):
+                time.sleep(POLL_S)
+        finally:
+            _end(processes)
+        if (done := _saved_steps(run)) and not run.result():
+            return run, done
+    raise JobFailed(f"{TRIES} times the job was done before it could be killed: try again")
+
+
+def _saved_steps(run: Run) -> int:
+    """Of the last epoch."""
+    epoch, _, step = (checkpoint.read_index(run.checkpoints).get("last") or "0-0").partition("-")
+    return int(step) if int(epoch) == EPOCHS - 1 else 0
+
+
+def _whole(run: Run) -> Finding:
+    """The checksums of a run's checkpoints."""
+    paths = sorted(run.checkpoints.glob("[0-9]*-[0-9]*"))
+    faults = [fault for path in paths if (fault := checkpoint.verify(path))]
+    text = f"{len(paths) - len(faults)} of {len(paths)} checkpoints of {run.name} are whole"
+    return Finding("; ".join([text, *faults]), not faults)
+
+
+def _same(unbroken: Run, broken: Run, how: str) -> list[Finding]:
+    """Bit for bit: weights, optimizer, metrics and test of two runs."""
+    tensors, differ, furthest = 0, 0, 0.0
+    for name in checkpoint.TENSORS:
+        one, other = (checkpoint.read_tensors(r.weights("last") / name) for r in (unbroken, broken))
+        tensors += len(one)
+        differ += sum(not torch.equal(one[key], other[key]) for key in one)
+        furthest = max(furthest, _distance(one, other))
+    said = f"all {tensors} tensors of network and optimizer are the unbroken run's, bit for bit"
+    if differ:
+        said = f"{differ} of {tensors} tensors differ from the unbroken run's, by {furthest:.1g}"
+    figures = [
+        (
+            [{key: row[key] for key in row if key not in CLOCK} for row in run.rows()],
+            (run.result() or {})["confusion"],
+        )
+        for run in (unbroken, broken)
+    ]
+    alike = figures[0] == figures[1]
+    return [
+        Finding(f"{how}: {said}", not differ),
+        Finding(f"and so are the metrics of {EPOCHS} epochs and the test, digit for digit", alike),
+    ]
+
+
+def _counted(run: Run) -> Finding:
+    """The images that the last checkpoint in mid-epoch says were seen, and those that were due."""
+    name = checkpoint.read_index(run.checkpoints)["previous"]
+    state, job = checkpoint.read_state(run.checkpoints / str(name)), run.job()
+    due = min(state["step"] * job.train.batch_size, state["about"]["images"]["train"])
+    seen = state["seen"]["count"]
+    where = f"in {state['step']} steps of epoch {state['epoch'] + 1}"
+    return Finding(f"{_workers(job.workers.most)}: {seen} of {due} images {where}", seen == due)
+
+
+def _close(one: Run, other: Run, job: JobSpec) -> Finding:
+    """The same but for the order in which floats are summed."""
+    text = f"{_workers(other.job().workers.most)} instead"
+    *_, model = check_settings(job)
+    if any(isinstance(part, _BatchNorm) for part in model.modules()):
+        return Finding(f"{text}: not compared, for a batch norm sees each worker's share", None)
+    paths = (run.weights("last") / checkpoint.MODEL for run in (one, other))
+    tensors = [checkpoint.read_tensors(path) for path in paths]
+    largest = max(tensor.abs().max().item() for tensor in tensors[0].values())
+    apart = _distance(*tensors) / largest
+    said = f"{text}: weights within {apart:.1g} of the largest (at most {CLOSE:g}: float sums)"
+    return Finding(said, apart <= CLOSE)
+
+
+def _distance(one: Any, other: Any) -> float:
+    return max(((one[key] - other[key]).abs().max().item() for key in one), default=0.0)
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count > 1)}"

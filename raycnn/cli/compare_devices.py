@@ -1,0 +1,38 @@
+"""`raycnn parity`."""
+
+from typing import Annotated
+
+import typer
+
+from raycnn.cli.arguments import Changes, Job
+from raycnn.config.load import load_job
+
+HEADER = "step  device       loss  difference  largest gradient  difference  relative  where"
+
+
+def parity(
+    job: Job,
+    changes: Changes = None,
+    devices: Annotated[
+        str, typer.Option("--devices", help="Two or more of cpu, cuda and npu, by commas.")
+    ] = "cpu,cuda",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="How many are compared.")] = 10,
+) -> None:
+    """Take the same steps on several devices: how far apart losses and gradients are.
+
+    Same first weights, same batches, no dropout. Every device is compared with the first.
+    """
+    resolved = load_job(job, changes or [])
+    from raycnn.analysis.compare_devices import compare
+
+    names = [name.strip() for name in devices.split(",")]
+    with resolved.located():
+        for row, gap in enumerate(compare(resolved, names, steps)):
+            if not row:
+                print(f"{resolved.name}, {resolved.train.precision}, against {names[0]}")
+                print(HEADER)
+            print(
+                f"{gap.step:>4}  {gap.name:<6} {gap.loss:>10.4g}  {gap.loss_gap:>10.1e}  "
+                f"{gap.largest:>16.4g}  {gap.gap:>10.1e}  {gap.relative:>8.1e}  {gap.where}",
+                flush=True,
+            )

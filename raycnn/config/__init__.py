@@ -1,0 +1,1 @@
+"""What a job or a search is, read from YAML: data only, without torch or Ray."""

@@ -1,0 +1,48 @@
+"""Changes to a spec: dotted keys and their values, put into the tree that a file gave."""
+
+from collections.abc import Iterable
+
+from raycnn.config import yaml_file
+from raycnn.config.yaml_file import Tree, Where
+from raycnn.errors import SpecError
+
+
+def parse_changes(changes: Iterable[str]) -> Tree:
+    pairs = {}
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals or not key.strip():
+            raise SpecError(f"{change!r} is not a change: write key=value, e.g. train.epochs=3")
+        pairs[key.strip()] = yaml_file.value_of(text)
+    return pairs
+
+
+def apply_changes(tree: Tree, where: Where, pairs: Tree) -> tuple[Tree, Where]:
+    """The tree with dotted keys set, and where each key stands then."""
+    for path, value in pairs.items():
+        *parents, leaf = path.split(".")
+        change: Tree = {leaf: value}
+        for key in reversed(parents):
+            change = {key: change}
+        tree = merge(tree, change)
+        added = {".".join([*parents, leaf][:depth]) for depth in range(1, len(parents) + 1)}
+        where = dict.fromkeys(added, "command line") | where | {path: "command line"}
+    return tree, where
+
+
+def merge(below: Tree, above: Tree) -> Tree:
+    """Keys of `above` win; another name makes another entry, and takes no options over."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(value, dict) and isinstance(old, str):
+            old = {"name": old}
+        if isinstance(old, dict) and isinstance(value, dict) and _same_entry(old, value):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _same_entry(below: Tree, above: Tree) -> bool:
+    return bool(above.get("name", below.get("name")) == below.get("name"))

@@ -1,0 +1,326 @@
+"""What a search is: a job's file with `tune:` and `architectures:`. Imports neither torch nor Ray.
+
+The file's other keys are the base job, which an architecture changes: `lenet`, `other.yaml` (a job
+that stands alone), or `{name: wide, model: ..., optimizer: ..., space: ...}`.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from typing_extensions import Self
+
+from raycnn.config.changes import apply_changes
+from raycnn.config.load import job_from_tree, read
+from raycnn.config.messages import describe, locate, validate
+from raycnn.config.schema import Choice, Frozen, JobSpec, Positive, Workers, json_schema
+from raycnn.config.yaml_file import Tree, Where
+from raycnn.errors import SpecError
+
+DRAWS = 10  # of an architecture, where `trials` is absent
+FACTORS = (0.8, 1.2)  # between a value of a range and those beside it
+FROM_ZERO = 0.1  # of the range
+
+Values = Annotated[list[Any], Field(min_length=1)]
+Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
+WholeEnds = Annotated[list[int], Field(min_length=2, max_length=2)]
+
+
+class Domain(Frozen):
+    """Where the values of a key come from: exactly one of these."""
+
+    choice: Values | None = None
+    """Any of these, equally often."""
+    grid: Values | None = None
+    """Each of these, with every value of the other grids."""
+    uniform: Ends | None = None
+    """Between two numbers."""
+    loguniform: Ends | None = None
+    """Between two numbers above 0, every order of magnitude equally often."""
+    randint: WholeEnds | None = None
+    """A whole number from the first to the second, both included."""
+
+    @model_validator(mode="after")
+    def _one_that_is_not_empty(self) -> Self:
+        if sum(getattr(self, kind) is not None for kind in type(self).model_fields) != 1:
+            raise ValueError(f"must be exactly one of {', '.join(type(self).model_fields)}")
+        if self.kind not in ("choice", "grid"):
+            low, high = self.ends
+            if low >= high:
+                raise ValueError(f"{self.kind} [{low}, {high}]: the first must be the smaller")
+            if self.kind == "loguniform" and low <= 0:
+                raise ValueError(f"loguniform [{low}, {high}]: both must be greater than 0")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(k for k in type(self).model_fields if getattr(self, k) is not None)
+
+    @property
+    def ends(self) -> list[Any]:
+        """All values of a list; of a range its ends."""
+        return list(getattr(self, self.kind))
+
+    def value(self, u: float) -> Any:
+        """The value at 0 ≤ u < 1."""
+        if self.kind in ("choice", "grid"):
+            return self.ends[int(u * len(self.ends))]
+        low, high = self.ends
+        if self.kind == "randint":
+            return low + int(u * (high - low + 1))
+        if self.kind == "uniform":
+            return self.rounded(low + u * (high - low))
+        return self.rounded(low * math.exp(u * math.log(high / low)))
+
+    def beside(self, value: Any, u: float) -> Any:
+        """One of the two values beside it, at 0 ≤ u < 1."""
+        if self.kind in ("choice", "grid"):
+            place = self.ends.index(value)
+            others = self.ends[max(place - 1, 0) : place] + self.ends[place + 1 : place + 2]
+            return others[int(u * len(others))] if others else value
+        low, high = self.ends
+        up = u >= 0.5
+        if self.kind == "randint":
+            step = max(1, round(abs(value) * (FACTORS[1] - 1)))
+            return min(max(value + (step if up else -step), low), high)
+        if not value:  # no factor moves it
+            return self.rounded((high - low) * FROM_ZERO * (1 if up else -1))
+        return self.rounded(value * FACTORS[up])
+
+    def rounded(self, value: float) -> float:
+        """To four digits, of the number or of the range: what is read is what was used."""
+        low, high = self.ends
+        if self.kind == "uniform":
+            value = round(value, 4 - math.ceil(math.log10(high - low)))
+        else:
+            value = float(f"{value:.4g}")
+        return min(max(value, low), high)
+
+    @model_serializer
+    def _given(self) -> dict[str, Any]:
+        return {self.kind: self.ends}
+
+
+Space = dict[str, Domain]
+
+
+class Pool(Frozen):
+    """Devices of one kind that trials are trained on."""
+
+    device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
+    """auto: the first of cuda, npu, cpu that is there."""
+    cpus: PositiveInt = 1
+    """CPUs, and so threads, of each worker."""
+    workers: PositiveInt = 1
+    """Of each trial; more than one take Ray half a minute to start, for every trial."""
+
+    @property
+    def trainers(self) -> Workers:
+        """The `workers` of a job that is trained here."""
+        return Workers(count=self.workers, device=self.device, cpus=self.cpus)
+
+
+class Tune(Frozen):
+    """How to search."""
+
+    space: Space = {}
+    """A dotted key of the job, and where its values come from."""
+    trials: PositiveInt | None = None
+    """Draws for each architecture, or for each point of its grid; when absent 10, of a grid 1."""
+    metric: Literal["val/acc1", "val/acc5", "val/loss", "train/acc1", "train/loss"] = "val/acc1"
+    """What is compared: the best of a trial's epochs."""
+    mode: Literal["max", "min"] | None = None
+    """Which is better; when absent more of an accuracy, less of a loss."""
+    scheduler: Choice = Choice(name="none")
+    """Stops trials that do badly (asha, median), or has them go on as others (pbt); or none."""
+    searcher: Literal["random", "optuna"] = "random"
+    """random draws every trial alone; optuna draws where earlier trials did well."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of the draws; the jobs keep their own, so that all trials see the same images."""
+    concurrency: PositiveInt | None = None
+    """Trials at once; when absent as many as there is room for."""
+    time_budget_s: Positive | None = None
+    """Save and stop after so long; `raycnn tune --resume` goes on, with as long again."""
+    pools: Annotated[list[Pool], Field(min_length=1)] = [Pool()]
+    """Kinds of devices to spread the trials over: each is trained on the first with room for it."""
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, -1 where less is."""
+        return 1 if self.mode == "max" or (not self.mode and "acc" in self.metric) else -1
+
+
+class Architecture(Frozen):
+    """A job to change, and where its values come from."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+    job: JobSpec
+    space: Space
+
+    def changed(self, search: str, changes: Tree, pool: Pool) -> JobSpec:
+        """The job of one trial: trained by itself, as any other, it comes to the same."""
+        workers = pool.trainers.model_dump() | {"timeout_s": self.job.workers.timeout_s}
+        own = {"name": f"{search}-{self.name}", "workers": workers}
+        return job_from_tree(apply_changes(self.job.tree(), {}, changes | own)[0])
+
+    @property
+    def grid(self) -> dict[str, list[Any]]:
+        return {key: domain.ends for key, domain in self.space.items() if domain.grid}
+
+    def trials(self, asked: int | None) -> int:
+        """How many trials `tune.trials` makes of it."""
+        points = math.prod(len(values) for values in self.grid.values())
+        return points * (asked or (DRAWS if len(self.grid) < len(self.space) else 1))
+
+
+class TuneSpec(Frozen):
+    """A search, said completely: every architecture with its whole job and space."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,30}$")]
+    tune: Tune
+    architectures: Annotated[list[Architecture], Field(min_length=1)]
+
+    _where: Where = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [architecture.name for architecture in self.architectures]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two architectures are called {name!r}: give one a `name`")
+        if self.tune.searcher == "optuna" and any(a.grid for a in self.architectures):
+            raise ValueError("tune.searcher optuna goes through no grid: use choice")
+        return self
+
+    def tree(self) -> Tree:
+        return self.model_dump(mode="json")
+
+    def refuse(self, key: str, message: str) -> SpecError:
+        """The error that a key of the file is at fault."""
+        return SpecError(locate(self._where, key, message))
+
+
+class _Entry(Frozen, extra="allow"):
+    """An architecture as it is written; its other keys are changes to the job."""
+
+    name: str | None = None
+    job: str | None = None
+    space: Space = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return {"job": value} if PurePath(value).suffix in (".yaml", ".yml") else {"name": value}
+
+
+class _Sections(Frozen, extra="ignore"):
+    """The parts of a file that are not its base job."""
+
+    tune: Tune
+    architectures: Annotated[list[_Entry], Field(min_length=1)] | None = None
+
+    _where: Where = PrivateAttr(default_factory=dict)
+
+
+def load_search(path: Path, changes: Iterable[str] = ()) -> TuneSpec:
+    """The search of a file. Raises SpecError, with file and line, for what cannot be searched."""
+    tree, where = read(path, changes)
+    if "tune" not in tree:
+        raise SpecError(f"{path}: tune: is missing: it says what to search, and how")
+    sections: _Sections = validate(_Sections, tree, where)
+    base = {key: value for key, value in tree.items() if key not in ("tune", "architectures")}
+    entries = sections.architectures
+    if entries is None:
+        job = validate(JobSpec, base, where)
+        found = [_named(job.model.name, job, sections.tune.space, where, "model")]
+    else:
+        found = [
+            _architecture(entry, f"architectures.{index}", path, (base, where), sections.tune)
+            for index, entry in enumerate(entries)
+        ]
+        unused = next((key for key in base if key != "name"), None)
+        if unused and all(entry.job for entry in entries):
+            raise SpecError(
+                locate(where, unused, "is not used: every architecture is a job of its own")
+            )
+    try:
+        search = TuneSpec(name=base.get("name", ""), tune=sections.tune, architectures=found)
+    except ValidationError as error:
+        raise _refusal(error, where) from None
+    search._where.update(where)
+    return search
+
+
+def search_json_schema() -> dict[str, Any]:
+    """JSON schema of the file: `tune`, `architectures`, and any part of a job."""
+    drawn = json_schema()
+    del drawn["anyOf"]
+    own = _Sections.model_json_schema()
+    drawn["$defs"] |= own["$defs"]
+    entry = drawn["$defs"]["_Entry"]
+    entry["properties"] = drawn["properties"] | entry["properties"]
+    drawn["properties"] = drawn["properties"] | own["properties"]
+    drawn["properties"]["architectures"] = {
+        "type": "array",
+        "minItems": 1,
+        "items": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/_Entry"}]},
+    }
+    return drawn | {"title": "TuneSpec", "required": own["required"]}
+
+
+def load_resolved_search(path: Path) -> TuneSpec:
+    """The search of a file that `tree` made."""
+    return validate(TuneSpec, *read(path))
+
+
+def _architecture(
+    entry: _Entry, place: str, path: Path, base: tuple[Tree, Where], tune: Tune
+) -> Architecture:
+    tree, where = base
+    changes = dict(entry.model_extra or {})
+    lines = {
+        key.removeprefix(f"{place}."): line
+        for key, line in where.items()
+        if key.startswith(f"{place}.")
+    }
+    if entry.job is not None:
+        tree, below = read(_beside(path, entry.job, where, f"{place}.job"))
+    else:
+        below = where | {"": where[place]}
+        if "model" not in changes and entry.name:
+            changes["model"] = entry.name
+    job = validate(JobSpec, apply_changes(tree, {}, changes)[0], below | lines)
+    name = entry.name or (job.name if entry.job else job.model.name)
+    return _named(name, job, tune.space | entry.space, where, f"{place}.name")
+
+
+def _named(name: str, job: JobSpec, space: Space, where: Where, place: str) -> Architecture:
+    try:
+        return Architecture(name=name.replace(":", "-"), job=job, space=space)
+    except ValidationError as error:
+        raise _refusal(error, where, place) from None
+
+
+def _refusal(error: ValidationError, where: Where, place: str = "") -> SpecError:
+    detail = error.errors()[0]
+    key = place or ".".join(map(str, detail["loc"]))
+    return SpecError(locate(where, key, describe(detail)))
+
+
+def _beside(path: Path, name: str, where: Where, place: str) -> Path:
+    folder = path.resolve().parent
+    target = (folder / name).resolve()
+    if not target.is_relative_to(folder) or not target.is_file():
+        raise SpecError(locate(where, place, f"there is no {name} beside this file, or below it"))
+    return path.parent / name

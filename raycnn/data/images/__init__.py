@@ -1,0 +1,1 @@
+"""Pictures decoded to pixels, once, and stored."""

@@ -1,0 +1,328 @@
+"""Images decoded once, one memory-mapped copy per node, shared by every worker and every trial.
+
+A folder per source under the cache, keyed by its files' names, sizes and times: built once under a
+lock, under a temporary name, and renamed when whole. What does not fit on the disk is streamed: the
+folder holds all but the images, and those are decoded again whenever they are used.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
+
+from raycnn.data.images.decode import BadImage
+from raycnn.data.sources.base import Images, Part, Source, Split, files_of
+from raycnn.errors import DataError, Unfit
+from raycnn.shape import Shape
+
+Tell = Callable[[int, int], None]
+"""Called with how many images are decoded, and of how many."""
+
+FORMAT = 2
+LOCK_S = 3600  # the longest that another process may take to decode the same source
+SPARE_BYTES = 2**30  # of the disk, left to others
+CHUNK_BYTES, CHUNK_IMAGES = 2**25, 1024  # decoded at once, at most
+TELL_S = 0.3
+SHOWN = 10  # bad images that an error names
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One split: its images on disk, or to be decoded; all else in memory."""
+
+    images: Images
+    """N of (height, width, channels): a memory-mapped array, or what decodes them."""
+    labels: NDArray[np.int64]
+    """(N,)"""
+    sums: NDArray[np.uint64]
+    """(N, 2, channels): of the pixels of an image, and of their squares."""
+    hashes: NDArray[np.uint64]
+    """(N,) of the pixels: BLAKE2b's first 8 bytes."""
+    names: NDArray[np.bytes_] | None
+    """(N,) of the files, memory-mapped, where each image is one."""
+
+    def name(self, row: int) -> str:
+        if self.names is None:
+            return f"row {row}"
+        return bytes(self.names[row]).decode("utf-8", "backslashreplace")
+
+
+class _Joined:
+    """The images of two splits, one behind the other, each (channels, height, width) `shape`."""
+
+    def __init__(self, first: Images, second: Images, shape: Shape):
+        self.first, self.second, self.shape = first, second, shape
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
+        images = np.empty((len(rows), *self.shape[1:], self.shape[0]), np.uint8)
+        behind = rows >= len(self.first)
+        if not behind.all():
+            images[~behind] = self.first[rows[~behind]]
+        if behind.any():
+            images[behind] = self.second[rows[behind] - len(self.first)]
+        return images
+
+
+@dataclass(frozen=True)
+class Store:
+    shape: Shape
+    classes: tuple[str, ...]
+    fingerprint: str
+    """Of the decoded content, so the same on every machine that holds the same images."""
+    splits: dict[str, Stored]
+    left_out: list[str]
+    """What is wrong with each image that could not be read and is in no split."""
+    aside: list[str]
+    """What lay beside the images and was ignored, in words."""
+
+    def with_val_in_train(self) -> "Store":
+        """The same images with those of its own validation split behind those of train."""
+        splits = dict(self.splits)
+        train, val = splits["train"], splits.pop("val")
+        named = train.names is not None and val.names is not None
+        splits["train"] = Stored(
+            images=_Joined(train.images, val.images, self.shape),
+            labels=np.concatenate([train.labels, val.labels]),
+            sums=np.concatenate([train.sums, val.sums]),
+            hashes=np.concatenate([train.hashes, val.hashes]),
+            names=np.concatenate([train.names, val.names]) if named else None,
+        )
+        return replace(self, splits=splits)
+
+
+def cache() -> Path:
+    return Path(os.environ.get("RAYCNN_CACHE") or user_cache_path("raycnn"))
+
+
+def open_store(
+    name: str,
+    source: Source,
+    options: dict[str, Any],
+    *,
+    how: Literal["auto", "store", "stream"] = "auto",
+    max_bad: int = 0,
+    tell: Tell | None = None,
+) -> Store:
+    """The store of a source, decoding it first when this node has none.
+
+    Raises DataError for more than `max_bad` images that cannot be read, Unfit when the cache cannot
+    be written.
+    """
+    whole = cache() / f"{name}-{_key(source, options)}"
+    try:
+        if how != "stream" and whole.exists():
+            return _open(whole, None, max_bad)
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(whole.with_suffix(".lock"), timeout=LOCK_S):
+            if how != "stream" and whole.exists():
+                return _open(whole, None, max_bad)
+            splits = source.read()
+            spare = _spare(splits, source.shape)
+            if how == "store" and spare < 0:
+                raise Unfit(
+                    f"data.cache: store: the decoded images take {-spare / 1e6:,.1f} MB more than "
+                    f"is free at {cache()}: RAYCNN_CACHE moves it, and auto decodes them each time"
+                )
+            keep = how == "store" or (how == "auto" and spare >= SPARE_BYTES)
+            folder = whole if keep else whole.with_name(f"{whole.name}-stream")
+            if not folder.exists():
+                _build(folder, source, splits, keep, max_bad, tell)
+        return _open(folder, None if keep else splits, max_bad)
+    except Timeout:
+        raise Unfit(f"another process has been decoding {name} for {LOCK_S} s: {whole}") from None
+    except OSError as error:
+        raise Unfit(
+            f"cannot use the cache {whole}: {error}; RAYCNN_CACHE moves it, and "
+            "data.cache=stream keeps no images in it"
+        ) from None
+
+
+def _key(source: Source, options: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps([FORMAT, options]).encode())
+    for file in files_of(source):
+        digest.update(json.dumps(file).encode())
+    return digest.hexdigest()[:16]
+
+
+def _spare(splits: dict[str, Split], shape: Shape) -> int:
+    """Bytes of the cache's disk that are left when it holds the decoded images."""
+    images = sum(len(split.labels) for split in splits.values())
+    return shutil.disk_usage(cache()).free - images * int(np.prod(shape))
+
+
+def _build(
+    folder: Path,
+    source: Source,
+    splits: dict[str, Split],
+    keep: bool,
+    max_bad: int,
+    tell: Tell | None,
+) -> None:
+    building = folder.with_name(f".{folder.name}.{os.getpid()}")
+    for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    building.mkdir()
+    try:
+        digest = hashlib.sha256(json.dumps([source.shape, source.classes]).encode())
+        done = Done(sum(len(split.labels) for split in splits.values()), tell)
+        left_out: list[str] = []
+        for name, split in sorted(splits.items()):
+            kept = _write(building / name, split, source.shape, keep, digest, done, left_out)
+            if not kept and len(left_out) <= max_bad:
+                raise DataError(f"the {name} split is empty")
+        _few_enough(left_out, max_bad)
+        about = {
+            "shape": source.shape,
+            "classes": source.classes,
+            "fingerprint": digest.hexdigest(),
+            "splits": sorted(splits),
+            "left_out": left_out,
+            "aside": [split.aside for split in splits.values() if split.aside],
+        }
+        (building / "about.json").write_text(json.dumps(about))
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _few_enough(left_out: list[str], max_bad: int) -> None:
+    if len(left_out) > max_bad:
+        raise DataError(
+            f"{len(left_out)} images cannot be read, where data.max_bad allows {max_bad}:\n"
+            + "\n".join(f"  {fault}" for fault in left_out[:SHOWN])
+            + ("\n  ..." if len(left_out) > SHOWN else "")
+        )
+
+
+@dataclass
+class Done:
+    """How many images are decoded, told now and then."""
+
+    total: int
+    tell: Tell | None
+    count: int = 0
+    told: float = field(default_factory=time.monotonic)
+
+    def add(self, images: int) -> None:
+        self.count += images
+        now = time.monotonic()
+        if self.tell and (now - self.told > TELL_S or self.count == self.total):
+            self.tell(self.count, self.total)
+            self.told = now
+
+
+def _write(
+    folder: Path,
+    split: Split,
+    shape: Shape,
+    keep: bool,
+    digest: Any,
+    done: Done,
+    left_out: list[str],
+) -> int:
+    """Go through a split once, chunk by chunk; returns how many of its images can be read."""
+    folder.mkdir()
+    count = len(split.labels)
+    sums, hashes = np.empty((count, 2, shape.channels), np.uint64), np.empty(count, np.uint64)
+    readable = np.zeros(count, bool)
+    with (folder / "images.npy" if keep else Path(os.devnull)).open("wb") as file:
+        _npy_header(file, count, shape)
+        for chunk in _chunks(count, shape):
+            images, rows = _readable(split.images, chunk, left_out)
+            digest.update(images)
+            sums[rows], hashes[rows], readable[rows] = _sums(images), _hashes(images), True
+            file.write(images.tobytes())
+            done.add(len(chunk))
+        file.seek(0)
+        _npy_header(file, int(readable.sum()), shape)
+    rows = np.flatnonzero(readable)
+    digest.update(split.labels[rows])
+    parts = {"labels": split.labels, "sums": sums, "hashes": hashes, "names": split.names}
+    for name, part in parts.items():
+        if part is not None:
+            np.save(folder / f"{name}.npy", part[rows])
+    np.save(folder / "rows.npy", rows)
+    return len(rows)
+
+
+def _npy_header(file: BinaryIO, count: int, shape: Shape) -> None:
+    """Of (count, H, W, C) uint8; as long for every count, so it can be written over."""
+    size = count, *shape[1:], shape[0]
+    about = {"descr": "|u1", "fortran_order": False, "shape": size}
+    np.lib.format.write_array_header_1_0(file, about)
+
+
+def _chunks(count: int, shape: Shape) -> Iterator[NDArray[np.int64]]:
+    size = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // int(np.prod(shape))))
+    return (np.arange(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _readable(
+    images: Images, rows: NDArray[np.int64], left_out: list[str]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The images of rows that can be read, and their rows; of the others, what is wrong."""
+    try:
+        return np.ascontiguousarray(images[rows]), rows
+    except BadImage:
+        good = [row for row in rows if _is_readable(images, row, left_out)]
+        return np.ascontiguousarray(images[np.array(good, np.int64)]), np.array(good, np.int64)
+
+
+def _is_readable(images: Images, row: np.int64, left_out: list[str]) -> bool:
+    try:
+        images[np.array([row])]
+    except BadImage as error:
+        left_out.append(str(error))
+        return False
+    return True
+
+
+def _sums(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    pixels = images.reshape(len(images), -1, images.shape[-1])
+    squares = np.square(pixels, dtype=np.uint16)
+    return np.stack([pixels.sum(1, np.uint64), squares.sum(1, np.uint64)], 1)
+
+
+def _hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    digests = (hashlib.blake2b(image, digest_size=8).digest() for image in images)
+    numbers = (int.from_bytes(digest, "little") for digest in digests)
+    return np.fromiter(numbers, np.uint64, len(images))
+
+
+def _open(folder: Path, streamed: dict[str, Split] | None, max_bad: int) -> Store:
+    """`streamed` gives the images that the folder does not hold."""
+    about = json.loads((folder / "about.json").read_text())
+    _few_enough(about["left_out"], max_bad)
+    splits = {}
+    for name in about["splits"]:
+        if streamed:
+            images: Images = Part(streamed[name].images, np.load(folder / name / "rows.npy"))
+        else:
+            images = np.asarray(np.load(folder / name / "images.npy", mmap_mode="r"))
+        labels, sums, hashes = (
+            np.load(folder / name / f"{part}.npy") for part in ("labels", "sums", "hashes")
+        )
+        path = folder / name / "names.npy"
+        names = np.load(path, mmap_mode="r") if path.exists() else None
+        splits[name] = Stored(images, labels, sums, hashes, names)
+    return Store(
+        Shape(*about["shape"]),
+        tuple(about["classes"]),
+        about["fingerprint"],
+        splits,
+        about["left_out"],
+        about["aside"],
+    )

@@ -1,0 +1,50 @@
+"""A contact sheet: some images of each class, a row for each."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from raycnn.data.images.store import Stored
+from raycnn.errors import SpecError
+
+COLUMNS, ROWS = 12, 100  # images of a class, and classes, at most
+LEAST, LARGEST = 48, 96  # the longer side of an image on the sheet, in pixels
+GAP, TEXT = 4, 14
+SHOWN = 24  # letters of a class name
+
+
+def save(path: Path, stored: Stored, rows: NDArray[np.int64], classes: tuple[str, ...]) -> None:
+    """Write a PNG of images evenly taken from the rows of each class."""
+    height, width = stored.images[rows[:1]].shape[1:3]
+    scale = min(max(max(height, width), LEAST), LARGEST) / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    labels = stored.labels[rows]
+    lines = min(len(classes), ROWS)
+    font = ImageFont.load_default(TEXT)
+    margin = round(max(font.getlength(name[:SHOWN]) for name in classes)) + 3 * GAP
+    step = max(size[1], TEXT) + GAP
+    sheet = Image.new("RGB", (margin + COLUMNS * (size[0] + GAP), lines * step + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for line, name in enumerate(classes[:ROWS]):
+        top = GAP + line * step
+        draw.text((GAP, top), name[:SHOWN], "black", font)
+        for column, picture in enumerate(_some(stored, rows[labels == line])):
+            sheet.paste(_scaled(picture, size), (margin + column * (size[0] + GAP), top))
+    try:
+        sheet.save(path, "PNG")
+    except OSError as error:
+        raise SpecError(f"cannot write the sheet: {error}") from None
+
+
+def _some(stored: Stored, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    count = min(COLUMNS, len(rows))
+    chosen = rows[np.arange(count) * len(rows) // max(count, 1)]
+    return stored.images[chosen] if count else np.empty((0, 1, 1, 1), np.uint8)
+
+
+def _scaled(pixels: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    larger = size[0] >= image.width
+    return image.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.BILINEAR)

@@ -1,0 +1,135 @@
+"""CIFAR: "Learning Multiple Layers of Features from Tiny Images", Krizhevsky 2009.
+
+50,000 + 10,000 colour images of 32 x 32, of 10 classes or of 100 (the fine ones), from Hugging
+Face's Parquet files or from the original pickled batches, whichever is there.
+"""
+
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycnn.data.images.decode import Frame, Pictures
+from raycnn.data.sources.base import Source, Split, check_labels, fetch, first_of
+from raycnn.data.sources.parquet import Table
+from raycnn.errors import DataError
+from raycnn.shape import Shape
+
+PLAIN = {
+    ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one of the two calls things."""
+
+    name: str
+    vision: str
+    """torchvision's class."""
+    folder: str
+    batches: tuple[str, ...]
+    label: str
+    """The column of Parquet; the batches have it too, as a plural."""
+    classes: tuple[str, ...]
+
+
+CIFAR10 = Kind(
+    "cifar10", "CIFAR10", "cifar-10-batches-py",
+    (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"), "label",
+    ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+)  # fmt: skip
+CIFAR100 = Kind(
+    "cifar100", "CIFAR100", "cifar-100-python", ("train", "test"), "fine_label",
+    tuple("""
+        apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+        butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach
+        couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster
+        house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+        motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear
+        pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket
+        rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+        sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip
+        turtle wardrobe whale willow_tree wolf woman worm
+    """.split()),
+)  # fmt: skip
+
+
+class Cifar:
+    shape = Shape(3, 32, 32)
+
+    def __init__(self, kind: Kind, root: Path, download: bool):
+        self.kind, self.root, self.download = kind, root, download
+        self.classes = kind.classes
+
+    def files(self) -> list[Path]:
+        return fetch(self.kind.name, self.root, self.download, self._found, self._download)
+
+    def _found(self) -> list[Path] | None:
+        """Parquet files train-* and test-*, else the batches, in reading order."""
+        own = self.root / self.kind.name
+        for folder in (own, own / "plain_text", own / self.kind.name, self.root):
+            train, test = (sorted(folder.glob(f"{split}-*.parquet")) for split in ("train", "test"))
+            if train and test:
+                return train + test
+        return first_of([top / self.kind.folder for top in (self.root, own)], self.kind.batches)
+
+    def _download(self) -> None:
+        from torchvision import datasets  # slow to import, seldom needed
+
+        getattr(datasets, self.kind.vision)(str(self.root), download=True)
+
+    def read(self) -> dict[str, Split]:
+        parts: dict[str, list[Path]] = {"train": [], "test": []}
+        for path in self.files():
+            parts["test" if path.name.startswith("test") else "train"].append(path)
+        return {name: self._split(paths) for name, paths in parts.items()}
+
+    def _split(self, paths: list[Path]) -> Split:
+        if paths[0].suffix == ".parquet":
+            table = Table([str(path) for path in paths], "img", self.kind.label)
+            frame = Frame(self.shape, None, convert=True)
+            images = Pictures(len(table), table.pictures, frame)
+            return Split(images, table.labels(len(self.classes)))
+        pixels, labels = zip(*map(self._batch, paths), strict=True)
+        return Split(np.concatenate(pixels), np.concatenate(labels))
+
+    def _batch(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        try:
+            batch = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+            images = np.asarray(batch[b"data"], np.uint8).reshape(-1, *self.shape)
+            labels = np.asarray(batch[f"{self.kind.label}s".encode()])
+        except (
+            OSError,
+            EOFError,
+            pickle.UnpicklingError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise DataError(f"{path} is not a batch of {self.kind.vision}: {error}") from None
+        if len(images) != len(labels):
+            raise DataError(f"{path} has {len(images):,} images and {len(labels):,} labels")
+        return images.transpose(0, 2, 3, 1), check_labels(labels, len(self.classes), path)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds NumPy arrays and plain values, and can call nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in PLAIN:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no data needs")
+        return super().find_class(module, name)
+
+
+def cifar10(root: Path, download: bool) -> Source:
+    return Cifar(CIFAR10, root, download)
+
+
+def cifar100(root: Path, download: bool) -> Source:
+    return Cifar(CIFAR100, root, download)

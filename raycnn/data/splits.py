@@ -1,0 +1,134 @@
+"""The splits of a job: which images it trains on, validates on, and tests on once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raycnn.config.schema import Data, JobSpec
+from raycnn.data.images.store import Store, Tell, open_store
+from raycnn.data.inspect.duplicates import Members, twins
+from raycnn.data.loader import Loader
+from raycnn.data.sampling import draw
+from raycnn.data.sources import DATASETS
+from raycnn.data.sources.base import Source, root_of
+from raycnn.data.transforms.pipeline import TRANSFORMS, Pipeline, shape_after
+from raycnn.errors import DataError, SpecError
+from raycnn.runtime import rng
+from raycnn.shape import Shape
+from raycnn.training import pretrained
+
+LIMIT, VAL = 1, 2  # what a draw is for: the two must not draw alike
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a job: what is trained on, validated on, and tested on once."""
+
+    store: Store
+    shape: Shape
+    """Of an image as the network sees it."""
+    members: Members
+    """For train, val and test: the store's split, and the rows of it."""
+    pipeline: Pipeline
+    warnings: list[str]
+    """What a person should know of the data: images left out, twins, files that were ignored."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.store.classes
+
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """(n,) of the images of a split that are used."""
+        stored, members = self.members[split]
+        return self.store.splits[stored].labels[members]
+
+    def loader(self, split: str, job: JobSpec, device: torch.device, training: bool) -> Loader:
+        """Of a split: shuffled and augmented for training, else as it stands."""
+        stored, members = self.members[split]
+        return Loader(
+            self.store.splits[stored].images,
+            self.store.splits[stored].labels,
+            members,
+            self.pipeline if training else self.pipeline.evaluation(),
+            batch_size=job.train.batch_size,
+            seed=job.seed,
+            shuffle=training,
+            balanced=job.train.balanced,
+            device=device,
+        )
+
+
+def source_of(data: Data) -> Source:
+    """The source a job names. Raises SpecError when its settings do not fit the source."""
+    source = DATASETS.build(data, root_of(data.root), data.download)
+    for key, values in vars(data.normalize).items() if data.normalize else ():
+        if len(values) != source.shape.channels:
+            raise SpecError(
+                f"{len(values)} numbers for images of {source.shape.channels} channels",
+                f"data.normalize.{key}",
+            )
+    return source
+
+
+def shape_seen(data: Data, source: Source) -> Shape:
+    """The shape the network sees, known before any image is read."""
+    return shape_after(data.transforms, source.shape)
+
+
+def open_splits(job: JobSpec, tell: Tell | None = None) -> Splits:
+    """Decode the job's data unless this node has it, and draw its splits.
+
+    While it decodes it calls `tell` with how many images are done, and of how many.
+    """
+    source = source_of(job.data)
+    store = open_store(
+        job.data.name,
+        source,
+        DATASETS.options(job.data),
+        how=job.data.cache,
+        max_bad=job.data.max_bad,
+        tell=tell,
+    )
+    if "val" in store.splits and not job.data.val:
+        store = store.with_val_in_train()
+    members = _members(job, store)
+    mean, std = _normalisation(job, store, members["train"][1])
+    transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
+    shape = shape_seen(job.data, source)
+    warnings = [*store.aside, *(f"left out: {fault}" for fault in store.left_out)]
+    warnings += twins(store, members)
+    return Splits(store, shape, members, Pipeline(transforms, mean, std), warnings)
+
+
+def _members(job: JobSpec, store: Store) -> Members:
+    labels = store.splits["train"].labels
+    rows = np.arange(len(labels))
+    if job.data.limit and job.data.limit < len(rows):
+        rows = draw(labels, job.data.limit, rng.number(job.seed, LIMIT))
+    members = {"test": ("test", np.arange(len(store.splits["test"].labels)))}
+    if "val" in store.splits:
+        val = "val", np.arange(len(store.splits["val"].labels))
+    else:
+        held = draw(labels[rows], round(job.data.val * len(rows)), rng.number(job.seed, VAL))
+        val = "train", rows[held]
+        rows = np.delete(rows, held)
+    if not len(rows):
+        raise DataError(f"data.val {job.data.val} of {len(labels)} images leaves none to train on")
+    return members | {"val": val, "train": ("train", rows)}
+
+
+def _normalisation(
+    job: JobSpec, store: Store, rows: NDArray[np.int64]
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, on the scale 0 to 1."""
+    if job.data.normalize:
+        return job.data.normalize.mean, job.data.normalize.std
+    if expected := pretrained.normalisation(job.model):
+        return expected
+    pixels = len(rows) * store.shape.height * store.shape.width
+    total, squares = store.splits["train"].sums[rows].sum(0).astype(np.float64)
+    mean = total / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1.0))  # a flat channel is left as it is
+    return (mean / 255).tolist(), (std / 255).tolist()

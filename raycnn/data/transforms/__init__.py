@@ -1,0 +1,1 @@
+"""What is done to whole batches of images, on the device."""

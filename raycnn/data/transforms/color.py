@@ -1,0 +1,132 @@
+"""What colour the pixels of an image have."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raycnn.data.transforms.base import Ratio, Scale, Step, Transform, draw_box, inside
+from raycnn.errors import SpecError
+from raycnn.shape import Shape
+
+SCALE, RATIO = [0.02, 0.33], [0.3, 3.3]  # of a random_erasing, as in torchvision
+UpToOne = Annotated[float, Field(ge=0, le=1)]
+
+
+class ColourJitter(Transform):
+    """Brightness, contrast, saturation and hue, as torchvision defines them, in this order.
+
+    The first three are multiplied by a factor in 1 - option to 1 + option; the hue is moved by up
+    to `hue` of a full turn either way. Grey images have neither saturation nor hue.
+    """
+
+    numbers = 4
+
+    def __init__(self, brightness: float, contrast: float, saturation: float, hue: float):
+        self.brightness, self.contrast = brightness, contrast
+        self.saturation, self.hue = saturation, hue
+
+    def shape(self, shape: Shape) -> Shape:
+        if shape.channels not in (1, 3):
+            raise SpecError(
+                f"colour_jitter is for images of 1 or 3 channels, not {shape.channels}",
+                "data.transforms",
+            )
+        return shape
+
+    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
+        brightness, contrast, saturation, hue = (2 * numbers - 1).T[..., None, None, None]
+        x = images.to(torch.float32, memory_format=torch.contiguous_format)
+        if self.brightness:
+            x.mul_(1 + brightness * self.brightness).clamp_(0, 255)
+        if self.contrast:
+            _blend(x, _mean(_grey(x).to(torch.uint8)), 1 + contrast * self.contrast)
+        if self.saturation and x.shape[1] == 3:
+            _blend(x, _grey(x), 1 + saturation * self.saturation)
+        if self.hue and x.shape[1] == 3:
+            x = _turn(x, hue * self.hue)
+        return x.round_().to(torch.uint8)
+
+
+def _blend(x: Tensor, other: Tensor, share: Tensor) -> None:
+    """Leave this share of x, which may be above 1, and fill up with the other."""
+    x.mul_(share).add_(other * (1 - share)).clamp_(0, 255)
+
+
+def _grey(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, 1, H, W): the luma of ITU-R BT.601."""
+    if x.shape[1] == 1:
+        return x
+    red, green, blue = x.split(1, 1)
+    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+
+
+def _mean(images: Tensor) -> Tensor:
+    """(B, C, H, W) uint8 to (B, C, 1, 1): sums of whole levels do not depend on their order."""
+    total = images.sum(3, dtype=torch.int32).sum(2)[..., None, None]
+    return total / (images.shape[2] * images.shape[3])
+
+
+def _turn(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue of (B, 3, H, W), through HSV and back, with neither branches nor look-ups.
+
+    At hue h, in sixths of a turn, red, green and blue are value - chroma * f(h + 3, h + 1, h - 1),
+    where f falls from 1 to 0 as its argument goes from 1 to 2 away from the next multiple of 6.
+    """
+    red, green, blue = x.split(1, 1)
+    value = x.amax(1, keepdim=True)
+    chroma = value - x.amin(1, keepdim=True)
+    span = chroma.clamp(min=1e-6)  # grey pixels: 0 / 1e-6, and no chroma to turn
+    hue = torch.where(
+        value == red,
+        (green - blue) / span,
+        torch.where(value == green, (blue - red) / span + 2, (red - green) / span + 4),
+    )
+    away = (hue + 6 * turns) + torch.arange(3, -3, -2, device=x.device).view(1, 3, 1, 1)
+    away.sub_(away.div(6).round_().mul_(6)).abs_()
+    return value - away.neg_().add_(2).clamp_(0, 1).mul_(chroma)
+
+
+class RandomErasing(Transform):
+    """A box of an image in the image's own mean colour: Zhong et al. 2017 (arXiv:1708.04896).
+
+    The paper fills it with random pixels; the mean takes no numbers, and is near zero after
+    normalisation, as black is not. `ratio` is width over height.
+    """
+
+    numbers = 5
+
+    def __init__(self, p: float, scale: list[float], ratio: list[float]):
+        self.p, self.scale, self.ratio = p, scale, ratio
+
+    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        box = draw_box(numbers[:, 1:], height, width, self.scale, self.ratio)
+        erased = inside(box, height, width) & (numbers[:, 0] < self.p)[:, None, None, None]
+        images = images.contiguous()
+        return images * ~erased + _mean(images).round().to(torch.uint8) * erased
+
+
+def colour_jitter(
+    *,
+    brightness: UpToOne = 0.0,
+    contrast: UpToOne = 0.0,
+    saturation: UpToOne = 0.0,
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0,
+) -> Step:
+    if not any((brightness, contrast, saturation, hue)):
+        raise SpecError(
+            "colour_jitter needs brightness, contrast, saturation or hue above 0",
+            "data.transforms",
+        )
+    return ColourJitter(brightness, contrast, saturation, hue)
+
+
+def random_erasing(
+    *,
+    p: Annotated[float, Field(gt=0, le=1)] = 0.5,
+    scale: Scale = SCALE,
+    ratio: Ratio = RATIO,
+) -> Step:
+    return RandomErasing(p, scale, ratio)

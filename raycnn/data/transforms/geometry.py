@@ -1,0 +1,159 @@
+"""Which part of an image is seen, at which size, and which way round."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from raycnn.data.transforms.base import Box, Ratio, Scale, Size, Step, Transform, draw_box
+from raycnn.errors import SpecError
+from raycnn.shape import Shape
+
+SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]  # of a random_resized_crop, as in its paper
+
+
+class Resize(Transform):
+    """To a height and a width, bilinear, antialiased when it shrinks."""
+
+    def __init__(self, size: list[int]):
+        self.size = size
+
+    def shape(self, shape: Shape) -> Shape:
+        return Shape(shape.channels, *self.size)
+
+    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
+        resized = F.interpolate(images.float(), self.size, mode="bilinear", antialias=True)
+        return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+class CentreCrop(Transform):
+    """The middle of an image."""
+
+    def __init__(self, size: list[int]):
+        self.size = size
+
+    def shape(self, shape: Shape) -> Shape:
+        height, width = self.size
+        if height > shape.height or width > shape.width:
+            raise SpecError(
+                f"{height} x {width} is not inside images of {shape.height} x {shape.width}",
+                "data.transforms.size",
+            )
+        return Shape(shape.channels, height, width)
+
+    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
+        height, width = self.size
+        top, left = round((images.shape[2] - height) / 2), round((images.shape[3] - width) / 2)
+        return images[:, :, top : top + height, left : left + width]
+
+
+class RandomResizedCrop(Transform):
+    """A box of an image, resized: Szegedy et al. 2014 (arXiv:1409.4842), section 6.
+
+    Bilinear, and antialiased where a box is larger than `size`. In evaluation, the largest box in
+    the middle that has the proportions of `size`.
+    """
+
+    numbers = 4
+
+    def __init__(self, size: list[int], scale: list[float], ratio: list[float]):
+        self.size, self.scale, self.ratio = size, scale, ratio
+
+    def shape(self, shape: Shape) -> Shape:
+        return Shape(shape.channels, *self.size)
+
+    def evaluation(self) -> Step:
+        return ResizedMiddle(self.size)
+
+    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
+        box = draw_box(numbers, images.shape[2], images.shape[3], self.scale, self.ratio)
+        return resized_boxes(images, box, self.size)
+
+
+class ResizedMiddle(Resize):
+    """The largest box in the middle that has the proportions of `size`, resized to it."""
+
+    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
+        scale = min(have / want for have, want in zip(images.shape[2:], self.size, strict=True))
+        box = CentreCrop([round(scale * side) for side in self.size])
+        return super().__call__(box(images, numbers), numbers)
+
+
+class PadCrop(Transform):
+    """Cut an image of the same size out of one with a black border of `padding` pixels."""
+
+    numbers = 2
+
+    def __init__(self, padding: int):
+        self.padding = padding
+
+    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
+        count, channels, height, width = images.shape
+        p = self.padding
+        top, left = (numbers * (2 * p + 1)).long().unbind(1)
+        padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, p, p, p, p)).contiguous()
+        rows, pixels, columns, depth = padded.stride()
+        windows = padded.as_strided(  # every crop of every image, without copying one
+            (count, 2 * p + 1, 2 * p + 1, height, width, channels),
+            (rows, pixels, columns, pixels, columns, depth),
+        )
+        picked = torch.arange(count, device=images.device)
+        return windows[picked, top, left].permute(0, 3, 1, 2)
+
+
+class Flip(Transform):
+    """Left to right, every second image."""
+
+    numbers = 1
+
+    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
+        return torch.where((numbers < 0.5)[..., None, None], images.flip(3), images)
+
+
+def resized_boxes(images: Tensor, box: Box, size: list[int]) -> Tensor:
+    """(B, C, H, W) uint8 to (B, C, *size) uint8: what torch's interpolate makes of each box.
+
+    Bilinear resizing, with antialiasing or without, adds pixels up along rows and then columns,
+    so it is a product with two matrices, which every image has its own of.
+    """
+    count, channels, height, width = images.shape
+    top, left, high, wide = box
+    pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
+    columns = _weights(left, wide, width, size[1]).mT  # (B, W, W')
+    pixels = torch.bmm(pixels.view(count, channels * height, width), columns)
+    rows = _weights(top, high, height, size[0])[:, None]  # (B, 1, H', H)
+    pixels = rows @ pixels.view(count, channels, height, size[1])
+    return pixels.round_().to(torch.uint8)
+
+
+def _weights(start: Tensor, length: Tensor, source: int, target: int) -> Tensor:
+    """(B, target, source): how much of each pixel of a line is in each of the resized box."""
+    start, end = start[:, None, None], (start + length)[:, None, None]
+    step = (end - start) / target
+    pixel = torch.arange(source, device=start.device) + 0.5
+    centre = start + step * (torch.arange(target, device=start.device) + 0.5)[:, None]
+    weights = (1 - (pixel - centre).abs() / step.clamp(min=1)).clamp_(min=0)
+    weights *= (pixel > start) & (pixel < end)
+    return weights / weights.sum(2, keepdim=True)
+
+
+def resize(*, size: Size) -> Step:
+    return Resize(size)
+
+
+def centre_crop(*, size: Size) -> Step:
+    return CentreCrop(size)
+
+
+def random_resized_crop(*, size: Size, scale: Scale = SCALE, ratio: Ratio = RATIO) -> Step:
+    return RandomResizedCrop(size, scale, ratio)
+
+
+def pad_crop(*, padding: Annotated[int, Field(gt=0, le=512)]) -> Step:
+    return PadCrop(padding)
+
+
+def flip() -> Step:
+    return Flip()

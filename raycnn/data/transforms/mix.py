@@ -1,0 +1,108 @@
+"""Mixing an image with the next of its global batch, after normalisation; the labels go along.
+
+B images of C channels, H x W pixels, and one more: the partner of the last.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from raycnn.data.transforms.base import Step, inside
+
+Alpha = Annotated[float, Field(ge=0.01, le=100)]
+
+
+class Mix(Step):
+    """A step that mixes pairs of images. The first of its numbers follows Beta(alpha, alpha)."""
+
+    def __init__(self, alpha: float):
+        self.alpha = alpha
+
+    def weights(self, numbers: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Of each image itself: of its pixels, (B, 1, H or 1, W or 1), and of its label, (B,)."""
+        raise NotImplementedError
+
+
+class Mixup(Mix):
+    """Sum two images by weight: Zhang et al. 2017 (arXiv:1710.09412)."""
+
+    numbers = 1
+
+    def weights(self, numbers: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        return numbers[..., None, None], numbers[:, 0]
+
+
+class Cutmix(Mix):
+    """Put a box of the other image into its place in the first: Yun et al. 2019 (arXiv:1905.04899).
+
+    The box has the image's proportions, and its middle is anywhere; a label weighs as much as is
+    seen of its image, also where the box is cut off at the border.
+    """
+
+    numbers = 3
+
+    def weights(self, numbers: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        kept, y, x = numbers.unbind(1)
+        side = (1 - kept).sqrt() / 2
+        top, bottom = _span(y, side, height)
+        left, right = _span(x, side, width)
+        box = top, left, bottom - top, right - left
+        cut = (bottom - top) * (right - left) / (height * width)
+        return (~inside(box, height, width)).float(), 1 - cut
+
+
+def _span(place: Tensor, half: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    middle, reach = (place * length).floor(), (half * length).floor()
+    return (middle - reach).clamp(min=0), (middle + reach).clamp(max=length)
+
+
+def count(mixes: Sequence[Mix]) -> int:
+    """How many random numbers each image needs: one draws which of them it is."""
+    return 1 + sum(mix.numbers for mix in mixes) if mixes else 0
+
+
+def _columns(mixes: Sequence[Mix]) -> Iterator[tuple[Mix, slice]]:
+    """Where each has its numbers, after the one that draws."""
+    start = 1
+    for mix in mixes:
+        yield mix, slice(start, start + mix.numbers)
+        start += mix.numbers
+
+
+def to_beta(mixes: Sequence[Mix], numbers: NDArray[np.float32]) -> None:
+    """Of (B, count(mixes)) uniform numbers, make those that are weights follow their law."""
+    from scipy.special import betaincinv  # slow to import
+
+    for mix, columns in _columns(mixes):
+        even = numbers[:, columns.start].astype(np.float64)
+        numbers[:, columns.start] = betaincinv(mix.alpha, mix.alpha, even)
+
+
+def mixed(mixes: Sequence[Mix], images: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Each of (B + 1, C, H, W) with the next, in place: (B, C, H, W), and own labels' weight (B,).
+
+    An image's numbers, (B + 1, count(mixes)), are its own: the last row's go unused here.
+    """
+    height, width = images.shape[2:]
+    numbers = numbers[:-1]
+    drawn = (numbers[:, 0] * len(mixes)).long()
+    own, kept = torch.zeros_like(numbers[:, :1, None, None]), torch.zeros_like(numbers[:, 0])
+    for index, (mix, columns) in enumerate(_columns(mixes)):
+        pixels, label = mix.weights(numbers[:, columns], height, width)
+        own = torch.where((drawn == index)[:, None, None, None], pixels, own)
+        kept = torch.where(drawn == index, label, kept)
+    others = images[1:] * (1 - own)
+    return images[:-1].mul_(own).add_(others), kept
+
+
+def mixup(*, alpha: Alpha = 0.2) -> Step:
+    return Mixup(alpha)
+
+
+def cutmix(*, alpha: Alpha = 1.0) -> Step:
+    return Cutmix(alpha)

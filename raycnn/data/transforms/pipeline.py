@@ -1,0 +1,110 @@
+"""What is done to a batch of images, whole, on the device.
+
+Every image's randomness is the row of numbers that `seeds.uniform` gives it for (seed, epoch,
+sample), so it does not matter which worker, or which batch, an image is in.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raycnn.config.registry import Catalogue
+from raycnn.config.schema import Choice
+from raycnn.data.transforms import mix
+from raycnn.data.transforms.base import Step, Transform
+from raycnn.data.transforms.color import colour_jitter, random_erasing
+from raycnn.data.transforms.geometry import centre_crop, flip, pad_crop, random_resized_crop, resize
+from raycnn.data.transforms.mix import Mix, cutmix, mixup
+from raycnn.errors import SpecError
+from raycnn.runtime import rng
+from raycnn.runtime.device import KINDS
+from raycnn.shape import Shape
+
+TRANSFORMS: Catalogue[Step] = Catalogue(
+    "transform",
+    "data.transforms",
+    {
+        "centre_crop": centre_crop,
+        "colour_jitter": colour_jitter,
+        "cutmix": cutmix,
+        "flip": flip,
+        "mixup": mixup,
+        "pad_crop": pad_crop,
+        "random_erasing": random_erasing,
+        "random_resized_crop": random_resized_crop,
+        "resize": resize,
+    },
+)
+
+
+class Pipeline:
+    """The transforms of a job and its normalisation, for training or for evaluation."""
+
+    def __init__(self, steps: Sequence[Step], mean: list[float], std: list[float]):
+        self.steps, self.mean, self.std = steps, mean, std
+        self.transforms = [step for step in steps if isinstance(step, Transform)]
+        self.mixes = [step for step in steps if isinstance(step, Mix)]
+        self._scales: tuple[Tensor, Tensor] | None = None
+
+    def evaluation(self) -> "Pipeline":
+        stand_ins = (step.evaluation() for step in self.steps)
+        return Pipeline([step for step in stand_ins if step], self.mean, self.std)
+
+    @property
+    def numbers(self) -> int:
+        """How many random numbers each image needs: the transforms' first, then the mixes'."""
+        return sum(step.numbers for step in self.transforms) + mix.count(self.mixes)
+
+    def draw(self, seed: int, epoch: int, samples: NDArray[np.integer]) -> NDArray[np.float32]:
+        """(samples, self.numbers): what these samples are augmented by in this epoch."""
+        numbers = rng.uniform(seed, epoch, samples, self.numbers)
+        if self.mixes:
+            mix.to_beta(self.mixes, numbers[:, -mix.count(self.mixes) :])
+        return numbers
+
+    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 and (B, self.numbers) to (B, C, H', W') float32, normalised."""
+        start = 0
+        for transform in self.transforms:
+            stop = start + transform.numbers
+            images = transform(images, numbers[:, start:stop])
+            start = stop
+        return self._normalise(images)
+
+    def mixed(self, images: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Each of (B + 1, C, H, W) normalised images with the next: see `mix.mixed`."""
+        return mix.mixed(self.mixes, images, numbers[:, -mix.count(self.mixes) :])
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        layout = KINDS[images.device.type].layout
+        mean, std = self._scale(images.device)
+        # Into a new tensor, since the strides of one with a single channel leave its layout open,
+        # and a convolution may guess the slower one.
+        floats = torch.empty(images.shape, device=images.device, memory_format=layout)
+        return torch.sub(images, mean, out=floats).div_(std)
+
+    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (1, C, 1, 1), moved once: each move waits for the device."""
+        if self._scales is None or self._scales[0].device != device:
+            rows = torch.tensor([self.mean, self.std]).mul_(255).to(device)
+            mean, std = rows.view(2, 1, -1, 1, 1).unbind()
+            self._scales = mean, std
+        return self._scales
+
+
+def shape_after(choices: Sequence[Choice], shape: Shape) -> Shape:
+    """The shape a network sees. Raises SpecError for what this shape or their order forbids."""
+    last = ""
+    for choice in choices:
+        step = TRANSFORMS.build(choice)
+        if last and not isinstance(step, Mix):
+            raise SpecError(
+                f"{choice.name} stands after {last}: what mixes images comes last",
+                "data.transforms",
+            )
+        last = choice.name if isinstance(step, Mix) else ""
+        shape = step.shape(shape)
+    return shape

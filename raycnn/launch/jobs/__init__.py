@@ -1,0 +1,1 @@
+"""Jobs sent to a cluster's job server, followed, stopped and fetched."""

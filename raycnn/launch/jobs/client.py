@@ -1,0 +1,329 @@
+"""Ray Jobs: a spec sent to a cluster, trained there, followed from here.
+
+Only the cluster's job server is spoken to (http://host:8265), so that a tunnel to one port is
+enough. On the cluster a job is an ordinary `raycnn train`, `resume` or `tune` on the head node,
+begun in the home folder of whoever started Ray there: relative paths of a spec are below it.
+"""
+
+import getpass
+import logging
+import os
+import re
+import secrets
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from http.client import HTTPResponse
+from importlib.metadata import distribution
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode, urlsplit
+from urllib.request import Request, urlopen
+
+import requests
+
+import raycnn
+from raycnn.config import yaml_file
+from raycnn.config.schema import JobSpec, Workers
+from raycnn.config.search import TuneSpec
+from raycnn.errors import ClusterError, SpecError, first_line, unknown
+from raycnn.launch.jobs import bootstrap
+from raycnn.launch.ray.connection import TOKEN, Node, ask_of, kind_of
+from raycnn.launch.ray.node import PROBE_S
+
+# Ray's last: cluster.py sets what it reads when it is imported.
+import ray  # isort: skip
+from ray.dashboard.modules.dashboard_sdk import SubmissionClient  # isort: skip
+from ray.exceptions import AuthenticationError  # isort: skip
+from ray.job_submission import JobDetails as JobDetails  # isort: skip
+from ray.job_submission import JobSubmissionClient  # isort: skip
+
+for _talker in ("ray", "ray.dashboard.modules.dashboard_sdk"):  # of every upload
+    logging.getLogger(_talker).setLevel(logging.WARNING)
+
+PORT = 8265  # of a head's job server, unless told otherwise
+ANSWER_S = 30  # the longest wait for an answer of a server that is there
+OUTAGE_S = 60  # how long a job that is followed may be out of reach
+LOOK_S = 0.4  # between two looks at a job
+STOP_S = 120  # for a job that is stopped to save its state; Ray's own 3 s are too few
+DOWNLOAD_S = 24 * 3600
+RAYS_OWN = re.compile(
+    r"^(Running entrypoint for job .*|.* -- Runtime env is setting up\.)\n", re.MULTILINE
+)
+FOLDER = re.compile(r"^(?:run|search) (/.+)$", re.MULTILINE)  # what each says when it starts
+
+
+def server_of(address: str | None) -> str | None:
+    """The URL of the job server that is meant: the address, else RAYCNN_ADDRESS or RAY_ADDRESS.
+
+    Raises SpecError for what is no such URL.
+    """
+    text = address or os.environ.get("RAYCNN_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if not text:
+        return None
+    url = text if "://" in text else f"http://{text}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # half an IPv6 address, or no port that there can be
+        port = 0
+    if port == 0 or parts.scheme not in ("http", "https") or not parts.hostname or text == "auto":
+        raise SpecError(f"{text!r} is no address of a job server, such as http://host:{PORT}")
+    return url.rstrip("/")
+
+
+def each(asked: JobSpec | TuneSpec, change: Callable[[JobSpec], JobSpec]) -> JobSpec | TuneSpec:
+    """The job changed, or every job of the search."""
+    if isinstance(asked, JobSpec):
+        return change(asked)
+    changed = [one.model_copy(update={"job": change(one.job)}) for one in asked.architectures]
+    return asked.model_copy(update={"architectures": changed})
+
+
+class Cluster:
+    """A Ray cluster, reached by its job server alone."""
+
+    def __init__(self, server: str, token: str | None = None):
+        """Raises ClusterError when nobody answers there, or the token is not the cluster's."""
+        self.server = server
+        with self._speaking():
+            self._client = _Client(server, token)
+
+    def nodes(self) -> list[Node]:
+        return [Node(node["node_ip"], node["resources_total"]) for node in self._alive()]
+
+    def jobs(self) -> list[JobDetails]:
+        """Those that raycnn submitted, oldest first."""
+        with self._speaking():
+            found = self._client.list_jobs()
+        own = [job for job in found if "raycnn" in (job.metadata or {})]
+        return sorted(own, key=lambda job: job.start_time or 0)
+
+    def job(self, name: str) -> JobDetails:
+        """By its id. Raises SpecError, with the nearest one, for none."""
+        jobs = self.jobs()
+        found = next((job for job in jobs if job.submission_id == name), None)
+        if not found:
+            raise SpecError(self._unknown(name, jobs))
+        return found
+
+    def submit(self, asked: JobSpec | TuneSpec, *, folder: str = "~", code: bool = False) -> str:
+        """Start a job or a search there, in the folder; returns its id.
+
+        With `code` it runs on this raycnn and not on the cluster's. Raises ClusterError, with a
+        table of what exists, when its workers do not fit.
+        """
+        nodes = self.nodes()
+        for workers in _asked(asked):
+            ask_of(workers, kind_of(workers, nodes), nodes)
+        with TemporaryDirectory() as sent:
+            here = each(asked, lambda job: job.change({"workers.address": None}))
+            verb = _write(here, Path(sent))
+            return self._begin(asked.name, [verb, "job.yaml"], Path(sent), folder, code)
+
+    def resume(self, name: str, changes: list[str], *, code: bool = False) -> str:
+        """Go on there with a run or a search, named as `find` takes it; returns the id."""
+        job, folder = self.find(name)
+        tuned = (job.metadata or {})["verb"] == "tune"
+        if tuned and changes:
+            raise SpecError(f"{name} is a search, which goes on as it is: leave out {changes[0]}")
+        words = ["tune", "--resume", folder] if tuned else ["resume", folder, *changes]
+        with TemporaryDirectory() as sent:
+            return self._begin(PurePosixPath(folder).parent.name, words, Path(sent), "~", code)
+
+    def log(self, name: str) -> str:
+        """What the job has said so far."""
+        with self._speaking():
+            text = self._client.get_job_logs(name)
+        return RAYS_OWN.sub("", text)
+
+    def follow(self, name: str, show: Callable[[str], None]) -> JobDetails:
+        """Show what a job says as it says it, through short outages; returns how it ended."""
+        shown, answered, told = 0, time.monotonic(), False
+        while True:
+            try:
+                with self._speaking():
+                    job = self._client.get_job_info(name)
+                log = self.log(name)
+            except ClusterError as error:
+                if time.monotonic() - answered > OUTAGE_S:
+                    raise
+                if not told:
+                    show(f"{error}: trying for {OUTAGE_S} s\n")
+                told = True
+            else:
+                answered, told = time.monotonic(), False
+                show(log[shown:])
+                shown = len(log)
+                if job.status.is_terminal():
+                    return job
+            time.sleep(LOOK_S)
+
+    def stop(self, name: str) -> bool:
+        """Have a job save its state and stop, within STOP_S; False when it has ended before."""
+        with self._speaking():
+            return self._client.stop_job(name)
+
+    def folder(self, job: JobDetails) -> str | None:
+        """Of its run or search, on the head node, once the job has said so."""
+        found = FOLDER.search(self.log(job.submission_id or ""))
+        return found and found[1]
+
+    def find(self, name: str) -> tuple[JobDetails, str]:
+        """The latest job on a run or a search, and its folder: by an id, the folder, or job/n, or
+        job for its latest run. Raises SpecError for none."""
+        jobs = self.jobs()
+        named = [job for job in jobs if job.submission_id == name]
+        for job in reversed(named or jobs):
+            folder = self.folder(job)
+            *_, of, number = PurePosixPath(folder or "none/yet").parts
+            if folder and (named or name in (folder, f"{of}/{number}", of)):
+                return job, folder
+        if named:
+            raise SpecError(f"{name} has no run folder: {named[0].status.value}")
+        raise SpecError(self._unknown(name, jobs))
+
+    def run(self, command: str) -> JobDetails:
+        """Run a shell's command on the head node; returns how it ended."""
+        with self._speaking():
+            name = self._client.submit_job(entrypoint=command)
+            while not (job := self._client.get_job_info(name)).status.is_terminal():
+                time.sleep(LOOK_S)
+        return job
+
+    def output(self, job: JobDetails) -> HTTPResponse:
+        """All that a job wrote, as it is, to be read bit by bit. Raises ClusterError, or later
+        HTTPException or OSError, when the connection ends."""
+        asked = {
+            "submission_id": job.submission_id, "node_id": job.driver_node_id,
+            "lines": -1, "timeout": DOWNLOAD_S,
+        }  # fmt: skip
+        url = f"{self.server}/api/v0/logs/file?{urlencode(asked)}"
+        with self._speaking():
+            return urlopen(Request(url, headers=self._client._headers), timeout=ANSWER_S)
+
+    def _begin(self, name: str, words: list[str], sent: Path, folder: str, code: bool) -> str:
+        shutil.copy(bootstrap.__file__, sent / "begin.py")
+        if code:
+            _copy_code(sent)
+        command = [self._python(), "begin.py", raycnn.__version__, folder, *words]
+        now = datetime.now(timezone.utc)
+        with self._speaking():
+            return self._client.submit_job(
+                entrypoint="exec " + shlex.join(command),
+                submission_id=f"raycnn-{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
+                metadata={
+                    "raycnn": raycnn.__version__, "name": name, "verb": words[0],
+                    "user": _user(),
+                },
+                runtime_env={
+                    "working_dir": str(sent),
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)},
+                },
+            )  # fmt: skip
+
+    def _unknown(self, name: str, jobs: list[JobDetails]) -> str:
+        names = [job.submission_id or "" for job in jobs]
+        return unknown("job", name, names) + f"; looked at {self.server}"
+
+    def _python(self) -> str:
+        """The interpreter that the head node starts Ray's workers with: a job's PATH is any."""
+        head = next(node["node_id"] for node in self._alive() if node["is_head_node"])
+        deadline = time.monotonic() + ANSWER_S
+        while time.monotonic() < deadline:
+            for word in self._get(f"/nodes/{head}")["detail"].get("cmdline", []):
+                key, _, command = word.partition("=")
+                if key == "--python_worker_command":
+                    return shlex.split(command)[0]
+            time.sleep(LOOK_S)  # a new head has not said yet
+        raise ClusterError(f"{self.server} does not say which Python its Ray runs on")
+
+    def _alive(self) -> list[dict[str, Any]]:
+        found = self._get("/api/v0/nodes?limit=10000")["result"]["result"]
+        alive = [node for node in found if node["state"] == "ALIVE"]
+        if not any(node["is_head_node"] for node in alive):
+            raise ClusterError(f"{self.server} has no head node yet")
+        return alive
+
+    def _get(self, path: str) -> dict[str, Any]:
+        with self._speaking():
+            answer = self._client._do_request("GET", path)
+            answer.raise_for_status()
+            return answer.json()["data"]
+
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        try:
+            yield
+        except AuthenticationError:
+            raise ClusterError(
+                f"{self.server} refuses the token: RAY_AUTH_TOKEN, else {TOKEN}, must hold the "
+                "one that the cluster was started with"
+            ) from None
+        except (requests.HTTPError, HTTPError, RuntimeError, ValueError, KeyError) as error:
+            said = first_line(error)
+            raise ClusterError(f"the job server at {self.server} fails: {said}") from None
+        except (requests.RequestException, URLError, ConnectionError, TimeoutError):
+            raise ClusterError(f"no job server answers at {self.server}") from None
+
+
+class _Client(JobSubmissionClient):
+    """Ray's, with a deadline for every answer."""
+
+    patience_s = PROBE_S
+
+    def __init__(self, server: str, token: str | None):
+        """Not Ray's own, which takes the address from its environment variables before all."""
+        self._client_ray_version = ray.__version__
+        headers = {"Authorization": f"Bearer {token}"} if token else None
+        SubmissionClient.__init__(self, server, headers=headers)
+        self._check_connection_and_version()
+        self.patience_s = ANSWER_S
+
+    def _do_request(self, *asked: Any, **how: Any) -> Any:
+        return super()._do_request(*asked, timeout=self.patience_s, **how)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def _asked(asked: JobSpec | TuneSpec) -> list[Workers]:
+    """What Ray is to have room for: of a search, one trial in each pool."""
+    if isinstance(asked, TuneSpec):
+        return [pool.trainers for pool in asked.tune.pools]
+    return [asked.workers] if asked.workers.launcher != "local" else []
+
+
+def _write(asked: JobSpec | TuneSpec, folder: Path) -> str:
+    """The resolved spec as job.yaml; returns the verb that takes it."""
+    trees = {"job.yaml": asked.tree()}
+    if isinstance(asked, TuneSpec):
+        whole = trees["job.yaml"]
+        for one in whole["architectures"]:  # each a job that stands alone, in a file beside it
+            trees[f"{one['name']}.arch.yaml"] = one["job"]
+            one["job"] = f"{one['name']}.arch.yaml"
+    for name, tree in trees.items():
+        with (folder / name).open("w", encoding="utf-8") as file:
+            yaml_file.dump(tree, file)
+    return "tune" if isinstance(asked, TuneSpec) else "train"
+
+
+def _copy_code(folder: Path) -> None:
+    """The modules of this raycnn, and what its version is read from."""
+    package = Path(raycnn.__file__).parent
+    for path in package.rglob("*.py"):
+        copy = folder / "raycnn" / path.relative_to(package)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    about = folder / f"raycnn-{raycnn.__version__}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(distribution("raycnn").read_text("METADATA") or "")

@@ -1,0 +1,5 @@
+"""Training and searches on Ray. Ray is imported here and in launch/jobs alone."""
+
+from raycnn.runtime import device
+
+device.set_npu_aside()

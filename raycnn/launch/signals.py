@@ -1,0 +1,41 @@
+"""A request to save and stop, by Ctrl-C or SIGTERM; the second one stops now."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from raycnn.runtime import distributed
+
+ECHO_S = 1  # torchrun hands on the Ctrl-C that the terminal has sent to its workers as well
+
+
+class Stop:
+    """`busy` says whether there is anything to save; before there is, the first one stops now."""
+
+    def __init__(self, busy: Callable[[], bool]) -> None:
+        self.asked = False
+        self.busy = busy
+        self._since = 0.0
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._ask) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.asked and distributed.launched() and now - self._since < ECHO_S:
+            return
+        if self.asked or not self.busy():
+            raise KeyboardInterrupt
+        self.asked, self._since = True, now

@@ -1,0 +1,77 @@
+"""Any classifier of torchvision's, as `torchvision:NAME`, with fresh weights.
+
+Their dropout is exchanged for raycnn's, which is the same for any number of workers, and their
+batch norm for raycnn's, which bears a last batch of one image; stochastic
+depth (EfficientNet, ConvNeXt, Swin) is not, and draws alike on every worker.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import nn
+
+from raycnn.errors import SpecError, unknown
+from raycnn.models.blocks import BatchNorm
+from raycnn.models.dropout import Dropout
+from raycnn.shape import Shape
+
+AUXILIARY = {"googlenet", "inception_v3"}  # with heads of no use after training
+
+
+def named(name: str) -> Callable[..., nn.Module]:
+    """The builder of a network. Raises SpecError for a name that torchvision does not know."""
+    from torchvision import models  # slow to import
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise SpecError(unknown("torchvision model", name, names), "model.name")
+    return partial(build, name)
+
+
+def build(name: str, shape: Shape, classes: int) -> nn.Module:
+    """Raises SpecError for images that the network cannot take."""
+    model = fresh(name, classes)
+    for parent in [*model.modules()]:
+        for key, child in parent.named_children():
+            if isinstance(child, nn.Dropout):
+                setattr(parent, key, Dropout(child.p))
+            elif type(child) is nn.BatchNorm2d:
+                child.__class__ = BatchNorm
+    _take_channels(model, shape.channels)
+    _try(name, model, shape)
+    return model
+
+
+def fresh(name: str, classes: int = 1000) -> nn.Module:
+    """torchvision's own network."""
+    from torchvision import models
+
+    extra = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
+    real = torch.device("cpu") if name.startswith("regnet") else nullcontext()  # it reads values
+    with real:
+        return models.get_model(name, weights=None, num_classes=classes, **extra)
+
+
+def _take_channels(model: nn.Module, channels: int) -> None:
+    """Exchange the first convolution for one that takes images of so many channels."""
+    key, first = next((k, m) for k, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    if first.in_channels == channels:
+        return
+    parent = model.get_submodule(key.rpartition(".")[0])
+    same = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
+    other = nn.Conv2d(channels, first.out_channels, bias=first.bias is not None, **same)
+    setattr(parent, key.rpartition(".")[2], other)
+
+
+@torch.no_grad()
+def _try(name: str, model: nn.Module, shape: Shape) -> None:
+    device = next(model.parameters()).device  # the meta device, where the check builds
+    image = torch.zeros(1, *shape, device=device)
+    try:
+        model.eval()(image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        what = f"torchvision:{name} cannot take {shape} images: {error}"
+        raise SpecError(what, "model") from None
+    model.train()

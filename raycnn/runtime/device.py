@@ -1,0 +1,169 @@
+"""The kinds of device: one row each, with what the rest of raycnn must know of them."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from pathlib import Path
+
+import torch
+
+from raycnn.config.schema import Train
+from raycnn.errors import SpecError, Unfit, unknown
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What raycnn must know of a kind of device."""
+
+    name: str
+    """As in `workers.device`, and torch's device type."""
+    backend: str
+    """Of the process group; CPU tensors go through gloo on every kind."""
+    resource: str
+    """What Ray calls one of them."""
+    count: Callable[[], int]
+    """How many this process sees."""
+    fused: bool
+    """Whether torch has fused optimizer kernels for it."""
+    layout: torch.memory_format
+    """Of images and weights, whichever its convolutions are quicker in."""
+
+    def select(self, local_rank: int, threads: int | None = None) -> torch.device:
+        """Make one device this process's own, and give CPU work so many threads."""
+        if threads:
+            torch.set_num_threads(threads)
+        if self.name == "cpu":
+            return torch.device("cpu")
+        device = torch.device(self.name, local_rank % max(1, self.count()))
+        torch.get_device_module(device).set_device(device)
+        return device
+
+    def names(self) -> list[str]:
+        """What the maker calls each of them; nothing for CPUs."""
+        count = self.count() if self.name != "cpu" else 0
+        return [torch.get_device_module(self.name).get_device_name(k) for k in range(count)]
+
+
+def _gpus() -> int:
+    return torch.cuda.device_count()
+
+
+def _cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
+
+
+def _npus() -> int:
+    """Loads torch_npu only where there is an NPU's driver: never by accident."""
+    if not sys.modules.get("torch_npu"):
+        if not npu_driver():
+            return 0
+        try:
+            load_npu()
+        except Unfit:
+            return 0
+    return int(torch.get_device_module("npu").device_count())
+
+
+KINDS = {
+    "cuda": Kind("cuda", "cpu:gloo,cuda:nccl", "GPU", _gpus, True, torch.channels_last),
+    "npu": Kind("npu", "cpu:gloo,npu:hccl", "NPU", _npus, False, torch.contiguous_format),
+    "cpu": Kind("cpu", "gloo", "CPU", _cpus, True, torch.contiguous_format),
+}
+
+
+def find(name: str) -> Kind:
+    """The kind asked for; `auto` is the first that is there. Raises Unfit, saying what lacks."""
+    if name not in {*KINDS, "auto"}:
+        raise SpecError(unknown("device", name, [*KINDS, "auto"]))
+    if name == "auto":
+        return next(kind for kind in KINDS.values() if kind.count())
+    if name == "npu":
+        load_npu()
+    kind = KINDS[name]
+    if not kind.count():
+        raise Unfit(f"workers.device: {name}: this machine has none (torch {torch.__version__})")
+    return kind
+
+
+def npu_driver() -> bool:
+    return any(Path("/dev").glob("davinci[0-9]*"))
+
+
+def load_npu() -> None:
+    """Import torch_npu. Raises Unfit, saying what lacks: the package, its pair, or CANN."""
+    found, wanted = package("torch_npu"), minor(torch.__version__)
+    if not found:
+        raise Unfit(
+            "workers.device: npu: torch_npu is not installed: pip install 'raycnn[npu]' brings the "
+            f"one for torch {torch.__version__}"
+        )
+    if minor(found) != wanted:
+        raise Unfit(
+            f"workers.device: npu: torch_npu {found} does not fit torch {torch.__version__}: "
+            f"torch_npu {wanted} goes with torch {wanted}, and torch {minor(found)} with torch_npu "
+            f"{minor(found)}"
+        )
+    if not sys.modules.get("torch_npu"):
+        sys.modules.pop("torch_npu", None)
+    try:
+        importlib.import_module("torch_npu")
+    except Exception as error:  # whatever an import meets where libraries are missing
+        set_npu_aside()
+        raise Unfit(
+            f"workers.device: npu: torch_npu does not load ({error}): is CANN installed, and was "
+            "its set_env.sh sourced?"
+        ) from None
+
+
+def set_npu_aside() -> None:
+    """Have torch_npu seem not to be installed, until `load_npu`.
+
+    Ray imports it wherever it is installed (air/_internal/device_manager/npu.py), and with it
+    fails where the CANN libraries are missing.
+    """
+    sys.modules.setdefault("torch_npu", None)  # type: ignore[arg-type]
+
+
+def package(name: str) -> str | None:
+    """The version that is installed."""
+    try:
+        return installed(name)
+    except PackageNotFoundError:
+        return None
+
+
+def minor(version: str) -> str:
+    """`2.14` of `2.14.0+cu130`."""
+    return ".".join(version.split(".")[:2])
+
+
+def peak_mib(device: torch.device) -> float:
+    """The most memory that tensors took since this was last asked, in MiB."""
+    module = torch.get_device_module(device)
+    most = module.max_memory_allocated(device) / 2**20
+    module.reset_peak_memory_stats(device)
+    return float(most)
+
+
+def layout(device: torch.device, channels_last: bool | None) -> torch.memory_format:
+    """Of images and weights: as asked for, or what is quicker on the device."""
+    if channels_last is None:
+        return KINDS[device.type].layout
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def check_training(settings: Train, kind: str) -> None:
+    """Raises SpecError where this kind of device cannot train like this."""
+    if settings.sync_batch_norm and kind == "cpu":
+        raise SpecError("is for cuda and npu: torch has none for cpu", "train.sync_batch_norm")
+    if settings.precision != "bf16" or kind in ("cpu", "auto") or not KINDS[kind].count():
+        return
+    module = torch.get_device_module(kind)
+    if not module.is_bf16_supported():
+        raise SpecError(f"bf16 is not for {module.get_device_name()}: use fp32", "train.precision")

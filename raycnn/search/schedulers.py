@@ -1,0 +1,113 @@
+"""Which trials are not worth going on with: a pure function of what trials came to so far.
+
+Trials of one architecture are compared at the same share of their own runs. A schedule is as long
+as its run, so at the same epoch a short run has annealed further than a long one, and would win.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Annotated, Protocol
+
+from pydantic import Field, PositiveInt
+
+from raycnn.config.registry import Catalogue
+
+
+@dataclass(frozen=True)
+class Course:
+    """A trial as far as it has come."""
+
+    epochs: int
+    """Of its whole run."""
+    values: Sequence[float]
+    """After each epoch so far, more being better."""
+
+    def best(self, epoch: int) -> float:
+        return max(self.values[:epoch])
+
+
+class Rule(Protocol):
+    def __call__(self, own: Course, others: Callable[[], Sequence[Course]]) -> str | None:
+        """Why a trial is to stop after its latest epoch, in words, or None.
+
+        The others are those of its architecture, looked at when they are asked for.
+        """
+
+
+def none() -> Rule:
+    """No trial is stopped."""
+    return lambda own, others: None
+
+
+def asha(*, grace: PositiveInt = 1, factor: Annotated[int, Field(ge=2)] = 3) -> Rule:
+    """Only the best 1/factor go on at each rung (ASHA: Li et al. 2018, arXiv:1810.05934).
+
+    Rungs are 1/factor of a run, 1/factor² and so on, but none before `grace` epochs.
+    """
+
+    def rule(own: Course, others: Callable[[], Sequence[Course]]) -> str | None:
+        epoch, part = len(own.values), factor
+        while own.epochs / part >= grace and own.epochs >= part:
+            if math.ceil(own.epochs / part) == epoch:
+                rungs = [(other, math.ceil(other.epochs / part)) for other in others()]
+                rivals = [other.best(rung) for other, rung in rungs if len(other.values) >= rung]
+                better = sum(rival > own.best(epoch) for rival in rivals)
+                if better >= math.ceil((len(rivals) + 1) / factor):
+                    return f"{better} of {len(rivals)} others were better at 1/{part} of the run"
+            part *= factor
+        return None
+
+    return rule
+
+
+def at_median(*, grace: PositiveInt = 1, least: PositiveInt = 3) -> Rule:
+    """Worse than half of the others were on average (Vizier: Golovin et al., KDD 2017, 3.2.2).
+
+    Not before `grace` epochs, nor with fewer than `least` others that have come as far.
+    """
+
+    def rule(own: Course, others: Callable[[], Sequence[Course]]) -> str | None:
+        epoch = len(own.values)
+        if epoch < grace or epoch == own.epochs:
+            return None
+        reached = [(other, math.ceil(other.epochs * epoch / own.epochs)) for other in others()]
+        means = [
+            fmean(other.values[:there]) for other, there in reached if len(other.values) >= there
+        ]
+        if len(means) < least or own.best(epoch) >= median(means):
+            return None
+        return f"worse than the median of {len(means)} others"
+
+    return rule
+
+
+@dataclass(frozen=True)
+class Pbt:
+    """Stops nobody: the worst go on from copies of the best, see population.py."""
+
+    interval: int
+    quantile: float
+    resample: float
+
+    def __call__(self, own: Course, others: Callable[[], Sequence[Course]]) -> None:
+        return None
+
+
+def pbt(
+    *,
+    interval: PositiveInt,
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25,
+    resample: Annotated[float, Field(ge=0, le=1)] = 0.25,
+) -> Rule:
+    """Each `interval` epochs the worst `quantile` go on as some of the best, a little changed.
+
+    A setting is drawn anew with the probability `resample`, and else goes to a value beside it.
+    """
+    return Pbt(interval, quantile, resample)
+
+
+RULES: Catalogue[Rule] = Catalogue(
+    "scheduler", "tune.scheduler", {"asha": asha, "median": at_median, "none": none, "pbt": pbt}
+)

@@ -1,0 +1,122 @@
+"""How good a network is: sums kept on the device, brought together once per epoch."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raycnn.runtime import distributed
+
+TOP = 5
+Z95 = 1.959963984540054  # of the standard normal distribution, two-sided
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Sums over the images of an epoch, so far, on all workers."""
+
+    loss: float = 0.0
+    hits: int = 0
+    top5: int = 0
+    count: int = 0
+    seconds: float = 0.0
+    bad_step: int | None = None
+    """The first step, counted from where this process began, whose loss is not finite."""
+    confusion: list[list[int]] = field(default_factory=list)
+    """[label][prediction], in evaluation only."""
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / max(1, self.count)
+
+    @property
+    def acc1(self) -> float:
+        return self.hits / max(1, self.count)
+
+    @property
+    def acc5(self) -> float:
+        return self.top5 / max(1, self.count)
+
+    def plus(self, other: "Seen") -> "Seen":
+        sums = {key: getattr(self, key) + getattr(other, key) for key in ("loss", "hits", "top5")}
+        both = self.count + other.count, self.seconds + other.seconds
+        return Seen(**sums, count=both[0], seconds=both[1], bad_step=other.bad_step)
+
+
+class Tally:
+    """Takes each step's results as they are, without waiting for the device."""
+
+    def __init__(self, classes: int, evaluating: bool = False):
+        self.classes, self.evaluating = classes, evaluating
+        self._losses: list[Tensor] = []
+        self._hits: list[Tensor] = []
+        self._top5: list[Tensor] = []
+        self._confusion: Tensor | None = None
+        self.count = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, count: int) -> None:
+        """Of one share: the summed loss (), logits (B, K), labels (B,), how many of them count."""
+        self._losses.append(loss.detach())
+        best = logits.detach().argmax(1)
+        self._hits.append((best == labels).sum())
+        self.count += count
+        if self.evaluating:
+            top = logits.topk(min(TOP, self.classes), 1).indices
+            self._top5.append((top == labels[:, None]).sum())
+            if self._confusion is None:
+                self._confusion = labels.new_zeros(self.classes**2)
+            # What bincount does, which waits for the device to see how many it has to count.
+            self._confusion.index_add_(0, labels * self.classes + best, torch.ones_like(labels))
+
+    def over_workers(self, seconds: float = 0.0) -> Seen:
+        """The sums over all workers: one wait for the device, one reduction."""
+        losses = torch.stack(self._losses) if self._losses else torch.zeros(1)
+        if self.evaluating:  # workers may have had more or fewer shares
+            losses = losses.sum()[None]
+        parts = [losses, _total(self._hits), _total(self._top5), torch.tensor([self.count])]
+        if self.evaluating:
+            zeros = torch.zeros(self.classes**2)
+            parts.append(zeros if self._confusion is None else self._confusion)
+        sums = distributed.total(torch.cat([part.cpu().double() for part in parts]))
+        losses, counts, confusion = sums.split([len(losses), 3, len(sums) - len(losses) - 3])
+        hits, top5, count = counts.long().tolist()
+        bad = torch.nonzero(~losses.isfinite())
+        return Seen(
+            loss=losses.sum().item(),
+            hits=hits,
+            top5=top5,
+            count=count,
+            seconds=seconds,
+            bad_step=int(bad[0]) if len(bad) else None,
+            confusion=confusion.long().view(-1, self.classes).tolist(),
+        )
+
+
+def _total(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).sum()[None] if values else torch.zeros(1)
+
+
+def interval(hits: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy: Wilson, JASA 22 (1927), pages 209 to 212."""
+    if not count:
+        return 0.0, 1.0
+    share, slack = hits / count, Z95**2 / count
+    middle = share + slack / 2
+    half = Z95 * math.sqrt(share * (1 - share) / count + slack / (4 * count))
+    return max(0.0, (middle - half) / (1 + slack)), min(1.0, (middle + half) / (1 + slack))
+
+
+def per_class(confusion: list[list[int]], classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Precision, recall and F1 of every class, from [label][prediction] counts."""
+    rows = []
+    for k, name in enumerate(classes):
+        hit = confusion[k][k]
+        true, said = sum(confusion[k]), sum(row[k] for row in confusion)
+        precision, recall = hit / max(1, said), hit / max(1, true)
+        f1 = 2 * hit / max(1, true + said)
+        rows.append(
+            {"class": name, "count": true, "precision": precision, "recall": recall, "f1": f1}
+        )
+    return rows

@@ -1,0 +1,160 @@
+"""One step: an optimizer update on one global batch, of which every worker has its share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raycnn.config.schema import JobSpec, Train
+from raycnn.data.loader import Batch
+from raycnn.errors import SpecError, Unfit
+from raycnn.models import dropout
+from raycnn.runtime import device, distributed, rng
+from raycnn.training.checkpoint import State
+from raycnn.training.optim import Schedule
+
+NOISE = 3  # what a seed is for: see LIMIT and VAL in data
+NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Step:
+    replica: nn.Module
+    """The state's model, or DDP around it."""
+    state: State
+    schedule: Schedule
+    job: JobSpec
+    micro_batch: int
+    """How many images go through the network at once."""
+    class_weights: Tensor | None
+    """(K,), in the loss."""
+
+    def __call__(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+        """Step `k` of the run, from 0 on: logits (B, K), and the loss summed over the share."""
+        optimizer, scale, average = self.state.optimizer, self.state.scale, self.state.average
+        logits, loss = self._gradients(batch, rng.number(self.job.seed, NOISE, k))
+        if scale:
+            scale.unscale(optimizer.gradients())
+        if self.job.train.clip_norm:
+            nn.utils.clip_grad_norm_(optimizer.parameters.values(), self.job.train.clip_norm)
+        optimizer.step(self.schedule(k), scale.overflow if scale else None)
+        optimizer.zero_grad()
+        if scale:
+            scale.update()
+        if average:
+            average.update(k)
+        return logits, loss
+
+    def _gradients(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
+        """Add up the gradients of the share, a part at a time."""
+        logits, losses = [], []
+        pieces = parts(batch, self.micro_batch)
+        for part in pieces:
+            dropout.begin_step(number, part.first, part.total, part.images.device)
+            with distributed.unsynced(self.replica, wanted=part is not pieces[-1]):
+                said, loss = forward(self.replica, part, self.job.train, self.class_weights)
+                # DDP averages over the workers, whose shares may differ: this makes it the mean.
+                mean = loss * (distributed.world() / batch.total)
+                (self.state.scale.factor * mean if self.state.scale else mean).backward()
+            logits.append(said.detach())
+            losses.append(loss.detach())
+        return torch.cat(logits), torch.stack(losses).sum()
+
+
+def parts(batch: Batch, size: int) -> list[Batch]:
+    """A share, cut into pieces of at most so many images."""
+    keys = [
+        key for key in ("images", "labels", "others", "kept") if getattr(batch, key) is not None
+    ]
+    pieces = []
+    for start in range(0, len(batch.images), size):
+        cut = {key: getattr(batch, key)[start : start + size] for key in keys}
+        count = len(cut["labels"]) if batch.count else 0
+        pieces.append(replace(batch, first=batch.first + start, count=count, **cut))
+    return pieces
+
+
+def narrowed(precision: str, kind: torch.device) -> torch.autocast:
+    """Within it the network computes at this precision."""
+    narrow = NARROW.get(precision)
+    return torch.autocast(kind.type, narrow, enabled=narrow is not None)
+
+
+def forward(
+    model: nn.Module, batch: Batch, settings: Train, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, K), and the loss summed over the share, its classes weighted (K,)."""
+    kind = batch.images.device
+    images = batch.images.contiguous(memory_format=device.layout(kind, settings.channels_last))
+    with narrowed(settings.precision, kind):
+        logits = model(images)
+
+    def loss(labels: Tensor, reduction: str) -> Tensor:
+        smoothing = settings.label_smoothing
+        return F.cross_entropy(
+            logits.float(), labels, weights, reduction=reduction, label_smoothing=smoothing
+        )
+
+    if batch.others is None or batch.kept is None:
+        return logits, loss(batch.labels, "sum")
+    own, other = loss(batch.labels, "none"), loss(batch.others, "none")
+    return logits, torch.lerp(other, own, batch.kept).sum()
+
+
+def class_weights(setting: Any, counts: NDArray[np.int64]) -> Tensor | None:
+    """(K,) weights whose mean over the training images, `counts` (K,) of each class, is 1."""
+    if setting is None:
+        return None
+    if setting == "balanced":
+        setting = 1 / np.maximum(counts, 1)
+    if len(setting) != len(counts):
+        raise SpecError(f"{len(setting)} numbers for {len(counts)} classes", "train.class_weights")
+    weights = np.asarray(setting, np.float64)
+    return torch.from_numpy(weights * counts.sum() / (weights * counts).sum()).float()
+
+
+def fitting(trial: Callable[[int], None], size: int, tell: Callable[[str], None]) -> int:
+    """`size`, halved until a trial with so many images fits into every worker's device."""
+    while True:
+        full = False
+        try:
+            trial(size)
+        except torch.OutOfMemoryError:
+            full = True
+        if not distributed.total(torch.tensor([full], dtype=torch.int32)).item():
+            return size
+        size = halved(size, tell)
+
+
+def halved(size: int, tell: Callable[[str], None]) -> int:
+    """The next smaller micro-batch. Raises Unfit when a single image does not fit."""
+    if size == 1:
+        raise Unfit("one image is too much for the memory of the device: take a smaller network")
+    size = (size + 1) // 2
+    tell(
+        f"out of memory on the device: micro-batches of {size} images from here on, which a "
+        "batch norm takes for the batch"
+    )
+    return size
+
+
+def trial(step: Step, shape: tuple[int, ...], size: int) -> None:
+    """Forward and backward over `size` images, without effect, beside what a step will hold."""
+    optimizer, kind = step.state.optimizer, next(step.state.model.parameters()).device
+    torch.get_device_module(kind).empty_cache()
+    room = [torch.empty_like(p) for p in optimizer.parameters.values() for _ in optimizer.kept]
+    batch = Batch(
+        images=torch.zeros(size, *shape, device=kind),
+        labels=torch.zeros(size, dtype=torch.int64, device=kind),
+        others=None, kept=None, first=0, total=size, count=size,
+    )  # fmt: skip
+    step.replica.eval()  # no statistics are changed
+    with distributed.unsynced(step.replica, wanted=True):
+        forward(step.replica, batch, step.job.train)[1].backward()
+    optimizer.zero_grad()
+    del room

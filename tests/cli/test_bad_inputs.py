@@ -1,0 +1,163 @@
+"""What people feed a command line, beside what each module's own tests feed it: real files, real runs."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from raycnn.config.schema import JobSpec
+from raycnn.errors import DataError
+from raycnn.runs.directory import Run
+from raycnn.training import checkpoint
+from tests.conftest import ROOT, Call, numbers, same, train, weights
+from tests.support.images import refusal, write_pictures
+
+MakeJob = Callable[..., JobSpec]
+QUICK = (ROOT / "jobs" / "quickstart.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (QUICK.decode().encode("utf-16"), "cannot read bad.yaml: 'utf-8' codec can't decode"),
+        (bytes(range(256)), "cannot read bad.yaml"),
+        (b"name: a\0b\n", "unacceptable character"),
+        (b"a: " + b"[" * 100_000, "bad.yaml:1: more than 32 levels deep"),
+        (b"a: " + b"{" * 100_000, "bad.yaml:1: more than 32 levels deep"),
+        (b'a: "\\UFFFFFFFF"', "bad.yaml: not YAML"),
+        (b"a: " + b"9" * 10_000, "bad.yaml: not YAML"),
+        (b"1: 2\n? [3]\n: 4\n", "bad.yaml:1: 1: Keys should be strings"),
+        (QUICK.replace(b"epochs: 15", b"epochs: 2024-01-01"), "bad.yaml:12: train.epochs"),
+        (QUICK.replace(b"name: sgd", b"name: yes"), "bad.yaml:10: optimizer.name: unknown optimizer 'yes'"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_spec_is_refused_in_a_moment(
+    call: Call, tmp_path: Path, content: bytes, said: str
+) -> None:
+    (tmp_path / "bad.yaml").write_bytes(content)
+    ended, _, err = call("check", "bad.yaml")
+    assert ended == 2 and said in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xef\xbb\xbf" + QUICK, QUICK.replace(b"\n", b"\r\n"), QUICK + "# 好\n".encode()],
+    ids=["byte-order-mark", "windows-lines", "chinese"],
+)
+def test_a_file_of_any_editor_is_read(call: Call, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "good.yaml").write_bytes(content)
+    assert call("check", "good.yaml", "workers.count=1")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train..epochs=3", "train.: unknown key ''"),
+        ("=3", "'=3' is not a change"),
+        ("train=3", "train: must be a mapping, not 3"),
+        ("train.epochs.x=3", "train.epochs: must be a valid integer"),
+        ("model=null", "model: must be a name, or a mapping"),
+        ("optimizer.lr=1e400", "optimizer.lr: must be a finite number"),
+        ("failure.rollback_lr=1", "failure.rollback_lr: must be less than 1"),
+        ("failure.rollbacks=-1", "failure.rollbacks: must be greater than or equal to 0"),
+        ("workers.timeout_s=1", "workers.timeout_s: must be greater than or equal to 10"),
+    ],
+)
+def test_a_change_that_makes_no_sense_is_refused(call: Call, change: str, said: str) -> None:
+    ended, _, err = call("check", ROOT / "jobs" / "quickstart.yaml", change)
+    assert ended == 2 and said in err and "Traceback" not in err
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Not root, to whom nothing is forbidden."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+def test_data_that_may_not_be_read_is_bad_data(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    write_pictures(tmp_path, ["a", "b"], 2)
+    tmp_path.chmod(0o000)
+    request.getfixturevalue("nobody")
+    try:
+        assert "Permission denied" in refusal("folder", tmp_path)
+    finally:
+        os.seteuid(os.getuid())
+        tmp_path.chmod(0o700)
+
+
+def test_what_is_no_run_cannot_be_resumed(call: Call, tmp_path: Path, job: MakeJob) -> None:
+    (tmp_path / "empty").mkdir()
+    ended, _, err = call("resume", "empty")
+    assert ended == 2 and "unknown run 'empty'" in err
+    run = Run.create(job())
+    (run.folder / "job.yaml").write_bytes(b"\x80 torn")
+    ended, _, err = call("resume", run.folder)
+    assert ended == 2 and "job.yaml" in err and "Traceback" not in err
+
+
+def test_torn_side_files_lose_nothing_that_counts(call: Call, job: MakeJob) -> None:
+    """As a machine that loses its power may leave them."""
+    spec = job(schedule="constant")
+    unbroken, run = train(spec), train(spec.change({"train.epochs": 2}))
+    with (run.folder / "events.jsonl").open("a") as file:
+        file.write('{"time": 1, "ev')
+    for name in ("metrics.csv", "progress.json", "result.json", "checkpoints/index.json"):
+        (run.folder / name).write_bytes(b"\x00\xff{torn")
+    ended, out, err = call("list", "runs", "--runs", spec.storage.path)
+    assert ended == 0 and "stopped" in out, err
+    train(spec, run)
+    assert same(weights(unbroken), weights(run)) and numbers(unbroken) == numbers(run)
+
+
+def test_a_search_that_cannot_be_read_hides_no_other(call: Call, tmp_path: Path) -> None:
+    for number, content in ((1, b""), (2, b"\x80 torn"), (3, b"name: a\n")):
+        (tmp_path / f"runs/s/{number}").mkdir(parents=True)
+        (tmp_path / f"runs/s/{number}/search.yaml").write_bytes(content)
+    ended, out, err = call("list", "runs")
+    assert ended == 0 and err == ""
+    assert [line.split()[:2] for line in out.splitlines()] == [
+        [f"s/{number}", "damaged"] for number in (1, 2, 3)
+    ]
+
+
+def test_a_run_passes_over_a_truncated_checkpoint_says_so_and_ends_the_same(job: MakeJob) -> None:
+    spec = job()
+    unbroken, run = train(spec), Run.create(spec)
+    from raycnn.errors import Interrupted
+
+    with pytest.raises(Interrupted):
+        train(spec, run, stop_at=9)
+    model = run.weights("last") / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    train(spec, run)
+    assert any(event.startswith("passed over: ") for event in run.events())
+    assert same(weights(unbroken), weights(run))
+    for path in run.checkpoints.glob("0*"):
+        (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match="no checkpoint is whole"):
+        train(spec.change({"train.epochs": 4}), run)
+
+
+def test_other_code_is_said_on_resume(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train(job(train__epochs=1))
+    monkeypatch.setattr("raycnn.training.loop.__version__", "0.0.9")
+    train(job(train__epochs=2, schedule="constant"), run)
+    assert any(event.startswith("begun with raycnn ") for event in run.events())
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(job: MakeJob) -> None:
+    one, other = train(job()), Run.create(job(seed=1))
+    shutil.copytree(one.checkpoints, other.checkpoints, dirs_exist_ok=True)
+    from raycnn.errors import SpecError
+
+    with pytest.raises(SpecError, match="seed: cannot change in a run that has begun"):
+        train(job(seed=1), other)
+    assert checkpoint.verify(one.weights("last")) is None

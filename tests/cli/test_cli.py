@@ -1,0 +1,214 @@
+"""The command line, in this process: every message and exit code a person meets."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raycnn.cli import app
+from raycnn.config.schema import JobSpec
+from raycnn.runs.directory import Run
+from tests.conftest import JOBS, ROOT, Call, train
+
+MakeJob = Callable[..., JobSpec]
+
+
+QUICK = ROOT / "jobs" / "quickstart.yaml"
+HERE = ("workers.count=1", "train.epochs=1")
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ("model=lenett", 2, "model.name: unknown model 'lenett'; did you mean 'lenet'? (models: alexnet"),
+        ("model.activaton=relu", 2, "model.activaton: unknown lenet option 'activaton'; did you mean"),
+        ("data=mnits", 2, "data.name: unknown dataset 'mnits'; did you mean 'mnist'?"),
+        ("data.sise=3", 2, "data.sise: unknown digits option 'sise'"),
+        ("optimizer=sdg", 2, "optimizer.name: unknown optimizer 'sdg'; did you mean 'sgd'?"),
+        ("optimizer.lr=0", 2, "optimizer.lr: must be greater than 0"),
+        ("optimizer.lr=-1", 2, "optimizer.lr: must be greater than 0"),
+        ("optimizer.lr=.nan", 2, "optimizer.lr: must be"),
+        ("optimizer.lr=.inf", 2, "optimizer.lr: must be"),
+        ("optimizer.lr=fast", 2, "optimizer.lr: must be a valid number, not 'fast'"),
+        ("optimizer.momentum=1", 2, "optimizer.momentum: must be less than 1"),
+        ("schedule=cosin", 2, "schedule.name: unknown schedule 'cosin'; did you mean 'cosine'?"),
+        ("data.transforms=[flipp]", 2, "unknown transform 'flipp'; did you mean 'flip'?"),
+        ("data.transforms=[]", 2, "lenet needs images of at least 12x12, not 8x8"),
+        ("data.normalize={mean: [0, 0, 0], std: [1, 1, 1]}", 2, "data.normalize.mean"),
+        ("data=mnist", 4, "mnist is not in"),
+        ("workers.device=cuda", 3, "workers.device: cuda: this machine has none"),
+        ("workers.device=npu", 3, "workers.device: npu: torch_npu is not installed"),
+        ("storage.path=file/runs", 3, "storage.path: "),
+        ("workers.count=99", 2, "gives some of 99 workers nothing to do"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_a_job_that_cannot_work_is_refused_before_it_starts(
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    change: str,
+    code: int,
+    said: str,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAYCNN_DATA", str(tmp_path / "no-data"))
+    ended, out, err = call(verb, QUICK, "workers.count=1", change, *(["train.batch_size=64"]))
+    assert ended == code and said in err, (ended, err)
+    assert err.startswith("raycnn: ") and "Traceback" not in err
+    assert not (tmp_path / "runs").exists(), "nothing is half-begun"
+
+
+def test_a_data_root_that_is_a_file_or_forbidden_is_bad_data(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended, _, err = call("train", QUICK, "workers.count=1", "data={name: mnist, root: file}")
+    assert ended == 4 and "mnist is not in" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train",), "Missing argument"),
+        (("trian", "x"), "No such command 'trian'"),
+        (("train", "x.yaml", "--epochs", "3"), "No such option"),
+        (("train", "nowhere.yaml"), "cannot read nowhere.yaml"),
+        (("resume", "nowhere"), "unknown run 'nowhere'"),
+        (("eval", "nowhere"), "unknown run 'nowhere'"),
+        (("predict", "nowhere", "x.png"), "unknown run 'nowhere'"),
+        (("list", "modles"), "unknown table 'modles'; did you mean 'models'?"),
+    ],
+)
+def test_bad_usage_is_exit_code_2(call: Call, words: tuple[str, ...], said: str) -> None:
+    ended, _, err = call(*words)
+    assert ended == 2 and said in err, err
+
+
+def test_training_ends_with_a_test_number_and_the_run_folder(call: Call, tmp_path: Path) -> None:
+    ended, out, err = call("train", QUICK, *HERE)
+    assert ended == 0 and err == ""
+    assert "epoch 1  step 21" in out and "357 of 357 images" in out
+    assert str(tmp_path / "runs" / "quickstart" / "1") in out.splitlines()[-1]
+
+
+def test_a_finished_run_is_not_trained_again_but_longer_on_request(call: Call) -> None:
+    call("train", QUICK, *HERE)
+    ended, out, _ = call("resume", "quickstart")
+    assert ended == 0 and "quickstart/1 is done: 1 epochs; train.epochs=2 goes on" in out
+    ended, out, _ = call("resume", "quickstart", "train.epochs=2")
+    assert ended == 0 and "going on after 1 epochs and 0 steps" in out and "epoch 2  step 42" in out
+    ended, _, err = call("resume", "quickstart", "train.epochs=1")
+    assert ended == 2 and "train.epochs: is 1, and 2 have begun" in err
+
+
+def test_what_cannot_change_on_resume_is_refused_and_the_run_kept(call: Call) -> None:
+    call("train", QUICK, *HERE)
+    before = Run.find("quickstart").job().tree()
+    ended, _, err = call("resume", "quickstart", "train.epochs=2", "model.pool=avg")
+    assert ended == 2 and "model: cannot change in a run that has begun" in err
+    ended, _, err = call("resume", "quickstart", "train.epochs=2", "name=other")
+    assert ended == 2 and "name: cannot change in a run that has begun" in err
+    assert Run.find("quickstart").job().tree() == before and Run.find("quickstart").result()
+
+
+def test_damaged_weights_are_bad_data(call: Call) -> None:
+    call("train", QUICK, *HERE)
+    model = Run.find("quickstart").weights("best") / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    for words in (
+        ("eval", "quickstart"),
+        ("predict", "quickstart", QUICK),
+        ("resume", "quickstart"),
+    ):
+        ended, _, err = call(*words)
+        assert ended == 4 and "model.safetensors" in err and "Traceback" not in err
+
+
+def test_evaluation_agrees_with_the_training_that_made_the_weights(call: Call) -> None:
+    call("train", QUICK, "workers.count=1", "train.epochs=2")
+    run = Run.find("quickstart")
+    for split, count in (("test", 357), ("val", 144), ("train", 1296)):
+        ended, out, _ = call("eval", "quickstart", "--split", split, "--json")
+        assert ended == 0 and json.loads(out)["test"]["count"] == count
+    _, out, _ = call("eval", "quickstart", "--split", "val", "--checkpoint", "last", "--json")
+    assert json.loads(out)["test"]["acc1"] == pytest.approx(float(run.rows()[-1]["val/acc1"]))
+    _, out, _ = call("eval", "quickstart")
+    assert f"test {(run.result() or {})['test']['acc1']:.2%}" in out and "precision" in out
+    ended, _, err = call("eval", "quickstart", "--split", "tests")
+    assert ended == 2 and "did you mean 'test'?" in err
+
+
+def test_the_printed_spec_is_the_whole_job_and_trains_as_it(call: Call, tmp_path: Path) -> None:
+    from raycnn.config.load import load_job
+
+    ended, out, _ = call("train", QUICK, "seed=5", "--print")
+    (tmp_path / "printed.yaml").write_text(out)
+    assert ended == 0 and not (tmp_path / "runs").exists()
+    assert load_job(tmp_path / "printed.yaml").tree() == load_job(QUICK, ["seed=5"]).tree()
+
+
+def test_runs_are_listed_with_how_they_stand(call: Call, job: MakeJob) -> None:
+    train(job())
+    Run.create(job())
+    _, out, _ = call("list", "runs")
+    first, second = out.splitlines()
+    assert (
+        first.startswith("tiny/1") and "done" in first and "3 epochs" in first and "test" in first
+    )
+    assert second.startswith("tiny/2") and "stopped" in second and "0 epochs" in second
+
+
+def test_everything_a_spec_can_name_is_listed(call: Call) -> None:
+    _, out, _ = call("list")
+    for word in ("digits", "alexnet", "adamw", "one_cycle", "pad_crop", "padding", "momentum=0.0"):
+        assert word in out
+
+
+def test_the_schema_accepts_every_job(call: Call) -> None:
+    import jsonschema
+    from ruamel.yaml import YAML
+
+    _, out, _ = call("schema")
+    for path in JOBS:
+        jsonschema.validate(YAML(typ="safe").load(path.read_text()), json.loads(out))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"name": "x", "modle": "lenet"}, json.loads(out))
+
+
+def test_every_verb_explains_itself(call: Call) -> None:
+    for command in app.registered_commands:
+        ended, out, _ = call(command.name, "--help")
+        assert ended == 0 and len(out.splitlines()) > 4
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "said"),
+    [
+        ("pass", 0, ""),
+        ("sys.exit(4)", 4, ""),
+        ("sys.exit('why')", 1, "why\n"),
+        ("raise ValueError('a bug')", 1, "ValueError: a bug\n"),
+    ],
+)
+def test_a_worker_that_met_others_ends_as_any_process_but_at_once(
+    ends: str, code: int, said: str
+) -> None:
+    """That it met others is made up here; tests/faults/test_workers.py has real ones."""
+    script = f"""
+import sys
+from types import SimpleNamespace
+from raycnn.cli.ending import at_once
+sys.modules["raycnn.runtime.distributed"] = SimpleNamespace(met=True)
+try:
+    with at_once():
+        print("kept")
+        {ends}
+finally:
+    print("too late")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, "kept\n")
+    assert done.stderr.endswith(said) and bool(done.stderr) == bool(said)

@@ -1,0 +1,158 @@
+"""`raycnn tune` without Ray: what it refuses, plans and shows."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from rich.console import Console
+from ruamel.yaml import YAML
+
+from raycnn.cli.search_view import LiveSearchView, PlainSearchView, duration, picture
+from raycnn.config.search import Pool
+from raycnn.launch import trial
+from raycnn.search.folder import Search
+from raycnn.search.leaderboard import Standing
+from tests.conftest import ROOT, SEARCHES, Call
+from tests.search.conftest import BASE, Read
+
+QUICK = ROOT / "jobs" / "quickstart.tune.yaml"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([], 2, "name a file to search, or a search to go on with: --resume RUN"),
+        ([QUICK, "--resume", "quickstart"], 2, "--resume quickstart goes on as it is: leave out"),
+        (["--resume", "quickstart", "tune.trials=6"], 2, "goes on as it is: leave out tune.trials=6"),
+        (["--resume", "none"], 2, "unknown search 'none'"),
+        (["missing.yaml"], 2, "cannot read missing.yaml"),
+        ([ROOT / "jobs" / "quickstart.yaml"], 2, "tune: is missing"),
+        ([QUICK, "optimizer.lr=0"], 2, "optimizer.lr: must be greater than 0"),
+        ([QUICK, "tune.scheduler=pbt"], 2, "tune.scheduler.interval: is missing"),
+        ([QUICK, "tune.pools=[{device: npu}]"], 5, "1 workers of 1 CPU and 1 NPU each do not fit"),
+        ([QUICK, "tune.pools=[{device: cpu}, {device: npu}]"], 5, "1 NPU each do not fit"),
+        ([QUICK, "tune.pools=[{device: cpu, cpus: 999}]", "--dry-run"], 5, "999 CPU each do not fit"),
+        ([QUICK, "storage.path=file/runs"], 3, "storage.path: "),
+    ],
+)  # fmt: skip
+def test_a_search_that_cannot_be_is_refused_at_once(
+    call: Call,
+    tmp_path: Path,
+    words: list[object],
+    code: int,
+    said: str,
+) -> None:
+    (tmp_path / "file").touch()
+    ended, _, err = call("tune", *words)
+    assert ended == code and said in err and "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_search_is_not_a_job(call: Call) -> None:
+    for verb in ("train", "check"):
+        code, _, err = call(verb, QUICK)
+        assert code == 2 and f"{QUICK} is a search: `raycnn tune {QUICK}`" in err
+
+
+def test_what_is_left_of_a_search_is_said_without_training_it(call: Call, search: Search) -> None:
+    code, out, _ = call("tune", "--resume", search.folder, "--dry-run")
+    assert code == 0 and out == "lenet-002\n1 of 3 trials are left\n"
+    assert not search.trials()[2].ended
+
+
+def test_a_dry_run_says_the_trials_the_devices_and_the_time(
+    call: Call,
+    tmp_path: Path,
+) -> None:
+    words = ["tune.pools=[{device: cpu}]", "tune.trials=2", "tune.concurrency=1", "--dry-run"]
+    code, out, _ = call("tune", QUICK, *words)
+    assert code == 0
+    assert "lenet: 2 trials of lenet\n  lenet-000  optimizer.lr=" in out
+    assert "1 at once, on cpu\nabout " in out and "of training, if no trial is stopped" in out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def search(read: Read) -> Search:
+    text = "tune: {space: {optimizer.lr: {grid: [0.05, 1e30, 0.1]}}}\n"
+    made = Search.create(read(text, base=BASE.replace("epochs: 3", "epochs: 1")))
+    (architecture,) = made.spec.architectures
+    for number, rate in enumerate([0.05, 1e30]):
+        one = made.begin(architecture, number, {"optimizer.lr": rate}, Pool(device="cpu"))
+        trial.train(one, partial(trial.work_on, made, one, torch.device("cpu"), None))
+    made.begin(architecture, 2, {"optimizer.lr": 0.1}, Pool(device="cpu"))
+    return made
+
+
+def test_in_a_log_each_trial_that_ends_is_a_line(search: Search) -> None:
+    console = Console(record=True, width=200)
+    view = PlainSearchView(console)
+    view.standing = Standing(search)
+    view.show(search, ["lenet-002"])
+    view.show(search, [])
+    first, second = console.export_text().splitlines()
+    assert first.startswith("1/3  lenet-000            done") and "1/1 epochs" in first
+    assert second.startswith("2/3  lenet-001            failed") and "is not finite" in second
+
+
+def test_what_had_ended_before_is_not_told_again(search: Search) -> None:
+    console = Console(record=True)
+    PlainSearchView(console).show(search, [])
+    assert not console.export_text()
+
+
+def test_on_a_terminal_one_table_says_how_far_it_is(search: Search) -> None:
+    console = Console(record=True, width=120, force_terminal=True)
+    standing = Standing(search)
+    standing.look()
+    console.print(picture(standing, search, ["lenet-002"]))
+    table = console.export_text().splitlines()
+    assert table[1].split()[:5] == ["lenet", "3", "1", "0", "1"]
+    assert "optimizer.lr=0.05" in table[1]
+    assert table[2].strip() == "lenet-002  epoch 0/1"
+    assert table[3].startswith("2 of 3 trials have ended, about ")
+    with LiveSearchView(console) as view:
+        view.note("said above it")
+        view.show(search, ["lenet-002"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(3, "3 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h")]
+)
+def test_times_are_said_as_people_do(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_the_schema_of_a_search_accepts_every_search_and_no_slip(call: Call) -> None:
+    code, out, _ = call("schema", "--search")
+    assert code == 0
+    drawn = json.loads(out)
+    for path in SEARCHES:
+        tree = YAML(typ="safe").load(path.read_text())
+        jsonschema.validate(tree, drawn)
+    for slip in (
+        {"trails": 3},
+        {"scheduler": {"name": "pbt", "intervall": 1}},
+        {"pools": [{}], "space": {"optimizer.lr": {"range": [1, 2]}}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"name": "x", "tune": slip}, drawn)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"tune": {}, "architectures": [{"model": "lenett"}]}, drawn)
+
+
+def test_a_list_of_runs_tells_of_searches_too(
+    call: Call,
+    search: Search,
+    tmp_path: Path,
+) -> None:
+    code, out, _ = call("list", "runs", "--runs", tmp_path / "runs")
+    (line,) = (line for line in out.splitlines() if line.startswith("tiny/1"))
+    assert code == 0 and "stopped     2 of 3 trials  val/acc1 0." in line
+    assert line.endswith(", lenet-000")
+    with search.held():
+        _, out, _ = call("list", "runs", "--runs", tmp_path / "runs")
+    assert "running" in out

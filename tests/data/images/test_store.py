@@ -1,0 +1,196 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raycnn.data.images import store as storing
+from raycnn.data.images.decode import BadImage
+from raycnn.data.images.store import open_store
+from raycnn.data.sources.base import Split
+from raycnn.data.sources.digits import Digits
+from raycnn.errors import DataError, Unfit
+from raycnn.shape import Shape
+
+
+class Noise:
+    """A source of random images, that counts how often it is read."""
+
+    shape = Shape(3, 4, 5)
+    classes: tuple[str, ...] = ("a", "b")
+
+    def __init__(self, file: Path, count: int = 10):
+        self.file, self.count, self.reads = file, count, 0
+        file.touch()
+
+    def files(self) -> list[Path]:
+        return [self.file]
+
+    def read(self) -> dict[str, Split]:
+        self.reads += 1
+        images = np.random.default_rng(0).integers(0, 256, (self.count, 4, 5, 3), np.uint8)
+        split = Split(images, np.arange(self.count) % 2)
+        return {"train": split, "test": split}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RAYCNN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_source_is_decoded_once(tmp_path: Path) -> None:
+    source = Noise(tmp_path / "file")
+    first, second = (open_store("noise", source, {}) for _ in range(2))
+    assert source.reads == 1
+    assert np.array_equal(first.splits["train"].images, second.splits["train"].images)
+    assert first.classes == ("a", "b") and first.shape == Shape(3, 4, 5)
+
+
+def test_a_changed_file_is_decoded_anew(tmp_path: Path) -> None:
+    source = Noise(tmp_path / "file")
+    open_store("noise", source, {})
+    source.file.write_text("more")
+    open_store("noise", source, {})
+    assert source.reads == 2
+
+
+def test_the_fingerprint_is_of_the_content_and_not_of_the_place(tmp_path: Path) -> None:
+    one, other = Noise(tmp_path / "one"), Noise(tmp_path / "other")
+    more = Noise(tmp_path / "more", 11)
+    prints = [open_store("noise", source, {}).fingerprint for source in (one, other, more)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_the_sums_are_of_each_image_and_channel(tmp_path: Path) -> None:
+    train = open_store("noise", Noise(tmp_path / "file"), {}).splits["train"]
+    pixels = train.images.reshape(len(train.images), -1, train.images.shape[-1]).astype(float)
+    assert (train.sums[:, 0] == pixels.sum(1)).all()
+    assert (train.sums[:, 1] == (pixels**2).sum(1)).all()
+
+
+def test_the_hashes_tell_images_apart_and_know_the_same(tmp_path: Path) -> None:
+    splits = open_store("noise", Noise(tmp_path / "file"), {}).splits
+    assert len(set(splits["train"].hashes.tolist())) == 10
+    assert (splits["train"].hashes == splits["test"].hashes).all()
+
+
+def test_images_are_decoded_in_chunks_that_do_not_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Watched(Noise):
+        def read(self) -> dict[str, Split]:
+            splits = super().read()
+            return {k: Split(_Watching(v.images, asked), v.labels) for k, v in splits.items()}
+
+    whole = open_store("noise", Noise(tmp_path / "one"), {})
+    monkeypatch.setattr(storing, "CHUNK_IMAGES", 3)
+    chunked = open_store("noise", Watched(tmp_path / "other"), {})
+    assert max(asked) == 3
+    assert chunked.fingerprint == whole.fingerprint
+    assert (chunked.splits["test"].images == whole.splits["test"].images).all()
+    assert (chunked.splits["test"].sums == whole.splits["test"].sums).all()
+
+
+class _Watching:
+    """Images that note how many are asked for at once, and of which some cannot be read."""
+
+    def __init__(self, images: object, asked: list[int], bad: tuple[int, ...] = ()):
+        self.images, self.asked, self.bad = images, asked, bad
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        self.asked.append(len(rows))
+        for row in rows.tolist():
+            if row in self.bad:
+                raise BadImage(f"image {row} is bad")
+        return self.images[rows]
+
+
+class Spoilt(Noise):
+    """Of 40 train images 12 cannot be read."""
+
+    bad = tuple(range(5, 29, 2))
+
+    def __init__(self, file: Path):
+        super().__init__(file, 40)
+
+    def read(self) -> dict[str, Split]:
+        splits = super().read()
+        train = splits["train"]
+        names = np.array([f"{row}.png".encode() for row in range(40)])
+        spoilt = Split(_Watching(train.images, [], self.bad), train.labels, names)
+        return splits | {"train": spoilt}
+
+
+def test_bad_images_are_left_out_as_many_as_may_be(tmp_path: Path) -> None:
+    source = Spoilt(tmp_path / "file")
+    store = open_store("spoilt", source, {}, max_bad=12)
+    good = [row for row in range(40) if row not in source.bad]
+    train, whole = store.splits["train"], Noise(tmp_path / "file", 40).read()["train"]
+    assert store.left_out == [f"image {row} is bad" for row in source.bad]
+    assert (train.images == whole.images[good]).all() and (train.labels == whole.labels[good]).all()
+    assert [train.name(i) for i in range(28)] == [f"{row}.png" for row in good]
+    assert len(train.sums) == len(train.hashes) == 28
+
+
+@pytest.mark.parametrize("built_before", [False, True])
+def test_more_bad_images_than_may_be_are_counted_and_the_first_ten_named(
+    tmp_path: Path, built_before: bool
+) -> None:
+    source = Spoilt(tmp_path / "file")
+    if built_before:
+        open_store("spoilt", source, {}, max_bad=99)
+    with pytest.raises(DataError) as caught:
+        open_store("spoilt", source, {}, max_bad=11)
+    said = str(caught.value)
+    assert "12 images cannot be read, where data.max_bad allows 11" in said
+    assert said.count("is bad") == 10 and "image 5 is bad" in said and "image 25" not in said
+
+
+def test_who_waits_is_told_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(storing, "CHUNK_IMAGES", 4)
+    open_store("noise", Noise(tmp_path / "one"), {}, tell=lambda *now: told.append(now))
+    assert told == [(20, 20)]  # not more often than a few times a second
+    monkeypatch.setattr(storing, "TELL_S", -1)
+    two = Noise(tmp_path / "two")
+    for _ in range(2):
+        open_store("noise", two, {}, tell=lambda *now: told.append(now))
+    assert told[1:] == [(done, 20) for done in (4, 8, 10, 14, 18, 20)]
+
+
+def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path, own_cache: Path) -> None:
+    with pytest.raises(DataError, match="split is empty"):
+        open_store("noise", Noise(tmp_path / "file", 0), {})
+    assert [path.suffix for path in own_cache.iterdir()] in ([], [".lock"])
+
+
+def test_processes_that_start_together_decode_once(own_cache: Path) -> None:
+    code = (
+        "from raycnn.data.store import open_store; from raycnn.data.digits import Digits;"
+        "Digits.read = (lambda read: lambda self: print('decoded') or read(self))(Digits.read);"
+        "open_store('digits', Digits(), {})"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    said = "".join(process.communicate()[0] for process in running)
+    assert said.count("decoded") == 1
+    assert all(process.returncode == 0 for process in running)
+    assert len(open_store("digits", Digits(), {}).splits["train"].labels) == 1440
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_where_to_move_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a-file").touch()
+    monkeypatch.setenv("RAYCNN_CACHE", str(tmp_path / "a-file"))
+    with pytest.raises(Unfit, match="RAYCNN_CACHE moves it"):
+        open_store("noise", Noise(tmp_path / "file"), {})

@@ -1,0 +1,148 @@
+import pickle
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.support.images import pixels, refusal, source
+
+
+def write(path: Path, images: Any, labels: Any, split: str = "train", **more: Any) -> Path:
+    with h5py.File(path, "w") as file:
+        file[f"{split}_set_x"], file[f"{split}_set_y"] = images, labels
+        file["list_classes"] = more.get("classes", np.array([b"one", "zw\u00f6lf".encode()]))
+    return path
+
+
+def noise(count: int = 10, shape: tuple[int, ...] = (6, 5, 3)) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
+
+
+def both(tmp_path: Path, images: Any, labels: Any, **more: Any) -> Path:
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}_signs.h5", images, labels, split, **more)
+    return tmp_path
+
+
+TWO = np.arange(10) % 2
+
+
+def test_signs_are_read_as_they_come(real_data: Path) -> None:
+    made = source("hdf5", real_data, path="signs")
+    splits = made.read()
+    assert made.classes == tuple("012345") and made.shape == (3, 64, 64)
+    assert [len(splits[name].labels) for name in ("train", "test")] == [1080, 120]
+    with h5py.File(real_data / "signs" / "test_signs.h5") as file:
+        assert (pixels(splits["test"]) == file["test_set_x"][:]).all()
+        assert (splits["test"].labels == file["test_set_y"][:]).all()
+
+
+def test_rows_come_in_any_order_and_more_than_once(real_data: Path) -> None:
+    images = source("hdf5", real_data, path="signs").read()["train"].images
+    rows = np.array([900, 3, 3, 61])
+    with h5py.File(real_data / "signs" / "train_signs.h5") as file:
+        assert (images[rows] == np.stack([file["train_set_x"][row] for row in rows])).all()
+
+
+def test_images_that_were_opened_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    images = source("hdf5", both(tmp_path, noise(), TWO)).read()["train"].images
+    rows = np.arange(10)
+    assert (pickle.loads(pickle.dumps(images))[rows] == images[rows]).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "options"),
+    [
+        (noise(), noise(), {}),
+        (noise().transpose(0, 3, 1, 2), noise(), {}),
+        (noise(shape=(3, 4, 3)).transpose(0, 3, 1, 2), noise(shape=(3, 4, 3)), {"layout": "nchw"}),
+        (noise(shape=(6, 5)), noise(shape=(6, 5, 1)), {}),
+        (noise() / 255, noise(), {}),
+        ((noise() / 255).astype(np.float32), noise(), {}),
+        (noise().astype(np.float64), noise(), {}),
+        (noise().astype(np.int64), noise(), {}),
+        (noise() // 255, noise() // 255, {}),
+        ((noise() // 255).astype(float), noise() // 255, {"white": 255}),
+    ],
+)
+def test_layouts_and_scales_come_to_the_same_images(
+    tmp_path: Path, given: np.ndarray, expected: np.ndarray, options: dict[str, Any]
+) -> None:
+    made = source("hdf5", both(tmp_path, given, TWO), **options)
+    split = made.read()["train"]
+    height, width, channels = expected.shape[1:]
+    assert (pixels(split) == expected).all() and split.images[np.arange(1)].dtype == np.uint8
+    assert made.shape == (channels, height, width) and made.classes == ("one", "zwölf")
+
+
+def test_labels_that_are_no_numbers_are_named_also_without_class_names(tmp_path: Path) -> None:
+    both(tmp_path, noise(), np.array([b"cat", b"dog"] * 5))
+    assert "row 0 has label b'cat'" in refusal("hdf5", tmp_path, classes=None)
+
+
+@pytest.mark.parametrize("shape", [(10,), (10, 1), (1, 10)])
+def test_labels_may_lie_in_a_row_or_a_column(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    splits = source("hdf5", both(tmp_path, noise(), TWO.reshape(shape))).read()
+    assert splits["test"].labels.tolist() == TWO.tolist()
+
+
+def test_without_a_test_file_a_share_is_held_out(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file["inner/x"], file["inner/y"] = noise(), TWO
+    keys = {"images": "inner/x", "labels": "inner/y", "classes": None}
+    made = source("hdf5", tmp_path, train_file="all.h5", test_file=None, test=0.4, **keys)
+    splits = made.read()
+    assert made.classes == ("0", "1")
+    assert np.bincount(splits["test"].labels).tolist() == [2, 2]
+    together = np.concatenate([pixels(splits["train"]), pixels(splits["test"])])
+    assert sorted(map(bytes, together)) == sorted(map(bytes, noise()))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (noise(), TWO[:9], "10 images and 9 labels"),
+        (noise(), TWO * 2, "row 1 has label 2, where 0 to 1 are classes (5 such rows)"),
+        (noise(), TWO - 1, "row 0 has label -1"),
+        (noise(), TWO / 2, "row 0 has label 0.0"),
+        (noise(), np.array([b"cat", b"dog"] * 5), "row 0 has label b'cat'"),
+        (noise(), np.eye(10, 2), "train_set_y is (10, 2), where (N,) is due"),
+        (noise(shape=(3, 4, 3)), TWO, "`data.layout` is nhwc or nchw"),
+        (noise(shape=(6, 5, 7)), TWO, "`data.layout` is nhwc or nchw"),
+        (noise(shape=(4,)), TWO, "uint8 (10, 4), where numbers (N, height, width, channels)"),
+        (noise() * 256.0, TWO, "row 0 of train_set_x goes from"),
+        (np.full((10, 6, 5, 3), np.nan), TWO, "row 0 of train_set_x goes from nan"),
+        (np.full((10, 6, 5, 3), -1), TWO, "goes from -1 to -1, where 0 to 255 are due"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(
+    tmp_path: Path, images: Any, labels: Any, said: str
+) -> None:
+    message = refusal("hdf5", both(tmp_path, images, labels))
+    assert said in message and "train_signs.h5" in message
+
+
+def test_absent_keys_and_files_are_named_with_their_options(tmp_path: Path) -> None:
+    both(tmp_path, noise(), TWO)
+    said = refusal("hdf5", tmp_path, images="x", labels="{split}_set_y")
+    assert "no 'x' but list_classes, train_set_x, train_set_y: `data.images`" in said
+    assert "`data.labels` names the key" in refusal("hdf5", tmp_path, labels="y")
+    assert "`data.classes` names the key" in refusal("hdf5", tmp_path, classes="names")
+    assert "absent.h5" in refusal("hdf5", tmp_path, test_file="absent.h5")
+
+
+def test_what_is_not_hdf5_is_named(tmp_path: Path) -> None:
+    path = both(tmp_path, noise(), TWO) / "train_signs.h5"
+    path.write_bytes(path.read_bytes()[:900])
+    assert f"cannot read {path} as HDF5" in refusal("hdf5", tmp_path)
+    path.write_text("<html>")
+    assert f"cannot read {path} as HDF5" in refusal("hdf5", tmp_path)
+
+
+def test_files_of_other_classes_are_refused_with_both_lists(tmp_path: Path) -> None:
+    both(tmp_path, noise(), TWO)
+    write(tmp_path / "test_signs.h5", noise(), TWO, "test", classes=np.array([4, 5]))
+    said = refusal("hdf5", tmp_path)
+    assert "train has one, zwölf; test has 4, 5" in said

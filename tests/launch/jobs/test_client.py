@@ -1,0 +1,305 @@
+"""Jobs sent to a real Ray head through its job server, with a token, as from another machine."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from raycnn.cli import main
+from raycnn.config import yaml_file
+from raycnn.config.load import job_from_tree
+from raycnn.errors import ClusterError, SpecError, Unfit
+from raycnn.runs.directory import Run
+from tests.conftest import ROOT, TINY, numbers, raycnn, same, train, weights
+
+pytestmark = pytest.mark.ray
+
+TOKEN = "a" * 64
+AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+HERE = ("workers.launcher=local",)  # where the driver is: Ray's own workers are not the point
+
+
+class Head:
+    """A Ray with a job server, and a home folder of its own."""
+
+    def __init__(self, folder: Path):
+        from raycnn.launch.jobs import client
+
+        self.home = folder / "home"
+        self.home.mkdir()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.server = f"http://127.0.0.1:{port}"
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0",
+            "--num-cpus=2", f"--dashboard-port={port}", "--dashboard-agent-listen-port=0",
+            f"--temp-dir={folder / 'ray'}",
+        ]  # fmt: skip
+        own = AUTH | {"HOME": str(self.home), "RAY_USAGE_STATS_ENABLED": "0"}
+        with (folder / "log").open("w") as log:
+            self.process = subprocess.Popen(
+                command, env=os.environ | own, stdout=log, stderr=subprocess.STDOUT
+            )
+        deadline = time.monotonic() + 200
+        while True:
+            try:
+                self.cluster = client.Cluster(self.server, TOKEN)
+                self.cluster.nodes()
+                return
+            except ClusterError:
+                over = self.process.poll() is not None or time.monotonic() > deadline
+                assert not over, (folder / "log").read_text()
+                time.sleep(0.3)
+
+    def raycnn(self, *words: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
+        return raycnn(*words, cwd=cwd, **AUTH, RAYCNN_ADDRESS=self.server)
+
+    def start(self, *words: str | Path, cwd: Path) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "raycnn", *map(str, words)],
+            cwd=cwd, env=os.environ | AUTH | {"RAYCNN_ADDRESS": self.server},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def runs(self) -> list[Run]:
+        return Run.all(str(self.home / "runs"))
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with TemporaryDirectory(prefix="raycnn-", ignore_cleanup_errors=True) as folder:
+        head = Head(Path(folder))
+        yield head
+        head.process.terminate()
+        head.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("spec") / "tiny.yaml"
+    with path.open("w") as file:
+        yaml_file.dump(TINY, file)
+    return path
+
+
+def wait_for(what: Callable[[], object], limit_s: float = 200) -> None:
+    deadline = time.monotonic() + limit_s
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_two_jobs_of_one_name_end_with_their_own_codes_in_their_own_folders(
+    head: Head, spec: Path, tmp_path: Path
+) -> None:
+    """At once: one that is done, and one that diverges. The first is fetched."""
+    from raycnn.launch.jobs.download import fetch
+
+    good = head.start("submit", spec, *HERE, cwd=tmp_path)
+    bad = head.start("submit", spec, *HERE, "optimizer.lr=1e30", "schedule=constant", cwd=tmp_path)
+    said, errors = good.communicate(timeout=300)
+    assert good.returncode == 0, errors
+    assert re.match(rf"raycnn-tiny-[\d-]+-\w+ at {head.server}\n", said)
+    assert "epoch 3  step" in said and "357 of 357 images" in said
+    assert "Running entrypoint" not in said and errors == ""
+
+    failed, errors = bad.communicate(timeout=300)
+    assert bad.returncode == 1
+    assert failed.rstrip().splitlines()[-1].startswith("raycnn: the loss is not finite at step")
+    assert "Traceback" not in failed + errors
+    folders = {re.findall(r"^run (/.+)$", text, re.MULTILINE)[0] for text in (said, failed)}
+    assert folders == {str(run.folder) for run in head.runs()} and len(folders) == 2
+
+    run = Run(Path(re.findall(r"^run (/.+)$", said, re.MULTILINE)[0]))
+    copy = fetch(head.cluster, said.split()[0], tmp_path / "copies" / "first")
+    assert same(weights(run, "best"), weights(Run(copy), "best"))
+    assert Run(copy).state() == "done" and numbers(Run(copy)) == numbers(run)
+    assert [path.name for path in copy.parent.iterdir()] == ["first"]
+    with pytest.raises(Unfit, match="is there already"):
+        fetch(head.cluster, run.name, copy)
+    logs = head.home.parent / "ray" / "session_latest" / "logs"
+    sizes = [path.stat().st_size for path in logs.glob("job-driver-*.log")]
+    assert max(sizes) < 100_000, "what was packed for the copy is gone from the head"
+
+
+@pytest.mark.slow
+def test_a_stopped_job_has_saved_and_goes_on_to_the_unbroken_weights(
+    head: Head, spec: Path, tmp_path: Path
+) -> None:
+    from raycnn.launch.jobs.download import fetch
+
+    changes = ("name=stopped", "train.epochs=2000", "schedule=constant", "workers.cpus=1")
+    done = head.raycnn("submit", spec, *HERE, *changes, "--detach", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    name = done.stdout.split()[0]
+    watcher, leaver = (head.start("logs", "-f", name, cwd=tmp_path) for _ in range(2))
+    wait_for(lambda: "epoch 5 " in head.cluster.log(name))
+    assert leaver.stdout and leaver.stdout.readline().startswith("run /")
+    leaver.send_signal(signal.SIGINT)
+    _, errors = leaver.communicate(timeout=60)
+    assert leaver.returncode == 130 and "the job goes on: `raycnn logs -f" in errors
+    with pytest.raises(Unfit, match=f"is being trained by {name}"):
+        fetch(head.cluster, "stopped/1")
+    stopped = head.raycnn("stop", name, cwd=tmp_path)
+    assert stopped.returncode == 0 and f"raycnn submit --resume {name}" in stopped.stdout
+    watched, errors = watcher.communicate(timeout=60)
+    assert watcher.returncode == 130 and f"{name} was stopped" in errors
+    assert "stopped as asked, and saved" in watched
+    run = Run(head.home / "runs" / "stopped" / "1")
+    before = len(run.rows())
+    assert 5 <= before < 2000 and run.state() == "stopped"
+
+    epochs = f"train.epochs={before + 2}"
+    resumed = head.cluster.resume("stopped/1", [epochs])
+    assert head.cluster.follow(resumed, lambda text: None).driver_exit_code == 0
+    assert len(run.rows()) == before + 2 and "going on after" in head.cluster.log(resumed)
+    about = head.raycnn("status", resumed, cwd=tmp_path).stdout
+    assert re.search(rf"SUCCEEDED\n.*stopped, resume.*\nfolder +{run.folder}\n.*code 0\n", about)
+    listed = head.raycnn("list", "--jobs", cwd=tmp_path).stdout
+    assert re.search(rf"^{name} +STOPPED", listed, re.MULTILINE)
+    assert re.search(rf"^{resumed} +SUCCEEDED", listed, re.MULTILINE)
+
+    unbroken = run.job().change({"storage.path": str(tmp_path / "runs")})
+    assert same(weights(train(unbroken)), weights(run))
+
+
+def test_what_does_not_fit_or_does_not_answer_is_said_within_seconds(
+    head: Head, spec: Path, tmp_path: Path
+) -> None:
+    from raycnn.launch.jobs.client import Cluster
+
+    with pytest.raises(ClusterError, match="9 workers of 1 CPU each do not fit") as large:
+        head.cluster.submit(job_from_tree(TINY).change({"workers.count": 9}))
+    assert re.search(r"\n\d+\.\d+\.\d+\.\d+ +2 +0 +0", str(large.value)), "what exists"
+    with pytest.raises(SpecError, match="unknown job 'raycnn-no'"):
+        head.cluster.job("raycnn-no")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        mute = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for server in (mute, "http://127.0.0.1:1", "https://nowhere.invalid:8265"):
+            began = time.monotonic()
+            with pytest.raises(ClusterError, match=f"no job server answers at {server}"):
+                Cluster(server)
+            assert time.monotonic() - began < 10
+    for wrong in ("b" * 64, None):
+        with pytest.raises(ClusterError, match="refuses the token"):
+            Cluster(head.server, wrong)
+
+
+def test_a_bad_spec_is_said_before_a_cluster_is_asked(
+    spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["submit", str(spec), "model=lenett", "--address", "http://127.0.0.1:1"]
+    monkeypatch.setattr("sys.argv", ["raycnn", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and "did you mean 'lenet'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("host:8265", "http://host:8265"),
+        ("https://host/", "https://host"),
+        ("ray://host:10001", None),
+        ("auto", None),
+        ("http://", None),
+        ("http://[::1", None),
+        ("host:99999", None),
+        ("host:0", None),
+    ],
+)
+def test_an_address_is_a_job_servers(given: str, url: str | None) -> None:
+    from raycnn.launch.jobs.client import server_of
+
+    if url:
+        assert server_of(given) == url
+    else:
+        with pytest.raises(SpecError, match=re.escape(f"'{given}' is no address of a job server")):
+            server_of(given)
+
+
+@pytest.mark.slow
+def test_workers_and_trials_are_started_on_the_cluster_that_was_asked(
+    head: Head, spec: Path, tmp_path: Path
+) -> None:
+    """Two workers of Ray's, then a search: each says where its folder is, and is fetched."""
+    wide = head.raycnn("submit", spec, "workers.count=2", "--with-code", cwd=tmp_path)
+    assert wide.returncode == 0, wide.stdout + wide.stderr
+    assert "connecting to Ray at" in wide.stdout and "357 of 357 images" in wide.stdout
+
+    search = tmp_path / "search.yaml"
+    tune = {"trials": 2, "space": {"optimizer.lr": {"loguniform": [0.01, 0.1]}}}
+    base = {key: value for key, value in TINY.items() if key != "model"}
+    whole = base | {"name": "search", "architectures": ["lenet", spec.name], "tune": tune}
+    shutil.copy(spec, tmp_path)
+    with search.open("w") as file:
+        yaml_file.dump(whole, file)
+    done = head.raycnn("submit", search, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    fetched = head.raycnn("fetch", "search", cwd=tmp_path)
+    assert fetched.stdout.strip() == str(tmp_path / "runs" / "search" / "1"), fetched.stderr
+    trials = sorted(path.name for path in (tmp_path / "runs/search/1/trials").iterdir())
+    assert trials == ["lenet-000", "lenet-001", "tiny-000", "tiny-001"]
+    assert (tmp_path / "runs/search/1/best-lenet.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_without_an_address_a_ray_is_started_here_and_ended(spec: Path, tmp_path: Path) -> None:
+    none = {"RAYCNN_ADDRESS": "", "RAY_ADDRESS": ""}
+    done = raycnn("submit", spec, *HERE, cwd=tmp_path, **none)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert Run.find("tiny", str(tmp_path / "runs")).state() == "done"
+    server = re.findall(r"at (http://\S+)", done.stdout)[0]
+    gone = raycnn("status", "--address", server, cwd=tmp_path)
+    assert gone.returncode == 5 and f"no job server answers at {server}" in gone.stderr
+    staying = raycnn("submit", spec, "--detach", cwd=tmp_path, **none)
+    assert staying.returncode == 2 and "no cluster is named" in staying.stderr
+
+
+def test_a_checkout_is_sent_without_data_runs_and_weights(tmp_path: Path) -> None:
+    """As Ray packs it for `ray job submit --working-dir .`."""
+    from ray._private.runtime_env.packaging import create_package
+    from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
+
+    checkout, package = tmp_path / "checkout", tmp_path / "package.zip"
+    for name in ("raycnn", "jobs", "tests"):
+        shutil.copytree(ROOT / name, checkout / name)
+    for name in (".gitignore", ".rayignore", "uv.lock", "README.md"):
+        shutil.copy(ROOT / name, checkout)
+    for name in (
+        "runs/x/1/a.bin",
+        "data/mnist/a.gz",
+        ".venv/a.so",
+        ".git/a",
+        "signs/train.h5",
+        "a.pt",
+    ):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_bytes(os.urandom(6 << 20))
+
+    def pack(folder: str, excludes: list[str], is_file: bool = False) -> None:
+        create_package(folder, package, include_gitignore=True, excludes=excludes)
+
+    sent = {"working_dir": str(checkout)}
+    upload_working_dir_if_needed(sent, include_gitignore=True, upload_fn=pack)
+    assert package.stat().st_size < 5 << 20
+    names = zipfile.ZipFile(package).namelist()
+    assert {"jobs/lenet-mnist.yaml", "raycnn/cli/__init__.py"} <= set(names)
+    assert {name.split("/")[0] for name in names} <= {
+        "raycnn",
+        "jobs",
+        "README.md",
+        ".gitignore",
+        ".rayignore",
+        "signs",
+    }

@@ -1,0 +1,192 @@
+"""Real Ray: its processes, killed and asked too much of. Each start takes Ray some 20 s."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from raycnn.config.schema import JobSpec
+from raycnn.runs.directory import Run
+from tests.conftest import ended, numbers, raycnn, same, wait_for, weights, workers
+
+pytestmark = pytest.mark.ray
+
+MakeJob = Callable[..., JobSpec]
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def long(job: MakeJob) -> JobSpec:
+    """Some seconds of training by two workers, with a checkpoint now and then."""
+    return job(
+        data__limit=None, train__epochs=60, storage__every_steps=7, train__batch_size=64,
+        schedule="constant", workers__count=2, workers__cpus=1,
+    )  # fmt: skip
+
+
+def start(run: Run, folder: Path, *changes: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "raycnn", "resume", str(run.folder), *changes],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def pids(run: Run, rank: int) -> list[int]:
+    """Of every process that was this rank, in order."""
+    log = run.folder / "logs" / f"rank-{rank}.log"
+    text = log.read_text() if log.exists() else ""
+    return [int(pid) for pid in re.findall(r"rank \d of \d, process (\d+)", text)]
+
+
+def test_killed_workers_and_a_stopped_driver_end_with_the_unbroken_weights(
+    job: MakeJob, tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    """A worker is killed in mid-epoch, and Ray starts it again; later Ctrl-C, and `resume`.
+
+    That, and the unbroken run, are trained without Ray: the launcher makes no difference.
+    """
+    spec = long(job)
+    run = Run.create(spec)
+    driver = start(run, tmp_path)
+    processes.append(driver)
+    wait_for(lambda: len(run.rows()) >= 2, driver)
+    os.kill(pids(run, 1)[0], signal.SIGKILL)
+    wait_for(lambda: len(pids(run, 1)) == 2, driver)
+    wait_for(lambda: len(run.rows()) >= 6, driver)
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: Ray's processes are of the group
+    _, said = driver.communicate(timeout=120)
+    assert driver.returncode == 130, said
+    assert "stopped as asked, and saved" in said and "Traceback" not in said
+    assert 6 <= len(run.rows()) < 60
+    log = (run.folder / "logs" / "rank-0.log").read_text()
+    assert log.count("going on after") == 1
+    assert any(event.startswith("lost rank") for event in run.events())
+
+    epochs = len(run.rows()) + 3
+    unbroken = Run.create(spec)
+    for one in (run, unbroken):
+        two = workers(2, one.folder, f"train.epochs={epochs}", cwd=tmp_path, verb="resume")
+        assert ended(two)[0] == {0}
+    assert same(weights(unbroken), weights(run))
+    assert numbers(unbroken) == numbers(run)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a Ray that asks for a token, which this process and its children have."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ray = Path(sys.executable).with_name("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in TOKEN.items():
+            patch.setenv(key, value)
+        head = subprocess.Popen(
+            [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        with head:
+            deadline = time.monotonic() + 90
+            here = tmp_path_factory.mktemp("address")
+            while raycnn("doctor", "--address", f"127.0.0.1:{port}", cwd=here).returncode:
+                assert head.poll() is None and time.monotonic() < deadline
+            yield f"workers.address=127.0.0.1:{port}"
+            assert head.poll() is None, "the cluster goes on"
+            head.terminate()
+
+
+def test_a_job_runs_on_a_cluster_that_is_there_and_a_wrong_token_is_refused(
+    job: MakeJob, tmp_path: Path, address: str
+) -> None:
+    spec = job(workers__count=2, workers__cpus=1)
+    file = Run.create(spec).folder / "job.yaml"
+    done = raycnn("check", file, address, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    wrong = raycnn("train", file, address, cwd=tmp_path, RAY_AUTH_TOKEN="b" * 64)
+    assert wrong.returncode == 5 and "token" in wrong.stderr and "Traceback" not in wrong.stderr
+    large = raycnn("train", file, address, "workers.count=9", cwd=tmp_path)
+    assert large.returncode == 5 and "9 workers of 1 CPU each do not fit" in large.stderr
+    before = len(Run.all(spec.storage.path))
+    done = raycnn("train", file, address, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(Run.all(spec.storage.path)) == before + 1
+    longer = raycnn(
+        "resume", Run.all(spec.storage.path)[-1].folder, address, "train.epochs=4", cwd=tmp_path
+    )
+    assert longer.returncode == 0, longer.stderr
+    assert len(Run.all(spec.storage.path)[-1].rows()) == 4
+
+
+def test_a_users_mistake_is_said_once_and_not_tried_again(
+    job: MakeJob, tmp_path: Path, address: str
+) -> None:
+    spec = job(workers__count=2, workers__cpus=1, optimizer__lr=1e30, schedule="constant")
+    run = Run.create(spec)
+    done = raycnn("resume", run.folder, address, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "raycnn: the loss is not finite at step" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(pids(run, 0)) == len(pids(run, 1)) == 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_lost_too_often_ends_the_job(
+    job: MakeJob, tmp_path: Path, address: str, processes: list[subprocess.Popen[str]]
+) -> None:
+    spec = long(job).change({"failure.retries": 0})
+    run = Run.create(spec)
+    driver = start(run, tmp_path, address)
+    processes.append(driver)
+    wait_for(lambda: len(run.rows()) >= 2, driver)
+    os.kill(pids(run, 0)[0], signal.SIGKILL)
+    _, said = driver.communicate(timeout=120)
+    assert driver.returncode == 1
+    assert "workers were lost more than 0 times (failure.retries)" in said
+    assert "Traceback" not in said
+    assert run.state() == "stopped"
+
+
+def test_asking_for_more_than_there_is_is_refused_with_a_table(
+    job: MakeJob, tmp_path: Path
+) -> None:
+    spec = job(workers__count=32, workers__cpus=64)
+    done = raycnn("train", Run.create(spec).folder / "job.yaml", cwd=tmp_path)
+    assert done.returncode == 5
+    assert "32 workers of 64 CPU each do not fit" in done.stderr
+    assert re.search(r"this machine +\d+ +0 +0", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "code"),
+    [
+        ("127.0.0.1:1", 5),
+        ("nowhere.invalid:6379", 5),
+        ("127.0.0.1:SILENT", 5),
+        ("http://x:8265", 2),
+    ],
+)
+def test_a_cluster_that_does_not_answer_is_said_within_seconds(
+    job: MakeJob, address: str, code: int
+) -> None:
+    """Within ten of the question: the rest is imports. One listens, and never says a word."""
+    from raycnn.errors import RaycnnError
+    from raycnn.launch.ray import connection
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = address.replace("SILENT", str(silent.getsockname()[1]))
+        began = time.monotonic()
+        with (
+            pytest.raises(RaycnnError) as caught,
+            connection.connected(job(workers__address=address).workers),
+        ):
+            pass
+        assert time.monotonic() - began < 10
+    assert caught.value.exit_code == code and address in str(caught.value)

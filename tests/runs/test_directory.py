@@ -1,0 +1,86 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raycnn.config.schema import JobSpec
+from raycnn.errors import SpecError, Unfit
+from raycnn.runs.directory import COLUMNS, Run
+from tests.conftest import raycnn, same, train, weights
+
+MakeJob = Callable[..., JobSpec]
+
+
+def test_a_run_folder_holds_what_the_readme_says(job: MakeJob) -> None:
+    run = train(job())
+    names = {path.name for path in run.folder.iterdir() if not path.name.startswith(".")}
+    assert {
+        "job.yaml",
+        "environment.json",
+        "metrics.csv",
+        "checkpoints",
+        "logs",
+        "result.json",
+    } <= names
+    assert list(run.rows()[0]) == COLUMNS
+    assert list((run.folder / "logs" / "tensorboard").glob("events.*"))
+    assert "process" in (run.folder / "logs" / "rank-0.log").read_text()
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert {"python", "packages", "cpus"} <= environment.keys()
+
+
+def test_tensorboard_reads_the_events(job: MakeJob) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(job())
+    events = EventAccumulator(str(run.folder / "logs" / "tensorboard"))
+    events.Reload()
+    read = [event.value for event in events.Scalars("val/acc1")]
+    assert read == pytest.approx([float(row["val/acc1"]) for row in run.rows()])
+
+
+def test_runs_are_numbered_and_never_overwritten(job: MakeJob) -> None:
+    assert [Run.create(job()).folder.name for _ in range(3)] == ["1", "2", "3"]
+    shutil.rmtree(Run.find("tiny/2", job().storage.path).folder)
+    assert Run.create(job()).folder.name == "4"
+
+
+def test_a_run_is_found_by_folder_by_number_and_by_job(job: MakeJob) -> None:
+    root = job().storage.path
+    runs = [Run.create(job()) for _ in range(11)]
+    assert Run.find(str(runs[2].folder)).folder == runs[2].folder
+    assert Run.find("tiny/3", root).folder == runs[2].folder
+    assert Run.find("tiny", root).folder == runs[10].folder
+    with pytest.raises(SpecError, match="unknown run 'tinny'; did you mean 'tiny'"):
+        Run.find("tinny", root)
+
+
+def test_an_event_after_one_that_was_cut_short_is_kept(job: MakeJob) -> None:
+    run = Run.create(job())
+    for text in ("one", "two"):
+        run.add_event(text)
+    events = run.folder / "events.jsonl"
+    events.write_bytes(events.read_bytes()[:-9])
+    run.add_event("three")
+    assert run.events() == ["one", "three"]
+
+
+def test_a_run_can_be_moved_and_goes_on_there(job: MakeJob, tmp_path: Path) -> None:
+    run = train(job(train__epochs=2))
+    stayed = train(job(train__epochs=2))
+    moved = Run(Path(shutil.move(run.folder, tmp_path / "elsewhere")))
+    said = raycnn("eval", moved.folder, "--json", cwd=tmp_path)
+    assert json.loads(said.stdout)["test"]["acc1"] == (moved.result() or {})["test"]["acc1"]
+    for each in (stayed, moved):
+        train(job(schedule="constant"), each)
+    assert same(weights(stayed), weights(moved))
+    texts = [path.read_bytes() for path in moved.folder.rglob("*") if path.is_file()]
+    assert not any(str(run.folder).encode() in text for text in texts), "the old place is forgotten"
+
+
+def test_a_folder_that_cannot_be_written_is_said(job: MakeJob, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Unfit, match="storage.path: cannot write"):
+        Run.create(job(storage__path=str(tmp_path / "file")))

@@ -1,0 +1,103 @@
+"""Devices that are asked for and lack something; an NPU that is there is in tests/npu."""
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from raycnn.config.schema import JobSpec, Workers
+from raycnn.errors import Unfit
+from raycnn.launch.ray import connection
+from raycnn.runs.directory import Run, environment
+from raycnn.runtime import device
+from tests.conftest import raycnn
+from tests.support.npu import WITHOUT_CANN, installed
+
+MakeJob = Callable[..., JobSpec]
+HERE = device.minor(torch.__version__)
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Have a torch_npu here, and in the processes started from here."""
+
+    def into(version: str = f"{HERE}.0", code: str = WITHOUT_CANN) -> Path:
+        site = installed(tmp_path / "site", version, code)
+        monkeypatch.syspath_prepend(site)
+        monkeypatch.setenv("PYTHONPATH", str(site))
+        monkeypatch.delenv("TORCH_DEVICE_BACKEND_AUTOLOAD")  # raycnn's doing: not a user's shell's
+        monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+        return site
+
+    return into
+
+
+def test_an_npu_without_torch_npu_says_what_brings_it() -> None:
+    with pytest.raises(Unfit, match=r"torch_npu is not installed: pip install 'raycnn\[npu\]'"):
+        device.find("npu")
+
+
+def test_a_torch_npu_of_another_torch_is_refused_unloaded_with_the_pairs_that_fit(
+    install: Callable[..., Path],
+) -> None:
+    install("2.1.0.post3", "raise SystemExit('loaded')")
+    with pytest.raises(Unfit) as refused:
+        device.find("npu")
+    said = str(refused.value)
+    assert f"torch_npu 2.1.0.post3 does not fit torch {torch.__version__}" in said
+    assert f"torch_npu {HERE} goes with torch {HERE}" in said and "torch 2.1 with" in said
+
+
+def test_a_torch_npu_without_cann_is_refused_with_the_library_that_lacks(
+    install: Callable[..., Path],
+) -> None:
+    install()
+    with pytest.raises(Unfit, match=r"libhccl.so.*is CANN installed, and was its set_env.sh sour"):
+        device.find("npu")
+    with pytest.raises(ModuleNotFoundError):  # as if it were not there, for what looks for it
+        importlib.import_module("torch_npu")
+    assert device.find("auto").name in ("cuda", "cpu")
+
+
+def test_a_torch_npu_without_cann_does_not_keep_a_job_from_the_cpu(
+    install: Callable[..., Path], job: MakeJob, tmp_path: Path
+) -> None:
+    """The package is made, and fails as the real one does: torch and Ray would fail with it."""
+    install()
+    alone = subprocess.run([sys.executable, "-c", "import torch"], capture_output=True, text=True)
+    assert "Failed to load the backend extension: torch_npu" in alone.stderr
+    file = Run.create(job(train__epochs=1)).folder / "job.yaml"
+    assert raycnn("train", file, cwd=tmp_path).returncode == 0
+    on_ray = subprocess.run(
+        [sys.executable, "-c", "import raycnn.launch.ray.trainer"], capture_output=True, text=True
+    )
+    assert on_ray.returncode == 0, on_ray.stderr
+    asked = raycnn("train", file, "workers.device=npu", cwd=tmp_path)
+    assert asked.returncode == 3 and "libhccl.so" in asked.stderr
+    assert "Traceback" not in asked.stderr
+
+
+def test_where_nobody_asks_for_an_npu_torch_npu_is_not_loaded(
+    install: Callable[..., Path],
+) -> None:
+    """None of this machine's drivers is an NPU's, so nothing looks further."""
+    install(code="raise SystemExit('loaded')")
+    device.find("auto")
+    environment()
+    connection.look(Workers())
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_torch_npu_without_cann_does_not_keep_rays_workers_from_the_cpu(
+    install: Callable[..., Path], job: MakeJob, tmp_path: Path
+) -> None:
+    install()
+    file = Run.create(job(workers__count=2, workers__cpus=1)).folder / "job.yaml"
+    done = raycnn("train", file, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "357 of 357 images" in done.stdout

@@ -1,0 +1,119 @@
+"""What trials change, and that nothing else decides it."""
+
+import numpy as np
+import pytest
+
+from raycnn.config.search import Domain, TuneSpec
+from raycnn.search.samplers import drawer
+from tests.search.conftest import Read
+
+
+def drawn(search: TuneSpec, index: int = 0, count: int = 200) -> list[dict]:
+    draws = drawer(search, search.architectures[index])
+    return [draws.changes(number) for number in range(count)]
+
+
+SPACE = """\
+tune:
+  space:
+    optimizer.lr: {loguniform: [1e-4, 1]}
+    optimizer.momentum: {uniform: [0.5, 0.9]}
+    train.epochs: {randint: [2, 5]}
+    schedule: {choice: [cosine, one_cycle, {name: step, gamma: 0.5}]}
+"""
+
+
+def test_draws_stay_in_their_ranges_and_fill_them(read: Read) -> None:
+    draws = drawn(read(SPACE))
+    rates = np.array([d["optimizer.lr"] for d in draws])
+    assert 1e-4 <= rates.min() < 3e-4 and 0.3 < rates.max() <= 1
+    assert 0.4 < (rates < 1e-2).mean() < 0.6, "every order of magnitude equally often"
+    momenta = np.array([d["optimizer.momentum"] for d in draws])
+    assert 0.5 <= momenta.min() < 0.52 and 0.88 < momenta.max() <= 0.9
+    assert {d["train.epochs"] for d in draws} == {2, 3, 4, 5}
+    assert len({str(d["schedule"]) for d in draws}) == 3
+
+
+def test_a_draw_depends_on_seed_architecture_number_and_key_alone(read: Read) -> None:
+    both = "architectures: [{name: a, model: lenet}, {name: b, model: lenet}]\n"
+    first = drawn(read(SPACE))
+    assert drawn(read(SPACE)) == first
+    assert drawn(read(SPACE, "tune.seed=1")) != first
+    search = read(both + SPACE)
+    assert drawn(search, 0) != drawn(search, 1)
+    turned = read(both.replace("{name: a, model: lenet}, ", "") + SPACE)
+    assert drawn(turned) == drawn(search, 1), "another architecture beside it changes nothing"
+    fewer = read(SPACE.replace("    train.epochs: {randint: [2, 5]}\n", ""))
+    assert [d["optimizer.lr"] for d in drawn(fewer)] == [d["optimizer.lr"] for d in first]
+
+
+def test_a_grid_is_gone_through_whole_and_all_else_is_drawn_anew(read: Read) -> None:
+    search = read(
+        "tune: {trials: 2, space: {train.epochs: {grid: [1, 2, 3]}, train.batch_size: {grid: [16, 32]},"
+        " optimizer.lr: {loguniform: [1e-3, 1]}}}\n"
+    )
+    (architecture,) = search.architectures
+    assert architecture.trials(search.tune.trials) == 12
+    draws = drawn(search, count=12)
+    points = [(d["train.epochs"], d["train.batch_size"]) for d in draws]
+    assert len(set(points[:6])) == 6 and points[:6] == points[6:]
+    assert len({d["optimizer.lr"] for d in draws}) == 12
+
+
+@pytest.mark.parametrize(
+    ("space", "trials"),
+    [("{train.epochs: {grid: [1, 2]}}", 2), ("{optimizer.lr: {uniform: [0.1, 1]}}", 10), ("{}", 1)],
+)
+def test_without_a_number_there_are_ten_draws_or_each_point_once(
+    read: Read, space: str, trials: int
+) -> None:
+    search = read(f"tune: {{space: {space}}}\n")
+    assert search.architectures[0].trials(search.tune.trials) == trials
+
+
+@pytest.mark.parametrize("ends", [(1000.0, 1001.0), (1e-9, 2e-9), (-3.0, 5.0)])
+def test_a_narrow_range_still_has_many_values(ends: tuple[float, float]) -> None:
+    domain = Domain(uniform=list(ends))
+    values = [domain.value(u) for u in np.linspace(0, 1 - 1e-9, 500)]
+    assert len(set(values)) > 400 and ends[0] <= min(values) and max(values) <= ends[1]
+
+
+OPTUNA = """\
+tune:
+  searcher: optuna
+  space:
+    optimizer.lr: {loguniform: [1e-4, 1]}
+    schedule: {choice: [cosine, {name: step, gamma: 0.5}]}
+    train.epochs: {randint: [1, 4]}
+"""
+
+
+def off(changes: dict) -> float:
+    """Orders of magnitude from the best rate, 0.01: 1 on average over the range."""
+    return abs(np.log10(changes["optimizer.lr"]) + 2)
+
+
+def test_optuna_draws_where_earlier_trials_did_well_also_when_told_of_them_anew(
+    read: Read,
+) -> None:
+    later, resumed = [], []
+    for seed in range(3):
+        search = read(OPTUNA, f"tune.seed={seed}")
+        unbroken, anew = (drawer(search, search.architectures[0]) for _ in range(2))
+        for number in range(40):
+            changes = unbroken.changes(number)
+            for told in (unbroken, anew):
+                told.tell(changes, -off(changes))
+            if number >= 20:
+                later.append(off(changes))
+        anew.tell(changes, None)  # of a failed one, too
+        resumed += [off(anew.changes(number)) for number in range(40, 60)]
+    assert np.mean(later) < 0.8 and np.mean(resumed) < 0.8
+    assert {str(anew.changes(60)["schedule"])} <= {"cosine", "{'name': 'step', 'gamma': 0.5}"}
+
+
+def test_a_resumed_search_does_not_draw_again_what_it_had_drawn(read: Read) -> None:
+    search = read(OPTUNA)
+    (architecture,) = search.architectures
+    before = drawer(search, architecture).changes(0)
+    assert drawer(search, architecture, begun=1).changes(1) != before

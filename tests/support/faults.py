@@ -1,0 +1,33 @@
+"""Workers as torchrun starts them, one of which meets with harm."""
+
+import subprocess
+from pathlib import Path
+
+from raycnn.runs.directory import Run
+from tests.conftest import workers
+
+# At its 30th batch rank 1 does `harm()`. What follows "-c" is run as `python -m raycnn` would be.
+CODE = """
+import itertools, os, sys, time
+from raycnn.cli import main
+from raycnn.data.augment import Pipeline
+from raycnn.errors import DataError
+
+def harm():
+    {harm}
+
+batches, augment = itertools.count(), Pipeline.__call__
+
+def harmed(self, images, numbers):
+    if os.environ["RANK"] == "1" and next(batches) == 30:
+        harm()
+    return augment(self, images, numbers)
+
+Pipeline.__call__ = harmed
+main()
+"""
+
+
+def two_with(harm: str, run: Run, folder: Path) -> list[subprocess.Popen[str]]:
+    """Two workers train the run, and rank 1 comes to harm."""
+    return workers(2, run.folder, cwd=folder, verb="resume", program=("-c", CODE.format(harm=harm)))

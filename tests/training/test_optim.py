@@ -1,0 +1,127 @@
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from raycnn import models
+from raycnn.config.schema import Choice, Model
+from raycnn.errors import SpecError
+from raycnn.shape import Shape
+from raycnn.training.optim import OPTIMIZERS, SCHEDULES, Rates
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options", "theirs"),
+    [
+        ("sgd", {"lr": 0.1}, lambda p: torch.optim.SGD(p, lr=0.1)),
+        (
+            "sgd",
+            {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3},
+            lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True, weight_decay=1e-3),
+        ),
+        (
+            "adam",
+            {"lr": 1e-3, "weight_decay": 1e-2},
+            lambda p: torch.optim.Adam(p, lr=1e-3, weight_decay=1e-2),
+        ),
+        ("adamw", {"lr": 1e-3}, lambda p: torch.optim.AdamW(p, lr=1e-3)),
+    ],
+)
+def test_an_optimizer_steps_as_torchs_own(
+    name: str, options: dict[str, Any], theirs: Callable[[Any], Any], layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    model = models.build(Model(name="lenet", activation="tanh"), Shape(3, 16, 16), 10)
+    twin = copy.deepcopy(model)
+    model.to(memory_format=layout)
+    ours = OPTIMIZERS.build(Choice(name=name, **options), model.named_parameters())
+    reference = theirs(twin.parameters())
+    for _ in range(6):
+        images, labels = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
+        F.cross_entropy(model(images), labels).backward()
+        ours.step(Rates(1.0))
+        ours.zero_grad()
+        reference.zero_grad()
+        F.cross_entropy(twin(images), labels).backward()
+        reference.step()
+    for own, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(own, other, atol=1e-4 if name != "sgd" else 1e-5)
+
+
+def rates(name: str, steps: int, **options: object) -> list[Rates]:
+    schedule = SCHEDULES.build(Choice(name=name, **options), steps)
+    return [schedule(k) for k in range(steps)]
+
+
+def test_one_cycle_is_torchs_own_momentum_included() -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=1, momentum=0.9)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.4, total_steps=50)
+    for ours in rates("one_cycle", 50, momentum=[0.95, 0.85]):
+        group = optimizer.param_groups[0]
+        assert math.isclose(0.4 * ours.factor, group["lr"], abs_tol=1e-12)
+        assert math.isclose(ours.momentum or 0, group["momentum"], abs_tol=1e-12)
+        optimizer.step()
+        if theirs.last_epoch < 49:
+            theirs.step()
+
+
+def test_cosine_falls_from_one_to_its_end() -> None:
+    factors = [rate.factor for rate in rates("cosine", 100, final=0.1)]
+    assert factors[0] == 1 and factors == sorted(factors, reverse=True)
+    assert math.isclose(factors[50], 0.55)
+    assert 0.1 < factors[-1] < 0.101
+
+
+def test_step_falls_at_its_shares_of_the_run() -> None:
+    factors = [rate.factor for rate in rates("step", 100, at=[0.5, 0.75], gamma=0.1)]
+    assert factors[49] == 1 and math.isclose(factors[50], 0.1) and math.isclose(factors[75], 0.01)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "step"])
+def test_warm_up_rises_in_a_line_to_the_full_rate(name: str) -> None:
+    factors = [rate.factor for rate in rates(name, 100, warmup=0.1)]
+    assert [round(factor, 9) for factor in factors[:10]] == [
+        round((k + 1) / 10, 9) for k in range(10)
+    ]
+    assert factors[10] == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("name", SCHEDULES.names())
+def test_every_schedule_fits_the_shortest_run(name: str, steps: int) -> None:
+    assert all(0 <= rate.factor <= 1 for rate in rates(name, steps))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"lr": 0}, "optimizer.lr: must be greater than 0"),
+        ({"lr": -0.1}, "optimizer.lr: must be greater than 0"),
+        ({"lr": float("nan")}, "optimizer.lr: must be"),
+        ({"lr": float("inf")}, "optimizer.lr: must be a finite number"),
+        ({"lr": 0.1, "momentum": 1}, "optimizer.momentum: must be less than 1"),
+        ({"lr": 0.1, "nesterov": True}, "optimizer.nesterov: nesterov needs a momentum"),
+        ({}, "optimizer.lr: is missing"),
+    ],
+)
+def test_a_wrong_rate_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        OPTIMIZERS.build(Choice(name="sgd", **options), [])
+    assert said in str(caught.value)
+
+
+def test_the_state_of_an_optimizer_is_named_after_its_parameters() -> None:
+    layer = torch.nn.Linear(2, 2)
+    adam = OPTIMIZERS.build(Choice(name="adam", lr=0.1), layer.named_parameters())
+    assert adam.state() == {}
+    layer(torch.ones(1, 2)).sum().backward()
+    adam.step(Rates(1.0))
+    assert set(adam.state()) == {
+        f"{k}/{n}" for k in ("mean", "square", "steps") for n in ("weight", "bias")
+    }

@@ -1,0 +1,171 @@
+"""Weights to begin with, from files as people have them."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from raycnn import models
+from raycnn.config.schema import JobSpec, Model
+from raycnn.data.splits import open_splits
+from raycnn.errors import DataError, SpecError
+from raycnn.shape import Shape
+from raycnn.training import pretrained
+from tests.conftest import distance, same, train, weights
+
+IMAGE = Shape(3, 32, 32)
+
+
+def build(classes: int = 10) -> torch.nn.Module:
+    return models.build(Model(name="resnet18"), IMAGE, classes)
+
+
+def load(model: torch.nn.Module, source: object) -> str:
+    return pretrained.load(model, Model(name="resnet18", weights=str(source)))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "wrapped by DDP"])
+def test_weights_come_from_a_file(form: str, tmp_path: Path) -> None:
+    theirs, ours = build(), build()
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pt")
+    if form == "safetensors":
+        save_file(theirs.state_dict(), path)
+    elif form == "pt":
+        torch.save(theirs.state_dict(), path)
+    else:
+        torch.save({"state_dict": {f"module.{k}": t for k, t in theirs.state_dict().items()}}, path)
+    assert str(path) in load(ours, path)
+    assert same(theirs.state_dict(), ours.state_dict())
+
+
+def test_another_number_of_classes_gets_a_new_last_layer(tmp_path: Path) -> None:
+    theirs, ours = build(1000), build(5)
+    fresh = ours.fc.weight.clone()
+    save_file(theirs.state_dict(), tmp_path / "w.safetensors")
+    assert "fc.weight, fc.bias are new" in load(ours, tmp_path / "w.safetensors")
+    assert torch.equal(ours.fc.weight, fresh) and torch.equal(
+        ours.conv1.weight, theirs.conv1.weight
+    )
+
+
+def test_weights_of_another_network_are_refused_with_their_shapes(tmp_path: Path) -> None:
+    save_file(models.build(Model(name="lenet"), IMAGE, 10).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(SpecError, match=r"bn1.bias: nothing in the weights, 64 in the network"):
+        load(build(), tmp_path / "w.safetensors")
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return (open, ("/tmp/raycnn-was-here", "w"))
+
+
+def test_a_pickle_that_holds_more_than_tensors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
+    with pytest.raises(DataError, match="w.pt is refused: it must hold tensors alone"):
+        load(build(), tmp_path / "w.pt")
+    torch.save({"weights": [1, 2]}, tmp_path / "x.pt")
+    with pytest.raises(DataError, match="holds no state dict"):
+        load(build(), tmp_path / "x.pt")
+    assert not Path("/tmp/raycnn-was-here").exists()
+
+
+def test_a_file_or_a_run_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="there is no .*w.pt"):
+        load(build(), tmp_path / "w.pt")
+    with pytest.raises(SpecError, match="no run folder"):
+        load(build(), tmp_path)
+
+
+def cached(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **extra: bool) -> dict:
+    """Stands in for a download: random weights, where torch keeps what it has downloaded."""
+    from torchvision.models import get_model, get_model_weights
+
+    monkeypatch.setenv("TORCH_HOME", str(folder))
+    (folder / "hub" / "checkpoints").mkdir(parents=True)
+    peer = get_model(name, **extra).state_dict()
+    url = get_model_weights(name).DEFAULT.url
+    torch.save(peer, folder / "hub" / "checkpoints" / Path(url).name)
+    return peer
+
+
+def test_imagenet_names_torchvisions_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = cached("googlenet", tmp_path, monkeypatch, init_weights=True)
+    choice = Model(name="googlenet", kernel=3, weights="imagenet")
+    ours = models.build(choice, Shape(3, 96, 96), 5)
+    assert "imagenet" in pretrained.load(ours, choice)
+    assert torch.equal(
+        ours.inception4a.branch3[1].conv.weight, peer["inception4a.branch3.1.conv.weight"]
+    )
+
+
+def test_without_a_network_the_download_fails_clearly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(DataError, match="could not download https://.*resnet18.*model.weights may"):
+        load(build(), "imagenet")
+
+
+def test_a_network_that_torchvision_never_trained_is_refused() -> None:
+    model = models.build(Model(name="lenet"), IMAGE, 10)
+    with pytest.raises(SpecError, match="no lenet trained on ImageNet"):
+        pretrained.check(model, Model(name="lenet", weights="imagenet"))
+
+
+def test_a_form_that_published_weights_do_not_fit_is_refused_before_they_are_fetched() -> None:
+    for size, fits in ((32, False), (64, True)):
+        choice = Model(name="resnet18", weights="imagenet")
+        with torch.device("meta"):
+            model = models.build(choice, Shape(3, size, size), 5)
+        if fits:
+            pretrained.check(model, choice)
+        else:
+            with pytest.raises(SpecError, match="conv1.weight: .*resnets with stem: large"):
+                pretrained.check(model, choice)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x05\x06" + bytes(18)])
+def test_a_damaged_file_of_weights_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(DataError, match="w.pt is refused"):
+        load(build(), tmp_path / "w.pt")
+
+
+def test_images_are_normalised_as_the_weights_expect(job: Callable[..., JobSpec]) -> None:
+    from torchvision import models as theirs
+
+    for name in theirs.list_models(module=theirs):
+        transforms = theirs.get_model_weights(name).DEFAULT.transforms()
+        found = pretrained.normalisation(Model(name=f"torchvision:{name}", weights="imagenet"))
+        # These two change what they are given to (x - 0.5) / 0.5 themselves; raycnn gives them that.
+        own = ([0.5] * 3, [0.5] * 3) if name in ("googlenet", "inception_v3") else None
+        assert found == (own or (transforms.mean, transforms.std)), name
+    data = {"name": "synthetic", "size": 64, "train": 50, "test": 10}
+    spec = job(data=data, model={"name": "resnet18", "weights": "imagenet"})
+    assert open_splits(spec).pipeline.mean == [0.485, 0.456, 0.406]
+    assert open_splits(spec.change({"model": "resnet18"})).pipeline.mean != [0.485, 0.456, 0.406]
+
+
+def test_an_average_of_weights_begins_with_those_that_are_given(
+    job: Callable[..., JobSpec],
+) -> None:
+    first = train(job(train__epochs=1))
+    model = {"name": "lenet", "activation": "relu", "weights": str(first.folder)}
+    still = train(job(train__epochs=1, train__ema=0.9, optimizer__lr=1e-30, model=model))
+    assert distance(weights(still), weights(first, "best")) < 1e-6
+
+
+def test_a_job_begins_with_the_best_weights_of_a_run(job: Callable[..., JobSpec]) -> None:
+    """All frozen but the head, which is trained: what is below it is the first run's, bit for bit."""
+    first = train(job(train__epochs=1))
+    model = {"name": "lenet", "activation": "relu", "weights": str(first.folder)}
+    second = train(job(train__epochs=1, model=model | {"freeze": ["stage1", "stage2", "hidden"]}))
+    then, now = weights(first, "best"), weights(second)
+    assert {k for k in now if not torch.equal(now[k], then[k])} == {"head.weight", "head.bias"}
+    assert f"begun with the weights of {first.folder}" in second.events()[0]
