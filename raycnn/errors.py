@@ -6,7 +6,7 @@ RaycnnError
 │   └── WorkerLost    a worker went away more often than `failure.retries` allows
 │       └── OutOfMemory   its device was full: the next try has a smaller micro-batch
 ├── SpecError      2  bad usage or a bad spec
-├── Unfit          3  this environment cannot: device, disk, versions
+├── EnvironmentUnavailable          3  this environment cannot: device, disk, versions
 ├── DataError      4  the data, or a checkpoint, is not what it should be
 ├── ClusterError   5  the cluster cannot be reached, or is too small
 └── Interrupted  130  stopped on request, its state saved
@@ -52,7 +52,7 @@ class SpecError(RaycnnError):
         return f"{self.key}: {self.message}" if self.key else self.message
 
 
-class Unfit(RaycnnError):
+class EnvironmentUnavailable(RaycnnError):
     exit_code = 3
 
 

@@ -14,9 +14,9 @@ from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import SpecError
 from raycnn.models.dropout import Dropout
 from raycnn.runtime import device
-from raycnn.training.loop import begin_with_weights, fresh_state, loss_weights
+from raycnn.training.loop import fresh_state, load_pretrained, loss_weights
 from raycnn.training.optim import SCHEDULES, Schedule
-from raycnn.training.step import Step
+from raycnn.training.step import TrainStep
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class _Traced(Step):
+class _Traced(TrainStep):
     """A step whose gradients can be looked at afterwards."""
 
     gradients: dict[str, Tensor] = field(default_factory=dict)
@@ -64,7 +64,7 @@ def compare(job: JobSpec, names: Sequence[str], steps: int) -> Iterator[Gap]:
 
     All begin with the same weights, and see the same batches, which the CPU has augmented; after
     that each goes its own way. Dropout is left out: no two kinds draw the same numbers. Raises
-    Unfit for a device that is not there.
+    EnvironmentUnavailable for a device that is not there.
     """
     if len(names) < 2:
         raise SpecError(f"--devices names {len(names)}: two or more are compared")
@@ -85,7 +85,7 @@ def compare(job: JobSpec, names: Sequence[str], steps: int) -> Iterator[Gap]:
 def _traced(job: JobSpec, splits: Splits, schedule: Schedule, chosen: torch.device) -> _Traced:
     state = fresh_state(job, splits, chosen)
     if job.model.weights:
-        begin_with_weights(state, job)
+        load_pretrained(state, job)
     models.begin_training(state.model)
     for module in state.model.modules():
         if isinstance(module, Dropout):

@@ -12,9 +12,9 @@ import torch
 from packaging.requirements import Requirement
 
 from raycnn.data.images.store import SPARE_BYTES, cache
-from raycnn.errors import Unfit
+from raycnn.errors import EnvironmentUnavailable
 from raycnn.runtime import device, distributed
-from raycnn.runtime.device import KINDS, minor, package
+from raycnn.runtime.device import DEVICE_KINDS, minor, package
 from raycnn.training.preflight import nearest
 
 PACKAGES = ["raycnn", "torch", "torchvision", "torch_npu", "ray"]
@@ -24,7 +24,7 @@ ASCEND = Path("/usr/local/Ascend")
 
 
 @dataclass(frozen=True)
-class Findings:
+class DoctorReport:
     versions: dict[str, str | None]
     """Of Python, packages, CUDA and CANN, and the drivers; None for what is not there."""
     devices: dict[str, list[str]]
@@ -38,7 +38,7 @@ class Findings:
     """What does not fit, or lacks, and what would mend it."""
 
 
-def examine(storage: Path) -> Findings:
+def examine(storage: Path) -> DoctorReport:
     """Look at this machine; `storage` is where runs are to be kept."""
     versions = {"python": platform.python_version(), **{name: package(name) for name in PACKAGES}}
     versions |= {
@@ -48,13 +48,15 @@ def examine(storage: Path) -> Findings:
         "cann": cann(),
         "ascend driver": _said(ASCEND / "driver" / "version.info", r"(?im)^version=(\S+)"),
     }
-    devices = {name: kind.names() for name, kind in KINDS.items() if name != "cpu"}
+    devices = {name: kind.names() for name, kind in DEVICE_KINDS.items() if name != "cpu"}
     free = {
         str(folder): shutil.disk_usage(nearest(folder)).free
         for folder in (storage, cache(), SHARED)
     }
     faults = [*misfits(versions), *_lacking(versions, devices), *_cramped(free)]
-    return Findings(versions, devices, KINDS["cpu"].count(), distributed.backends(), free, faults)
+    return DoctorReport(
+        versions, devices, DEVICE_KINDS["cpu"].count(), distributed.backends(), free, faults
+    )
 
 
 def misfits(versions: dict[str, str | None]) -> list[str]:
@@ -89,7 +91,7 @@ def _lacking(versions: dict[str, str | None], devices: dict[str, list[str]]) -> 
     if device.npu_driver() and not devices["npu"]:
         try:
             device.find("npu")
-        except Unfit as error:
+        except EnvironmentUnavailable as error:
             faults.append(str(error))
     return faults
 

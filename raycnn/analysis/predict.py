@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from raycnn import models
 from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec
-from raycnn.data.images.decode import ENDINGS, FIT, BadImage, Frame, attempt
+from raycnn.data.images.decode import ENDINGS, FIT, BadImage, ImageFormat, decode_batch
 from raycnn.data.splits import open_splits
 from raycnn.data.transforms.pipeline import TRANSFORMS, Pipeline
 from raycnn.errors import DataError
@@ -20,7 +20,7 @@ from raycnn.runtime.device import find, layout
 from raycnn.shape import Shape
 from raycnn.training import checkpoint
 from raycnn.training.loop import evaluate, fresh_state
-from raycnn.training.step import narrowed
+from raycnn.training.step import autocast
 
 BATCH = 64
 
@@ -29,7 +29,7 @@ BATCH = 64
 class Network:
     model: nn.Module
     classes: tuple[str, ...]
-    frame: Frame
+    frame: ImageFormat
     """Of the images it was trained on, before their transforms."""
     pipeline: Pipeline
     device: torch.device
@@ -39,7 +39,7 @@ class Network:
     def probabilities(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 of the frame's shape to (B, K)."""
         numbers = torch.zeros(len(images), 0, device=self.device)
-        with narrowed(self.precision, self.device):
+        with autocast(self.precision, self.device):
             logits = self.model(self.pipeline(images.to(self.device), numbers))
         return torch.softmax(logits.float(), 1).cpu()
 
@@ -55,7 +55,7 @@ def load(weights: Path, device: torch.device) -> Network:
     transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
     pipeline = Pipeline(transforms, about["mean"], about["std"]).evaluation()
     fit = job.data.options.get("fit", FIT)
-    frame = Frame(Shape(*about["source_shape"]), fit, convert=True)
+    frame = ImageFormat(Shape(*about["source_shape"]), fit, convert=True)
     return Network(model, classes, frame, pipeline, device, job.train.precision)
 
 
@@ -77,7 +77,7 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[tuple[Path, Ten
     """For each picture its probabilities (K,), or what is wrong with it."""
     for start in range(0, len(paths), BATCH):
         some = paths[start : start + BATCH]
-        read_or_not = attempt([(str(path), path) for path in some], network.frame)
+        read_or_not = decode_batch([(str(path), path) for path in some], network.frame)
         images = [torch.from_numpy(i) for i in read_or_not if not isinstance(i, BadImage)]
         stacked = torch.stack(images).permute(0, 3, 1, 2) if images else None
         rows = iter(()) if stacked is None else iter(network.probabilities(stacked))

@@ -110,7 +110,7 @@ class Sight:
 
 def summarise(network: nn.Module, image: Shape) -> Summary:
     """The layers of a network for such images, in evaluation mode, in which it is left."""
-    watch = Watch()
+    watch = OperationRecorder()
     device = next((parameter.device for parameter in network.parameters()), "meta")
     with ExitStack() as hooks, torch.no_grad():
         for name, module in network.eval().named_modules():
@@ -125,7 +125,7 @@ def summarise(network: nn.Module, image: Shape) -> Summary:
     return Summary(watch.layers, parameters, total, watch.activations)
 
 
-class Watch(TorchDispatchMode):
+class OperationRecorder(TorchDispatchMode):
     """Adds up what every operation costs, and hands on what its inputs see."""
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ Processes = list[subprocess.Popen[bytes]]
 
 
 @dataclass(frozen=True)
-class Finding:
+class VerifyCheck:
     """What was compared, and whether it is as promised; None: it could not be compared."""
 
     text: str
@@ -45,19 +45,19 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class VerifyReport:
     job: str
     how: str
     """What was trained, in words."""
     environment: dict[str, Any]
-    findings: list[Finding]
+    findings: list[VerifyCheck]
 
     @property
     def kept(self) -> bool:
         return all(finding.kept is not False for finding in self.findings)
 
 
-def verify(job: JobSpec, run: Run | None, tell: Tell) -> Certificate:
+def verify(job: JobSpec, run: Run | None, tell: Tell) -> VerifyReport:
     """Put a job to the test, and the checkpoints of `run` where there is one.
 
     Raises JobFailed when the job cannot be trained here.
@@ -82,13 +82,13 @@ def verify(job: JobSpec, run: Run | None, tell: Tell) -> Certificate:
         findings += [*_same(unbroken, _trained(broken), how), _counted(broken)]
         if other > min(most, job.train.batch_size):
             lacks = f"there is one {kind.name} only" if other > most else "a batch is one image"
-            findings.append(Finding(f"{_workers(other)}: {lacks}", None))
+            findings.append(VerifyCheck(f"{_workers(other)}: {lacks}", None))
         else:
             tell(f"training it with {_workers(other)}")
             moved = _trained(Run.create(saved.change({"workers.count": other})))
             findings += [_close(unbroken, moved, job), _counted(moved)]
     how = f"{EPOCHS} epochs of {steps} steps of {job.train.batch_size} images, {_workers(count)}"
-    return Certificate(job.name, f"{how}, on {kind.name}", environment(), findings)
+    return VerifyReport(job.name, f"{how}, on {kind.name}", environment(), findings)
 
 
 def shortened(job: JobSpec, folder: Path, count: int, most: int) -> JobSpec:
@@ -103,7 +103,7 @@ def shortened(job: JobSpec, folder: Path, count: int, most: int) -> JobSpec:
             "storage.path": str(folder),
             "storage.every_steps": None,
             "workers.count": count,
-            "workers.cpus": max(1, device.KINDS["cpu"].count() // most),
+            "workers.cpus": max(1, device.DEVICE_KINDS["cpu"].count() // most),
             "workers.launcher": "ray" if job.workers.launcher == "ray" else "local",
         }
     )
@@ -168,15 +168,15 @@ def _saved_steps(run: Run) -> int:
     return int(step) if int(epoch) == EPOCHS - 1 else 0
 
 
-def _whole(run: Run) -> Finding:
+def _whole(run: Run) -> VerifyCheck:
     """The checksums of a run's checkpoints."""
     paths = sorted(run.checkpoints.glob("[0-9]*-[0-9]*"))
     faults = [fault for path in paths if (fault := checkpoint.verify(path))]
     text = f"{len(paths) - len(faults)} of {len(paths)} checkpoints of {run.name} are whole"
-    return Finding("; ".join([text, *faults]), not faults)
+    return VerifyCheck("; ".join([text, *faults]), not faults)
 
 
-def _same(unbroken: Run, broken: Run, how: str) -> list[Finding]:
+def _same(unbroken: Run, broken: Run, how: str) -> list[VerifyCheck]:
     """Bit for bit: weights, optimizer, metrics and test of two runs."""
     tensors, differ, furthest = 0, 0, 0.0
     for name in checkpoint.TENSORS:
@@ -196,33 +196,35 @@ def _same(unbroken: Run, broken: Run, how: str) -> list[Finding]:
     ]
     alike = figures[0] == figures[1]
     return [
-        Finding(f"{how}: {said}", not differ),
-        Finding(f"and so are the metrics of {EPOCHS} epochs and the test, digit for digit", alike),
+        VerifyCheck(f"{how}: {said}", not differ),
+        VerifyCheck(
+            f"and so are the metrics of {EPOCHS} epochs and the test, digit for digit", alike
+        ),
     ]
 
 
-def _counted(run: Run) -> Finding:
+def _counted(run: Run) -> VerifyCheck:
     """The images that the last checkpoint in mid-epoch says were seen, and those that were due."""
     name = checkpoint.read_index(run.checkpoints)["previous"]
     state, job = checkpoint.read_state(run.checkpoints / str(name)), run.job()
     due = min(state["step"] * job.train.batch_size, state["about"]["images"]["train"])
     seen = state["seen"]["count"]
     where = f"in {state['step']} steps of epoch {state['epoch'] + 1}"
-    return Finding(f"{_workers(job.workers.most)}: {seen} of {due} images {where}", seen == due)
+    return VerifyCheck(f"{_workers(job.workers.most)}: {seen} of {due} images {where}", seen == due)
 
 
-def _close(one: Run, other: Run, job: JobSpec) -> Finding:
+def _close(one: Run, other: Run, job: JobSpec) -> VerifyCheck:
     """The same but for the order in which floats are summed."""
     text = f"{_workers(other.job().workers.most)} instead"
     *_, model = check_settings(job)
     if any(isinstance(part, _BatchNorm) for part in model.modules()):
-        return Finding(f"{text}: not compared, for a batch norm sees each worker's share", None)
+        return VerifyCheck(f"{text}: not compared, for a batch norm sees each worker's share", None)
     paths = (run.weights("last") / checkpoint.MODEL for run in (one, other))
     tensors = [checkpoint.read_tensors(path) for path in paths]
     largest = max(tensor.abs().max().item() for tensor in tensors[0].values())
     apart = _distance(*tensors) / largest
     said = f"{text}: weights within {apart:.1g} of the largest (at most {CLOSE:g}: float sums)"
-    return Finding(said, apart <= CLOSE)
+    return VerifyCheck(said, apart <= CLOSE)
 
 
 def _distance(one: Any, other: Any) -> float:

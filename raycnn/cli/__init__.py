@@ -7,7 +7,7 @@ from collections.abc import Callable
 import typer
 
 from raycnn.cli import exit
-from raycnn.cli.arguments import leads
+from raycnn.cli.arguments import is_rank_zero
 from raycnn.cli.check import check
 from raycnn.cli.cluster import cluster
 from raycnn.cli.compare_devices import parity
@@ -52,7 +52,7 @@ def main() -> None:
         try:
             app()
         except RaycnnError as error:
-            if leads():
+            if is_rank_zero():
                 print(f"raycnn: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
         except BrokenPipeError:  # `raycnn list | head`

@@ -32,10 +32,10 @@ Address = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.")]
 Weights = Annotated[str, typer.Option("--checkpoint", help="best or last.")]
 
-Entry = TypeVar("Entry", bound=schema.Choice)
+Entry = TypeVar("Entry", bound=schema.ComponentConfig)
 
 
-def leads() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the one that speaks, of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 

@@ -15,8 +15,8 @@ from raycnn.errors import SpecError
 
 if TYPE_CHECKING:
     from raycnn.data.images.store import Store
-    from raycnn.data.inspect.duplicates import Members
-    from raycnn.data.inspect.survey import Survey, Twins
+    from raycnn.data.inspect.duplicates import SplitIndices
+    from raycnn.data.inspect.survey import Duplicates, Survey
 
 SHOWN = 20  # images that cannot be read, and twins of a kind
 ANY = 2**31  # images that cannot be read are what one looks for here
@@ -56,7 +56,7 @@ def data(
         save(sheet, store.splits[stored], rows, store.classes)
 
 
-def _opened(source: str, changes: Iterable[str], root: str | None) -> "tuple[Store, Members]":
+def _opened(source: str, changes: Iterable[str], root: str | None) -> "tuple[Store, SplitIndices]":
     """The images of a job, or of a source as it is split."""
     import numpy as np
 
@@ -98,19 +98,19 @@ def _show(found: "Survey") -> None:
     _list(_title("near twins, and how much they differ", found.near), _lines(found.near))
 
 
-def _title(what: str, found: "list[Twins]") -> str:
+def _title(what: str, found: "list[Duplicates]") -> str:
     splits = sum(twins.across_splits for twins in found)
     classes = sum(twins.across_classes for twins in found)
     return f"{what}: {len(found):,} ({classes:,} across classes, {splits:,} across splits)"
 
 
-def _lines(found: "list[Twins]") -> list[str]:
+def _lines(found: "list[Duplicates]") -> list[str]:
     """Twins of two classes first, then those of two splits."""
     ordered = sorted(found, key=lambda twins: (not twins.across_classes, not twins.across_splits))
     return [_line(twins) for twins in ordered]
 
 
-def _line(twins: "Twins") -> str:
+def _line(twins: "Duplicates") -> str:
     where = " = ".join(f"{place.split} {place.name} ({place.label})" for place in twins.places)
     return f"{twins.difference:.1%}  {where}" if twins.difference else where
 

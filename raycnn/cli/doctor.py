@@ -10,7 +10,7 @@ import typer
 from raycnn.cli.arguments import Runs
 
 if TYPE_CHECKING:
-    from raycnn.analysis.doctor import Findings
+    from raycnn.analysis.doctor import DoctorReport
 
 WIDTH = 16
 
@@ -28,13 +28,13 @@ def doctor(
 ) -> None:
     """Show what is installed and at hand here, and what of it does not fit together."""
     from raycnn.analysis.doctor import examine
-    from raycnn.errors import Unfit
+    from raycnn.errors import EnvironmentUnavailable
     from raycnn.runtime import device
 
-    refused: Unfit | None = None
+    refused: EnvironmentUnavailable | None = None
     try:
         device.find(wanted or "auto")  # an NPU that is asked for is looked for
-    except Unfit as error:
+    except EnvironmentUnavailable as error:
         refused = error
     found = examine(Path(runs).absolute())
     nodes = _nodes(address) if address else {}
@@ -55,7 +55,7 @@ def _nodes(address: str) -> dict[str, dict[str, float]]:
     return {node.address: node.total for node in connection.look(Workers(address=address))}
 
 
-def _show(found: "Findings", nodes: dict[str, dict[str, float]]) -> None:
+def _show(found: "DoctorReport", nodes: dict[str, dict[str, float]]) -> None:
     for name, version in found.versions.items():
         print(f"{name:<{WIDTH}}{version or '-'}")
     for kind, names in found.devices.items():

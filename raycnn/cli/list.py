@@ -8,7 +8,7 @@ from raycnn.cli.arguments import Address, Runs
 from raycnn.errors import SpecError, first_line, unknown
 
 if TYPE_CHECKING:
-    from raycnn.config.registry import Catalogue
+    from raycnn.config.registry import Registry
 
 TABLES = ["datasets", "models", "optimizers", "schedules", "transforms"]
 
@@ -40,7 +40,7 @@ def show(
                 print(f"  {entry:<20}{_options(table, entry)}".rstrip())
 
 
-def _tables() -> "dict[str, Catalogue[Any]]":
+def _tables() -> "dict[str, Registry[Any]]":
     from raycnn.data.sources import DATASETS
     from raycnn.data.transforms.pipeline import TRANSFORMS
     from raycnn.models import MODELS
@@ -49,7 +49,7 @@ def _tables() -> "dict[str, Catalogue[Any]]":
     return dict(zip(TABLES, [DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS], strict=True))
 
 
-def _options(table: "Catalogue[Any]", entry: str) -> str:
+def _options(table: "Registry[Any]", entry: str) -> str:
     fields = table.schema(entry).model_fields.items()
     return ", ".join(n if f.is_required() else f"{n}={f.default}" for n, f in fields)
 

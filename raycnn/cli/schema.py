@@ -10,7 +10,7 @@ def schema(
     search: Annotated[bool, typer.Option("--search", help="Of a file for `raycnn tune`.")] = False,
 ) -> None:
     """Print the JSON schema of a job spec, for editors."""
-    from raycnn.config.registry import Catalogue, with_options
+    from raycnn.config.registry import Registry, with_options
     from raycnn.config.schema import json_schema
     from raycnn.config.search import search_json_schema
     from raycnn.data.sources import DATASETS
@@ -19,7 +19,7 @@ def schema(
     from raycnn.search.schedulers import RULES
     from raycnn.training.optim import OPTIMIZERS, SCHEDULES
 
-    tables: list[Catalogue[Any]] = [DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS]
+    tables: list[Registry[Any]] = [DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS]
     drawn = (
         with_options(search_json_schema(), [*tables, RULES])
         if search

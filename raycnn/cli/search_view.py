@@ -10,7 +10,7 @@ from rich.text import Text
 from typing_extensions import Self
 
 from raycnn.search.folder import Search, Trial
-from raycnn.search.leaderboard import Entry, Standing
+from raycnn.search.leaderboard import LeaderboardEntry, SearchProgress
 
 SHOWN = 10  # trials of the leaderboard on the terminal
 
@@ -20,7 +20,7 @@ class PlainSearchView:
 
     def __init__(self, console: Console):
         self.console = console
-        self.standing: Standing | None = None
+        self.standing: SearchProgress | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -33,7 +33,7 @@ class PlainSearchView:
 
     def show(self, search: Search, under_way: list[str]) -> None:
         if self.standing is None:
-            self.standing = Standing(search)
+            self.standing = SearchProgress(search)
             self.standing.look()  # what had ended before is not told again
         before, of = len(self.standing.ended), len(self.standing.wanted)
         for number, entry in enumerate(self.standing.look(), before + 1):
@@ -58,12 +58,12 @@ class LiveSearchView(PlainSearchView):
         self.live.console.print(text, style="dim", highlight=False, markup=False)
 
     def show(self, search: Search, under_way: list[str]) -> None:
-        self.standing = self.standing or Standing(search)
+        self.standing = self.standing or SearchProgress(search)
         self.standing.look()
         self.live.update(picture(self.standing, search, under_way))
 
 
-def picture(standing: Standing, search: Search, under_way: list[str]) -> Group:
+def picture(standing: SearchProgress, search: Search, under_way: list[str]) -> Group:
     table = Table("architecture", "trials", "done", "stopped", "failed", "best", "with", box=None)
     best = standing.best()
     for architecture in search.spec.architectures:
@@ -85,13 +85,13 @@ def _under_way(search: Search, ids: list[str]) -> Iterator[str]:
         yield f"  {name}  epoch {len(rows)}/{trial.facts.get('epochs', 0)}{last}"
 
 
-def _left(standing: Standing, under_way: list[str]) -> str:
+def _left(standing: SearchProgress, under_way: list[str]) -> str:
     left = standing.left_s(len(under_way))
     ended = f"{len(standing.ended)} of {len(standing.wanted)} trials have ended"
     return f"{ended}, about {duration(left)} left" if left else ended
 
 
-def line(entry: Entry) -> str:
+def line(entry: LeaderboardEntry) -> str:
     """A trial in one line."""
     parts = [f"{entry.trial:<20} {entry.state:<10}", f"{_metric(entry):>8}"]
     if entry.low is not None and entry.high is not None:
@@ -105,11 +105,11 @@ def line(entry: Entry) -> str:
     return "  ".join(parts)
 
 
-def changes(entry: Entry) -> str:
+def changes(entry: LeaderboardEntry) -> str:
     return " ".join(f"{key}={value}" for key, value in entry.changes.items())
 
 
-def _metric(entry: Entry) -> str:
+def _metric(entry: LeaderboardEntry) -> str:
     if entry.metric is None:
         return "-"
     return f"{entry.metric:.2%}" if entry.metric == entry.val_acc1 else f"{entry.metric:.4g}"
@@ -126,7 +126,9 @@ def search_view_for(console: Console) -> PlainSearchView:
     return LiveSearchView(console) if console.is_terminal else PlainSearchView(console)
 
 
-def show_board(console: Console, search: Search, board: list[Entry], best: dict[str, Any]) -> None:
+def show_board(
+    console: Console, search: Search, board: list[LeaderboardEntry], best: dict[str, Any]
+) -> None:
     """The leaderboard, the winner of each architecture, and where all of it lies."""
     console.print(f"{search.spec.tune.metric}, best first:", style="bold", highlight=False)
     for entry in board[:SHOWN]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn.cli.arguments import Changes, Job, RunName, Runs, leads
+from raycnn.cli.arguments import Changes, Job, RunName, Runs, is_rank_zero
 from raycnn.config import schema, yaml_file
 from raycnn.config.load import load_job
 from raycnn.errors import Interrupted
@@ -39,12 +39,12 @@ def train(
 def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
     """Go on with a run from its last checkpoint; `train.epochs=N` trains a finished one longer."""
     from raycnn.launch import launcher
-    from raycnn.runs.directory import Run, can_go_on
+    from raycnn.runs.directory import Run, validate_resume
     from raycnn.training.preflight import check
 
     found = Run.find(run, runs)
     resolved = found.job().change(changes or [])
-    done = can_go_on(found, resolved)
+    done = validate_resume(found, resolved)
     if found.result() and (done >= resolved.train.epochs or resolved == found.job()):
         longer = (
             f"train.epochs={done + 1}" if done == resolved.train.epochs else "train.patience=null"
@@ -53,7 +53,7 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
         return
     elsewhere = launcher.elsewhere(resolved.workers)
     check(resolved, elsewhere=elsewhere, checkpoints=found.checkpoints)
-    with found.held():  # else another process trains it: said before anything starts
+    with found.lock():  # else another process trains it: said before anything starts
         pass
 
     def reopen(view: "View") -> Run:
@@ -70,7 +70,7 @@ def _launch(job: schema.JobSpec, open_run: "Callable[[View], Run]") -> None:
     from raycnn.cli.training_view import show_result, view_for
     from raycnn.launch import dispatch
 
-    console = Console(quiet=not leads())
+    console = Console(quiet=not is_rank_zero())
 
     def opened() -> "Run":
         run = open_run(view)

@@ -75,7 +75,7 @@ def _plan(asked: search.TuneSpec) -> None:
     from raycnn.launch import dispatch, launcher
     from raycnn.runtime import device
     from raycnn.search.estimate import epoch_s
-    from raycnn.search.samplers import drawer
+    from raycnn.search.samplers import make_sampler
 
     places = dispatch.places(asked)
     kinds = sorted({place.pool.device for place in places})
@@ -83,7 +83,7 @@ def _plan(asked: search.TuneSpec) -> None:
     pool = places[0].pool
     took = epoch_s(asked, device.find(pool.device).select(0, pool.cpus)) if known else {}
     for architecture in asked.architectures:
-        draws, count = drawer(asked, architecture), architecture.trials(asked.tune.trials)
+        draws, count = make_sampler(asked, architecture), architecture.trials(asked.tune.trials)
         print(f"{architecture.name}: {count} trials of {architecture.job.model.name}")
         for number in range(count):
             drawn = draws.changes(number)

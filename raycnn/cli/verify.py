@@ -13,7 +13,7 @@ from raycnn.config.load import load_job
 from raycnn.errors import JobFailed
 
 if TYPE_CHECKING:
-    from raycnn.analysis.verify import Certificate
+    from raycnn.analysis.verify import VerifyReport
 
 WORDS = {True: "OK ", False: "NOT", None: "-- "}
 
@@ -39,11 +39,11 @@ def verify(
         raise JobFailed("what is promised was not kept: see what is marked NOT")
 
 
-def _as_json(certificate: "Certificate") -> str:
+def _as_json(certificate: "VerifyReport") -> str:
     return json.dumps({"kept": certificate.kept, **asdict(certificate)}, indent=1)
 
 
-def _as_text(certificate: "Certificate") -> str:
+def _as_text(certificate: "VerifyReport") -> str:
     packages = certificate.environment["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("raycnn", "torch", "numpy"))
     lines = [

@@ -13,13 +13,13 @@ from typing import Any, Generic, TypeVar, get_type_hints
 from pydantic import BaseModel, ValidationError, create_model
 
 from raycnn.config.messages import describe
-from raycnn.config.schema import Choice, Frozen
+from raycnn.config.schema import ComponentConfig, Frozen
 from raycnn.errors import SpecError, unknown
 
 T = TypeVar("T")
 
 
-class Catalogue(Generic[T]):
+class Registry(Generic[T]):
     """`section` is the key of the spec that chooses here: it stands in every error."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Catalogue(Generic[T]):
         }
         return create_model(name, __base__=Frozen, **fields)
 
-    def options(self, choice: Choice) -> dict[str, Any]:
+    def options(self, choice: ComponentConfig) -> dict[str, Any]:
         """The options of a choice, validated, with the builder's defaults filled in."""
         model = self.schema(choice.name)
         try:
@@ -74,7 +74,7 @@ class Catalogue(Generic[T]):
             raise SpecError(*self._explain(error, choice.name, model)) from None
         return {name: getattr(valid, name) for name in model.model_fields}
 
-    def build(self, choice: Choice, *args: Any) -> T:
+    def build(self, choice: ComponentConfig, *args: Any) -> T:
         return self.builder(choice.name)(*args, **self.options(choice))
 
     def _explain(
@@ -87,7 +87,7 @@ class Catalogue(Generic[T]):
         return describe(detail), f"{self.section}.{option}"
 
 
-def with_options(schema: dict[str, Any], tables: list[Catalogue[Any]]) -> dict[str, Any]:
+def with_options(schema: dict[str, Any], tables: list[Registry[Any]]) -> dict[str, Any]:
     """A JSON schema of the spec in which every choice lists its names and their options."""
     for table in tables:
         path = table.section.split(".")
@@ -113,7 +113,7 @@ def with_options(schema: dict[str, Any], tables: list[Catalogue[Any]]) -> dict[s
     return schema
 
 
-def _entry(table: Catalogue[Any], name: str) -> dict[str, Any]:
+def _entry(table: Registry[Any], name: str) -> dict[str, Any]:
     options = table.schema(name).model_json_schema()
     return {
         "type": "object",

@@ -50,7 +50,7 @@ class Frozen(BaseModel):
     )
 
 
-class Choice(Frozen, extra="allow"):
+class ComponentConfig(Frozen, extra="allow"):
     """An entry of a catalogue: `lenet`, or with options `{name: lenet, activation: relu}`."""
 
     name: str
@@ -72,7 +72,7 @@ class Normalize(Frozen):
     """Of each channel, on the scale 0 to 1."""
 
 
-class Data(Choice):
+class Data(ComponentConfig):
     """A data set of `raycnn list datasets`, with its options beside the keys below."""
 
     root: SafePath | None = None
@@ -88,13 +88,13 @@ class Data(Choice):
     """How many images that cannot be read may be left out, each named; more are an error."""
     cache: Literal["auto", "store", "stream"] = "auto"
     """store: images are decoded once, to disk; stream: each time; auto: once where they fit."""
-    transforms: list[Choice] = []
+    transforms: list[ComponentConfig] = []
     """What is done to a batch of images, in order, on the device; the random ones in training."""
     normalize: Normalize | None = None
     """When absent, the mean and deviation of the training images."""
 
 
-class Model(Choice):
+class Model(ComponentConfig):
     """A network of `raycnn list models`, with its options beside the keys below."""
 
     weights: SafePath | None = None
@@ -228,9 +228,9 @@ class JobSpec(Frozen):
     """First weights, order, augmentation, dropout and validation split follow from it."""
     data: Data
     model: Model
-    optimizer: Choice
+    optimizer: ComponentConfig
     """One of `raycnn list optimizers`."""
-    schedule: Choice = Choice(name="constant")
+    schedule: ComponentConfig = ComponentConfig(name="constant")
     """One of `raycnn list schedules`: the learning rate as a function of the step."""
     train: Train
     stages: list[Stage] = []

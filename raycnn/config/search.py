@@ -22,7 +22,7 @@ from typing_extensions import Self
 from raycnn.config.changes import apply_changes
 from raycnn.config.load import job_from_tree, read
 from raycnn.config.messages import describe, locate, validate
-from raycnn.config.schema import Choice, Frozen, JobSpec, Positive, Workers, json_schema
+from raycnn.config.schema import ComponentConfig, Frozen, JobSpec, Positive, Workers, json_schema
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
 
@@ -140,7 +140,7 @@ class Tune(Frozen):
     """What is compared: the best of a trial's epochs."""
     mode: Literal["max", "min"] | None = None
     """Which is better; when absent more of an accuracy, less of a loss."""
-    scheduler: Choice = Choice(name="none")
+    scheduler: ComponentConfig = ComponentConfig(name="none")
     """Stops trials that do badly (asha, median), or has them go on as others (pbt); or none."""
     searcher: Literal["random", "optuna"] = "random"
     """random draws every trial alone; optuna draws where earlier trials did well."""

@@ -23,7 +23,7 @@ from raycnn.runtime import distributed, rng
 
 T = TypeVar("T")
 
-ABSENT = -100  # the label that cross_entropy ignores
+IGNORE_INDEX = -100  # the label that cross_entropy ignores
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Loader:
         shares = self._gather(epoch, batches)
         # On a CPU a second thread only takes a core from the network, unless it has to decode.
         if self.device.type != "cpu" or not isinstance(self.images, np.ndarray):
-            shares = ahead(shares)
+            shares = prefetch(shares)
         for images, labels, numbers, *share in shares:
             images = self.pipeline(images, numbers)
             others = kept = None
@@ -102,7 +102,7 @@ class Loader:
         rows = self.members
         again: int | NDArray[np.int64] = 0
         if self.balanced and self.shuffle:
-            picked, again = sampling.balance(self.labels[rows], self.seed, epoch)
+            picked, again = sampling.balanced_sample(self.labels[rows], self.seed, epoch)
             rows = rows[picked]
         keys = rows + len(self.labels) * again
         if not self.shuffle:
@@ -113,7 +113,7 @@ class Loader:
     def _gather(
         self, epoch: int, batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]
     ) -> Iterator[tuple[Any, ...]]:
-        rank, world = distributed.rank(), distributed.world()
+        rank, world = distributed.rank(), distributed.world_size()
         for batch, keys in batches:
             first, last = (len(batch) * r // world for r in (rank, rank + 1))
             # A worker must go through every step: without a share it takes an image that counts 0.
@@ -121,7 +121,7 @@ class Loader:
             if self.pipeline.mixes:  # and the image after these, as the partner of the last
                 places = np.append(places, (places[-1] + 1) % len(batch))
             share = batch[places]
-            labels = self.labels[share] if last > first else np.full(len(share), ABSENT)
+            labels = self.labels[share] if last > first else np.full(len(share), IGNORE_INDEX)
             numbers = self.pipeline.draw(self.seed, epoch, keys[places])
             images = self.images[share].transpose(0, 3, 1, 2)  # channels_last without a copy
             moved = (self._move(part) for part in (images, labels, numbers))
@@ -134,7 +134,7 @@ class Loader:
         return tensor.to(self.device, non_blocking=True)
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
+def prefetch(items: Iterator[T]) -> Iterator[T]:
     """The same items, each made by another thread while its predecessor is used."""
     done = object()
     with ThreadPoolExecutor(1, "reader") as thread:

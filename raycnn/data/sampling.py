@@ -8,7 +8,7 @@ from raycnn.runtime import rng
 Indices = NDArray[np.int64]
 
 
-def draw(labels: NDArray[np.integer], count: int, seed: int) -> Indices:
+def stratified_sample(labels: NDArray[np.integer], count: int, seed: int) -> Indices:
     """`count` indices in rising order, every class in proportion (largest remainders first)."""
     classes, sizes = np.unique(labels, return_counts=True)
     exact = sizes * (count / len(labels))
@@ -24,7 +24,7 @@ def draw(labels: NDArray[np.integer], count: int, seed: int) -> Indices:
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
 
 
-def balance(labels: NDArray[np.integer], seed: int, epoch: int) -> tuple[Indices, Indices]:
+def balanced_sample(labels: NDArray[np.integer], seed: int, epoch: int) -> tuple[Indices, Indices]:
     """As many indices as there are labels, every class equally often, or once more by chance.
 
     Also (n,) how often each was drawn before: an image comes again when all of its class have come.

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 
 from raycnn.config.schema import Data, JobSpec
-from raycnn.data.images.store import Store, Tell, open_store
-from raycnn.data.inspect.duplicates import Members, twins
+from raycnn.data.images.store import ProgressCallback, Store, open_store
+from raycnn.data.inspect.duplicates import SplitIndices, duplicates
 from raycnn.data.loader import Loader
-from raycnn.data.sampling import draw
+from raycnn.data.sampling import stratified_sample
 from raycnn.data.sources import DATASETS
 from raycnn.data.sources.base import Source, root_of
 from raycnn.data.transforms.pipeline import TRANSFORMS, Pipeline, shape_after
@@ -29,7 +29,7 @@ class Splits:
     store: Store
     shape: Shape
     """Of an image as the network sees it."""
-    members: Members
+    members: SplitIndices
     """For train, val and test: the store's split, and the rows of it."""
     pipeline: Pipeline
     warnings: list[str]
@@ -77,7 +77,7 @@ def shape_seen(data: Data, source: Source) -> Shape:
     return shape_after(data.transforms, source.shape)
 
 
-def open_splits(job: JobSpec, tell: Tell | None = None) -> Splits:
+def open_splits(job: JobSpec, tell: ProgressCallback | None = None) -> Splits:
     """Decode the job's data unless this node has it, and draw its splits.
 
     While it decodes it calls `tell` with how many images are done, and of how many.
@@ -98,20 +98,22 @@ def open_splits(job: JobSpec, tell: Tell | None = None) -> Splits:
     transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
     shape = shape_seen(job.data, source)
     warnings = [*store.aside, *(f"left out: {fault}" for fault in store.left_out)]
-    warnings += twins(store, members)
+    warnings += duplicates(store, members)
     return Splits(store, shape, members, Pipeline(transforms, mean, std), warnings)
 
 
-def _members(job: JobSpec, store: Store) -> Members:
+def _members(job: JobSpec, store: Store) -> SplitIndices:
     labels = store.splits["train"].labels
     rows = np.arange(len(labels))
     if job.data.limit and job.data.limit < len(rows):
-        rows = draw(labels, job.data.limit, rng.number(job.seed, LIMIT))
+        rows = stratified_sample(labels, job.data.limit, rng.number(job.seed, LIMIT))
     members = {"test": ("test", np.arange(len(store.splits["test"].labels)))}
     if "val" in store.splits:
         val = "val", np.arange(len(store.splits["val"].labels))
     else:
-        held = draw(labels[rows], round(job.data.val * len(rows)), rng.number(job.seed, VAL))
+        held = stratified_sample(
+            labels[rows], round(job.data.val * len(rows)), rng.number(job.seed, VAL)
+        )
         val = "train", rows[held]
         rows = np.delete(rows, held)
     if not len(rows):

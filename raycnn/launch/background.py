@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 
 
 @contextmanager
-def meanwhile(look: Callable[[], None], every_s: float) -> Iterator[None]:
+def poll_in_background(look: Callable[[], None], every_s: float) -> Iterator[None]:
     """Look now and then, in another thread, and once more when the work is over.
 
     A look that cannot read or write is made up for by the next.

@@ -11,7 +11,7 @@ from raycnn.launch.signals import Stop
 from raycnn.launch.worker import work
 from raycnn.runs.directory import Run, View
 from raycnn.runtime import device, distributed
-from raycnn.runtime.device import Kind
+from raycnn.runtime.device import DeviceKind
 
 
 def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
@@ -19,17 +19,17 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
     kind = device.find(job.workers.device)
     _meet(kind, job.workers)
     with ExitStack() as held:
-        held.callback(distributed.leave)
+        held.callback(distributed.destroy_process_group)
         check_world(job.workers)
         chosen = kind.select(int(os.environ.get("LOCAL_RANK", 0)), job.workers.cpus)
         device.check_training(job.train, chosen.type)
 
         def open_and_hold() -> str:
             run = open_run()
-            held.enter_context(run.held())
+            held.enter_context(run.lock())
             return str(run.folder)
 
-        run = Run(Path(distributed.from_first(open_and_hold)))
+        run = Run(Path(distributed.broadcast_from_rank_zero(open_and_hold)))
         stop = Stop(busy=run.training)
         try:
             with stop.listening():
@@ -42,14 +42,14 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
         return run
 
 
-def _meet(kind: Kind, workers: Workers) -> None:
+def _meet(kind: DeviceKind, workers: Workers) -> None:
     """Meet the other workers that torchrun started. Raises ClusterError when not all come."""
     if not distributed.launched():
         return
     try:
-        distributed.join(kind.backend, workers.timeout_s)
+        distributed.init_process_group(kind.backend, workers.timeout_s)
     except Exception as error:
-        if not distributed.lost_peer(error):
+        if not distributed.is_peer_loss(error):
             raise
         raise ClusterError(
             f"{distributed.started()} workers did not meet within {workers.timeout_s} s "

@@ -12,7 +12,7 @@ from raycnn.runs.directory import Recorder, log
 from raycnn.runtime import distributed
 from raycnn.search.folder import TAKE_OVER_S, Search, Trial
 from raycnn.training import checkpoint
-from raycnn.training.checkpoint import State
+from raycnn.training.checkpoint import TrainingState
 from raycnn.training.loop import fit
 
 Ending = dict[str, Any]
@@ -31,21 +31,21 @@ class _Judged(Recorder):
         self.search, self.trial = search, trial
         self.until = search.until(trial)
 
-    def restore(self, state: State) -> bool:
+    def restore(self, state: TrainingState) -> bool:
         there = super().restore(state)
         self._wait(state)
         return there
 
-    def close_epoch(self, state: State) -> None:
+    def close_epoch(self, state: TrainingState) -> None:
         super().close_epoch(state)
         if self.leads and "parameters" not in self.trial.facts:
             parameters = sum(parameter.numel() for parameter in state.model.parameters())
             self.trial.note(parameters=parameters, val_images=state.about["images"]["val"])
-        if reason := distributed.from_first(self._verdict):
+        if reason := distributed.broadcast_from_rank_zero(self._verdict):
             raise _Stopped(reason)
         self._wait(state)
 
-    def _wait(self, state: State) -> None:
+    def _wait(self, state: TrainingState) -> None:
         """Raises Interrupted, on every worker, when it is the others' turn to come as far."""
         if state.epoch == self.until < self.trial.facts["epochs"]:
             raise Interrupted(f"waits for the others after {state.epoch} epochs")
@@ -65,7 +65,7 @@ def train(trial: Trial, work: Callable[[], Ending]) -> str | None:
     began, before = time.time(), trial.facts.get("wall_s", 0.0)
     ending: Ending = {}
     try:
-        with trial.run.held(TAKE_OVER_S):
+        with trial.run.lock(TAKE_OVER_S):
             ending = work()
     except Interrupted:
         pass
@@ -79,7 +79,7 @@ def train(trial: Trial, work: Callable[[], Ending]) -> str | None:
         trial.note(**ending, wall_s=before + time.time() - began)
     if ending:
         with suppress(OSError):
-            checkpoint.thin_out(trial.run.checkpoints)
+            checkpoint.prune(trial.run.checkpoints)
     if reason := ending.get("reason"):
         with suppress(OSError):
             trial.run.add_event(f"{ending['state']}: {reason}")

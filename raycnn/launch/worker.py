@@ -30,10 +30,14 @@ def work(
     asked: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train as one worker. A user's error is in the run's events, a bug's traceback in its log."""
-    recorder = Recorder(run, view, asked, job.workers.timeout_s if distributed.world() > 1 else 0)
+    recorder = Recorder(
+        run, view, asked, job.workers.timeout_s if distributed.world_size() > 1 else 0
+    )
     try:
         outcome = fit(job, device, recorder)
-        distributed.together(lambda: recorder.finish(result_of(outcome.state, outcome.test)))
+        distributed.raise_on_any_rank(
+            lambda: recorder.finish(result_of(outcome.state, outcome.test))
+        )
     except Interrupted as error:
         log.info(str(error))
         raise Interrupted(f"{error}: `raycnn resume {run.home}` goes on from there") from None
@@ -47,13 +51,15 @@ def work(
                 run.add_event(f"failed: {error}")
         raise
     except RuntimeError as error:
-        if not distributed.lost_peer(error):
+        if not distributed.is_peer_loss(error):
             log.error("failed", exc_info=error)
             raise
-        in_vain = distributed.timed_out(error)
+        in_vain = distributed.is_timeout(error)
         log.error(IN_VAIN if in_vain else "found another worker gone")
         time.sleep(SETTLE_S)
-        raise WorkerLost(silent(job, run) if in_vain else gone(run)) from None
+        raise WorkerLost(
+            diagnose_timeout(job, run) if in_vain else diagnose_peer_loss(run)
+        ) from None
     except BaseException as error:
         log.error("failed", exc_info=error)
         raise
@@ -68,9 +74,9 @@ def find_data(root: str | None, others: dict[str, str]) -> None:
         os.environ["RAYCNN_DATA"] = root
 
 
-def silent(job: JobSpec, run: Run) -> str:
+def diagnose_timeout(job: JobSpec, run: Run) -> str:
     """Who did not wait in vain is who was waited for: their logs tell, and where they were."""
-    quiet = [rank for rank in range(distributed.world()) if IN_VAIN not in run.log_end(rank)]
+    quiet = [rank for rank in range(distributed.world_size()) if IN_VAIN not in run.log_end(rank)]
     named = ", ".join(f"rank {rank}" for rank in quiet) or "the network between the workers"
     stacks = [f"\nrank {rank} was here:\n{at}" for rank in quiet if (at := stack(run, rank))]
     return (
@@ -89,9 +95,9 @@ def stack(run: Run, rank: int) -> str:
     return "\n".join(training.splitlines()[1 : 1 + FRAMES])
 
 
-def gone(run: Run) -> str:
+def diagnose_peer_loss(run: Run) -> str:
     """What another worker said last, where it could say anything."""
-    for rank in range(distributed.world()):
+    for rank in range(distributed.world_size()):
         _, failed, said = run.log_end(rank).rpartition(" failed")
         if failed:
             last = said.strip(": \n").splitlines()[-1]

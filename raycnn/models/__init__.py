@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from raycnn.config.registry import Catalogue
+from raycnn.config.registry import Registry
 from raycnn.config.schema import Model
 from raycnn.errors import SpecError, unknown
 from raycnn.models import torchvision
@@ -15,7 +15,7 @@ from raycnn.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet
 from raycnn.models.vgg import vgg11, vgg13, vgg16, vgg19
 from raycnn.shape import Shape
 
-MODELS: Catalogue[nn.Module] = Catalogue(
+MODELS: Registry[nn.Module] = Registry(
     "model",
     "model",
     {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 _first, _total = 0, 0
 
 
-def begin_step(number: int, first: int, total: int, device: torch.device) -> None:
+def seed_step(number: int, first: int, total: int, device: torch.device) -> None:
     """From here on this worker holds rows `first`... of a batch of `total` images."""
     global _first, _total
     if device.type == "cpu":  # torch.manual_seed would seed every other kind as well, slowly

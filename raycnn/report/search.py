@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from raycnn.config.schema import JobSpec
 from raycnn.search.folder import Search, Trial
-from raycnn.search.leaderboard import Entry
+from raycnn.search.leaderboard import LeaderboardEntry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Picture = Callable[["Axes", Search, list[Entry]], bool]
+Picture = Callable[["Axes", Search, list[LeaderboardEntry]], bool]
 
 SIZE = (8.0, 5.0)  # inches
 DPI = 120
 FEWEST = 5  # trials of an architecture, to say what mattered in them
 
 
-def draw(search: Search, board: list[Entry]) -> list[Path]:
+def draw(search: Search, board: list[LeaderboardEntry]) -> list[Path]:
     """lr, epochs, curves, importance and pareto .png; returns those there was something for."""
     known = [entry for entry in board if entry.metric is not None]
     drawn = []
@@ -41,7 +41,7 @@ def draw(search: Search, board: list[Entry]) -> list[Path]:
     return drawn
 
 
-def _draw(path: Path, picture: Picture, search: Search, known: list[Entry]) -> bool:
+def _draw(path: Path, picture: Picture, search: Search, known: list[LeaderboardEntry]) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
     from matplotlib.figure import Figure
 
@@ -59,7 +59,9 @@ def _colours(search: Search) -> Iterator[tuple[str, str]]:
         yield architecture.name, f"C{index % 10}"
 
 
-def _against(axes: "Axes", search: Search, board: list[Entry], key: str, log: bool) -> bool:
+def _against(
+    axes: "Axes", search: Search, board: list[LeaderboardEntry], key: str, log: bool
+) -> bool:
     """The metric against one setting."""
     jobs = {a.name: a.job for a in search.spec.architectures}
     values = [value_of(jobs[entry.architecture], entry, key) for entry in board]
@@ -81,7 +83,7 @@ def _against(axes: "Axes", search: Search, board: list[Entry], key: str, log: bo
     return True
 
 
-def value_of(job: JobSpec, entry: Entry, key: str) -> Any:
+def value_of(job: JobSpec, entry: LeaderboardEntry, key: str) -> Any:
     """What a trial had for a dotted key: its own change, or the job's setting."""
     if key in entry.changes:
         return entry.changes[key]
@@ -91,7 +93,7 @@ def value_of(job: JobSpec, entry: Entry, key: str) -> Any:
     return value
 
 
-def _curves(axes: "Axes", search: Search, board: list[Entry]) -> bool:
+def _curves(axes: "Axes", search: Search, board: list[LeaderboardEntry]) -> bool:
     """Every trial epoch by epoch; the best of each architecture is heavy."""
     metric = search.spec.tune.metric
     best: dict[str, str] = {}
@@ -116,7 +118,7 @@ def _curves(axes: "Axes", search: Search, board: list[Entry]) -> bool:
     return True
 
 
-def _importance(axes: "Axes", search: Search, board: list[Entry]) -> bool:
+def _importance(axes: "Axes", search: Search, board: list[LeaderboardEntry]) -> bool:
     """How much of the metric's variation each key explains, for each architecture."""
     shown = {}
     for name, colour in _colours(search):
@@ -136,7 +138,7 @@ def _importance(axes: "Axes", search: Search, board: list[Entry]) -> bool:
     return True
 
 
-def importance(board: list[Entry]) -> dict[str, float]:
+def importance(board: list[LeaderboardEntry]) -> dict[str, float]:
     """Of the trials of one architecture, shares of each key, which add up to 1.
 
     Impurity decrease in a random forest; {} where there are too few trials, or nothing varies.
@@ -159,7 +161,7 @@ def _numbers(values: list[Any]) -> NDArray[np.float64]:
     return np.array([kinds.index(str(value)) for value in values], np.float64)
 
 
-def _pareto(axes: "Axes", search: Search, board: list[Entry]) -> bool:
+def _pareto(axes: "Axes", search: Search, board: list[LeaderboardEntry]) -> bool:
     """The metric against the time it took, and the trials that none beats in both."""
     board = [entry for entry in board if entry.seconds > 0]
     if not board:
@@ -180,9 +182,9 @@ def _pareto(axes: "Axes", search: Search, board: list[Entry]) -> bool:
     return True
 
 
-def front(board: list[Entry], sign: int) -> list[Entry]:
+def front(board: list[LeaderboardEntry], sign: int) -> list[LeaderboardEntry]:
     """The Pareto front, quickest first: each is better than all that are quicker."""
-    found: list[Entry] = []
+    found: list[LeaderboardEntry] = []
     for entry in sorted(board, key=lambda e: (e.seconds, -sign * (e.metric or 0.0))):
         if not found or sign * (entry.metric or 0.0) > sign * (found[-1].metric or 0.0):
             found.append(entry)

@@ -33,18 +33,18 @@ from filelock import FileLock, Timeout
 from raycnn.config import yaml_file
 from raycnn.config.load import job_from_tree, load_job
 from raycnn.config.schema import JobSpec
-from raycnn.errors import DataError, SpecError, Unfit, unknown
+from raycnn.errors import DataError, EnvironmentUnavailable, SpecError, unknown
 from raycnn.runtime import distributed
-from raycnn.runtime.device import KINDS, package
+from raycnn.runtime.device import DEVICE_KINDS, package
 from raycnn.training import checkpoint
-from raycnn.training.checkpoint import Row, State
-from raycnn.training.metrics import interval, per_class
+from raycnn.training.checkpoint import Row, TrainingState
+from raycnn.training.metrics import confidence_interval, per_class
 
 COLUMNS = [
     "epoch", "step", "train/loss", "train/acc1", "val/loss", "val/acc1", "val/acc5",
     "lr", "images_per_s", "memory_mib", "time_s",
 ]  # fmt: skip
-FIXED = [
+IMMUTABLE_ON_RESUME = [
     "name",
     "seed",
     "data",
@@ -55,7 +55,7 @@ FIXED = [
 ]  # once a run has begun
 PLACES = {"root", "download", "cache", "max_bad"}
 LOCK_S = 2  # a listing of runs holds the lock for a moment
-LOOK_S = 0.25  # between two looks at what was asked, and two signs of life
+POLL_INTERVAL_S = 0.25  # between two looks at what was asked, and two signs of life
 STACK_SHARE = 0.7  # of the time that others wait for a worker: then it is said where it is
 
 log = logging.getLogger("raycnn")
@@ -74,13 +74,15 @@ class Run:
         """A new folder, numbered after the ones that are there."""
         parent = Path(job.storage.path).absolute() / job.name
         try:
-            run = cls(numbered(parent))
-            run.furnish(job)
+            run = cls(create_numbered(parent))
+            run.initialize(job)
         except OSError as error:
-            raise Unfit(f"storage.path: cannot write to {parent}: {error}") from None
+            raise EnvironmentUnavailable(
+                f"storage.path: cannot write to {parent}: {error}"
+            ) from None
         return run
 
-    def furnish(self, job: JobSpec) -> None:
+    def initialize(self, job: JobSpec) -> None:
         """Put into the folder what every run has from its first moment."""
         for inner in (self.checkpoints, self.folder / "logs"):
             inner.mkdir(parents=True)
@@ -90,11 +92,11 @@ class Run:
     @classmethod
     def find(cls, text: str, root: str = "runs") -> "Run":
         """By its folder, by `job/n`, or the latest of `job`. Raises SpecError for none."""
-        return cls(found("run", text, root, "job.yaml"))
+        return cls(resolve_run("run", text, root, "job.yaml"))
 
     @classmethod
     def all(cls, root: str = "runs") -> list["Run"]:
-        return [cls(folder) for folder in in_order(root, "job.yaml")]
+        return [cls(folder) for folder in list_folders(root, "job.yaml")]
 
     @property
     def name(self) -> str:
@@ -116,9 +118,9 @@ class Run:
             self.write_job(job)
             (self.folder / "result.json").unlink(missing_ok=True)
         except OSError as error:
-            raise Unfit(f"cannot write to {self.folder}: {error}") from None
+            raise EnvironmentUnavailable(f"cannot write to {self.folder}: {error}") from None
         for change in changes:
-            _spared(partial(self.add_event, change))
+            _best_effort(partial(self.add_event, change))
         return changes
 
     def result(self) -> dict[str, Any] | None:
@@ -171,15 +173,17 @@ class Run:
             return idle
 
     @contextmanager
-    def held(self, patience_s: float = LOCK_S) -> Iterator[None]:
+    def lock(self, patience_s: float = LOCK_S) -> Iterator[None]:
         """Keep every other process from training in this folder."""
         try:
             lock = FileLock(self.folder / ".lock", timeout=patience_s)
             lock.acquire()
         except Timeout:
-            raise Unfit(f"{self.folder} is being trained by another process") from None
+            raise EnvironmentUnavailable(
+                f"{self.folder} is being trained by another process"
+            ) from None
         except OSError as error:
-            raise Unfit(f"cannot write to {self.folder}: {error}") from None
+            raise EnvironmentUnavailable(f"cannot write to {self.folder}: {error}") from None
         try:
             # What was asked of, and said by, those who trained here before is over.
             for name in (".stop", "progress.json"):
@@ -195,7 +199,7 @@ class Run:
     def asked_to_stop(self) -> bool:
         return (self.folder / ".stop").exists()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Return when what was written is where it stays: here at once. OSError: it cannot be."""
 
     def log_end(self, rank: int) -> str:
@@ -223,7 +227,7 @@ class Run:
         return self.checkpoints / name
 
 
-def numbered(parent: Path) -> Path:
+def create_numbered(parent: Path) -> Path:
     """A new folder in `parent`, numbered after the ones that are there."""
     parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -236,12 +240,12 @@ def numbered(parent: Path) -> Path:
             continue
 
 
-def found(kind: str, text: str, root: str, spec_name: str) -> Path:
+def resolve_run(kind: str, text: str, root: str, spec_name: str) -> Path:
     """A folder of this kind, which `spec_name` is in: by its path, by `name/n`, or the latest."""
     for path in (Path(text), Path(root) / text):
         if (path / spec_name).is_file():
             return path.absolute()
-    there = in_order(root, spec_name)
+    there = list_folders(root, spec_name)
     of_name = [path for path in there if path.parent.name == text]
     if of_name:
         return of_name[-1]
@@ -249,7 +253,7 @@ def found(kind: str, text: str, root: str, spec_name: str) -> Path:
     raise SpecError(unknown(kind, text, names) + f"; looked for a folder and in {root}/")
 
 
-def in_order(root: str, spec_name: str) -> list[Path]:
+def list_folders(root: str, spec_name: str) -> list[Path]:
     """The numbered folders that a file of this name is in, by name and number."""
     there = [path.parent.absolute() for path in Path(root).glob(f"*/*/{spec_name}")]
     numbered = [path for path in there if path.name.isdigit()]
@@ -286,7 +290,7 @@ class Recorder:
         self._stop = False
         self._events: Path | None = None
         self._file = _log_to(run.folder / "logs" / f"rank-{distributed.rank()}.log")
-        log.info(f"rank {distributed.rank()} of {distributed.world()}, process {os.getpid()}")
+        log.info(f"rank {distributed.rank()} of {distributed.world_size()}, process {os.getpid()}")
         self._alive()
 
     def close(self) -> None:
@@ -300,7 +304,7 @@ class Recorder:
         if self.timeout_s and isinstance(self._file, _LogFile) and self._file.stream:
             faulthandler.dump_traceback_later(STACK_SHARE * self.timeout_s, file=self._file.stream)
 
-    def restore(self, state: State) -> bool:
+    def restore(self, state: TrainingState) -> bool:
         path, faults = self.run.newest()
         if not path:
             return False
@@ -324,47 +328,47 @@ class Recorder:
 
     def reading(self, done: int, total: int) -> None:
         where = {"epoch": 0, "step": done, "steps": total}
-        _spared(lambda: write_json(self.run.folder / "progress.json", where))
+        _best_effort(lambda: write_json(self.run.folder / "progress.json", where))
         if self.view:
             self.view.progress(**where)
 
-    def step(self, state: State, steps: int) -> bool:
+    def step(self, state: TrainingState, steps: int) -> bool:
         now = time.monotonic()
-        if now - self._looked < LOOK_S:
+        if now - self._looked < POLL_INTERVAL_S:
             return self._stop or self.asked()
         self._looked = now
         self._alive()
         if self.leads:
             self._stop = self.run.asked_to_stop()
             where = {"epoch": state.epoch + 1, "step": state.step, "steps": steps}
-            _spared(lambda: write_json(self.run.folder / "progress.json", where))
+            _best_effort(lambda: write_json(self.run.folder / "progress.json", where))
             if self.view:
                 self.view.progress(**where)
         return self._stop or self.asked()
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrainingState) -> None:
         if not self.leads:
             return
         try:
             checkpoint.save(state, self.run.checkpoints)
-            self.run.settle()
+            self.run.flush()
         except OSError as error:
-            raise Unfit(
+            raise EnvironmentUnavailable(
                 f"cannot save a checkpoint: {error}; the one before it is whole, and "
                 f"`raycnn resume {self.run.home}` goes on from there"
             ) from None
 
-    def close_epoch(self, state: State) -> None:
+    def close_epoch(self, state: TrainingState) -> None:
         row = state.history[-1]
         if not self.leads:
             return
         log.info(plain_row(row))
         self._write_rows(state.history)
-        _spared(lambda: self._write_events(row))
+        _best_effort(lambda: self._write_events(row))
         if self.view:
             self.view.row(row)
 
-    def restore_best(self, state: State) -> None:
+    def restore_best(self, state: TrainingState) -> None:
         try:
             checkpoint.load_weights(state.model, self.run.weights("best"))
         except DataError as error:
@@ -372,7 +376,7 @@ class Recorder:
             state.best = state.epoch
 
     def keep_micro_batch(self, size: int) -> None:
-        _spared(lambda: self.run.write_job(self.run.job().change({"train.micro_batch": size})))
+        _best_effort(lambda: self.run.write_job(self.run.job().change({"train.micro_batch": size})))
 
     def finish(self, result: dict[str, Any]) -> None:
         if not self.leads:
@@ -380,15 +384,17 @@ class Recorder:
         log.info(f"test {result['test']}")
         try:
             write_json(self.run.folder / "result.json", result)
-            self.run.settle()
+            self.run.flush()
         except OSError as error:
-            raise Unfit(f"cannot write the result: {error}; `raycnn resume` tests again") from None
+            raise EnvironmentUnavailable(
+                f"cannot write the result: {error}; `raycnn resume` tests again"
+            ) from None
 
     def note(self, text: str) -> None:
         log.info(text)
         if not self.leads:
             return
-        _spared(lambda: self.run.add_event(text))
+        _best_effort(lambda: self.run.add_event(text))
         if self.view:
             self.view.note(text)
 
@@ -401,7 +407,7 @@ class Recorder:
                 table.writerows(history)
             os.replace(temporary, self.run.folder / "metrics.csv")
 
-        _spared(write)
+        _best_effort(write)
 
     def _write_events(self, row: Row) -> None:
         """For TensorBoard, whose own writer has a thread that a full disk kills, aloud."""
@@ -434,9 +440,9 @@ class Recorder:
         self._events = path
 
 
-def result_of(state: State, test: Any) -> dict[str, Any]:
+def result_of(state: TrainingState, test: Any) -> dict[str, Any]:
     """What result.json says."""
-    low, high = interval(test.hits, test.count)
+    low, high = confidence_interval(test.hits, test.count)
     return {
         "test": {
             "acc1": test.acc1,
@@ -472,10 +478,10 @@ def environment() -> dict[str, Any]:
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "cpus": KINDS["cpu"].count(),
+        "cpus": DEVICE_KINDS["cpu"].count(),
         "packages": {name: package(name) for name in packages},
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "devices": [name for kind in KINDS.values() for name in kind.names()],
+        "devices": [name for kind in DEVICE_KINDS.values() for name in kind.names()],
     }
 
 
@@ -490,7 +496,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any], path: str = "") -> lis
     return words
 
 
-def can_go_on(run: Run, job: JobSpec) -> int:
+def validate_resume(run: Run, job: JobSpec) -> int:
     """How many epochs the run has done.
 
     Raises SpecError when this job is not its job any more, or ends before what is done.
@@ -513,7 +519,7 @@ def _same_job(state: dict[str, Any], own: dict[str, Any]) -> None:
     begun = [[s for s in tree["stages"] if s["epoch"] < under_way] for tree in (saved, own)]
     if begun[0] != begun[1]:
         raise SpecError("what has begun cannot change: train it as a new job", "stages")
-    for path in FIXED:
+    for path in IMMUTABLE_ON_RESUME:
         before, now = (reduce(dict.__getitem__, path.split("."), tree) for tree in (saved, own))
         if isinstance(now, dict):  # where and how it is read may change
             before, now = ({k: v for k, v in d.items() if k not in PLACES} for d in (before, now))
@@ -538,7 +544,7 @@ def _log_to(path: Path) -> logging.Handler:
     return handler
 
 
-def _spared(write: Callable[[], None]) -> None:
+def _best_effort(write: Callable[[], None]) -> None:
     """Do what training can go on without: a full disk is said in the log, and that is all."""
     try:
         write()

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from raycnn.config.schema import Train
-from raycnn.errors import SpecError, Unfit, unknown
+from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
 
 
 @dataclass(frozen=True)
-class Kind:
+class DeviceKind:
     """What raycnn must know of a kind of device."""
 
     name: str
@@ -65,29 +65,34 @@ def _npus() -> int:
             return 0
         try:
             load_npu()
-        except Unfit:
+        except EnvironmentUnavailable:
             return 0
     return int(torch.get_device_module("npu").device_count())
 
 
-KINDS = {
-    "cuda": Kind("cuda", "cpu:gloo,cuda:nccl", "GPU", _gpus, True, torch.channels_last),
-    "npu": Kind("npu", "cpu:gloo,npu:hccl", "NPU", _npus, False, torch.contiguous_format),
-    "cpu": Kind("cpu", "gloo", "CPU", _cpus, True, torch.contiguous_format),
+DEVICE_KINDS = {
+    "cuda": DeviceKind("cuda", "cpu:gloo,cuda:nccl", "GPU", _gpus, True, torch.channels_last),
+    "npu": DeviceKind("npu", "cpu:gloo,npu:hccl", "NPU", _npus, False, torch.contiguous_format),
+    "cpu": DeviceKind("cpu", "gloo", "CPU", _cpus, True, torch.contiguous_format),
 }
 
 
-def find(name: str) -> Kind:
-    """The kind asked for; `auto` is the first that is there. Raises Unfit, saying what lacks."""
-    if name not in {*KINDS, "auto"}:
-        raise SpecError(unknown("device", name, [*KINDS, "auto"]))
+def find(name: str) -> DeviceKind:
+    """Return the kind asked for; `auto` is the first that is there.
+
+    Raises EnvironmentUnavailable, saying what lacks.
+    """
+    if name not in {*DEVICE_KINDS, "auto"}:
+        raise SpecError(unknown("device", name, [*DEVICE_KINDS, "auto"]))
     if name == "auto":
-        return next(kind for kind in KINDS.values() if kind.count())
+        return next(kind for kind in DEVICE_KINDS.values() if kind.count())
     if name == "npu":
         load_npu()
-    kind = KINDS[name]
+    kind = DEVICE_KINDS[name]
     if not kind.count():
-        raise Unfit(f"workers.device: {name}: this machine has none (torch {torch.__version__})")
+        raise EnvironmentUnavailable(
+            f"workers.device: {name}: this machine has none (torch {torch.__version__})"
+        )
     return kind
 
 
@@ -96,15 +101,18 @@ def npu_driver() -> bool:
 
 
 def load_npu() -> None:
-    """Import torch_npu. Raises Unfit, saying what lacks: the package, its pair, or CANN."""
+    """Import torch_npu.
+
+    Raises EnvironmentUnavailable, saying what lacks: the package, its pair, or CANN.
+    """
     found, wanted = package("torch_npu"), minor(torch.__version__)
     if not found:
-        raise Unfit(
+        raise EnvironmentUnavailable(
             "workers.device: npu: torch_npu is not installed: pip install 'raycnn[npu]' brings the "
             f"one for torch {torch.__version__}"
         )
     if minor(found) != wanted:
-        raise Unfit(
+        raise EnvironmentUnavailable(
             f"workers.device: npu: torch_npu {found} does not fit torch {torch.__version__}: "
             f"torch_npu {wanted} goes with torch {wanted}, and torch {minor(found)} with torch_npu "
             f"{minor(found)}"
@@ -115,7 +123,7 @@ def load_npu() -> None:
         importlib.import_module("torch_npu")
     except Exception as error:  # whatever an import meets where libraries are missing
         set_npu_aside()
-        raise Unfit(
+        raise EnvironmentUnavailable(
             f"workers.device: npu: torch_npu does not load ({error}): is CANN installed, and was "
             "its set_env.sh sourced?"
         ) from None
@@ -154,7 +162,7 @@ def peak_mib(device: torch.device) -> float:
 def layout(device: torch.device, channels_last: bool | None) -> torch.memory_format:
     """Of images and weights: as asked for, or what is quicker on the device."""
     if channels_last is None:
-        return KINDS[device.type].layout
+        return DEVICE_KINDS[device.type].layout
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
@@ -162,7 +170,7 @@ def check_training(settings: Train, kind: str) -> None:
     """Raises SpecError where this kind of device cannot train like this."""
     if settings.sync_batch_norm and kind == "cpu":
         raise SpecError("is for cuda and npu: torch has none for cpu", "train.sync_batch_norm")
-    if settings.precision != "bf16" or kind in ("cpu", "auto") or not KINDS[kind].count():
+    if settings.precision != "bf16" or kind in ("cpu", "auto") or not DEVICE_KINDS[kind].count():
         return
     module = torch.get_device_module(kind)
     if not module.is_bf16_supported():

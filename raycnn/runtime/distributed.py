@@ -29,7 +29,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -50,26 +50,26 @@ def backends() -> list[str]:
     return known + (["hccl"] if "hccl" in dist.Backend.backend_list else [])
 
 
-def join(backend: str, timeout_s: int) -> None:
+def init_process_group(backend: str, timeout_s: int) -> None:
     """Meet the other workers that torchrun started."""
     global met
     met = True
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over the workers of a tensor on the CPU, on every worker."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
-def most(value: float) -> float:
+def all_reduce_max(value: float) -> float:
     """The largest of what the workers have."""
     held = torch.tensor(value, dtype=torch.float64)
     if dist.is_initialized():
@@ -77,7 +77,7 @@ def most(value: float) -> float:
     return held.item()
 
 
-def together(work: Callable[[], T]) -> T:
+def raise_on_any_rank(work: Callable[[], T]) -> T:
     """Do something on every worker; if it is refused on one, raise its error on all."""
     error: RaycnnError | None = None
     result: Any = None
@@ -87,7 +87,7 @@ def together(work: Callable[[], T]) -> T:
         error = refused
     errors: list[RaycnnError | None] = [error]
     if dist.is_initialized():
-        errors = [None] * world()
+        errors = [None] * world_size()
         dist.all_gather_object(errors, error)
     first = next(filter(None, errors), None)
     if first:
@@ -95,9 +95,9 @@ def together(work: Callable[[], T]) -> T:
     return result
 
 
-def from_first(work: Callable[[], T]) -> T:
+def broadcast_from_rank_zero(work: Callable[[], T]) -> T:
     """Do something on rank 0 alone, and have its result, or its error, on every worker."""
-    result = together(lambda: work() if rank() == 0 else None)
+    result = raise_on_any_rank(lambda: work() if rank() == 0 else None)
     if dist.is_initialized():
         held = [result]
         dist.broadcast_object_list(held)
@@ -105,15 +105,15 @@ def from_first(work: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def lost_peer(error: BaseException) -> bool:
+def is_peer_loss(error: BaseException) -> bool:
     """Whether a collective failed because another worker is gone, and not by a fault of its own."""
     closed = isinstance(error, RuntimeError) and "gloo" in str(error)
     return closed or isinstance(error, dist.DistError)
 
 
-def timed_out(error: RuntimeError) -> bool:
+def is_timeout(error: RuntimeError) -> bool:
     """Whether a collective waited for another worker as long as it may."""
-    return lost_peer(error) and "timed out" in str(error).lower()
+    return is_peer_loss(error) and "timed out" in str(error).lower()
 
 
 def replicate(model: nn.Module, image: Tensor) -> nn.Module:
@@ -133,7 +133,7 @@ def replicate(model: nn.Module, image: Tensor) -> nn.Module:
     return replica
 
 
-def unsynced(replica: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+def no_sync(replica: nn.Module, wanted: bool) -> AbstractContextManager[None]:
     """Let gradients add up without averaging them yet, for all parts of a batch but the last."""
     if wanted and isinstance(replica, nn.parallel.DistributedDataParallel):
         return cast(AbstractContextManager[None], replica.no_sync())
@@ -142,17 +142,17 @@ def unsynced(replica: nn.Module, wanted: bool) -> AbstractContextManager[None]:
 
 def sync_batch_norm(model: nn.Module) -> nn.Module:
     """The model, with its batch norms over the batch of all workers (PyTorch's SyncBatchNorm)."""
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world() > 1 else model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world_size() > 1 else model
 
 
-def share_buffers(model: nn.Module) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
     """Give every worker rank 0's buffers: in training each has its own."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
-class Ballot:
+class StopConsensus:
     """Does any worker want to stop? Voted on each step, known one step later, without waiting."""
 
     def __init__(self) -> None:

@@ -25,9 +25,17 @@ from raycnn.config import search, yaml_file
 from raycnn.config.schema import JobSpec
 from raycnn.config.search import Architecture, Pool, TuneSpec, load_resolved_search
 from raycnn.config.yaml_file import Tree
-from raycnn.errors import Unfit
-from raycnn.runs.directory import LOCK_S, Run, found, in_order, numbered, read_json, write_json
-from raycnn.search.schedulers import RULES, Course, Pbt, Rule
+from raycnn.errors import EnvironmentUnavailable
+from raycnn.runs.directory import (
+    LOCK_S,
+    Run,
+    create_numbered,
+    list_folders,
+    read_json,
+    resolve_run,
+    write_json,
+)
+from raycnn.search.schedulers import RULES, LearningCurve, Pbt, Rule
 
 ENDED = ("done", "stopped", "failed")
 TAKE_OVER_S = 60  # for a worker that the driver's death left behind to notice, and let go
@@ -71,9 +79,9 @@ class Trial:
             {key: float(value) for key, value in row.items() if value} for row in self.run.rows()
         ]
 
-    def course(self, tune: search.Tune) -> Course:
+    def course(self, tune: search.Tune) -> LearningCurve:
         values = [tune.sign * row[tune.metric] for row in self.rows() if tune.metric in row]
-        return Course(int(self.facts.get("epochs", 0)), values)
+        return LearningCurve(int(self.facts.get("epochs", 0)), values)
 
 
 class Search:
@@ -87,22 +95,24 @@ class Search:
         """A new folder, numbered after the ones that are there."""
         parent = Path(search.architectures[0].job.storage.path).absolute() / search.name
         try:
-            created = cls(numbered(parent))
+            created = cls(create_numbered(parent))
             for inner in ("trials", "logs"):
                 (created.folder / inner).mkdir()
             _write(created.folder / "search.yaml", search.tree())
         except OSError as error:
-            raise Unfit(f"storage.path: cannot write to {parent}: {error}") from None
+            raise EnvironmentUnavailable(
+                f"storage.path: cannot write to {parent}: {error}"
+            ) from None
         return created
 
     @classmethod
     def find(cls, text: str, root: str = "runs") -> "Search":
         """By its folder, by `search/n`, or the latest of `search`. Raises SpecError for none."""
-        return cls(found("search", text, root, "search.yaml"))
+        return cls(resolve_run("search", text, root, "search.yaml"))
 
     @classmethod
     def all(cls, root: str = "runs") -> list["Search"]:
-        return [cls(folder) for folder in in_order(root, "search.yaml")]
+        return [cls(folder) for folder in list_folders(root, "search.yaml")]
 
     @property
     def name(self) -> str:
@@ -184,26 +194,28 @@ class Search:
         else:
             shutil.rmtree(trial.run.folder, ignore_errors=True)  # half made by what was killed
             job = architecture.changed(self.spec.name, changes, pool)
-            trial.run.furnish(job)
+            trial.run.initialize(job)
             about = {"architecture": architecture.name, "number": number, "changes": changes}
             trial.note(**about, epochs=job.train.epochs)
         trial.note(device=pool.device)
         return trial
 
-    def siblings(self, trial: Trial) -> list[Course]:
+    def siblings(self, trial: Trial) -> list[LearningCurve]:
         """The other trials of its architecture, as far as they have come."""
         own = trial.facts["architecture"]
         others = [other for other in self.trials() if other.id != trial.id]
         return [o.course(self.spec.tune) for o in others if o.facts.get("architecture") == own]
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keep every other process from searching in this folder."""
         try:
             with FileLock(self.folder / ".lock", timeout=LOCK_S):
                 yield
         except Timeout:
-            raise Unfit(f"{self.folder} is being searched by another process") from None
+            raise EnvironmentUnavailable(
+                f"{self.folder} is being searched by another process"
+            ) from None
 
     def best_job(self, architecture: str) -> Path:
         return self.folder / f"best-{architecture}.yaml"

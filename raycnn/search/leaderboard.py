@@ -9,11 +9,11 @@ from typing import Any
 from raycnn.config.yaml_file import Tree
 from raycnn.runs.directory import write_json
 from raycnn.search.folder import Search, Trial
-from raycnn.training.metrics import interval
+from raycnn.training.metrics import confidence_interval
 
 
 @dataclass(frozen=True)
-class Entry:
+class LeaderboardEntry:
     """A trial as the leaderboard shows it; None is what is not known."""
 
     trial: str
@@ -42,15 +42,15 @@ class Entry:
     changes: Tree
 
 
-class Standing:
+class SearchProgress:
     """How far a search is, looked at again and again: what has ended is read once."""
 
     def __init__(self, search: Search):
         self.search = search
         self.wanted = [(a.name, search.trial(a, number)) for a, number in search.wanted()]
-        self.ended: dict[str, Entry] = {}
+        self.ended: dict[str, LeaderboardEntry] = {}
 
-    def look(self) -> list[Entry]:
+    def look(self) -> list[LeaderboardEntry]:
         """Those that ended since the last look."""
         tune, new = self.search.spec.tune, []
         for _, trial in self.wanted:
@@ -59,7 +59,7 @@ class Standing:
                 self.ended[trial.id] = new[-1]
         return new
 
-    def best(self) -> dict[str, Entry]:
+    def best(self) -> dict[str, LeaderboardEntry]:
         """Of every architecture, among those that have ended."""
         return winners(ranked(list(self.ended.values()), self.search.spec.tune.sign))
 
@@ -74,28 +74,30 @@ class Standing:
         return sum(fmean(took[name]) for name in left) / at_once
 
 
-def leaderboard(search: Search) -> list[Entry]:
+def leaderboard(search: Search) -> list[LeaderboardEntry]:
     """Best first; those without a metric last, and failed ones after them."""
     sign = search.spec.tune.sign
     found = [_entry(trial, search.spec.tune.metric, sign) for trial in search.trials()]
     return ranked(found, sign)
 
 
-def ranked(entries: list[Entry], sign: int) -> list[Entry]:
-    def merit(entry: Entry) -> tuple[bool, bool, float]:
+def ranked(entries: list[LeaderboardEntry], sign: int) -> list[LeaderboardEntry]:
+    def merit(entry: LeaderboardEntry) -> tuple[bool, bool, float]:
         known = entry.metric is not None
         return entry.state != "failed", known, sign * (entry.metric or 0.0)
 
     return sorted(entries, key=merit, reverse=True)
 
 
-def _entry(trial: Trial, metric: str, sign: int) -> Entry:
+def _entry(trial: Trial, metric: str, sign: int) -> LeaderboardEntry:
     facts = trial.facts
     rows = [row for row in trial.rows() if metric in row]
     best = max(rows, key=lambda row: sign * row[metric], default={})
     count, acc1 = facts.get("val_images", 0), best.get("val/acc1")
-    low, high = interval(round(acc1 * count), count) if acc1 is not None else (None, None)
-    return Entry(
+    low, high = (
+        confidence_interval(round(acc1 * count), count) if acc1 is not None else (None, None)
+    )
+    return LeaderboardEntry(
         trial=trial.id,
         architecture=facts["architecture"],
         device=facts.get("device", ""),
@@ -114,16 +116,16 @@ def _entry(trial: Trial, metric: str, sign: int) -> Entry:
     )
 
 
-def winners(board: list[Entry]) -> dict[str, Entry]:
+def winners(board: list[LeaderboardEntry]) -> dict[str, LeaderboardEntry]:
     """The best trial of every architecture that has one, best architecture first."""
-    best: dict[str, Entry] = {}
+    best: dict[str, LeaderboardEntry] = {}
     for entry in board:
         if entry.metric is not None and entry.state != "failed":
             best.setdefault(entry.architecture, entry)
     return best
 
 
-def write(search: Search) -> list[Entry]:
+def write(search: Search) -> list[LeaderboardEntry]:
     """Put the leaderboard and the winners' jobs into the folder; returns the leaderboard."""
     board = leaderboard(search)
     best = winners(board)
@@ -135,7 +137,7 @@ def write(search: Search) -> list[Entry]:
     }
     write_json(search.folder / "leaderboard.json", shown)
     keys = sorted({key for entry in board for key in entry.changes})
-    columns = [key for key in Entry.__dataclass_fields__ if key != "changes"] + keys
+    columns = [key for key in LeaderboardEntry.__dataclass_fields__ if key != "changes"] + keys
     temporary = search.folder / ".leaderboard.csv"
     with temporary.open("w", newline="") as file:
         table = csv.DictWriter(file, columns, restval="")

@@ -21,7 +21,7 @@ from raycnn.training import checkpoint
 Turn = tuple[Architecture, int]
 
 
-def due(search: Search) -> list[Turn]:
+def next_trials(search: Search) -> list[Turn]:
     """The trials to train now; of a population, once all are there, after what they have become."""
     waiting = search.waiting()
     if isinstance(search.rule, Pbt):
@@ -79,7 +79,7 @@ class _Population:
         changes = self._beside(member, facts["changes"])
         job = parent.run.job()
         stages = [*job.tree()["stages"], {"epoch": epoch, "changes": changes}]
-        with member.run.held(TAKE_OVER_S):
+        with member.run.lock(TAKE_OVER_S):
             checkpoint.copy_all(parent.run.checkpoints, member.run.checkpoints)
             temporary = member.run.folder / ".metrics.csv"
             shutil.copy(parent.run.folder / "metrics.csv", temporary)

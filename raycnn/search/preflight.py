@@ -16,7 +16,7 @@ FIXED = ("name", "seed", "workers", "storage", "failure", "data.name", "data.val
 
 
 def check(search: TuneSpec, *, elsewhere: bool = False) -> None:
-    """Raises SpecError, DataError or Unfit for the first thing that cannot work.
+    """Raises SpecError, DataError or EnvironmentUnavailable for the first thing that cannot work.
 
     With `elsewhere` data and storage are another machine's, and are not looked for here.
     """

@@ -19,7 +19,7 @@ def unit(seed: int, *keys: int | str) -> float:
     return (bits >> 10) * 2.0**-53  # as many bits as a float holds: never 1.0
 
 
-class Drawer(Protocol):
+class Sampler(Protocol):
     """Says what the trials of one architecture change."""
 
     def changes(self, number: int) -> Tree:
@@ -29,14 +29,14 @@ class Drawer(Protocol):
         """What a trial came to, more being better; None when it failed."""
 
 
-def drawer(search: TuneSpec, architecture: Architecture, begun: int = 0) -> Drawer:
+def make_sampler(search: TuneSpec, architecture: Architecture, begun: int = 0) -> Sampler:
     """`begun`: how many of the architecture's trials another process has drawn."""
     if search.tune.searcher == "optuna" and architecture.space:
-        return FromEarlier(search.tune.seed, architecture, begun)
-    return Alone(search.tune.seed, architecture)
+        return OptunaSampler(search.tune.seed, architecture, begun)
+    return RandomSampler(search.tune.seed, architecture)
 
 
-class Alone:
+class RandomSampler:
     """Points of the grid in turn, all else at random."""
 
     def __init__(self, seed: int, architecture: Architecture):
@@ -56,7 +56,7 @@ class Alone:
         pass
 
 
-class FromEarlier:
+class OptunaSampler:
     """Optuna's TPE: tree-structured Parzen estimators (Bergstra et al., NIPS 2011)."""
 
     def __init__(self, seed: int, architecture: Architecture, begun: int):

@@ -5,18 +5,18 @@ as its run, so at the same epoch a short run has annealed further than a long on
 """
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
 from typing import Annotated, Protocol
 
 from pydantic import Field, PositiveInt
 
-from raycnn.config.registry import Catalogue
+from raycnn.config.registry import Registry
 
 
 @dataclass(frozen=True)
-class Course:
+class LearningCurve:
     """A trial as far as it has come."""
 
     epochs: int
@@ -29,7 +29,9 @@ class Course:
 
 
 class Rule(Protocol):
-    def __call__(self, own: Course, others: Callable[[], Sequence[Course]]) -> str | None:
+    def __call__(
+        self, own: LearningCurve, others: Callable[[], Sequence[LearningCurve]]
+    ) -> str | None:
         """Why a trial is to stop after its latest epoch, in words, or None.
 
         The others are those of its architecture, looked at when they are asked for.
@@ -47,7 +49,7 @@ def asha(*, grace: PositiveInt = 1, factor: Annotated[int, Field(ge=2)] = 3) -> 
     Rungs are 1/factor of a run, 1/factor² and so on, but none before `grace` epochs.
     """
 
-    def rule(own: Course, others: Callable[[], Sequence[Course]]) -> str | None:
+    def rule(own: LearningCurve, others: Callable[[], Sequence[LearningCurve]]) -> str | None:
         epoch, part = len(own.values), factor
         while own.epochs / part >= grace and own.epochs >= part:
             if math.ceil(own.epochs / part) == epoch:
@@ -62,21 +64,23 @@ def asha(*, grace: PositiveInt = 1, factor: Annotated[int, Field(ge=2)] = 3) -> 
     return rule
 
 
-def at_median(*, grace: PositiveInt = 1, least: PositiveInt = 3) -> Rule:
+def median(*, grace: PositiveInt = 1, least: PositiveInt = 3) -> Rule:
     """Worse than half of the others were on average (Vizier: Golovin et al., KDD 2017, 3.2.2).
 
     Not before `grace` epochs, nor with fewer than `least` others that have come as far.
     """
 
-    def rule(own: Course, others: Callable[[], Sequence[Course]]) -> str | None:
+    def rule(own: LearningCurve, others: Callable[[], Sequence[LearningCurve]]) -> str | None:
         epoch = len(own.values)
         if epoch < grace or epoch == own.epochs:
             return None
         reached = [(other, math.ceil(other.epochs * epoch / own.epochs)) for other in others()]
         means = [
-            fmean(other.values[:there]) for other, there in reached if len(other.values) >= there
+            statistics.fmean(other.values[:there])
+            for other, there in reached
+            if len(other.values) >= there
         ]
-        if len(means) < least or own.best(epoch) >= median(means):
+        if len(means) < least or own.best(epoch) >= statistics.median(means):
             return None
         return f"worse than the median of {len(means)} others"
 
@@ -91,7 +95,7 @@ class Pbt:
     quantile: float
     resample: float
 
-    def __call__(self, own: Course, others: Callable[[], Sequence[Course]]) -> None:
+    def __call__(self, own: LearningCurve, others: Callable[[], Sequence[LearningCurve]]) -> None:
         return None
 
 
@@ -108,6 +112,6 @@ def pbt(
     return Pbt(interval, quantile, resample)
 
 
-RULES: Catalogue[Rule] = Catalogue(
-    "scheduler", "tune.scheduler", {"asha": asha, "median": at_median, "none": none, "pbt": pbt}
+RULES: Registry[Rule] = Registry(
+    "scheduler", "tune.scheduler", {"asha": asha, "median": median, "none": none, "pbt": pbt}
 )

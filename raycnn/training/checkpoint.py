@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raycnn.errors import DataError
-from raycnn.training.ema import Average, copy
+from raycnn.training.ema import EMA, copy
 from raycnn.training.loss_scale import LossScale
-from raycnn.training.metrics import Seen
+from raycnn.training.metrics import EpochMetrics
 from raycnn.training.optim import Optimizer
 
 MODEL, OPTIMIZER, STATE, INDEX = (
@@ -37,7 +37,7 @@ Row = dict[str, float]
 
 
 @dataclass
-class State:
+class TrainingState:
     """Everything that a training needs to go on from here."""
 
     model: nn.Module
@@ -48,14 +48,14 @@ class State:
     """Epochs done."""
     step: int = 0
     """Steps done of the epoch under way."""
-    seen: Seen = field(default_factory=Seen)
+    seen: EpochMetrics = field(default_factory=EpochMetrics)
     """What those steps saw."""
     history: list[Row] = field(default_factory=list)
     """One row of metrics for each epoch done."""
     best: int | None = None
     """The epoch, counted from 1, with the best validation accuracy."""
     scale: LossScale | None = None
-    average: Average | None = None
+    average: EMA | None = None
     slowed: list[float] = field(default_factory=list)
     """A factor of the learning rate for each time that a loss was not finite."""
 
@@ -68,20 +68,20 @@ class State:
         return self.best == self.epoch and not self.step
 
     def close_epoch(self, row: Row) -> None:
-        self.epoch, self.step, self.seen = self.epoch + 1, 0, Seen()
+        self.epoch, self.step, self.seen = self.epoch + 1, 0, EpochMetrics()
         self.history.append(row)
-        if self.best is None or _merit(row) > _merit(self.history[self.best - 1]):
+        if self.best is None or _selection_key(row) > _selection_key(self.history[self.best - 1]):
             self.best = self.epoch
 
 
-def _merit(row: Row) -> tuple[float, float]:
+def _selection_key(row: Row) -> tuple[float, float]:
     """Accuracy on held-out images, then their loss; without any, the later epoch is the better."""
     if "val/acc1" not in row:
         return row["epoch"], 0.0
     return row["val/acc1"], -row["val/loss"]
 
 
-def save(state: State, folder: Path) -> None:
+def save(state: TrainingState, folder: Path) -> None:
     """Write the state into `folder`, then the index. OSError leaves what was there."""
     folder.mkdir(parents=True, exist_ok=True)
     _clean(folder)
@@ -105,7 +105,7 @@ def drop_others(folder: Path, names: Collection[str | None]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def thin_out(folder: Path) -> None:
+def prune(folder: Path) -> None:
     """Keep the last and the best checkpoint alone, of a training that has ended."""
     if index := read_index(folder):
         index |= {"previous": None}
@@ -128,11 +128,11 @@ def copy_all(source: Path, target: Path) -> None:
     _sync(target.parent)
 
 
-def _write(state: State, folder: Path) -> None:
+def _write(state: TrainingState, folder: Path) -> None:
     temporary, final = folder / f".{state.name}", folder / state.name
     temporary.mkdir()
     try:
-        for name, tensors in ((MODEL, weights(state)), (OPTIMIZER, _beside(state))):
+        for name, tensors in ((MODEL, weights(state)), (OPTIMIZER, _training_tensors(state))):
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             _save_tensors(plain, temporary / name)
         files = {name: _facts(temporary / name) for name in TENSORS}
@@ -155,12 +155,12 @@ def install(temporary: Path, final: Path) -> None:
     _sync(final.parent)
 
 
-def weights(state: State) -> dict[str, Tensor]:
+def weights(state: TrainingState) -> dict[str, Tensor]:
     """What is validated, tested and shipped: (averaged) parameters, and buffers."""
     return state.model.state_dict() | (state.average.tensors if state.average else {})
 
 
-def _beside(state: State) -> dict[str, Tensor]:
+def _training_tensors(state: TrainingState) -> dict[str, Tensor]:
     """What training needs besides."""
     tensors = state.optimizer.state() | (state.scale.state() if state.scale else {})
     if state.average:
@@ -235,7 +235,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def restore(state: State, checkpoint: Path) -> None:
+def restore(state: TrainingState, checkpoint: Path) -> None:
     """Put a checkpoint into a state of the same job."""
     saved = read_state(checkpoint)
     load_weights(state.model, checkpoint)
@@ -249,7 +249,7 @@ def restore(state: State, checkpoint: Path) -> None:
     copy(raw, {name: p for name, p in state.model.named_parameters() if name in raw})
     state.epoch, state.step = saved["epoch"], saved["step"]
     state.history, state.best = saved["history"], saved["best"]
-    state.seen, state.slowed = Seen(**saved["seen"]), saved.get("slowed", [])
+    state.seen, state.slowed = EpochMetrics(**saved["seen"]), saved.get("slowed", [])
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 
-class Average:
+class EMA:
     """A running average of the weights (Polyak and Juditsky 1992), whose decay rises to its own.
 
     What is kept and shipped is the average; the weights under training are kept beside it.

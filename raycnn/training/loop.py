@@ -20,12 +20,20 @@ from raycnn.errors import Diverged, Interrupted, OutOfMemory, SpecError
 from raycnn.runtime import distributed
 from raycnn.runtime.device import layout, peak_mib
 from raycnn.training import pretrained
-from raycnn.training.checkpoint import Row, State
-from raycnn.training.ema import Average, copy
+from raycnn.training.checkpoint import Row, TrainingState
+from raycnn.training.ema import EMA, copy
 from raycnn.training.loss_scale import LossScale
-from raycnn.training.metrics import Seen, Tally
-from raycnn.training.optim import OPTIMIZERS, SCHEDULES, slowed_down
-from raycnn.training.step import Step, class_weights, fitting, forward, halved, parts, trial
+from raycnn.training.metrics import EpochMetrics, MetricAccumulator
+from raycnn.training.optim import OPTIMIZERS, SCHEDULES, scale_lr
+from raycnn.training.step import (
+    TrainStep,
+    class_weights,
+    find_micro_batch_size,
+    forward,
+    halve_micro_batch,
+    split_micro_batches,
+    try_step,
+)
 
 
 class Watch(Protocol):
@@ -37,19 +45,19 @@ class Watch(Protocol):
     def reading(self, done: int, total: int) -> None:
         """So many images of all are decoded; only the worker that decodes says so."""
 
-    def restore(self, state: State) -> bool:
+    def restore(self, state: TrainingState) -> bool:
         """Put the run's last checkpoint into the state; False when it has none."""
 
-    def step(self, state: State, steps: int) -> bool:
+    def step(self, state: TrainingState, steps: int) -> bool:
         """After each step of an epoch's `steps`: whether this worker was asked to stop."""
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrainingState) -> None:
         """Keep the state, whole."""
 
-    def close_epoch(self, state: State) -> None:
+    def close_epoch(self, state: TrainingState) -> None:
         """The last row of the history is new, and saved."""
 
-    def restore_best(self, state: State) -> None:
+    def restore_best(self, state: TrainingState) -> None:
         """Put the best checkpoint's weights into the model."""
 
     def keep_micro_batch(self, size: int) -> None:
@@ -57,26 +65,26 @@ class Watch(Protocol):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """What a finished training came to."""
 
-    state: State
-    test: Seen | None
+    state: TrainingState
+    test: EpochMetrics | None
     """Of the best weights, on every test image once; None where no test was wanted."""
 
 
-def fit(job: JobSpec, device: torch.device, watch: Watch, test_once: bool = True) -> Outcome:
+def fit(job: JobSpec, device: torch.device, watch: Watch, test_once: bool = True) -> TrainResult:
     """Train on this worker's share of every batch, from the last checkpoint on; then test once.
 
     A loss that is not finite sends it back there, as often as `failure.rollbacks` allows; so does
     memory of the device that runs full, until a single image is too much.
     """
-    splits = distributed.together(lambda: open_splits(job, watch.reading))
+    splits = distributed.raise_on_any_rank(lambda: open_splits(job, watch.reading))
     if job.train.patience and not len(splits.labels("val")):
         raise SpecError("needs images that are held out: data.val is 0", "train.patience")
     slowed: list[float] = []
     while True:
-        state = begin(job, splits, device, watch)
+        state = init_or_restore(job, splits, device, watch)
         state.slowed = max(state.slowed, slowed, key=len)
         loaders = {
             split: splits.loader(split, job, device, training=split == "train")
@@ -94,10 +102,10 @@ def fit(job: JobSpec, device: torch.device, watch: Watch, test_once: bool = True
                 f"{math.prod(slowed):g} (rollback {len(slowed)} of {job.failure.rollbacks})"
             )
         except torch.OutOfMemoryError:
-            smaller = halved(step.micro_batch, watch.note)
+            smaller = halve_micro_batch(step.micro_batch, watch.note)
             job = job.change({"train.micro_batch": smaller})
             if (
-                distributed.world() > 1
+                distributed.world_size() > 1
             ):  # the others wait in the middle of a step: all must start again
                 watch.keep_micro_batch(smaller)
                 raise OutOfMemory(
@@ -106,24 +114,28 @@ def fit(job: JobSpec, device: torch.device, watch: Watch, test_once: bool = True
         del step, state  # the next ones need their memory
 
 
-def begin(job: JobSpec, splits: Splits, device: torch.device, watch: Watch) -> State:
+def init_or_restore(
+    job: JobSpec, splits: Splits, device: torch.device, watch: Watch
+) -> TrainingState:
     """The state of the run's last checkpoint, or the one that a training begins with."""
     state = fresh_state(job, splits, device)
-    if not distributed.together(lambda: watch.restore(state)):
+    if not distributed.raise_on_any_rank(lambda: watch.restore(state)):
         for warning in splits.warnings:
             watch.note(warning)
         if job.model.weights:
-            watch.note(distributed.together(lambda: begin_with_weights(state, job)))
+            watch.note(distributed.raise_on_any_rank(lambda: load_pretrained(state, job)))
     return state
 
 
-def train(step: Step, loaders: Mapping[str, Loader], watch: Watch, test_once: bool) -> Outcome:
+def train(
+    step: TrainStep, loaders: Mapping[str, Loader], watch: Watch, test_once: bool
+) -> TrainResult:
     """The epochs that are still to do, each validated and saved; then the test."""
     state, job, schedule = step.state, step.job, step.schedule
     train, val, test = (loaders[split] for split in ("train", "val", "test"))
-    classes, ballot = len(state.about["classes"]), distributed.Ballot()
+    classes, ballot = len(state.about["classes"]), distributed.StopConsensus()
     while state.epoch < job.train.epochs and not out_of_patience(state, job):
-        step = at_stage(step, job)
+        step = apply_stage(step, job)
         rates = schedule(state.epoch * len(train))
         seen = train_epoch(step, train, watch, ballot)
         row: Row = {"epoch": state.epoch + 1, "step": (state.epoch + 1) * len(train)}
@@ -138,7 +150,7 @@ def train(step: Step, loaders: Mapping[str, Loader], watch: Watch, test_once: bo
         row |= peak_memory(state)
         before = state.history[-1]["time_s"] if state.history else 0.0
         state.close_epoch(row | {"time_s": before + seen.seconds})
-        distributed.together(lambda: watch.save(state))
+        distributed.raise_on_any_rank(lambda: watch.save(state))
         watch.close_epoch(state)
 
     if state.epoch < job.train.epochs:
@@ -146,12 +158,12 @@ def train(step: Step, loaders: Mapping[str, Loader], watch: Watch, test_once: bo
     if state.average:
         copy(state.average.tensors, state.average.named)
     if not test_once:
-        return Outcome(state, None)
-    distributed.together(lambda: watch.restore_best(state))
-    return Outcome(state, evaluate(state.model, test, job.train, classes, step.micro_batch))
+        return TrainResult(state, None)
+    distributed.raise_on_any_rank(lambda: watch.restore_best(state))
+    return TrainResult(state, evaluate(state.model, test, job.train, classes, step.micro_batch))
 
 
-def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> State:
+def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> TrainingState:
     """First weights: the same on every worker, and for every launcher."""
     torch.manual_seed(job.seed)
     model = models.build(job.model, splits.shape, len(splits.classes))
@@ -159,15 +171,15 @@ def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> State:
         model = distributed.sync_batch_norm(model)
     model.to(device).to(memory_format=layout(device, job.train.channels_last))
     optimizer = OPTIMIZERS.build(job.optimizer, model.named_parameters())
-    state = State(model, optimizer, about(job, splits))
+    state = TrainingState(model, optimizer, metadata(job, splits))
     if job.train.precision == "fp16":
         state.scale = LossScale(device)
     if job.train.ema:
-        state.average = Average(job.train.ema, optimizer.parameters)
+        state.average = EMA(job.train.ema, optimizer.parameters)
     return state
 
 
-def begin_with_weights(state: State, job: JobSpec) -> str:
+def load_pretrained(state: TrainingState, job: JobSpec) -> str:
     """Put the weights that the job names into a fresh state; returns what was done, in words."""
     said = pretrained.load(state.model, job.model)
     if state.average:
@@ -175,23 +187,25 @@ def begin_with_weights(state: State, job: JobSpec) -> str:
     return said
 
 
-def prepare(state: State, splits: Splits, steps: int, job: JobSpec, watch: Watch) -> Step:
+def prepare(
+    state: TrainingState, splits: Splits, steps: int, job: JobSpec, watch: Watch
+) -> TrainStep:
     """The step of a run of so many, its micro-batch as large as the device bears."""
     device = next(state.model.parameters()).device
     replica = distributed.replicate(state.model, torch.zeros(1, *splits.shape, device=device))
     if job.train.compile:
         state.model.compile()
-    share = math.ceil(job.train.batch_size / distributed.world())
-    step = Step(
+    share = math.ceil(job.train.batch_size / distributed.world_size())
+    step = TrainStep(
         replica=replica, state=state, job=job,
-        schedule=slowed_down(SCHEDULES.build(job.schedule, steps), math.prod(state.slowed)),
+        schedule=scale_lr(SCHEDULES.build(job.schedule, steps), math.prod(state.slowed)),
         micro_batch=min(job.train.micro_batch or share, share),
         class_weights=loss_weights(job, splits, device),
     )  # fmt: skip
     if device.type == "cpu":
         return step
-    attempt = partial(trial, step, splits.shape)
-    return replace(step, micro_batch=fitting(attempt, step.micro_batch, watch.note))
+    attempt = partial(try_step, step, splits.shape)
+    return replace(step, micro_batch=find_micro_batch_size(attempt, step.micro_batch, watch.note))
 
 
 def loss_weights(job: JobSpec, splits: Splits, device: torch.device) -> Tensor | None:
@@ -201,7 +215,7 @@ def loss_weights(job: JobSpec, splits: Splits, device: torch.device) -> Tensor |
     return None if weights is None else weights.to(device)
 
 
-def at_stage(step: Step, job: JobSpec) -> Step:
+def apply_stage(step: TrainStep, job: JobSpec) -> TrainStep:
     """The step with the settings of the epoch under way; what the optimizer keeps is kept."""
     if not job.stages:
         return step
@@ -212,21 +226,21 @@ def at_stage(step: Step, job: JobSpec) -> Step:
     return replace(step, job=now)
 
 
-def peak_memory(state: State) -> Row:
+def peak_memory(state: TrainingState) -> Row:
     """The most that any worker's device held since the last row; of CPUs it is not known."""
     device = next(state.model.parameters()).device
     if device.type == "cpu":
         return {}
-    return {"memory_mib": distributed.most(peak_mib(device))}
+    return {"memory_mib": distributed.all_reduce_max(peak_mib(device))}
 
 
-def out_of_patience(state: State, job: JobSpec) -> bool:
+def out_of_patience(state: TrainingState, job: JobSpec) -> bool:
     """Whether validation has not been better for too long."""
     since = state.epoch - (state.best or 0)
     return job.train.patience is not None and since >= job.train.patience
 
 
-def about(job: JobSpec, splits: Splits) -> dict[str, Any]:
+def metadata(job: JobSpec, splits: Splits) -> dict[str, Any]:
     """What a checkpoint says of the job it belongs to: enough to use its weights alone."""
     return {
         "spec": job.tree(),
@@ -241,7 +255,9 @@ def about(job: JobSpec, splits: Splits) -> dict[str, Any]:
     }
 
 
-def train_epoch(step: Step, loader: Loader, watch: Watch, ballot: distributed.Ballot) -> Seen:
+def train_epoch(
+    step: TrainStep, loader: Loader, watch: Watch, ballot: distributed.StopConsensus
+) -> EpochMetrics:
     """The steps of the epoch that are still to do; returns what the whole epoch saw."""
     state, every = step.state, step.job.storage.every_steps
     models.begin_training(step.replica)
@@ -256,42 +272,50 @@ def train_epoch(step: Step, loader: Loader, watch: Watch, ballot: distributed.Ba
         if state.step == steps:
             ballot.count()  # before validation, which may outlast the time there is left
         if ballot.stop or (every and state.step % every == 0):
-            progress.bring_up(state)
-            distributed.together(lambda: watch.save(state))
+            progress.sync_metrics(state)
+            distributed.raise_on_any_rank(lambda: watch.save(state))
         if ballot.stop:
             ballot.count()  # a vote under way when the workers part could end one of them badly
             raise Interrupted(
                 f"stopped as asked, and saved, after {state.epoch} epochs and {state.step} steps"
             )
-    progress.bring_up(state)
+    progress.sync_metrics(state)
     return state.seen
 
 
 class Progress:
     """What the steps since the last look saw, brought into the state when it is looked at."""
 
-    def __init__(self, state: State, classes: int):
+    def __init__(self, state: TrainingState, classes: int):
         self.classes = classes
-        self.tally, self.began, self.first = Tally(classes), time.perf_counter(), state.step
+        self.tally, self.began, self.first = (
+            MetricAccumulator(classes),
+            time.perf_counter(),
+            state.step,
+        )
 
-    def bring_up(self, state: State) -> None:
+    def sync_metrics(self, state: TrainingState) -> None:
         """Raises Diverged, on all workers alike, when a loss or a weight is not finite."""
-        seen = self.tally.over_workers(time.perf_counter() - self.began)
+        seen = self.tally.all_reduce(time.perf_counter() - self.began)
         if seen.bad_step is not None:
             raise _diverged(state, self.first + seen.bad_step + 1)
-        distributed.share_buffers(state.model)
+        distributed.broadcast_buffers(state.model)
         # The last update may have ruined weights that no loss was computed with yet.
         _check_finite(sum(p.detach().sum() for p in state.model.parameters()), state)
         state.seen = state.seen.plus(seen)
-        self.tally, self.began, self.first = Tally(self.classes), time.perf_counter(), state.step
+        self.tally, self.began, self.first = (
+            MetricAccumulator(self.classes),
+            time.perf_counter(),
+            state.step,
+        )
 
 
-def _check_finite(value: float | Tensor, state: State) -> None:
+def _check_finite(value: float | Tensor, state: TrainingState) -> None:
     if not math.isfinite(value):
         raise _diverged(state, state.step)
 
 
-def _diverged(state: State, step: int) -> Diverged:
+def _diverged(state: TrainingState, step: int) -> Diverged:
     return Diverged(
         f"the loss is not finite at step {step} of epoch {state.epoch + 1}: "
         "lower optimizer.lr, set train.clip_norm, or warm up"
@@ -299,13 +323,15 @@ def _diverged(state: State, step: int) -> Diverged:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Loader, settings: Train, classes: int, at_once: int) -> Seen:
+def evaluate(
+    model: nn.Module, loader: Loader, settings: Train, classes: int, at_once: int
+) -> EpochMetrics:
     """Every image once, whatever the number of workers, at most `at_once` together."""
     model.eval()
     began = time.perf_counter()
-    tally = Tally(classes, evaluating=True)
+    tally = MetricAccumulator(classes, evaluating=True)
     for batch in loader.epoch(0):
-        for part in parts(batch, at_once) if batch.count else ():
+        for part in split_micro_batches(batch, at_once) if batch.count else ():
             logits, loss = forward(model, part, settings)
             tally.add(loss, logits, part.labels, part.count)
-    return tally.over_workers(time.perf_counter() - began)
+    return tally.all_reduce(time.perf_counter() - began)

@@ -14,7 +14,7 @@ Z95 = 1.959963984540054  # of the standard normal distribution, two-sided
 
 
 @dataclass(frozen=True)
-class Seen:
+class EpochMetrics:
     """Sums over the images of an epoch, so far, on all workers."""
 
     loss: float = 0.0
@@ -39,13 +39,13 @@ class Seen:
     def acc5(self) -> float:
         return self.top5 / max(1, self.count)
 
-    def plus(self, other: "Seen") -> "Seen":
+    def plus(self, other: "EpochMetrics") -> "EpochMetrics":
         sums = {key: getattr(self, key) + getattr(other, key) for key in ("loss", "hits", "top5")}
         both = self.count + other.count, self.seconds + other.seconds
-        return Seen(**sums, count=both[0], seconds=both[1], bad_step=other.bad_step)
+        return EpochMetrics(**sums, count=both[0], seconds=both[1], bad_step=other.bad_step)
 
 
-class Tally:
+class MetricAccumulator:
     """Takes each step's results as they are, without waiting for the device."""
 
     def __init__(self, classes: int, evaluating: bool = False):
@@ -70,7 +70,7 @@ class Tally:
             # What bincount does, which waits for the device to see how many it has to count.
             self._confusion.index_add_(0, labels * self.classes + best, torch.ones_like(labels))
 
-    def over_workers(self, seconds: float = 0.0) -> Seen:
+    def all_reduce(self, seconds: float = 0.0) -> EpochMetrics:
         """The sums over all workers: one wait for the device, one reduction."""
         losses = torch.stack(self._losses) if self._losses else torch.zeros(1)
         if self.evaluating:  # workers may have had more or fewer shares
@@ -79,11 +79,11 @@ class Tally:
         if self.evaluating:
             zeros = torch.zeros(self.classes**2)
             parts.append(zeros if self._confusion is None else self._confusion)
-        sums = distributed.total(torch.cat([part.cpu().double() for part in parts]))
+        sums = distributed.all_reduce_sum(torch.cat([part.cpu().double() for part in parts]))
         losses, counts, confusion = sums.split([len(losses), 3, len(sums) - len(losses) - 3])
         hits, top5, count = counts.long().tolist()
         bad = torch.nonzero(~losses.isfinite())
-        return Seen(
+        return EpochMetrics(
             loss=losses.sum().item(),
             hits=hits,
             top5=top5,
@@ -98,7 +98,7 @@ def _total(values: list[Tensor]) -> Tensor:
     return torch.stack(values).sum()[None] if values else torch.zeros(1)
 
 
-def interval(hits: int, count: int) -> tuple[float, float]:
+def confidence_interval(hits: int, count: int) -> tuple[float, float]:
     """The 95 % interval of an accuracy: Wilson, JASA 22 (1927), pages 209 to 212."""
     if not count:
         return 0.0, 1.0

@@ -15,9 +15,9 @@ from torch.nn import Parameter
 from torch.optim.adam import adam as adam_rule
 from torch.optim.sgd import sgd as sgd_rule
 
-from raycnn.config.registry import Catalogue
+from raycnn.config.registry import Registry
 from raycnn.errors import SpecError
-from raycnn.runtime.device import KINDS
+from raycnn.runtime.device import DEVICE_KINDS
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -52,7 +52,7 @@ class Optimizer:
         parameters: list[Tensor] = list(self.parameters.values())
         gradients = self.gradients()
         assert len(gradients) == len(parameters), "every parameter takes part in every step"
-        fused = KINDS[parameters[0].device.type].fused
+        fused = DEVICE_KINDS[parameters[0].device.type].fused
         if skip is not None and not fused and skip.item():  # only the fused kernels look for it
             return
         self._update(parameters, gradients, rates, fused, skip if fused else None)
@@ -93,7 +93,7 @@ class Optimizer:
         """On the device and in the layout of its parameter, as the fused kernels need it."""
         if saved.shape == parameter.shape:
             return torch.empty_like(parameter).copy_(saved)
-        return saved.to(parameter.device) if KINDS[parameter.device.type].fused else saved
+        return saved.to(parameter.device) if DEVICE_KINDS[parameter.device.type].fused else saved
 
 
 class Sgd(Optimizer):
@@ -221,7 +221,7 @@ def adamw(
     return Adam(named, lr, (beta1, beta2), eps, weight_decay, decoupled=True)
 
 
-OPTIMIZERS: Catalogue[Optimizer] = Catalogue(
+OPTIMIZERS: Registry[Optimizer] = Registry(
     "optimizer", "optimizer", {"adam": adam, "adamw": adamw, "sgd": sgd}
 )
 
@@ -292,7 +292,7 @@ def _warmed(steps: int, warmup: float, factor: Callable[[float], float]) -> Sche
     return rates
 
 
-def slowed_down(schedule: Schedule, factor: float) -> Schedule:
+def scale_lr(schedule: Schedule, factor: float) -> Schedule:
     """The schedule with its learning rates times `factor`."""
 
     def rates(k: int) -> Rates:
@@ -302,7 +302,7 @@ def slowed_down(schedule: Schedule, factor: float) -> Schedule:
     return rates
 
 
-SCHEDULES: Catalogue[Schedule] = Catalogue(
+SCHEDULES: Registry[Schedule] = Registry(
     "schedule",
     "schedule",
     {"constant": constant, "cosine": cosine, "one_cycle": one_cycle, "step": step},

@@ -17,7 +17,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.data.sources.base import File, Source, files_of
 from raycnn.data.splits import shape_seen, source_of
 from raycnn.data.transforms.pipeline import TRANSFORMS
-from raycnn.errors import SpecError, Unfit
+from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.runtime import device
 from raycnn.shape import Shape
 from raycnn.training import pretrained
@@ -29,7 +29,7 @@ MB = 1e6
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckReport:
     """What a check came to: for people to read."""
 
     shape: Shape
@@ -39,8 +39,8 @@ class Found:
     kind: str
 
 
-def check(job: JobSpec, *, elsewhere: bool = False, checkpoints: Path | None = None) -> Found:
-    """Raises SpecError, DataError or Unfit for the first thing that cannot work.
+def check(job: JobSpec, *, elsewhere: bool = False, checkpoints: Path | None = None) -> CheckReport:
+    """Raises SpecError, DataError or EnvironmentUnavailable for the first thing that cannot work.
 
     With `elsewhere` the devices may be another machine's, and are not looked for here. A run that
     goes on has its `checkpoints` on the disk already.
@@ -54,7 +54,7 @@ def check(job: JobSpec, *, elsewhere: bool = False, checkpoints: Path | None = N
     kind = job.workers.device if elsewhere else device.find(job.workers.device).name
     with job.located():
         device.check_training(job.train, kind)
-    return Found(shape, len(source.classes), parameters, files, kind)
+    return CheckReport(shape, len(source.classes), parameters, files, kind)
 
 
 def check_settings(job: JobSpec) -> tuple[Source, Shape, nn.Module]:
@@ -83,7 +83,7 @@ def _check_stages(job: JobSpec, model: nn.Module) -> None:
 
 
 def roomy(folder: Path, job: JobSpec, model: nn.Module) -> None:
-    """Raises Unfit when the checkpoints of the model do not fit beside what is in the folder."""
+    """Raises EnvironmentUnavailable when the checkpoints of the model do not fit in the folder."""
     optimizer = OPTIMIZERS.build(job.optimizer, model.named_parameters())
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     trained = sum(parameter.nbytes for parameter in optimizer.parameters.values())
@@ -92,7 +92,7 @@ def roomy(folder: Path, job: JobSpec, model: nn.Module) -> None:
     held = sum(path.stat().st_size for path in folder.glob("[0-9]*-[0-9]*/*"))
     free = shutil.disk_usage(there).free + held
     if KEPT * one > free:
-        raise Unfit(
+        raise EnvironmentUnavailable(
             f"storage.path: {there} has {free / MB:,.1f} MB for checkpoints, and they take "
             f"{KEPT * one / MB:,.1f} MB: {KEPT} of up to {one / MB:,.1f} MB"
         )
@@ -107,6 +107,6 @@ def writable(folder: Path) -> None:
     """The folder, or the nearest one above it that exists, can be written to."""
     there = nearest(folder)
     if not there.is_dir():
-        raise Unfit(f"storage.path: {there} is a file, not a folder")
+        raise EnvironmentUnavailable(f"storage.path: {there} is a file, not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise Unfit(f"storage.path: no permission to write to {there}")
+        raise EnvironmentUnavailable(f"storage.path: no permission to write to {there}")

@@ -12,21 +12,21 @@ from torch.nn import functional as F
 
 from raycnn.config.schema import JobSpec, Train
 from raycnn.data.loader import Batch
-from raycnn.errors import SpecError, Unfit
+from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.models import dropout
 from raycnn.runtime import device, distributed, rng
-from raycnn.training.checkpoint import State
+from raycnn.training.checkpoint import TrainingState
 from raycnn.training.optim import Schedule
 
 NOISE = 3  # what a seed is for: see LIMIT and VAL in data
-NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainStep:
     replica: nn.Module
     """The state's model, or DDP around it."""
-    state: State
+    state: TrainingState
     schedule: Schedule
     job: JobSpec
     micro_batch: int
@@ -53,20 +53,20 @@ class Step:
     def _gradients(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
         """Add up the gradients of the share, a part at a time."""
         logits, losses = [], []
-        pieces = parts(batch, self.micro_batch)
+        pieces = split_micro_batches(batch, self.micro_batch)
         for part in pieces:
-            dropout.begin_step(number, part.first, part.total, part.images.device)
-            with distributed.unsynced(self.replica, wanted=part is not pieces[-1]):
+            dropout.seed_step(number, part.first, part.total, part.images.device)
+            with distributed.no_sync(self.replica, wanted=part is not pieces[-1]):
                 said, loss = forward(self.replica, part, self.job.train, self.class_weights)
                 # DDP averages over the workers, whose shares may differ: this makes it the mean.
-                mean = loss * (distributed.world() / batch.total)
+                mean = loss * (distributed.world_size() / batch.total)
                 (self.state.scale.factor * mean if self.state.scale else mean).backward()
             logits.append(said.detach())
             losses.append(loss.detach())
         return torch.cat(logits), torch.stack(losses).sum()
 
 
-def parts(batch: Batch, size: int) -> list[Batch]:
+def split_micro_batches(batch: Batch, size: int) -> list[Batch]:
     """A share, cut into pieces of at most so many images."""
     keys = [
         key for key in ("images", "labels", "others", "kept") if getattr(batch, key) is not None
@@ -79,9 +79,9 @@ def parts(batch: Batch, size: int) -> list[Batch]:
     return pieces
 
 
-def narrowed(precision: str, kind: torch.device) -> torch.autocast:
+def autocast(precision: str, kind: torch.device) -> torch.autocast:
     """Within it the network computes at this precision."""
-    narrow = NARROW.get(precision)
+    narrow = AUTOCAST_DTYPES.get(precision)
     return torch.autocast(kind.type, narrow, enabled=narrow is not None)
 
 
@@ -91,7 +91,7 @@ def forward(
     """Logits (B, K), and the loss summed over the share, its classes weighted (K,)."""
     kind = batch.images.device
     images = batch.images.contiguous(memory_format=device.layout(kind, settings.channels_last))
-    with narrowed(settings.precision, kind):
+    with autocast(settings.precision, kind):
         logits = model(images)
 
     def loss(labels: Tensor, reduction: str) -> Tensor:
@@ -118,7 +118,9 @@ def class_weights(setting: Any, counts: NDArray[np.int64]) -> Tensor | None:
     return torch.from_numpy(weights * counts.sum() / (weights * counts).sum()).float()
 
 
-def fitting(trial: Callable[[int], None], size: int, tell: Callable[[str], None]) -> int:
+def find_micro_batch_size(
+    trial: Callable[[int], None], size: int, tell: Callable[[str], None]
+) -> int:
     """`size`, halved until a trial with so many images fits into every worker's device."""
     while True:
         full = False
@@ -126,15 +128,20 @@ def fitting(trial: Callable[[int], None], size: int, tell: Callable[[str], None]
             trial(size)
         except torch.OutOfMemoryError:
             full = True
-        if not distributed.total(torch.tensor([full], dtype=torch.int32)).item():
+        if not distributed.all_reduce_sum(torch.tensor([full], dtype=torch.int32)).item():
             return size
-        size = halved(size, tell)
+        size = halve_micro_batch(size, tell)
 
 
-def halved(size: int, tell: Callable[[str], None]) -> int:
-    """The next smaller micro-batch. Raises Unfit when a single image does not fit."""
+def halve_micro_batch(size: int, tell: Callable[[str], None]) -> int:
+    """Return the next smaller micro-batch.
+
+    Raises EnvironmentUnavailable when a single image does not fit.
+    """
     if size == 1:
-        raise Unfit("one image is too much for the memory of the device: take a smaller network")
+        raise EnvironmentUnavailable(
+            "one image is too much for the memory of the device: take a smaller network"
+        )
     size = (size + 1) // 2
     tell(
         f"out of memory on the device: micro-batches of {size} images from here on, which a "
@@ -143,7 +150,7 @@ def halved(size: int, tell: Callable[[str], None]) -> int:
     return size
 
 
-def trial(step: Step, shape: tuple[int, ...], size: int) -> None:
+def try_step(step: TrainStep, shape: tuple[int, ...], size: int) -> None:
     """Forward and backward over `size` images, without effect, beside what a step will hold."""
     optimizer, kind = step.state.optimizer, next(step.state.model.parameters()).device
     torch.get_device_module(kind).empty_cache()
@@ -154,7 +161,7 @@ def trial(step: Step, shape: tuple[int, ...], size: int) -> None:
         others=None, kept=None, first=0, total=size, count=size,
     )  # fmt: skip
     step.replica.eval()  # no statistics are changed
-    with distributed.unsynced(step.replica, wanted=True):
+    with distributed.no_sync(step.replica, wanted=True):
         forward(step.replica, batch, step.job.train)[1].backward()
     optimizer.zero_grad()
     del room

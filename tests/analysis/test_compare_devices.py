@@ -9,15 +9,15 @@ import torch
 from raycnn.analysis import compare_devices
 from raycnn.analysis.compare_devices import compare
 from raycnn.config.schema import JobSpec
-from raycnn.errors import SpecError, Unfit
+from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.training import loop
-from raycnn.training.checkpoint import State
+from raycnn.training.checkpoint import TrainingState
 
 MakeJob = Callable[..., JobSpec]
 
 HARD = {
     "model": {"name": "alexnet", "form": "small"}, "data.limit": 30, "train.batch_size": 8,
-    "data.transforms": [{"name": "resize", "size": 12}, "flip", "mixup"],
+    "data.transforms": [{"name": "resize", "size": 12}, "horizontal_flip", "mixup"],
     "train.micro_batch": 3, "train.clip_norm": 0.1, "optimizer.lr": 1e-3,
 }  # fmt: skip
 
@@ -39,7 +39,7 @@ def test_a_difference_is_measured_and_placed(job: MakeJob, monkeypatch: pytest.M
     """The second device begins with biases of the last layer that make it say one class."""
     begun = []
 
-    def other(job: JobSpec, splits: Any, device: torch.device) -> State:
+    def other(job: JobSpec, splits: Any, device: torch.device) -> TrainingState:
         state = loop.fresh_state(job, splits, device)
         if begun:
             last = [p for p in state.model.parameters() if p.shape == (10,)][-1]
@@ -57,7 +57,7 @@ def test_a_difference_is_measured_and_placed(job: MakeJob, monkeypatch: pytest.M
 
 
 def test_a_device_that_is_not_there_and_one_alone_are_refused(job: MakeJob) -> None:
-    with pytest.raises(Unfit, match="torch_npu is not installed"):
+    with pytest.raises(EnvironmentUnavailable, match="torch_npu is not installed"):
         next(compare(job(), ["cpu", "npu"], 1))
     with pytest.raises(SpecError, match="--devices names 1"):
         next(compare(job(), ["cpu"], 1))

@@ -35,7 +35,7 @@ HERE = ("workers.count=1", "train.epochs=1")
         ("optimizer.lr=fast", 2, "optimizer.lr: must be a valid number, not 'fast'"),
         ("optimizer.momentum=1", 2, "optimizer.momentum: must be less than 1"),
         ("schedule=cosin", 2, "schedule.name: unknown schedule 'cosin'; did you mean 'cosine'?"),
-        ("data.transforms=[flipp]", 2, "unknown transform 'flipp'; did you mean 'flip'?"),
+        ("data.transforms=[horizontal_flipp]", 2, "unknown transform 'horizontal_flipp'; did you mean 'horizontal_flip'?"),
         ("data.transforms=[]", 2, "lenet needs images of at least 12x12, not 8x8"),
         ("data.normalize={mean: [0, 0, 0], std: [1, 1, 1]}", 2, "data.normalize.mean"),
         ("data=mnist", 4, "mnist is not in"),
@@ -163,7 +163,15 @@ def test_runs_are_listed_with_how_they_stand(call: Call, job: MakeJob) -> None:
 
 def test_everything_a_spec_can_name_is_listed(call: Call) -> None:
     _, out, _ = call("list")
-    for word in ("digits", "alexnet", "adamw", "one_cycle", "pad_crop", "padding", "momentum=0.0"):
+    for word in (
+        "digits",
+        "alexnet",
+        "adamw",
+        "one_cycle",
+        "random_crop",
+        "padding",
+        "momentum=0.0",
+    ):
         assert word in out
 
 
@@ -200,7 +208,7 @@ def test_a_worker_that_met_others_ends_as_any_process_but_at_once(
     script = f"""
 import sys
 from types import SimpleNamespace
-from raycnn.cli.ending import at_once
+from raycnn.cli.exit import at_once
 sys.modules["raycnn.runtime.distributed"] = SimpleNamespace(met=True)
 try:
     with at_once():

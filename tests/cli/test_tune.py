@@ -14,7 +14,7 @@ from raycnn.cli.search_view import LiveSearchView, PlainSearchView, duration, pi
 from raycnn.config.search import Pool
 from raycnn.launch import trial
 from raycnn.search.folder import Search
-from raycnn.search.leaderboard import Standing
+from raycnn.search.leaderboard import SearchProgress
 from tests.conftest import ROOT, SEARCHES, Call
 from tests.search.conftest import BASE, Read
 
@@ -90,7 +90,7 @@ def search(read: Read) -> Search:
 def test_in_a_log_each_trial_that_ends_is_a_line(search: Search) -> None:
     console = Console(record=True, width=200)
     view = PlainSearchView(console)
-    view.standing = Standing(search)
+    view.standing = SearchProgress(search)
     view.show(search, ["lenet-002"])
     view.show(search, [])
     first, second = console.export_text().splitlines()
@@ -106,7 +106,7 @@ def test_what_had_ended_before_is_not_told_again(search: Search) -> None:
 
 def test_on_a_terminal_one_table_says_how_far_it_is(search: Search) -> None:
     console = Console(record=True, width=120, force_terminal=True)
-    standing = Standing(search)
+    standing = SearchProgress(search)
     standing.look()
     console.print(picture(standing, search, ["lenet-002"]))
     table = console.export_text().splitlines()
@@ -153,6 +153,6 @@ def test_a_list_of_runs_tells_of_searches_too(
     (line,) = (line for line in out.splitlines() if line.startswith("tiny/1"))
     assert code == 0 and "stopped     2 of 3 trials  val/acc1 0." in line
     assert line.endswith(", lenet-000")
-    with search.held():
+    with search.lock():
         _, out, _ = call("list", "runs", "--runs", tmp_path / "runs")
     assert "running" in out

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from raycnn.cli import verbs
 from raycnn.config.load import load_job
-from raycnn.runtime.device import KINDS
+from raycnn.runtime.device import DEVICE_KINDS
 from tests.cluster.conftest import CLUSTER, locked, read
 from tests.conftest import ROOT
 
@@ -39,7 +39,7 @@ def pods(cluster: Any) -> list[Any]:
 def test_there_is_a_cluster_and_a_job_for_every_kind_of_device() -> None:
     names = {f"{what}-{kind}.yaml" for what in ("cluster", "job") for kind in CARDS}
     assert {path.name for path in KUBERAY.iterdir()} == names | {"storage.yaml"}
-    assert set(DEVICES.values()) == set(KINDS)
+    assert set(DEVICES.values()) == set(DEVICE_KINDS)
 
 
 @pytest.mark.parametrize("path", sorted(KUBERAY.glob("*-*.yaml")), ids=lambda path: path.stem)

@@ -3,8 +3,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from raycnn.config.registry import Catalogue, with_options
-from raycnn.config.schema import Choice, json_schema
+from raycnn.config.registry import Registry, with_options
+from raycnn.config.schema import ComponentConfig, json_schema
 from raycnn.data.sources import DATASETS
 from raycnn.data.transforms.pipeline import TRANSFORMS
 from raycnn.errors import SpecError
@@ -18,13 +18,13 @@ def tower(
     return base, height, roof
 
 
-TOWERS: Catalogue[Any] = Catalogue("tower", "tower", {"tower": tower})
-TABLES: list[Catalogue[Any]] = [DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS]
+TOWERS: Registry[Any] = Registry("tower", "tower", {"tower": tower})
+TABLES: list[Registry[Any]] = [DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS]
 
 
 def test_keyword_only_parameters_are_the_options() -> None:
-    assert TOWERS.build(Choice(name="tower", roof="a", height=3), 1) == (1, 3.0, "a")
-    assert TOWERS.build(Choice(name="tower", roof="b"), 1) == (1, 2.0, "b")
+    assert TOWERS.build(ComponentConfig(name="tower", roof="a", height=3), 1) == (1, 3.0, "a")
+    assert TOWERS.build(ComponentConfig(name="tower", roof="b"), 1) == (1, 2.0, "b")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_keyword_only_parameters_are_the_options() -> None:
 )
 def test_a_wrong_choice_is_refused_with_the_nearest_name(choice: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError) as caught:
-        TOWERS.options(Choice(**choice))
+        TOWERS.options(ComponentConfig(**choice))
     assert said in str(caught.value)
 
 
@@ -62,6 +62,6 @@ def test_the_schema_lists_every_name_with_its_options() -> None:
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.section)
-def test_every_option_has_a_type_the_spec_can_check(table: Catalogue[Any]) -> None:
+def test_every_option_has_a_type_the_spec_can_check(table: Registry[Any]) -> None:
     for name in table.names():
         table.schema(name).model_json_schema()

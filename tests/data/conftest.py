@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from raycnn.config.schema import Choice
+from raycnn.config.schema import ComponentConfig
 from raycnn.data.transforms.pipeline import TRANSFORMS
 
 NEEDED: dict[str, dict[str, Any]] = {
-    "centre_crop": {"size": [7, 8]},
-    "colour_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
-    "pad_crop": {"padding": 2},
+    "center_crop": {"size": [7, 8]},
+    "color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+    "random_crop": {"padding": 2},
     "random_resized_crop": {"size": [7, 10]},
     "resize": {"size": 7},
 }
-EVERY = [Choice(name=name, **NEEDED.get(name, {})) for name in TRANSFORMS.names()]
+EVERY = [ComponentConfig(name=name, **NEEDED.get(name, {})) for name in TRANSFORMS.names()]
 """Each transform there is, with the options it cannot do without."""

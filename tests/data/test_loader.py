@@ -6,18 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from raycnn.config.schema import Choice
-from raycnn.data.loader import ABSENT, Batch, Loader, ahead
+from raycnn.config.schema import ComponentConfig
+from raycnn.data.loader import IGNORE_INDEX, Batch, Loader, prefetch
 from raycnn.data.transforms.pipeline import TRANSFORMS, Pipeline
 from raycnn.runtime import distributed
 from tests.data.conftest import EVERY
 
-PLAIN = [Choice(name="flip"), Choice(name="pad_crop", padding=1)]
-MIXED = [Choice(name="flip"), Choice(name="mixup"), Choice(name="cutmix")]
+PLAIN = [ComponentConfig(name="horizontal_flip"), ComponentConfig(name="random_crop", padding=1)]
+MIXED = [
+    ComponentConfig(name="horizontal_flip"),
+    ComponentConfig(name="mixup"),
+    ComponentConfig(name="cutmix"),
+]
 
 
 def loader(
-    count: int, batch_size: int, shuffle: bool = True, choices: Sequence[Choice] = PLAIN
+    count: int, batch_size: int, shuffle: bool = True, choices: Sequence[ComponentConfig] = PLAIN
 ) -> Loader:
     """Of images of 9 x 12 that are all different."""
     images = np.arange(count)[:, None] * np.arange(1, 1 + 9 * 12 * 3) % 251
@@ -37,7 +41,7 @@ def share(
     count: int = 61,
     epoch: int = 0,
     start: int = 0,
-    choices: Sequence[Choice] = PLAIN,
+    choices: Sequence[ComponentConfig] = PLAIN,
 ) -> list[Batch]:
     """What one of several workers is given; the loader asks dist alone who it is."""
     monkeypatch.setattr(distributed, "rank", lambda: rank)
@@ -52,7 +56,7 @@ def test_every_image_counts_once_with_61_images(
     seen: Counter[int] = Counter()
     for rank in range(world):
         for batch in share(monkeypatch, rank, world):
-            counting = batch.labels[batch.labels != ABSENT].tolist()
+            counting = batch.labels[batch.labels != IGNORE_INDEX].tolist()
             assert len(counting) == batch.count
             seen.update(counting)
     assert seen == Counter(range(61))
@@ -74,7 +78,7 @@ def test_workers_share_the_very_batches_that_one_would_have(
         assert {part.total for part in parts} == {batch.total}
 
 
-def names(choices: list[Choice]) -> str:
+def names(choices: list[ComponentConfig]) -> str:
     return "+".join(choice.name for choice in choices)
 
 
@@ -90,7 +94,7 @@ def joined(parts: list[Batch], field: str) -> Tensor | None:
 
 @pytest.mark.parametrize("choices", [*([choice] for choice in EVERY), MIXED, PLAIN], ids=names)
 def test_every_transform_gives_the_same_at_any_worker_count_and_after_resume(
-    monkeypatch: pytest.MonkeyPatch, choices: list[Choice]
+    monkeypatch: pytest.MonkeyPatch, choices: list[ComponentConfig]
 ) -> None:
     alone = share(monkeypatch, 0, 1, epoch=3, choices=choices)
     for world in (3, 25):  # 61 images in batches of 20: the last has one, and most have no share
@@ -104,7 +108,7 @@ def test_every_transform_gives_the_same_at_any_worker_count_and_after_resume(
 
 
 def test_an_image_is_mixed_with_the_next_of_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    mixup = [Choice(name="mixup", alpha=1.0)]
+    mixup = [ComponentConfig(name="mixup", alpha=1.0)]
     for mixed, plain in zip(
         share(monkeypatch, 0, 1, choices=mixup), share(monkeypatch, 0, 1, choices=[]), strict=True
     ):
@@ -122,7 +126,7 @@ def test_a_share_that_is_none_counts_nothing_also_where_images_are_mixed(
 ) -> None:
     batch = share(monkeypatch, 0, 25, choices=MIXED)[-1]
     assert batch.count == 0 and len(batch.images) == 1 and batch.others is not None
-    assert batch.labels.tolist() == batch.others.tolist() == [ABSENT]
+    assert batch.labels.tolist() == batch.others.tolist() == [IGNORE_INDEX]
 
 
 def test_evaluation_mixes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +165,6 @@ def test_items_read_ahead_come_in_order_and_an_error_in_its_place() -> None:
 
     seen = []
     with pytest.raises(IndexError, match="the sixth"):
-        for item in ahead(items()):
+        for item in prefetch(items()):
             seen.append(item)
     assert seen == list(range(5))

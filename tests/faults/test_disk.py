@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raycnn.config.schema import JobSpec
-from raycnn.errors import Unfit
+from raycnn.errors import EnvironmentUnavailable
 from raycnn.launch.worker import work
 from raycnn.runs.directory import Run
 from raycnn.training.preflight import check
@@ -48,7 +48,9 @@ def train_and_fill(job: JobSpec, run: Run, disk: Path, step: int) -> None:
 
 def test_too_small_a_disk_is_refused_before_anything_starts(job: MakeJob, disk: Path) -> None:
     spec = job(model={"name": "alexnet", "form": "small"}, storage__path=str(disk / "runs"))
-    with pytest.raises(Unfit, match=r"has 1.0 MB for checkpoints, and they take [\d,.]+ MB: 4 of"):
+    with pytest.raises(
+        EnvironmentUnavailable, match=r"has 1.0 MB for checkpoints, and they take [\d,.]+ MB: 4 of"
+    ):
         check(spec)
     assert not any(disk.iterdir())
     check(job(storage__path=str(disk / "runs")))
@@ -60,7 +62,7 @@ def test_a_run_that_goes_on_counts_the_checkpoints_it_has(job: MakeJob, disk: Pa
     filler = fill(disk)
     with filler.open("r+b") as file:
         file.truncate(filler.stat().st_size - 300_000)
-    with pytest.raises(Unfit):
+    with pytest.raises(EnvironmentUnavailable):
         check(spec)
     check(spec, checkpoints=run.checkpoints)
 
@@ -70,7 +72,9 @@ def test_decoded_images_that_do_not_fit_are_refused_when_they_must_be_kept(
 ) -> None:
     monkeypatch.setenv("RAYCNN_CACHE", str(disk))
     spec = job(data={"name": "synthetic", "train": 1000, "test": 100, "cache": "store"})
-    with pytest.raises(Unfit, match=r"data.cache: store: the decoded images take [\d.]+ MB more"):
+    with pytest.raises(
+        EnvironmentUnavailable, match=r"data.cache: store: the decoded images take [\d.]+ MB more"
+    ):
         train(spec)
 
 
@@ -79,11 +83,13 @@ def test_a_disk_that_runs_full_leaves_the_last_checkpoint_and_the_run_goes_on(
 ) -> None:
     spec = job(storage__path=str(disk))
     run = Run.create(spec)
-    with pytest.raises(Unfit, match="cannot save a checkpoint: .*No space left on device") as full:
+    with pytest.raises(
+        EnvironmentUnavailable, match="cannot save a checkpoint: .*No space left on device"
+    ) as full:
         train_and_fill(spec, run, disk, step=8)
     assert f"`raycnn resume {run.folder}` goes on from there" in str(full.value)
     assert run.weights("last").name == "00001-00000000"
-    with pytest.raises(Unfit):
+    with pytest.raises(EnvironmentUnavailable):
         train(spec, run)
     (disk / "filler").unlink()
     train(spec, run)

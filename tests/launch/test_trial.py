@@ -11,7 +11,7 @@ import torch
 
 from raycnn.config.load import load_job
 from raycnn.config.search import Pool
-from raycnn.errors import Unfit
+from raycnn.errors import EnvironmentUnavailable
 from raycnn.launch import trial
 from raycnn.search import leaderboard
 from raycnn.search.folder import Search, Trial
@@ -150,6 +150,9 @@ def test_a_search_is_found_by_folder_name_or_number(search: Search, tmp_path: Pa
 
 
 def test_a_search_is_searched_by_one_process(search: Search) -> None:
-    with search.held(), pytest.raises(Unfit, match="is being searched by another process"):
-        with Search(search.folder).held():
+    with (
+        search.lock(),
+        pytest.raises(EnvironmentUnavailable, match="is being searched by another process"),
+    ):
+        with Search(search.folder).lock():
             pytest.fail("two at once")

@@ -8,17 +8,17 @@ import pytest
 
 from raycnn.report.search import draw, front, importance, value_of
 from raycnn.search.folder import Search
-from raycnn.search.leaderboard import Entry
+from raycnn.search.leaderboard import LeaderboardEntry
 from tests.search.conftest import Read, read  # noqa: F401
 
-PLAIN = Entry(
+PLAIN = LeaderboardEntry(
     trial="lenet-000", architecture="lenet", device="cpu", state="done", metric=0.5, val_acc1=0.5,
     low=0.4, high=0.6, epochs=3, of_epochs=3, parameters=100, seconds=1.0, images_per_s=1000.0,
     reason="", changes={},
 )  # fmt: skip
 
 
-def entry(number: int, metric: float, seconds: float = 1.0, **changes: object) -> Entry:
+def entry(number: int, metric: float, seconds: float = 1.0, **changes: object) -> LeaderboardEntry:
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     name = f"lenet-{number:03d}"
     return replace(PLAIN, trial=name, metric=metric, seconds=seconds, changes=dotted)

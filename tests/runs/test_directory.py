@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raycnn.config.schema import JobSpec
-from raycnn.errors import SpecError, Unfit
+from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.runs.directory import COLUMNS, Run
 from tests.conftest import raycnn, same, train, weights
 
@@ -82,5 +82,5 @@ def test_a_run_can_be_moved_and_goes_on_there(job: MakeJob, tmp_path: Path) -> N
 
 def test_a_folder_that_cannot_be_written_is_said(job: MakeJob, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(Unfit, match="storage.path: cannot write"):
+    with pytest.raises(EnvironmentUnavailable, match="storage.path: cannot write"):
         Run.create(job(storage__path=str(tmp_path / "file")))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raycnn.config.schema import JobSpec, Workers
-from raycnn.errors import Unfit
+from raycnn.errors import EnvironmentUnavailable
 from raycnn.launch.ray import connection
 from raycnn.runs.directory import Run, environment
 from raycnn.runtime import device
@@ -37,7 +37,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
 
 
 def test_an_npu_without_torch_npu_says_what_brings_it() -> None:
-    with pytest.raises(Unfit, match=r"torch_npu is not installed: pip install 'raycnn\[npu\]'"):
+    with pytest.raises(
+        EnvironmentUnavailable, match=r"torch_npu is not installed: pip install 'raycnn\[npu\]'"
+    ):
         device.find("npu")
 
 
@@ -45,7 +47,7 @@ def test_a_torch_npu_of_another_torch_is_refused_unloaded_with_the_pairs_that_fi
     install: Callable[..., Path],
 ) -> None:
     install("2.1.0.post3", "raise SystemExit('loaded')")
-    with pytest.raises(Unfit) as refused:
+    with pytest.raises(EnvironmentUnavailable) as refused:
         device.find("npu")
     said = str(refused.value)
     assert f"torch_npu 2.1.0.post3 does not fit torch {torch.__version__}" in said
@@ -56,7 +58,9 @@ def test_a_torch_npu_without_cann_is_refused_with_the_library_that_lacks(
     install: Callable[..., Path],
 ) -> None:
     install()
-    with pytest.raises(Unfit, match=r"libhccl.so.*is CANN installed, and was its set_env.sh sour"):
+    with pytest.raises(
+        EnvironmentUnavailable, match=r"libhccl.so.*is CANN installed, and was its set_env.sh sour"
+    ):
         device.find("npu")
     with pytest.raises(ModuleNotFoundError):  # as if it were not there, for what looks for it
         importlib.import_module("torch_npu")

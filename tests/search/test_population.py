@@ -13,8 +13,8 @@ from raycnn.config.search import Domain, Pool, load_search
 from raycnn.launch import trial
 from raycnn.search import leaderboard
 from raycnn.search.folder import Search, Trial
-from raycnn.search.population import due
-from raycnn.search.samplers import drawer
+from raycnn.search.population import next_trials
+from raycnn.search.samplers import make_sampler
 from tests.conftest import numbers, same, train, weights
 from tests.search.conftest import BASE
 
@@ -32,10 +32,12 @@ tune:
 
 def go(search: Search) -> Search:
     """Train what is due, until nothing is."""
-    while turns := due(search):
+    while turns := next_trials(search):
         for architecture, number in turns:
             begun = search.trial(architecture, number).facts
-            changes = begun.get("changes") or drawer(search.spec, architecture).changes(number)
+            changes = begun.get("changes") or make_sampler(search.spec, architecture).changes(
+                number
+            )
             one = search.begin(architecture, number, changes, CPU)
             trial.train(one, partial(trial.work_on, search, one, torch.device("cpu"), None))
     return search

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from raycnn.config.search import Domain, TuneSpec
-from raycnn.search.samplers import drawer
+from raycnn.search.samplers import make_sampler
 from tests.search.conftest import Read
 
 
 def drawn(search: TuneSpec, index: int = 0, count: int = 200) -> list[dict]:
-    draws = drawer(search, search.architectures[index])
+    draws = make_sampler(search, search.architectures[index])
     return [draws.changes(number) for number in range(count)]
 
 
@@ -99,7 +99,7 @@ def test_optuna_draws_where_earlier_trials_did_well_also_when_told_of_them_anew(
     later, resumed = [], []
     for seed in range(3):
         search = read(OPTUNA, f"tune.seed={seed}")
-        unbroken, anew = (drawer(search, search.architectures[0]) for _ in range(2))
+        unbroken, anew = (make_sampler(search, search.architectures[0]) for _ in range(2))
         for number in range(40):
             changes = unbroken.changes(number)
             for told in (unbroken, anew):
@@ -115,5 +115,5 @@ def test_optuna_draws_where_earlier_trials_did_well_also_when_told_of_them_anew(
 def test_a_resumed_search_does_not_draw_again_what_it_had_drawn(read: Read) -> None:
     search = read(OPTUNA)
     (architecture,) = search.architectures
-    before = drawer(search, architecture).changes(0)
-    assert drawer(search, architecture, begun=1).changes(1) != before
+    before = make_sampler(search, architecture).changes(0)
+    assert make_sampler(search, architecture, begun=1).changes(1) != before

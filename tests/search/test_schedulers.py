@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 
-from raycnn.config.schema import Choice
-from raycnn.search.schedulers import RULES, Course
+from raycnn.config.schema import ComponentConfig
+from raycnn.search.schedulers import RULES, LearningCurve
 
 
-def verdict(rule: Choice, own: Course, others: Sequence[Course]) -> str | None:
+def verdict(
+    rule: ComponentConfig, own: LearningCurve, others: Sequence[LearningCurve]
+) -> str | None:
     return RULES.build(rule)(own, lambda: others)
 
 
-ASHA = Choice(name="asha")
+ASHA = ComponentConfig(name="asha")
 
 
-def course(epochs: int, *values: float) -> Course:
-    return Course(epochs, values)
+def course(epochs: int, *values: float) -> LearningCurve:
+    return LearningCurve(epochs, values)
 
 
 def test_asha_lets_the_best_third_pass_a_rung() -> None:
@@ -40,7 +42,7 @@ def test_asha_compares_at_the_same_share_of_runs_of_different_lengths() -> None:
 
 def test_asha_spares_the_first_epochs() -> None:
     better = [course(27, *[0.9] * 27)] * 5
-    late = Choice(name="asha", grace=3)
+    late = ComponentConfig(name="asha", grace=3)
     assert verdict(ASHA, course(27, 0.1), better)
     assert verdict(late, course(27, 0.1), better) is None
     assert verdict(late, course(27, *[0.1] * 3), better)
@@ -52,7 +54,7 @@ def test_a_trial_is_judged_by_its_best_epoch_so_far() -> None:
 
 
 def test_the_median_stops_what_is_worse_than_half() -> None:
-    rule = Choice(name="median", grace=2)
+    rule = ComponentConfig(name="median", grace=2)
     others = [course(4, v, v, v, v) for v in (0.2, 0.4, 0.6)]
     assert verdict(rule, course(4, 0.1, 0.3), others) == "worse than the median of 3 others"
     assert verdict(rule, course(4, 0.1, 0.5), others) is None
@@ -63,4 +65,4 @@ def test_the_median_stops_what_is_worse_than_half() -> None:
 
 def test_none_stops_nothing() -> None:
     others = [course(9, *[0.9] * 9)] * 9
-    assert verdict(Choice(name="none"), course(9, 0.0), others) is None
+    assert verdict(ComponentConfig(name="none"), course(9, 0.0), others) is None

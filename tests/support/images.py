@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from raycnn.config.schema import Choice, JobSpec
+from raycnn.config.schema import ComponentConfig, JobSpec
 from raycnn.data.sources import DATASETS
 from raycnn.data.sources.base import Source, Split
 from raycnn.errors import DataError
@@ -21,7 +21,7 @@ MakeJob = Callable[..., JobSpec]
 
 
 def source(name: str, root: Path, **options: Any) -> Source:
-    return DATASETS.build(Choice(name=name, **options), root, False)
+    return DATASETS.build(ComponentConfig(name=name, **options), root, False)
 
 
 def pixels(split: Split) -> np.ndarray:

@@ -9,25 +9,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from raycnn.config.schema import Choice, Model
+from raycnn.config.schema import ComponentConfig, Model
 from raycnn.errors import DataError
 from raycnn.models import build
 from raycnn.shape import Shape
 from raycnn.training import checkpoint
-from raycnn.training.checkpoint import State
+from raycnn.training.checkpoint import TrainingState
 from raycnn.training.optim import OPTIMIZERS, Rates
 
 
-def state(epoch: int = 0, step: int = 0) -> State:
+def state(epoch: int = 0, step: int = 0) -> TrainingState:
     """One that has taken a step, so that its optimizer has something to keep."""
     torch.manual_seed(epoch)
     model = build(Model(name="lenet"), Shape(1, 12, 12), 3)
-    optimizer = OPTIMIZERS.build(Choice(name="adam", lr=0.1), model.named_parameters())
+    optimizer = OPTIMIZERS.build(ComponentConfig(name="adam", lr=0.1), model.named_parameters())
     model(torch.randn(2, 1, 12, 12)).sum().backward()
     optimizer.step(Rates(1.0))
     rows = [{"epoch": float(e + 1), "val/acc1": e / 10} for e in range(epoch)]
     best = epoch or None
-    return State(model, optimizer, {"classes": ["a"]}, epoch, step, history=rows, best=best)
+    return TrainingState(model, optimizer, {"classes": ["a"]}, epoch, step, history=rows, best=best)
 
 
 def names(folder: Path) -> list[str]:

@@ -23,7 +23,7 @@ RESIZE = {"name": "resize", "size": 12}
 VARIANTS = {
     "sgd": {},
     "adam-clipped": {"optimizer": {"name": "adam", "lr": 1e-3}, "train.clip_norm": 1.0},
-    "augmented": {"data.transforms": [RESIZE, {"name": "pad_crop", "padding": 2}, {"name": "flip"}]},
+    "augmented": {"data.transforms": [RESIZE, {"name": "random_crop", "padding": 2}, {"name": "horizontal_flip"}]},
     "bf16-smoothed": {"train.precision": "bf16", "train.label_smoothing": 0.1},
     "dropout": {"model": {"name": "alexnet", "form": "small"}, "train.epochs": 2, "data.limit": 60,
                 "optimizer.lr": 1e-3, "train.batch_size": 10},

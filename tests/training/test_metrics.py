@@ -3,28 +3,28 @@ import math
 import pytest
 import torch
 
-from raycnn.training.metrics import Tally, interval, per_class
+from raycnn.training.metrics import MetricAccumulator, confidence_interval, per_class
 
 
 def test_an_epoch_is_summed_over_batches_of_any_size() -> None:
-    tally = Tally(3, evaluating=True)
+    tally = MetricAccumulator(3, evaluating=True)
     logits = torch.tensor([[9.0, 1, 0], [0, 9, 1], [0, 9, 1], [1, 0, 9], [9, 0, 1]])
     labels = torch.tensor([0, 1, 2, 2, 1])
     for rows in (slice(0, 4), slice(4, 5)):
         tally.add(
             torch.tensor(float(len(labels[rows]))), logits[rows], labels[rows], len(labels[rows])
         )
-    seen = tally.over_workers(2.0)
+    seen = tally.all_reduce(2.0)
     assert (seen.count, seen.hits, seen.top5, seen.loss, seen.seconds) == (5, 3, 5, 5.0, 2.0)
     assert seen.confusion == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     assert math.isclose(seen.acc1, 0.6) and seen.mean_loss == 1.0
 
 
 def test_the_first_step_whose_loss_is_not_finite_is_known() -> None:
-    tally = Tally(2)
+    tally = MetricAccumulator(2)
     for loss in (1.0, float("inf"), float("nan")):
         tally.add(torch.tensor(loss), torch.zeros(1, 2), torch.tensor([0]), 1)
-    assert tally.over_workers().bad_step == 1
+    assert tally.all_reduce().bad_step == 1
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_the_first_step_whose_loss_is_not_finite_is_known() -> None:
 )
 def test_the_interval_is_wilsons(hits: int, count: int, low: float, high: float) -> None:
     """81 of 263: Newcombe, Statistics in Medicine 17 (1998), table I."""
-    found = interval(hits, count)
+    found = confidence_interval(hits, count)
     assert math.isclose(found[0], low, abs_tol=5e-5) and math.isclose(found[1], high, abs_tol=5e-5)
 
 

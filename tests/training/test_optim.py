@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from raycnn import models
-from raycnn.config.schema import Choice, Model
+from raycnn.config.schema import ComponentConfig, Model
 from raycnn.errors import SpecError
 from raycnn.shape import Shape
 from raycnn.training.optim import OPTIMIZERS, SCHEDULES, Rates
@@ -39,7 +39,7 @@ def test_an_optimizer_steps_as_torchs_own(
     model = models.build(Model(name="lenet", activation="tanh"), Shape(3, 16, 16), 10)
     twin = copy.deepcopy(model)
     model.to(memory_format=layout)
-    ours = OPTIMIZERS.build(Choice(name=name, **options), model.named_parameters())
+    ours = OPTIMIZERS.build(ComponentConfig(name=name, **options), model.named_parameters())
     reference = theirs(twin.parameters())
     for _ in range(6):
         images, labels = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
@@ -54,7 +54,7 @@ def test_an_optimizer_steps_as_torchs_own(
 
 
 def rates(name: str, steps: int, **options: object) -> list[Rates]:
-    schedule = SCHEDULES.build(Choice(name=name, **options), steps)
+    schedule = SCHEDULES.build(ComponentConfig(name=name, **options), steps)
     return [schedule(k) for k in range(steps)]
 
 
@@ -112,13 +112,13 @@ def test_every_schedule_fits_the_shortest_run(name: str, steps: int) -> None:
 )
 def test_a_wrong_rate_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError) as caught:
-        OPTIMIZERS.build(Choice(name="sgd", **options), [])
+        OPTIMIZERS.build(ComponentConfig(name="sgd", **options), [])
     assert said in str(caught.value)
 
 
 def test_the_state_of_an_optimizer_is_named_after_its_parameters() -> None:
     layer = torch.nn.Linear(2, 2)
-    adam = OPTIMIZERS.build(Choice(name="adam", lr=0.1), layer.named_parameters())
+    adam = OPTIMIZERS.build(ComponentConfig(name="adam", lr=0.1), layer.named_parameters())
     assert adam.state() == {}
     layer(torch.ones(1, 2)).sum().backward()
     adam.step(Rates(1.0))

@@ -13,12 +13,12 @@ from raycnn.config import yaml_file
 from raycnn.config.schema import JobSpec, Train
 from raycnn.data.loader import Batch
 from raycnn.data.splits import open_splits
-from raycnn.errors import SpecError, Unfit
+from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.runs.directory import Run
-from raycnn.training.ema import Average
+from raycnn.training.ema import EMA
 from raycnn.training.loss_scale import LossScale
 from raycnn.training.optim import Rates, sgd
-from raycnn.training.step import class_weights, fitting, forward
+from raycnn.training.step import class_weights, find_micro_batch_size, forward
 from tests.conftest import distance, ended, numbers, same, train, weights, workers
 
 MakeJob = Callable[..., JobSpec]
@@ -86,7 +86,7 @@ def test_the_average_is_what_is_kept_and_training_goes_on_without_it(job: MakeJo
 
 def test_the_average_follows_its_formula() -> None:
     weight = torch.nn.Parameter(torch.zeros(()))
-    average, expected = Average(0.5, {"w": weight}), 0.0
+    average, expected = EMA(0.5, {"w": weight}), 0.0
     for step in range(20):
         torch.nn.init.constant_(weight, step)
         average.update(step)
@@ -183,12 +183,12 @@ def test_a_batch_too_large_for_the_device_is_halved_until_it_fits() -> None:
         if size > 10:
             raise torch.OutOfMemoryError
 
-    assert fitting(trial, 64, said.append) == 8
+    assert find_micro_batch_size(trial, 64, said.append) == 8
     assert said[-1].startswith(
         "out of memory on the device: micro-batches of 8 images from here on"
     )
-    with pytest.raises(Unfit, match="one image is too much"):
-        fitting(lambda size: trial(11), 64, said.append)
+    with pytest.raises(EnvironmentUnavailable, match="one image is too much"):
+        find_micro_batch_size(lambda size: trial(11), 64, said.append)
 
 
 def test_batch_norm_over_workers_is_refused_on_a_cpu(job: MakeJob, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class BadImage(DataError):
 
 
 @dataclass(frozen=True)
-class Frame:
+class ImageFormat:
     """What every picture is brought to."""
 
     shape: Shape
@@ -62,7 +62,9 @@ class Frame:
     """What can be done about a picture that does not go into the frame."""
 
 
-def frame_of(size: Size | None, fit: Fit, mode: Mode | None, pictures: Iterable[Named]) -> Frame:
+def image_format_of(
+    size: Size | None, fit: Fit, mode: Mode | None, pictures: Iterable[Named]
+) -> ImageFormat:
     """What the options `size`, `fit` and `mode` ask for; what they leave open, the first picture
     that can be read decides for all. Raises BadImage when none can.
     """
@@ -71,7 +73,7 @@ def frame_of(size: Size | None, fit: Fit, mode: Mode | None, pictures: Iterable[
     height, width = [size, size] if isinstance(size, int) else size or first[1:]
     remedy = ": `data.size` and `data.mode` bring all images to one shape"
     shape = Shape(channels, height, width)
-    return Frame(shape, fit if size else None, mode is not None, remedy)
+    return ImageFormat(shape, fit if size else None, mode is not None, remedy)
 
 
 def _first_shape(pictures: Iterable[Named]) -> Shape:
@@ -84,7 +86,7 @@ def _first_shape(pictures: Iterable[Named]) -> Shape:
     raise fault
 
 
-def decode(picture: Named, frame: Frame) -> Pixels:
+def decode(picture: Named, frame: ImageFormat) -> Pixels:
     """(H, W, C), upright as its EXIF says.
 
     Raises BadImage when it cannot be read, DataError when it does not go into the frame.
@@ -125,7 +127,7 @@ def shape_of(picture: Named) -> Shape:
         raise _bad(name, error) from None
 
 
-def attempt(pictures: Sequence[Named], frame: Frame) -> list[Pixels | BadImage]:
+def decode_batch(pictures: Sequence[Named], frame: ImageFormat) -> list[Pixels | BadImage]:
     """Each decoded, or what is wrong with it, in as many threads as this process computes with."""
     threads = min(torch.get_num_threads(), len(pictures))
     if threads < 2:
@@ -139,7 +141,7 @@ def attempt(pictures: Sequence[Named], frame: Frame) -> list[Pixels | BadImage]:
 class Pictures:
     """Images decoded whenever they are asked for; `fetch` gives the pictures of rows."""
 
-    def __init__(self, count: int, fetch: Callable[[Rows], Sequence[Named]], frame: Frame):
+    def __init__(self, count: int, fetch: Callable[[Rows], Sequence[Named]], frame: ImageFormat):
         self.count, self.fetch, self.frame = count, fetch, frame
 
     def __len__(self) -> int:
@@ -149,14 +151,14 @@ class Pictures:
         """(B, H, W, C). Raises BadImage for the first that cannot be read."""
         channels, height, width = self.frame.shape
         images = np.empty((len(rows), height, width, channels), np.uint8)
-        for place, image in enumerate(attempt(self.fetch(rows), self.frame)):
+        for place, image in enumerate(decode_batch(self.fetch(rows), self.frame)):
             if isinstance(image, BadImage):
                 raise image
             images[place] = image
         return images
 
 
-def _attempts(pictures: Sequence[Named], frame: Frame) -> list[Pixels | BadImage]:
+def _attempts(pictures: Sequence[Named], frame: ImageFormat) -> list[Pixels | BadImage]:
     done: list[Pixels | BadImage] = []
     for picture in pictures:
         try:

@@ -22,10 +22,10 @@ from platformdirs import user_cache_path
 
 from raycnn.data.images.decode import BadImage
 from raycnn.data.sources.base import Images, Part, Source, Split, files_of
-from raycnn.errors import DataError, Unfit
+from raycnn.errors import DataError, EnvironmentUnavailable
 from raycnn.shape import Shape
 
-Tell = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Called with how many images are decoded, and of how many."""
 
 FORMAT = 2
@@ -114,12 +114,12 @@ def open_store(
     *,
     how: Literal["auto", "store", "stream"] = "auto",
     max_bad: int = 0,
-    tell: Tell | None = None,
+    tell: ProgressCallback | None = None,
 ) -> Store:
     """The store of a source, decoding it first when this node has none.
 
-    Raises DataError for more than `max_bad` images that cannot be read, Unfit when the cache cannot
-    be written.
+    Raises DataError for more than `max_bad` images that cannot be read,
+    EnvironmentUnavailable when the cache cannot be written.
     """
     whole = cache() / f"{name}-{_key(source, options)}"
     try:
@@ -132,7 +132,7 @@ def open_store(
             splits = source.read()
             spare = _spare(splits, source.shape)
             if how == "store" and spare < 0:
-                raise Unfit(
+                raise EnvironmentUnavailable(
                     f"data.cache: store: the decoded images take {-spare / 1e6:,.1f} MB more than "
                     f"is free at {cache()}: RAYCNN_CACHE moves it, and auto decodes them each time"
                 )
@@ -142,9 +142,11 @@ def open_store(
                 _build(folder, source, splits, keep, max_bad, tell)
         return _open(folder, None if keep else splits, max_bad)
     except Timeout:
-        raise Unfit(f"another process has been decoding {name} for {LOCK_S} s: {whole}") from None
+        raise EnvironmentUnavailable(
+            f"another process has been decoding {name} for {LOCK_S} s: {whole}"
+        ) from None
     except OSError as error:
-        raise Unfit(
+        raise EnvironmentUnavailable(
             f"cannot use the cache {whole}: {error}; RAYCNN_CACHE moves it, and "
             "data.cache=stream keeps no images in it"
         ) from None
@@ -169,7 +171,7 @@ def _build(
     splits: dict[str, Split],
     keep: bool,
     max_bad: int,
-    tell: Tell | None,
+    tell: ProgressCallback | None,
 ) -> None:
     building = folder.with_name(f".{folder.name}.{os.getpid()}")
     for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
@@ -212,7 +214,7 @@ class Done:
     """How many images are decoded, told now and then."""
 
     total: int
-    tell: Tell | None
+    tell: ProgressCallback | None
     count: int = 0
     told: float = field(default_factory=time.monotonic)
 

@@ -7,10 +7,10 @@ from raycnn.data.images.store import Store
 
 SHOWN = 3  # pairs that a warning names
 
-Members = dict[str, tuple[str, NDArray[np.int64]]]
+SplitIndices = dict[str, tuple[str, NDArray[np.int64]]]
 
 
-def twins(store: Store, members: Members) -> list[str]:
+def duplicates(store: Store, members: SplitIndices) -> list[str]:
     """A sentence about images in two splits, and one about images in two classes, if there are.
 
     `members` are the rows of the store's splits that train, val and test consist of.

@@ -38,7 +38,7 @@ def thumbnails(images: Images, rows: Rows) -> Thumbnails:
     return np.concatenate([_thumbnails(images[chunk]) for chunk in _chunks(images, rows)])
 
 
-def near(thumbs: Thumbnails) -> list[Pair]:
+def near_duplicates(thumbs: Thumbnails) -> list[Pair]:
     """All pairs that are alike, or MOST of them, the most alike first.
 
     Sums over squares of the thumbnail, scaled to keep lengths, bring no two further apart. So all

@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 from raycnn.data.images.store import Store, Stored
 from raycnn.data.inspect import near_duplicates
-from raycnn.data.inspect.duplicates import Members
+from raycnn.data.inspect.duplicates import SplitIndices
 from raycnn.shape import Shape
 
 Parts = dict[str, tuple[Stored, NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)
-class Place:
+class Occurrence:
     """Where one image stands."""
 
     split: str
@@ -24,10 +24,10 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Twins:
+class Duplicates:
     """One image, in all places where it stands, or two that are nearly one."""
 
-    places: list[Place]
+    places: list[Occurrence]
     difference: float
     """0 for the same pixels, else as `raycnn.data.inspect.near_duplicates` measures it."""
 
@@ -53,13 +53,13 @@ class Survey:
     """What is wrong with each image that cannot be read."""
     aside: list[str]
     """What lies beside the images and is ignored."""
-    same: list[Twins]
+    same: list[Duplicates]
     """Pixel for pixel."""
-    near: list[Twins]
+    near: list[Duplicates]
     """Nearly, the nearest first, `alike.MOST` at most; each with all of the same pixels."""
 
 
-def survey(store: Store, members: Members) -> Survey:
+def survey(store: Store, members: SplitIndices) -> Survey:
     """Of the rows of the store's splits that `members` names; every image is read once."""
     parts = {name: (store.splits[stored], rows) for name, (stored, rows) in members.items()}
     levels = {name: _levels(*part, store.shape) for name, part in parts.items()}
@@ -91,7 +91,7 @@ def _levels(
     return (total / 255).tolist(), (std / 255).tolist()
 
 
-def _twins(parts: Parts, classes: tuple[str, ...]) -> tuple[list[Twins], list[Twins]]:
+def _twins(parts: Parts, classes: tuple[str, ...]) -> tuple[list[Duplicates], list[Duplicates]]:
     """Those of the same pixels, and those that are nearly so."""
     hashes = np.concatenate([stored.hashes[rows] for stored, rows in parts.values()])
     starts = np.cumsum([0, *(len(rows) for _, rows in parts.values())])
@@ -100,25 +100,25 @@ def _twins(parts: Parts, classes: tuple[str, ...]) -> tuple[list[Twins], list[Tw
     )
     ordered = np.split(np.argsort(content, kind="stable"), np.cumsum(counts)[:-1])
 
-    def places(image: int) -> list[Place]:
+    def places(image: int) -> list[Occurrence]:
         """All that have the pixels of an image."""
         return [place(int(each)) for each in ordered[content[image]]]
 
-    def place(image: int) -> Place:
+    def place(image: int) -> Occurrence:
         part = int(np.searchsorted(starts, image, "right")) - 1
         name, (stored, rows) = list(parts.items())[part]
         row = int(rows[image - starts[part]])
-        return Place(name, stored.name(row), classes[stored.labels[row]])
+        return Occurrence(name, stored.name(row), classes[stored.labels[row]])
 
     firsts.sort()
-    same = [Twins(places(int(image)), 0.0) for image in firsts if counts[content[image]] > 1]
+    same = [Duplicates(places(int(image)), 0.0) for image in firsts if counts[content[image]] > 1]
     thumbs = []
     for (stored, rows), start in zip(parts.values(), starts, strict=False):
         own = firsts[(firsts >= start) & (firsts < start + len(rows))]
         if len(own):
             thumbs.append(near_duplicates.thumbnails(stored.images, rows[own - start]))
     near = [
-        Twins(places(int(firsts[one])) + places(int(firsts[other])), difference)
-        for one, other, difference in near_duplicates.near(np.concatenate(thumbs))
+        Duplicates(places(int(firsts[one])) + places(int(firsts[other])), difference)
+        for one, other, difference in near_duplicates.near_duplicates(np.concatenate(thumbs))
     ]
     return same, near

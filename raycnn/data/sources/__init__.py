@@ -1,6 +1,6 @@
 """The data sets by name. A builder takes (root, download, *, options)."""
 
-from raycnn.config.registry import Catalogue
+from raycnn.config.registry import Registry
 from raycnn.data.sources.base import Source
 from raycnn.data.sources.cifar import cifar10, cifar100
 from raycnn.data.sources.digits import digits
@@ -10,7 +10,7 @@ from raycnn.data.sources.idx import fashion_mnist, mnist
 from raycnn.data.sources.parquet import parquet
 from raycnn.data.sources.synthetic import synthetic
 
-DATASETS: Catalogue[Source] = Catalogue(
+DATASETS: Registry[Source] = Registry(
     "dataset",
     "data",
     {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 from pydantic import Field
 
-from raycnn.data.sampling import draw
+from raycnn.data.sampling import stratified_sample
 from raycnn.errors import DataError
 from raycnn.shape import Shape
 
@@ -124,7 +124,7 @@ def _look_at(name: str) -> File:
 
 def hold_out(whole: Split, share: float) -> dict[str, Split]:
     """`train` and `test` of a source that comes unsplit: by class, and the same for every job."""
-    test = draw(whole.labels, round(share * len(whole.labels)), TEST_SEED)
+    test = stratified_sample(whole.labels, round(share * len(whole.labels)), TEST_SEED)
     train = np.delete(np.arange(len(whole.labels)), test)
     return {"train": _part(whole, train), "test": replace(_part(whole, test), aside="")}
 
@@ -134,7 +134,7 @@ def _part(split: Split, rows: NDArray[np.int64]) -> Split:
     return Split(Part(split.images, rows), split.labels[rows], names, split.aside)
 
 
-def one_list(classes: dict[str, tuple[str, ...]], where: object) -> tuple[str, ...]:
+def common_class_names(classes: dict[str, tuple[str, ...]], where: object) -> tuple[str, ...]:
     """The class names that all splits agree on. Raises DataError with the lists that differ."""
     first, *others = classes
     for other in others:
@@ -149,7 +149,7 @@ def one_list(classes: dict[str, tuple[str, ...]], where: object) -> tuple[str, .
     return classes[first]
 
 
-def fetch(
+def find_or_download(
     name: str,
     root: Path,
     allowed: bool,
@@ -180,7 +180,7 @@ def fetch(
     return found
 
 
-def numbered(labels: Sequence[NDArray[Any]], where: object) -> tuple[str, ...]:
+def numbered_class_names(labels: Sequence[NDArray[Any]], where: object) -> tuple[str, ...]:
     """Class names for labels without: their numbers, from 0 to the largest that is there."""
     numbers = [part for part in labels if part.dtype.kind in "iu"]  # others are refused by row
     largest = max((int(part.max(initial=0)) for part in numbers), default=1)

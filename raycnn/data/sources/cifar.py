@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raycnn.data.images.decode import Frame, Pictures
-from raycnn.data.sources.base import Source, Split, check_labels, fetch, first_of
+from raycnn.data.images.decode import ImageFormat, Pictures
+from raycnn.data.sources.base import Source, Split, check_labels, find_or_download, first_of
 from raycnn.data.sources.parquet import Table
 from raycnn.errors import DataError
 from raycnn.shape import Shape
@@ -26,7 +26,7 @@ PLAIN = {
 
 
 @dataclass(frozen=True)
-class Kind:
+class CifarVariant:
     """How one of the two calls things."""
 
     name: str
@@ -39,12 +39,12 @@ class Kind:
     classes: tuple[str, ...]
 
 
-CIFAR10 = Kind(
+CIFAR10 = CifarVariant(
     "cifar10", "CIFAR10", "cifar-10-batches-py",
     (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"), "label",
     ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )  # fmt: skip
-CIFAR100 = Kind(
+CIFAR100 = CifarVariant(
     "cifar100", "CIFAR100", "cifar-100-python", ("train", "test"), "fine_label",
     tuple("""
         apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
@@ -63,12 +63,14 @@ CIFAR100 = Kind(
 class Cifar:
     shape = Shape(3, 32, 32)
 
-    def __init__(self, kind: Kind, root: Path, download: bool):
+    def __init__(self, kind: CifarVariant, root: Path, download: bool):
         self.kind, self.root, self.download = kind, root, download
         self.classes = kind.classes
 
     def files(self) -> list[Path]:
-        return fetch(self.kind.name, self.root, self.download, self._found, self._download)
+        return find_or_download(
+            self.kind.name, self.root, self.download, self._found, self._download
+        )
 
     def _found(self) -> list[Path] | None:
         """Parquet files train-* and test-*, else the batches, in reading order."""
@@ -93,7 +95,7 @@ class Cifar:
     def _split(self, paths: list[Path]) -> Split:
         if paths[0].suffix == ".parquet":
             table = Table([str(path) for path in paths], "img", self.kind.label)
-            frame = Frame(self.shape, None, convert=True)
+            frame = ImageFormat(self.shape, None, convert=True)
             images = Pictures(len(table), table.pictures, frame)
             return Split(images, table.labels(len(self.classes)))
         pixels, labels = zip(*map(self._batch, paths), strict=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raycnn.data.sampling import draw
+from raycnn.data.sampling import stratified_sample
 from raycnn.data.sources.base import Source, Split
 from raycnn.errors import DataError
 from raycnn.shape import Shape
@@ -35,7 +35,7 @@ class Digits:
         table = np.loadtxt(self.files()[0], delimiter=",")
         images = np.rint(table[:, :-1] * (255 / BRIGHTEST)).astype(np.uint8).reshape(-1, 8, 8, 1)
         labels = table[:, -1].astype(np.int64)
-        test = draw(labels, TEST, TEST_SEED)
+        test = stratified_sample(labels, TEST, TEST_SEED)
         train = np.setdiff1d(np.arange(len(labels)), test)
         return {
             "train": Split(images[train], labels[train]),

@@ -17,15 +17,15 @@ from raycnn.data.images.decode import (
     ENDINGS,
     FIT,
     Fit,
-    Frame,
+    ImageFormat,
     Mode,
     Named,
     Pictures,
     Rows,
     Size,
-    frame_of,
+    image_format_of,
 )
-from raycnn.data.sources.base import Share, Source, Split, hold_out, one_list
+from raycnn.data.sources.base import Share, Source, Split, common_class_names, hold_out
 from raycnn.errors import DataError
 from raycnn.shape import Shape
 
@@ -69,11 +69,11 @@ class Folder:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         lists = {name: listing.classes for name, listing in self.listings.items()}
-        return one_list(lists, self.place)
+        return common_class_names(lists, self.place)
 
     @cached_property
-    def frame(self) -> Frame:
-        return frame_of(self.size, self.fit, self.mode, self._all())
+    def frame(self) -> ImageFormat:
+        return image_format_of(self.size, self.fit, self.mode, self._all())
 
     def _all(self) -> Iterator[Named]:
         train = self.listings["train"]

@@ -20,9 +20,9 @@ from raycnn.data.sources.base import (
     Source,
     Split,
     check_labels,
+    common_class_names,
     hold_out,
-    numbered,
-    one_list,
+    numbered_class_names,
 )
 from raycnn.errors import DataError, SpecError
 from raycnn.shape import Shape
@@ -139,10 +139,10 @@ class Hdf5:
     def classes(self) -> tuple[str, ...]:
         key = self.keys.classes
         if not key:
-            return numbered([self._numbers("train")], self.opened["train"].path)
+            return numbered_class_names([self._numbers("train")], self.opened["train"].path)
         lists = {name: file.take(key, "classes", ...) for name, file in self.opened.items()}
         plain = {name: tuple(map(_text, found.ravel())) for name, found in lists.items()}
-        return one_list(plain, self.opened["train"].path.parent)
+        return common_class_names(plain, self.opened["train"].path.parent)
 
     @cached_property
     def shape(self) -> Shape:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raycnn.data.sources.base import Source, Split, check_labels, fetch, first_of
+from raycnn.data.sources.base import Source, Split, check_labels, find_or_download, first_of
 from raycnn.errors import DataError
 from raycnn.shape import Shape
 
@@ -40,7 +40,7 @@ class Idx:
     def files(self) -> list[Path]:
         folders = [self.root / self.name, self.root / self.vision / "raw", self.root / self.vision]
         find = partial(first_of, folders, FILES)
-        return fetch(self.name, self.root, self.download, find, self._download)
+        return find_or_download(self.name, self.root, self.download, find, self._download)
 
     def _download(self) -> None:
         from torchvision import datasets  # slow to import, seldom needed

@@ -24,15 +24,25 @@ from pyarrow import fs
 from pydantic import AfterValidator
 
 from raycnn.config.schema import SafePath
-from raycnn.data.images.decode import FIT, Fit, Frame, Mode, Named, Pictures, Rows, Size, frame_of
+from raycnn.data.images.decode import (
+    FIT,
+    Fit,
+    ImageFormat,
+    Mode,
+    Named,
+    Pictures,
+    Rows,
+    Size,
+    image_format_of,
+)
 from raycnn.data.sources.base import (
     Share,
     Source,
     Split,
     check_labels,
+    common_class_names,
     hold_out,
-    numbered,
-    one_list,
+    numbered_class_names,
 )
 from raycnn.errors import DataError
 from raycnn.shape import Shape
@@ -213,12 +223,12 @@ class Parquet:
         lists = {name: table.names for name, table in self.tables.items()}
         told = {name: names for name, names in lists.items() if names}
         if told:
-            return one_list(told, self.place)
-        return numbered(self.tables["train"].numbers, self.place)
+            return common_class_names(told, self.place)
+        return numbered_class_names(self.tables["train"].numbers, self.place)
 
     @cached_property
-    def frame(self) -> Frame:
-        return frame_of(self.size, self.fit, self.mode, self.tables["train"].each())
+    def frame(self) -> ImageFormat:
+        return image_format_of(self.size, self.fit, self.mode, self.tables["train"].each())
 
     @property
     def shape(self) -> Shape:

@@ -13,7 +13,7 @@ from torch import Tensor
 from raycnn.shape import Shape
 
 
-class Step:
+class Transform:
     """An entry of `data.transforms`."""
 
     numbers = 0
@@ -23,12 +23,12 @@ class Step:
         """Of an image afterwards. Raises SpecError where an image of this shape cannot be had."""
         return shape
 
-    def evaluation(self) -> "Step | None":
+    def evaluation(self) -> "Transform | None":
         """What stands here in evaluation, with the same shape: itself, or nothing if random."""
         return None if self.numbers else self
 
 
-class Transform(Step):
+class ImageTransform(Transform):
     """A step that makes something of every image by itself."""
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ Box = tuple[Tensor, Tensor, Tensor, Tensor]
 """Top, left, height and width in whole pixels, each (B,) float32."""
 
 
-def draw_box(
+def sample_box(
     numbers: Tensor, height: int, width: int, scale: list[float], ratio: list[float]
 ) -> Box:
     """A box in each image, from its four numbers: for the area, the ratio, and the place.

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raycnn.data.transforms.base import Ratio, Scale, Step, Transform, draw_box, inside
+from raycnn.data.transforms.base import ImageTransform, Ratio, Scale, Transform, inside, sample_box
 from raycnn.errors import SpecError
 from raycnn.shape import Shape
 
@@ -14,7 +14,7 @@ SCALE, RATIO = [0.02, 0.33], [0.3, 3.3]  # of a random_erasing, as in torchvisio
 UpToOne = Annotated[float, Field(ge=0, le=1)]
 
 
-class ColourJitter(Transform):
+class ColorJitter(ImageTransform):
     """Brightness, contrast, saturation and hue, as torchvision defines them, in this order.
 
     The first three are multiplied by a factor in 1 - option to 1 + option; the hue is moved by up
@@ -30,7 +30,7 @@ class ColourJitter(Transform):
     def shape(self, shape: Shape) -> Shape:
         if shape.channels not in (1, 3):
             raise SpecError(
-                f"colour_jitter is for images of 1 or 3 channels, not {shape.channels}",
+                f"color_jitter is for images of 1 or 3 channels, not {shape.channels}",
                 "data.transforms",
             )
         return shape
@@ -88,7 +88,7 @@ def _turn(x: Tensor, turns: Tensor) -> Tensor:
     return value - away.neg_().add_(2).clamp_(0, 1).mul_(chroma)
 
 
-class RandomErasing(Transform):
+class RandomErasing(ImageTransform):
     """A box of an image in the image's own mean colour: Zhong et al. 2017 (arXiv:1708.04896).
 
     The paper fills it with random pixels; the mean takes no numbers, and is near zero after
@@ -102,25 +102,25 @@ class RandomErasing(Transform):
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
         height, width = images.shape[2:]
-        box = draw_box(numbers[:, 1:], height, width, self.scale, self.ratio)
+        box = sample_box(numbers[:, 1:], height, width, self.scale, self.ratio)
         erased = inside(box, height, width) & (numbers[:, 0] < self.p)[:, None, None, None]
         images = images.contiguous()
         return images * ~erased + _mean(images).round().to(torch.uint8) * erased
 
 
-def colour_jitter(
+def color_jitter(
     *,
     brightness: UpToOne = 0.0,
     contrast: UpToOne = 0.0,
     saturation: UpToOne = 0.0,
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0,
-) -> Step:
+) -> Transform:
     if not any((brightness, contrast, saturation, hue)):
         raise SpecError(
-            "colour_jitter needs brightness, contrast, saturation or hue above 0",
+            "color_jitter needs brightness, contrast, saturation or hue above 0",
             "data.transforms",
         )
-    return ColourJitter(brightness, contrast, saturation, hue)
+    return ColorJitter(brightness, contrast, saturation, hue)
 
 
 def random_erasing(
@@ -128,5 +128,5 @@ def random_erasing(
     p: Annotated[float, Field(gt=0, le=1)] = 0.5,
     scale: Scale = SCALE,
     ratio: Ratio = RATIO,
-) -> Step:
+) -> Transform:
     return RandomErasing(p, scale, ratio)

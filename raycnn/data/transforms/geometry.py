@@ -7,14 +7,22 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from raycnn.data.transforms.base import Box, Ratio, Scale, Size, Step, Transform, draw_box
+from raycnn.data.transforms.base import (
+    Box,
+    ImageTransform,
+    Ratio,
+    Scale,
+    Size,
+    Transform,
+    sample_box,
+)
 from raycnn.errors import SpecError
 from raycnn.shape import Shape
 
 SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]  # of a random_resized_crop, as in its paper
 
 
-class Resize(Transform):
+class Resize(ImageTransform):
     """To a height and a width, bilinear, antialiased when it shrinks."""
 
     def __init__(self, size: list[int]):
@@ -28,7 +36,7 @@ class Resize(Transform):
         return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
-class CentreCrop(Transform):
+class CenterCrop(ImageTransform):
     """The middle of an image."""
 
     def __init__(self, size: list[int]):
@@ -49,7 +57,7 @@ class CentreCrop(Transform):
         return images[:, :, top : top + height, left : left + width]
 
 
-class RandomResizedCrop(Transform):
+class RandomResizedCrop(ImageTransform):
     """A box of an image, resized: Szegedy et al. 2014 (arXiv:1409.4842), section 6.
 
     Bilinear, and antialiased where a box is larger than `size`. In evaluation, the largest box in
@@ -64,11 +72,11 @@ class RandomResizedCrop(Transform):
     def shape(self, shape: Shape) -> Shape:
         return Shape(shape.channels, *self.size)
 
-    def evaluation(self) -> Step:
+    def evaluation(self) -> Transform:
         return ResizedMiddle(self.size)
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
-        box = draw_box(numbers, images.shape[2], images.shape[3], self.scale, self.ratio)
+        box = sample_box(numbers, images.shape[2], images.shape[3], self.scale, self.ratio)
         return resized_boxes(images, box, self.size)
 
 
@@ -77,11 +85,11 @@ class ResizedMiddle(Resize):
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
         scale = min(have / want for have, want in zip(images.shape[2:], self.size, strict=True))
-        box = CentreCrop([round(scale * side) for side in self.size])
+        box = CenterCrop([round(scale * side) for side in self.size])
         return super().__call__(box(images, numbers), numbers)
 
 
-class PadCrop(Transform):
+class RandomCrop(ImageTransform):
     """Cut an image of the same size out of one with a black border of `padding` pixels."""
 
     numbers = 2
@@ -103,7 +111,7 @@ class PadCrop(Transform):
         return windows[picked, top, left].permute(0, 3, 1, 2)
 
 
-class Flip(Transform):
+class HorizontalFlip(ImageTransform):
     """Left to right, every second image."""
 
     numbers = 1
@@ -139,21 +147,21 @@ def _weights(start: Tensor, length: Tensor, source: int, target: int) -> Tensor:
     return weights / weights.sum(2, keepdim=True)
 
 
-def resize(*, size: Size) -> Step:
+def resize(*, size: Size) -> Transform:
     return Resize(size)
 
 
-def centre_crop(*, size: Size) -> Step:
-    return CentreCrop(size)
+def center_crop(*, size: Size) -> Transform:
+    return CenterCrop(size)
 
 
-def random_resized_crop(*, size: Size, scale: Scale = SCALE, ratio: Ratio = RATIO) -> Step:
+def random_resized_crop(*, size: Size, scale: Scale = SCALE, ratio: Ratio = RATIO) -> Transform:
     return RandomResizedCrop(size, scale, ratio)
 
 
-def pad_crop(*, padding: Annotated[int, Field(gt=0, le=512)]) -> Step:
-    return PadCrop(padding)
+def random_crop(*, padding: Annotated[int, Field(gt=0, le=512)]) -> Transform:
+    return RandomCrop(padding)
 
 
-def flip() -> Step:
-    return Flip()
+def horizontal_flip() -> Transform:
+    return HorizontalFlip()

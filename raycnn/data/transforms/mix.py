@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from raycnn.data.transforms.base import Step, inside
+from raycnn.data.transforms.base import Transform, inside
 
 Alpha = Annotated[float, Field(ge=0.01, le=100)]
 
 
-class Mix(Step):
+class Mix(Transform):
     """A step that mixes pairs of images. The first of its numbers follows Beta(alpha, alpha)."""
 
     def __init__(self, alpha: float):
@@ -100,9 +100,9 @@ def mixed(mixes: Sequence[Mix], images: Tensor, numbers: Tensor) -> tuple[Tensor
     return images[:-1].mul_(own).add_(others), kept
 
 
-def mixup(*, alpha: Alpha = 0.2) -> Step:
+def mixup(*, alpha: Alpha = 0.2) -> Transform:
     return Mixup(alpha)
 
 
-def cutmix(*, alpha: Alpha = 1.0) -> Step:
+def cutmix(*, alpha: Alpha = 1.0) -> Transform:
     return Cutmix(alpha)

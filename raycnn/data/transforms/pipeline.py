@@ -11,28 +11,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raycnn.config.registry import Catalogue
-from raycnn.config.schema import Choice
+from raycnn.config.registry import Registry
+from raycnn.config.schema import ComponentConfig
 from raycnn.data.transforms import mix
-from raycnn.data.transforms.base import Step, Transform
-from raycnn.data.transforms.color import colour_jitter, random_erasing
-from raycnn.data.transforms.geometry import centre_crop, flip, pad_crop, random_resized_crop, resize
+from raycnn.data.transforms.base import ImageTransform, Transform
+from raycnn.data.transforms.color import color_jitter, random_erasing
+from raycnn.data.transforms.geometry import (
+    center_crop,
+    horizontal_flip,
+    random_crop,
+    random_resized_crop,
+    resize,
+)
 from raycnn.data.transforms.mix import Mix, cutmix, mixup
 from raycnn.errors import SpecError
 from raycnn.runtime import rng
-from raycnn.runtime.device import KINDS
+from raycnn.runtime.device import DEVICE_KINDS
 from raycnn.shape import Shape
 
-TRANSFORMS: Catalogue[Step] = Catalogue(
+TRANSFORMS: Registry[Transform] = Registry(
     "transform",
     "data.transforms",
     {
-        "centre_crop": centre_crop,
-        "colour_jitter": colour_jitter,
+        "center_crop": center_crop,
+        "color_jitter": color_jitter,
         "cutmix": cutmix,
-        "flip": flip,
+        "horizontal_flip": horizontal_flip,
         "mixup": mixup,
-        "pad_crop": pad_crop,
+        "random_crop": random_crop,
         "random_erasing": random_erasing,
         "random_resized_crop": random_resized_crop,
         "resize": resize,
@@ -43,9 +49,9 @@ TRANSFORMS: Catalogue[Step] = Catalogue(
 class Pipeline:
     """The transforms of a job and its normalisation, for training or for evaluation."""
 
-    def __init__(self, steps: Sequence[Step], mean: list[float], std: list[float]):
+    def __init__(self, steps: Sequence[Transform], mean: list[float], std: list[float]):
         self.steps, self.mean, self.std = steps, mean, std
-        self.transforms = [step for step in steps if isinstance(step, Transform)]
+        self.transforms = [step for step in steps if isinstance(step, ImageTransform)]
         self.mixes = [step for step in steps if isinstance(step, Mix)]
         self._scales: tuple[Tensor, Tensor] | None = None
 
@@ -79,7 +85,7 @@ class Pipeline:
         return mix.mixed(self.mixes, images, numbers[:, -mix.count(self.mixes) :])
 
     def _normalise(self, images: Tensor) -> Tensor:
-        layout = KINDS[images.device.type].layout
+        layout = DEVICE_KINDS[images.device.type].layout
         mean, std = self._scale(images.device)
         # Into a new tensor, since the strides of one with a single channel leave its layout open,
         # and a convolution may guess the slower one.
@@ -95,7 +101,7 @@ class Pipeline:
         return self._scales
 
 
-def shape_after(choices: Sequence[Choice], shape: Shape) -> Shape:
+def shape_after(choices: Sequence[ComponentConfig], shape: Shape) -> Shape:
     """The shape a network sees. Raises SpecError for what this shape or their order forbids."""
     last = ""
     for choice in choices:

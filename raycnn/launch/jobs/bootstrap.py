@@ -15,7 +15,7 @@ from pathlib import Path
 UNFIT = 3
 
 
-def begin(own: str, folder: str, *words: str) -> None:
+def bootstrap(own: str, folder: str, *words: str) -> None:
     try:
         there = version("raycnn")
     except PackageNotFoundError:
@@ -30,4 +30,4 @@ def begin(own: str, folder: str, *words: str) -> None:
 
 
 if __name__ == "__main__":
-    begin(*sys.argv[1:])
+    bootstrap(*sys.argv[1:])

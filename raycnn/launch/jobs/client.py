@@ -33,7 +33,7 @@ from raycnn.config.schema import JobSpec, Workers
 from raycnn.config.search import TuneSpec
 from raycnn.errors import ClusterError, SpecError, first_line, unknown
 from raycnn.launch.jobs import bootstrap
-from raycnn.launch.ray.connection import TOKEN, Node, ask_of, kind_of
+from raycnn.launch.ray.connection import TOKEN, Node, kind_of, resources_per_worker
 from raycnn.launch.ray.node import PROBE_S
 
 # Ray's last: cluster.py sets what it reads when it is imported.
@@ -120,7 +120,7 @@ class Cluster:
         """
         nodes = self.nodes()
         for workers in _asked(asked):
-            ask_of(workers, kind_of(workers, nodes), nodes)
+            resources_per_worker(workers, kind_of(workers, nodes), nodes)
         with TemporaryDirectory() as sent:
             here = each(asked, lambda job: job.change({"workers.address": None}))
             verb = _write(here, Path(sent))

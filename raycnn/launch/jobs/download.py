@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
-from raycnn.errors import ClusterError, Unfit
+from raycnn.errors import ClusterError, EnvironmentUnavailable
 from raycnn.launch.jobs.client import Cluster, JobDetails
 
 BEGIN = "here it begins"
@@ -24,23 +24,24 @@ LOG = '"$(readlink /proc/$$/fd/1)"'  # where what a job writes goes to
 def fetch(cluster: Cluster, name: str, to: Path | None = None) -> Path:
     """Copy the folder of a run, or a search, whole or not at all; returns where to.
 
-    Raises ClusterError when it is not there, or the connection ends; Unfit when something is here
-    already, when it cannot be written, or while it is trained.
+    Raises ClusterError when it is not there, or the connection ends;
+    EnvironmentUnavailable when something is here already, when it cannot be written, or while it
+    is trained.
     """
     _, folder = cluster.find(name)
     job, _ = cluster.find(folder)
     if not job.status.is_terminal():
-        raise Unfit(f"{folder} is being trained by {job.submission_id}")
+        raise EnvironmentUnavailable(f"{folder} is being trained by {job.submission_id}")
     to = to or Path("runs", *PurePosixPath(folder).parts[-2:])
     if os.path.lexists(to):
-        raise Unfit(f"{to} is there already: --to names another folder")
+        raise EnvironmentUnavailable(f"{to} is there already: --to names another folder")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".fetch-", dir=to.parent) as temporary:
             _copy(cluster, folder, Path(temporary))
             (Path(temporary) / PurePosixPath(folder).name).rename(to)
     except OSError as error:
-        raise Unfit(f"cannot write {to}: {error}") from None
+        raise EnvironmentUnavailable(f"cannot write {to}: {error}") from None
     return to
 
 

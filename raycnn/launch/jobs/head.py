@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from raycnn.errors import ClusterError
 from raycnn.launch.jobs.client import LOOK_S, Cluster
 from raycnn.launch.ray.node import RAY, RAY_GAVE_UP, last_line
-from raycnn.runtime.device import KINDS
+from raycnn.runtime.device import DEVICE_KINDS
 
 START_S = 120
 END_S = 120
@@ -53,7 +53,7 @@ def _launch(folder: str, log: Path, token: str, port: int) -> "subprocess.Popen[
                 sys.executable, "-c", RAY, "start", "--head", "--block",
                 "--port=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
                 "--dashboard-agent-listen-port=0", f"--temp-dir={folder}",
-                f"--num-cpus={KINDS['cpu'].count()}",
+                f"--num-cpus={DEVICE_KINDS['cpu'].count()}",
             ],
             env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
             stdout=said, stderr=subprocess.STDOUT,

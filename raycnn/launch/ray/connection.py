@@ -15,7 +15,7 @@ from raycnn.config.schema import Workers
 from raycnn.errors import ClusterError, SpecError, first_line
 from raycnn.launch.launcher import address_of
 from raycnn.launch.ray.node import PROBE_S, RAY_GAVE_UP
-from raycnn.runtime.device import KINDS, Kind
+from raycnn.runtime.device import DEVICE_KINDS, DeviceKind
 
 # Read by Ray when it is imported, or by the processes it starts.
 SETTINGS = {
@@ -58,7 +58,7 @@ class Node:
 def require(workers: Workers) -> None:
     """Raises ClusterError when the workers do not fit, or no cluster answers."""
     nodes = look(workers)
-    ask_of(workers, kind_of(workers, nodes), nodes)
+    resources_per_worker(workers, kind_of(workers, nodes), nodes)
 
 
 def look(workers: Workers) -> list[Node]:
@@ -66,7 +66,7 @@ def look(workers: Workers) -> list[Node]:
     if address_of(workers):
         with connected(workers) as nodes:
             return nodes
-    return [Node("this machine", {k.resource: float(k.count()) for k in KINDS.values()})]
+    return [Node("this machine", {k.resource: float(k.count()) for k in DEVICE_KINDS.values()})]
 
 
 @contextmanager
@@ -83,12 +83,12 @@ def connected(workers: Workers) -> Iterator[list[Node]]:
     try:
         _init(address)
         importing.join()
-        yield living()
+        yield alive_nodes()
     finally:
         ray.shutdown()
 
 
-def living() -> list[Node]:
+def alive_nodes() -> list[Node]:
     """The nodes of the Ray that this process is connected to."""
     return [Node(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
 
@@ -99,7 +99,7 @@ def _init(address: str | None) -> None:
         try:
             ray.init(
                 "local",
-                num_cpus=KINDS["cpu"].count(),
+                num_cpus=DEVICE_KINDS["cpu"].count(),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 **quiet,
@@ -151,15 +151,15 @@ def _token() -> list[tuple[str, str]]:
     return [("authorization", f"Bearer {token.strip()}")] if token else []
 
 
-def kind_of(workers: Workers, nodes: list[Node]) -> Kind:
+def kind_of(workers: Workers, nodes: list[Node]) -> DeviceKind:
     """The kind of device a job's workers drive on this cluster."""
     if workers.device != "auto":
-        return KINDS[workers.device]
-    there = (kind for kind in KINDS.values() if room(nodes, {kind.resource: 1}))
-    return next(there, KINDS["cpu"])
+        return DEVICE_KINDS[workers.device]
+    there = (kind for kind in DEVICE_KINDS.values() if capacity(nodes, {kind.resource: 1}))
+    return next(there, DEVICE_KINDS["cpu"])
 
 
-def ask_of(workers: Workers, kind: Kind, nodes: list[Node]) -> dict[str, float]:
+def resources_per_worker(workers: Workers, kind: DeviceKind, nodes: list[Node]) -> dict[str, float]:
     """What each worker asks Ray for: with no `cpus` given, the most that lets all of them in.
 
     Where not all of a range fit, as many as do are all. Raises ClusterError, with a table of what
@@ -167,7 +167,7 @@ def ask_of(workers: Workers, kind: Kind, nodes: list[Node]) -> dict[str, float]:
     """
     device = {kind.resource: 1.0} if kind.resource != "CPU" else {}
     least = {"CPU": float(workers.cpus or 1)} | device
-    count = min(workers.most, room(nodes, least))
+    count = min(workers.most, capacity(nodes, least))
     if count < workers.least:
         raise ClusterError(
             f"{workers.asked} workers of {in_words(least)} each do not fit into what there is:\n"
@@ -175,16 +175,16 @@ def ask_of(workers: Workers, kind: Kind, nodes: list[Node]) -> dict[str, float]:
         )
     most = int(max(node.total.get("CPU", 0) for node in nodes))
     asks = ({"CPU": float(cpus)} | device for cpus in range(workers.cpus or most, 0, -1))
-    return next(ask for ask in asks if room(nodes, ask) >= count)
+    return next(ask for ask in asks if capacity(nodes, ask) >= count)
 
 
-def room(nodes: list[Node], ask: dict[str, float]) -> int:
+def capacity(nodes: list[Node], ask: dict[str, float]) -> int:
     """How many workers that ask for so much find room."""
     return sum(node.fits(ask) for node in nodes)
 
 
 def table(nodes: list[Node]) -> str:
-    resources = [kind.resource for kind in reversed(KINDS.values())]
+    resources = [kind.resource for kind in reversed(DEVICE_KINDS.values())]
     lines = ["node".ljust(20) + "".join(name.rjust(8) for name in resources)]
     for node in nodes:
         amounts = (f"{node.total.get(name, 0):g}".rjust(8) for name in resources)

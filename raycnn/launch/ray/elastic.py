@@ -29,8 +29,8 @@ from ray.train.v2._internal.execution.worker_group import (
 
 from raycnn.config.schema import Workers
 from raycnn.errors import ClusterError, Interrupted
-from raycnn.launch.ray.connection import Node, in_words, room
-from raycnn.runs.directory import LOOK_S, Run
+from raycnn.launch.ray.connection import Node, capacity, in_words
+from raycnn.runs.directory import POLL_INTERVAL_S, Run
 
 ANSWER_S = 1  # of a node that is alive
 SETTLE_S = 1  # room that stays the same for so long is all there is
@@ -83,7 +83,7 @@ class Elastic(ScalingPolicy):
             workers[0].execute_async(_ask)
         return NoopDecision()
 
-    def makes_way(self, failures: Collection[Exception]) -> bool:
+    def is_planned_restart(self, failures: Collection[Exception]) -> bool:
         """Whether the workers ended because they were asked to here, and for nothing else."""
         stopped = bool(failures) and all(isinstance(why, Interrupted) for why in failures)
         return self._asking and stopped and not self.run.asked_to_stop()
@@ -131,7 +131,7 @@ class Elastic(ScalingPolicy):
             if settled and told != count:
                 self.tell(f"waiting: {wanted}")
                 told = count
-            time.sleep(LOOK_S)
+            time.sleep(POLL_INTERVAL_S)
         return count
 
     def _leaving(self, workers: list[Worker]) -> str | None:
@@ -163,7 +163,7 @@ class Elastic(ScalingPolicy):
             for node in cluster_state.nodes()
             if node["Alive"] and node["NodeID"] not in self.going and _answers(node)
         }
-        return room(list(self.standing.values()), self.ask)
+        return capacity(list(self.standing.values()), self.ask)
 
 
 def _answers(node: dict[str, Any]) -> bool:

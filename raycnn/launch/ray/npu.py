@@ -18,7 +18,8 @@ def share(workers: list[Worker]) -> None:
     """Have each worker see the NPUs of all workers on its node, before it imports ray.train.torch.
 
     Ray lets each see its own alone, and HCCL may then not find the neighbours'. Raises
-    ControllerError around an Unfit when torch_npu does not load; without NPUs it is not loaded.
+    ControllerError around an EnvironmentUnavailable when torch_npu does not load; without NPUs
+    it is not loaded.
     """
     seen: dict[str, set[int]] = defaultdict(set)
     for worker in workers:

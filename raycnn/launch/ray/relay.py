@@ -20,9 +20,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycnn.config.schema import JobSpec
 from raycnn.data.images.store import cache
-from raycnn.errors import ClusterError, RaycnnError, Unfit
-from raycnn.launch.background import meanwhile
-from raycnn.runs.directory import LOOK_S, Run
+from raycnn.errors import ClusterError, EnvironmentUnavailable, RaycnnError
+from raycnn.launch.background import poll_in_background
+from raycnn.runs.directory import POLL_INTERVAL_S, Run
 from raycnn.runtime import distributed
 from raycnn.training import checkpoint
 
@@ -69,7 +69,7 @@ class Checkpoints:
     def install(self, name: str) -> None:
         checkpoint.install(self.folder / f".{name}", self.folder / name)
 
-    def settle(self, index: dict[str, str | None], names: list[str]) -> None:
+    def flush(self, index: dict[str, str | None], names: list[str]) -> None:
         """Have this index, and no other checkpoints than these."""
         checkpoint.write_index(index, self.folder)
         checkpoint.drop_others(self.folder, names)
@@ -84,7 +84,7 @@ def carry(source: Any, target: Any) -> None:
                 for offset in range(0, size, CHUNK):
                     target.write(name, file, offset, source.read(name, file, offset))
             target.install(name)
-    target.settle(source.index(), list(wanted))
+    target.flush(source.index(), list(wanted))
 
 
 class Keeper(Checkpoints):
@@ -181,7 +181,7 @@ class Copy(Run):
         self._fetch()
         return super().weights(which)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         carry(self._own, self.keeper)
         self._send()
 
@@ -194,7 +194,7 @@ class Copy(Run):
                 self._send()
                 self._stop = self.keeper.asked_to_stop()
 
-        with meanwhile(look, LOOK_S):
+        with poll_in_background(look, POLL_INTERVAL_S):
             yield
 
     def _fetch(self) -> None:
@@ -203,7 +203,9 @@ class Copy(Run):
             with FileLock(self.folder / ".fetching", timeout=self.keeper.patience_s):
                 carry(self.keeper, self._own)
         except OSError as error:
-            raise Unfit(f"{_here()}: cannot copy the run's checkpoints: {error}") from None
+            raise EnvironmentUnavailable(
+                f"{_here()}: cannot copy the run's checkpoints: {error}"
+            ) from None
 
     def _send(self) -> None:
         with self._one_at_a_time:
@@ -240,7 +242,7 @@ def mark(run: Run) -> str:
     try:
         (run.folder / MARK).write_text(token)
     except OSError as error:
-        raise Unfit(f"cannot write to {run.folder}: {error}") from None
+        raise EnvironmentUnavailable(f"cannot write to {run.folder}: {error}") from None
     return token
 
 
@@ -297,7 +299,7 @@ def _room(name: str) -> Iterator[Path]:
             used.acquire()
             _clear(rooms)
     except OSError as error:
-        raise Unfit(f"{_here()}: cannot write to {rooms}: {error}") from None
+        raise EnvironmentUnavailable(f"{_here()}: cannot write to {rooms}: {error}") from None
     try:
         yield room
     finally:

@@ -35,17 +35,17 @@ from raycnn.config.schema import JobSpec, Workers
 from raycnn.data.images.store import cache
 from raycnn.data.sources.base import root_of
 from raycnn.errors import ClusterError, JobFailed, OutOfMemory, RaycnnError, WorkerLost, first_line
-from raycnn.launch.background import meanwhile
+from raycnn.launch.background import poll_in_background
 from raycnn.launch.launcher import address_of
 from raycnn.launch.ray import elastic, network, npu, relay
-from raycnn.launch.ray.connection import Node, ask_of, kind_of
+from raycnn.launch.ray.connection import Node, kind_of, resources_per_worker
 from raycnn.launch.ray.elastic import NOTICE_S, Elastic
 from raycnn.launch.signals import Stop
 from raycnn.launch.trial import Ending, work_on
 from raycnn.launch.worker import find_data, work
-from raycnn.runs.directory import LOOK_S, Run, View
+from raycnn.runs.directory import POLL_INTERVAL_S, Run, View
 from raycnn.runtime import device, distributed
-from raycnn.runtime.device import Kind
+from raycnn.runtime.device import DeviceKind
 from raycnn.search.folder import Search, Trial
 
 STARTS = 3  # tries to start the workers that there is room for, each of which has a deadline
@@ -62,17 +62,17 @@ class PeerFull(PeerLost):
 def train(job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: View) -> Run:
     """Train the job in its run folder on Ray, going on from what is there; returns the run."""
     kind = kind_of(job.workers, nodes)
-    ask = ask_of(job.workers, kind, nodes)
+    ask = resources_per_worker(job.workers, kind, nodes)
     run = open_run()
     stop = Stop(busy=run.training)
-    with run.held(), stop.listening(), _following(run, view, stop):
+    with run.lock(), stop.listening(), _following(run, view, stop):
         also = {"keeper": relay.keep(run)} if address_of(job.workers) else {}
         _fit(_trainer(job, run, kind, ask, also), job.failure.retries)
     return run
 
 
 def train_trial(
-    search: Search, trial: Trial, kind: Kind, ask: dict[str, float], deadline: float | None
+    search: Search, trial: Trial, kind: DeviceKind, ask: dict[str, float], deadline: float | None
 ) -> Ending:
     """Train a trial of several workers; this process has no part in it."""
     job = trial.run.job()
@@ -85,7 +85,7 @@ def train_trial(
 def _trainer(
     job: JobSpec,
     run: Run,
-    kind: Kind,
+    kind: DeviceKind,
     ask: dict[str, float],
     also: dict[str, Any] | None = None,
 ) -> "_Trainer":
@@ -144,12 +144,12 @@ def _worker(config: dict[str, Any]) -> Ending | None:
     find_data(job.data.root, config["environment"])
     try:
         with ExitStack() as held:
-            chosen = distributed.together(lambda: _device(job, config["threads"]))
-            run = distributed.together(lambda: held.enter_context(_open(job, config)))
+            chosen = distributed.raise_on_any_rank(lambda: _device(job, config["threads"]))
+            run = distributed.raise_on_any_rank(lambda: held.enter_context(_open(job, config)))
             if "search" in config:
                 search, one = Search(Path(config["search"])), Trial(run.folder)
                 return work_on(search, one, chosen, config["deadline"], elastic.asked)
-            fits = distributed.from_first(
+            fits = distributed.broadcast_from_rank_zero(
                 lambda: run.job().train.micro_batch
             )  # on the try before this
             work(job.change({"train.micro_batch": fits}), run, chosen, asked=elastic.asked)
@@ -160,7 +160,7 @@ def _worker(config: dict[str, Any]) -> Ending | None:
     except RaycnnError:
         raise
     except Exception as error:
-        if distributed.lost_peer(error):
+        if distributed.is_peer_loss(error):
             raise PeerLost(str(error)) from error
         raise JobFailed(f"rank {distributed.rank()} failed:\n{traceback.format_exc()}") from None
     return None
@@ -200,7 +200,7 @@ def _following(run: Run, view: View, stop: Stop) -> Iterator[None]:
         if progress := run.progress():
             view.progress(**progress)
 
-    with meanwhile(look, LOOK_S):
+    with poll_in_background(look, POLL_INTERVAL_S):
         yield
 
 
@@ -241,7 +241,7 @@ class _RetryLost(FailurePolicy):
     def _after(self, error: ray.train.WorkerGroupError) -> bool:
         """Whether to start again. What was announced, or will be otherwise, costs no retry."""
         failures = list(error.worker_failures.values())
-        if self.size.makes_way([one for one in failures if not isinstance(one, _GONE)]):
+        if self.size.is_planned_restart([one for one in failures if not isinstance(one, _GONE)]):
             return True
         if not _lost(error):
             return False
@@ -308,7 +308,7 @@ class _Controller(TrainController):
         """Ray would free the workers' room after this, and wait 20 s for answers of the lost."""
         if group := self._worker_group:
             failures = state.training_failed_error.worker_failures.values()
-            if not self._scaling_policy.makes_way(failures):
+            if not self._scaling_policy.is_planned_restart(failures):
                 for worker in group.get_workers():
                     ray.kill(worker.actor)
             self._shutdown_worker_group()
@@ -332,6 +332,6 @@ class _Trainer(TorchTrainer):
             part for part in parts["callbacks"] if not isinstance(part, _NOT_NEEDED)
         ]
         controller = _Controller(**parts)
-        with meanwhile(size.look_for_notices, NOTICE_S):
+        with poll_in_background(size.look_for_notices, NOTICE_S):
             asyncio.run(controller.run())
         return controller.get_result()

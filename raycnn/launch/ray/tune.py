@@ -27,7 +27,7 @@ from raycnn.data.images.store import cache
 from raycnn.data.sources.base import root_of
 from raycnn.errors import ClusterError, Interrupted
 from raycnn.launch import trial
-from raycnn.launch.background import meanwhile
+from raycnn.launch.background import poll_in_background
 from raycnn.launch.ray import connection
 from raycnn.launch.ray.connection import Node
 from raycnn.launch.signals import Stop
@@ -36,8 +36,8 @@ from raycnn.report.search import draw
 from raycnn.runtime import device
 from raycnn.search.folder import Search, SearchView, Trial
 from raycnn.search.leaderboard import write
-from raycnn.search.population import due
-from raycnn.search.samplers import drawer
+from raycnn.search.population import next_trials
+from raycnn.search.samplers import make_sampler
 
 LOST = "its worker was lost more often than failure.retries allows"
 HEAD = "node:__internal_head__"  # a resource of the node that the driver's Ray was started on
@@ -56,7 +56,7 @@ class Place(NamedTuple):
     """Of Ray's resources, for each worker."""
 
 
-class Room:
+class ResourceTracker:
     """What the nodes have left: a trial with a place waits only if its node is lost."""
 
     def __init__(self, search: TuneSpec, nodes: list[Node]):
@@ -68,7 +68,7 @@ class Room:
         self.kinds = []
         for pool in search.tune.pools:
             kind = connection.kind_of(pool.trainers, nodes)
-            ask = connection.ask_of(pool.trainers, kind, nodes)
+            ask = connection.resources_per_worker(pool.trainers, kind, nodes)
             self.kinds.append((pool.model_copy(update={"device": kind.name}), ask))
 
     def take(self) -> Place | None:
@@ -97,7 +97,7 @@ class Room:
     def could_hold(self, ask: dict[str, float]) -> bool:
         """Whether a node that is there would have room for it, were nothing else on it."""
         there = [node for n, node in enumerate(self.nodes) if n not in self.gone]
-        return connection.room(there, ask) > 0
+        return connection.capacity(there, ask) > 0
 
     def give_back(self, place: Place) -> None:
         self._free(place)
@@ -121,7 +121,7 @@ class Room:
 
 def places(search: TuneSpec, nodes: list[Node]) -> list[Place]:
     """Where trials could be trained at once. Raises ClusterError when there is no place."""
-    room = Room(search, nodes)
+    room = ResourceTracker(search, nodes)
     found = []
     while place := room.take():
         found.append(place)
@@ -135,10 +135,10 @@ def run(
 
     Raises Interrupted when asked to stop, all saved.
     """
-    room = Room(spec, nodes)
+    room = ResourceTracker(spec, nodes)
     search = open_search()
-    with search.held():
-        feed = _Feed(search, room)
+    with search.lock():
+        feed = _TrialSearcher(search, room)
         with feed.stop.listening(), _following(feed, view):
             _fit(feed, places(spec, nodes))
         draw(search, write(search))
@@ -149,19 +149,19 @@ def run(
     return search
 
 
-class _Feed(Searcher):
+class _TrialSearcher(Searcher):
     """Hands Tune the trials one by one, as there is room for them."""
 
-    def __init__(self, search: Search, room: Room):
+    def __init__(self, search: Search, room: ResourceTracker):
         super().__init__()
         self.stop = Stop(busy=lambda: bool(self.under_way))
         self.search, self.room = search, room
         search.count_anew()
         begun = Counter(one.facts["architecture"] for one in search.trials())
         self.drawers = {
-            a.name: drawer(search.spec, a, begun[a.name]) for a in search.spec.architectures
+            a.name: make_sampler(search.spec, a, begun[a.name]) for a in search.spec.architectures
         }
-        self.waiting = due(search)
+        self.waiting = next_trials(search)
         self.under_way: dict[str, tuple[Trial, Place]] = {}
         self.hopeless = ""
         """Why the cluster cannot train the rest, once that is clear."""
@@ -207,7 +207,7 @@ class _Feed(Searcher):
         under_way = {one.id for one, _ in self.under_way.values()}
         self.waiting = [
             (a, number)
-            for a, number in due(self.search)
+            for a, number in next_trials(self.search)
             if self.search.trial(a, number).id not in under_way
         ]
 
@@ -253,10 +253,10 @@ class _Feed(Searcher):
         return {}  # Tune pickles it, for a restore that is not used
 
 
-class _Hopeless(tune.Stopper):
+class _UnschedulableStopper(tune.Stopper):
     """Ends Tune when all that is under way waits for nodes that do not come."""
 
-    def __init__(self, feed: _Feed):
+    def __init__(self, feed: _TrialSearcher):
         self.feed = feed
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -281,7 +281,7 @@ class _Kept(FIFOScheduler):
             tune_controller._tune_controller._actor_cache.increase_max(*self.idle.popitem())
 
 
-def _fit(feed: _Feed, places: list[Place]) -> None:
+def _fit(feed: _TrialSearcher, places: list[Place]) -> None:
     search = feed.search
     folder = search.folder / "logs" / "ray"
     shutil.rmtree(folder, ignore_errors=True)
@@ -295,7 +295,7 @@ def _fit(feed: _Feed, places: list[Place]) -> None:
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            stop=_Hopeless(feed),
+            stop=_UnschedulableStopper(feed),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=retries),
         ),
@@ -329,7 +329,7 @@ def _trial(config: dict[str, Any]) -> dict[str, Any]:
     else:
         from raycnn.launch.ray import trainer  # imports what one worker has no need of
 
-        kind = device.KINDS[pool.device]
+        kind = device.DEVICE_KINDS[pool.device]
         hopeless = trial.train(
             one, lambda: trainer.train_trial(search, one, kind, config["ask"], deadline)
         )
@@ -341,12 +341,12 @@ def _device(pool: Pool) -> torch.device:
 
 
 @contextmanager
-def _following(feed: _Feed, view: SearchView) -> Iterator[None]:
+def _following(feed: _TrialSearcher, view: SearchView) -> Iterator[None]:
     """Show the trials, look at the nodes, and pass on a wish to stop."""
 
     def look_at_nodes() -> None:
         with suppress(RayError, RuntimeError):  # the next look may
-            feed.look_at(connection.living(), view.note)
+            feed.look_at(connection.alive_nodes(), view.note)
 
     def look() -> None:
         under_way = [one for one, _ in list(feed.under_way.values())]
@@ -356,7 +356,7 @@ def _following(feed: _Feed, view: SearchView) -> Iterator[None]:
         view.show(feed.search, [one.id for one in under_way])
 
     try:
-        with meanwhile(look_at_nodes, NODES_S), meanwhile(look, LOOK_S):
+        with poll_in_background(look_at_nodes, NODES_S), poll_in_background(look, LOOK_S):
             yield
     finally:
         view.show(feed.search, [])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raycnn.data.images.decode import BadImage, Fit, Frame, attempt, decode
+from raycnn.data.images.decode import BadImage, Fit, ImageFormat, decode, decode_batch
 from raycnn.errors import DataError
 from raycnn.shape import Shape
 from tests.support.images import png
@@ -26,7 +26,7 @@ def halves(height: int, width: int) -> np.ndarray:
 
 
 def seen(picture: bytes, channels: int, size: int, fit: Fit | None = "crop") -> np.ndarray:
-    return decode(("it", picture), Frame(Shape(channels, size, size), fit, convert=True))
+    return decode(("it", picture), ImageFormat(Shape(channels, size, size), fit, convert=True))
 
 
 def test_a_crop_keeps_the_middle_and_a_stretch_keeps_all() -> None:
@@ -77,7 +77,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_fills_the_memory() ->
 
 
 def test_another_size_or_kind_is_refused_unless_it_may_be_changed() -> None:
-    frame = Frame(Shape(3, 8, 8), None, convert=False, remedy=": do this")
+    frame = ImageFormat(Shape(3, 8, 8), None, convert=False, remedy=": do this")
     with pytest.raises(DataError, match="it is 9x7, not 8x8: do this"):
         decode(("it", png((9, 7))), frame)
     with pytest.raises(DataError, match="it is grey, not colour: do this"):
@@ -87,11 +87,11 @@ def test_another_size_or_kind_is_refused_unless_it_may_be_changed() -> None:
 def test_threads_keep_the_order_and_the_faults_in_their_places(tmp_path: Path) -> None:
     import torch
 
-    frame = Frame(Shape(3, 4, 4), None, convert=True)
+    frame = ImageFormat(Shape(3, 4, 4), None, convert=True)
     pictures = [(str(i), png((4, 4), i) if i % 5 else b"") for i in range(23)]
     torch.set_num_threads(4)
     try:
-        done = attempt(pictures, frame)
+        done = decode_batch(pictures, frame)
     finally:
         torch.set_num_threads(1)
     for i, image in enumerate(done):

@@ -10,7 +10,7 @@ from raycnn.data.images.decode import BadImage
 from raycnn.data.images.store import open_store
 from raycnn.data.sources.base import Split
 from raycnn.data.sources.digits import Digits
-from raycnn.errors import DataError, Unfit
+from raycnn.errors import DataError, EnvironmentUnavailable
 from raycnn.shape import Shape
 
 
@@ -173,7 +173,7 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path, own_cache: Pat
 
 def test_processes_that_start_together_decode_once(own_cache: Path) -> None:
     code = (
-        "from raycnn.data.store import open_store; from raycnn.data.digits import Digits;"
+        "from raycnn.data.images.store import open_store; from raycnn.data.sources.digits import Digits;"
         "Digits.read = (lambda read: lambda self: print('decoded') or read(self))(Digits.read);"
         "open_store('digits', Digits(), {})"
     )
@@ -192,5 +192,5 @@ def test_a_cache_that_cannot_be_written_is_said_and_where_to_move_it(
 ) -> None:
     (tmp_path / "a-file").touch()
     monkeypatch.setenv("RAYCNN_CACHE", str(tmp_path / "a-file"))
-    with pytest.raises(Unfit, match="RAYCNN_CACHE moves it"):
+    with pytest.raises(EnvironmentUnavailable, match="RAYCNN_CACHE moves it"):
         open_store("noise", Noise(tmp_path / "file"), {})

@@ -28,7 +28,9 @@ def pictures(tmp_path: Path, job: MakeJob) -> MakeJob:
 
     def make(cache: str) -> JobSpec:
         data = {"name": "folder", "root": str(top), "size": 12, "cache": cache, "max_bad": 1}
-        return job(data=data | {"transforms": ["flip"]}, train__epochs=2, train__batch_size=10)
+        return job(
+            data=data | {"transforms": ["horizontal_flip"]}, train__epochs=2, train__batch_size=10
+        )
 
     return make
 

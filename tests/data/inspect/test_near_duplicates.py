@@ -21,7 +21,9 @@ def scenes(count: int) -> NDArray[np.uint8]:
 
 
 def found(images: NDArray[np.uint8]) -> list[tuple[int, int]]:
-    pairs = near_duplicates.near(near_duplicates.thumbnails(images, np.arange(len(images))))
+    pairs = near_duplicates.near_duplicates(
+        near_duplicates.thumbnails(images, np.arange(len(images)))
+    )
     return sorted((pair.one, pair.other) for pair in pairs)
 
 
@@ -62,7 +64,7 @@ def test_the_search_finds_what_comparing_all_with_all_finds(
         for i, j in itertools.combinations(range(len(vectors)), 2)
         if np.linalg.norm(vectors[i] - vectors[j]) < near_duplicates.ALIKE
     ]
-    pairs = near_duplicates.near(thumbs)
+    pairs = near_duplicates.near_duplicates(thumbs)
     assert sorted(pair[:2] for pair in pairs) == every and len(every) > 100
     assert [pair.difference for pair in pairs] == sorted(pair.difference for pair in pairs)
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from raycnn.config.schema import Choice
-from raycnn.data.transforms.base import Transform, draw_box
+from raycnn.config.schema import ComponentConfig
+from raycnn.data.transforms.base import ImageTransform, sample_box
 from raycnn.data.transforms.pipeline import TRANSFORMS, Pipeline, shape_after
 from raycnn.errors import SpecError
 from raycnn.runtime import rng
@@ -26,15 +26,15 @@ def numbers(samples: list[int], count: int) -> Tensor:
     return torch.from_numpy(rng.uniform(5, 2, np.array(samples), count))
 
 
-def transform(name: str, **options: Any) -> Transform:
-    step = TRANSFORMS.build(Choice(name=name, **options))
-    assert isinstance(step, Transform)
+def transform(name: str, **options: Any) -> ImageTransform:
+    step = TRANSFORMS.build(ComponentConfig(name=name, **options))
+    assert isinstance(step, ImageTransform)
     return step
 
 
 def pipeline(*names: str, **options: Any) -> Pipeline:
     """Of transforms whose options are all the same; images stay on the scale 0 to 1."""
-    steps = [TRANSFORMS.build(Choice(name=name, **options)) for name in names]
+    steps = [TRANSFORMS.build(ComponentConfig(name=name, **options)) for name in names]
     return Pipeline(steps, [0.0] * 3, [1.0] * 3)
 
 
@@ -46,7 +46,7 @@ def apart(one: Tensor, other: Tensor) -> int:
 def test_a_crop_is_cut_where_its_numbers_say() -> None:
     batch = images(50)
     drawn = numbers(list(range(50)), 2)
-    cropped = transform("pad_crop", padding=4)(batch, drawn)
+    cropped = transform("random_crop", padding=4)(batch, drawn)
     padded = torch.nn.functional.pad(batch, (4, 4, 4, 4))
     for image, (top, left), crop in zip(padded, (drawn * 9).long().tolist(), cropped, strict=True):
         assert torch.equal(crop, image[:, top : top + 9, left : left + 12])
@@ -55,7 +55,7 @@ def test_a_crop_is_cut_where_its_numbers_say() -> None:
 
 def test_about_half_of_the_images_are_flipped_and_wholly() -> None:
     batch = images(200)
-    flipped = transform("flip")(batch, numbers(list(range(200)), 1))
+    flipped = transform("horizontal_flip")(batch, numbers(list(range(200)), 1))
     as_it_was = (flipped == batch).flatten(1).all(1)
     assert torch.equal(flipped[~as_it_was], batch[~as_it_was].flip(3))
     assert 70 < as_it_was.sum() < 130
@@ -71,7 +71,7 @@ def test_resize_is_torchvisions(size: int | list[int]) -> None:
 @pytest.mark.parametrize("size", [9, 4, [3, 11]])
 def test_a_centre_crop_is_torchvisions(size: int | list[int]) -> None:
     sides = [size, size] if isinstance(size, int) else size
-    cropped = transform("centre_crop", size=size)(images(4), NONE[:4])
+    cropped = transform("center_crop", size=size)(images(4), NONE[:4])
     assert torch.equal(cropped, functional.center_crop(images(4), sides))
 
 
@@ -82,7 +82,7 @@ def test_a_random_crop_is_resized_as_torchvision_does(
 ) -> None:
     batch, drawn = images(30, 3, height, width), numbers(list(range(30)), 4)
     ours = transform("random_resized_crop", size=size)(batch, drawn)
-    boxes = torch.stack(draw_box(drawn, height, width, [0.08, 1.0], [3 / 4, 4 / 3]), 1)
+    boxes = torch.stack(sample_box(drawn, height, width, [0.08, 1.0], [3 / 4, 4 / 3]), 1)
     for image, box, crop in zip(batch, boxes.int().tolist(), ours, strict=True):
         assert apart(functional.resized_crop(image, *box, size, antialias=True), crop) <= 1
 
@@ -90,7 +90,7 @@ def test_a_random_crop_is_resized_as_torchvision_does(
 def test_boxes_are_inside_and_of_the_areas_and_ratios_asked_for() -> None:
     drawn = numbers(list(range(2000)), 4)
     for height, width in ((100, 200), (100, 100), (100, 20)):
-        top, left, high, wide = draw_box(drawn, height, width, [0.1, 0.6], [0.5, 2.0])
+        top, left, high, wide = sample_box(drawn, height, width, [0.1, 0.6], [0.5, 2.0])
         assert (top >= 0).all() and (top + high <= height).all() and (high >= 1).all()
         assert (left >= 0).all() and (left + wide <= width).all() and (wide >= 1).all()
         assert (wide / high).min() > 0.46 and (wide / high).max() < 2.15  # whole pixels
@@ -109,7 +109,7 @@ def test_a_box_of_the_whole_image_leaves_it_as_it_is() -> None:
 
 def test_in_evaluation_a_random_crop_is_the_middle_in_the_right_proportions() -> None:
     still = transform("random_resized_crop", size=[8, 10]).evaluation()
-    assert isinstance(still, Transform) and still.numbers == 0
+    assert isinstance(still, ImageTransform) and still.numbers == 0
     batch = images(4, 3, 20, 50)
     theirs = functional.resize(functional.center_crop(batch, [20, 25]), [8, 10], antialias=True)
     assert apart(still(batch, NONE[:4]), theirs) <= 1
@@ -127,7 +127,7 @@ def test_in_evaluation_a_random_crop_is_the_middle_in_the_right_proportions() ->
 def test_colours_change_as_in_torchvision(option: str, strength: float, theirs: Any) -> None:
     batch = torch.cat([images(20), images(20) // 64 * 85])  # with equal channels, black and white
     drawn = numbers(list(range(40)), 4)
-    ours = transform("colour_jitter", **{option: strength})(batch, drawn)
+    ours = transform("color_jitter", **{option: strength})(batch, drawn)
     column = ["brightness", "contrast", "saturation", "hue"].index(option)
     for image, number, jittered in zip(batch, drawn[:, column].tolist(), ours, strict=True):
         moved = (2 * number - 1) * strength
@@ -138,7 +138,7 @@ def test_colours_change_as_in_torchvision(option: str, strength: float, theirs: 
 def test_colours_change_one_after_the_other_and_are_rounded_once() -> None:
     options = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
     batch, drawn = images(20), numbers(list(range(20)), 4)
-    ours = transform("colour_jitter", **options)(batch, drawn)
+    ours = transform("color_jitter", **options)(batch, drawn)
     factors = (1 + (2 * drawn - 1) * torch.tensor(list(options.values()))).tolist()
     for image, (bright, contrast, saturation, hue), jittered in zip(
         batch, factors, ours, strict=True
@@ -151,17 +151,15 @@ def test_colours_change_one_after_the_other_and_are_rounded_once() -> None:
 
 def test_grey_images_have_neither_saturation_nor_hue() -> None:
     batch = images(9, 1)
-    jitter = transform("colour_jitter", saturation=1.0, hue=0.5)
+    jitter = transform("color_jitter", saturation=1.0, hue=0.5)
     assert torch.equal(jitter(batch, numbers(list(range(9)), 4)), batch)
-    assert not torch.equal(
-        transform("colour_jitter", contrast=1)(batch, numbers([1] * 9, 4)), batch
-    )
+    assert not torch.equal(transform("color_jitter", contrast=1)(batch, numbers([1] * 9, 4)), batch)
 
 
 def test_an_erased_box_has_the_mean_colour_and_the_rest_stays() -> None:
     batch, drawn = images(200, 3, 20, 30), numbers(list(range(200)), 5)
     erased = transform("random_erasing", p=0.25)(batch, drawn)
-    boxes = torch.stack(draw_box(drawn[:, 1:], 20, 30, [0.02, 0.33], [0.3, 3.3]), 1).int()
+    boxes = torch.stack(sample_box(drawn[:, 1:], 20, 30, [0.02, 0.33], [0.3, 3.3]), 1).int()
     touched = 0
     for image, number, box, found in zip(
         batch, drawn[:, 0].tolist(), boxes.tolist(), erased, strict=True
@@ -177,7 +175,7 @@ def test_an_erased_box_has_the_mean_colour_and_the_rest_stays() -> None:
 
 
 @pytest.mark.parametrize("choice", EVERY, ids=lambda choice: choice.name)
-def test_training_and_evaluation_see_the_shape_that_was_said(choice: Choice) -> None:
+def test_training_and_evaluation_see_the_shape_that_was_said(choice: ComponentConfig) -> None:
     said = shape_after([choice], Shape(3, 9, 12))
     training = Pipeline([TRANSFORMS.build(choice)], [0.5] * 3, [0.2] * 3)
     for each in (training, training.evaluation()):
@@ -187,7 +185,7 @@ def test_training_and_evaluation_see_the_shape_that_was_said(choice: Choice) -> 
 
 
 def test_an_image_is_augmented_alike_in_any_batch() -> None:
-    steps = [transform("pad_crop", padding=2), transform("flip")]
+    steps = [transform("random_crop", padding=2), transform("horizontal_flip")]
     both = Pipeline(steps, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
     batch = images(20)
     whole = both(batch, numbers(list(range(20)), 3))
@@ -204,7 +202,7 @@ def test_normalised_images_are_on_the_scale_of_their_statistics() -> None:
 
 def test_evaluation_keeps_only_what_is_not_random() -> None:
     resize = transform("resize", size=6)
-    steps = [resize, transform("pad_crop", padding=2), transform("flip")]
+    steps = [resize, transform("random_crop", padding=2), transform("horizontal_flip")]
     evaluation = Pipeline(steps, [0.0] * 3, [1.0] * 3).evaluation()
     assert evaluation.numbers == 0
     still = resize(images(3), NONE[:3]) / 255
@@ -250,22 +248,22 @@ def test_with_mixup_and_cutmix_each_image_draws_one() -> None:
     assert 150 < even.sum() < 270  # mixed up, or cut where nothing is left of a box
 
 
-def choices(*entries: Any) -> list[Choice]:
-    return [Choice.model_validate(entry) for entry in entries]
+def choices(*entries: Any) -> list[ComponentConfig]:
+    return [ComponentConfig.model_validate(entry) for entry in entries]
 
 
 def test_nothing_stands_after_what_mixes_images() -> None:
     shape = Shape(3, 9, 12)
-    assert shape_after(choices("flip", "mixup", "cutmix"), shape) == shape
-    with pytest.raises(SpecError, match="flip stands after cutmix"):
-        shape_after(choices("mixup", "cutmix", "flip"), shape)
+    assert shape_after(choices("horizontal_flip", "mixup", "cutmix"), shape) == shape
+    with pytest.raises(SpecError, match="horizontal_flip stands after cutmix"):
+        shape_after(choices("mixup", "cutmix", "horizontal_flip"), shape)
 
 
 @pytest.mark.parametrize(
     ("choice", "channels", "said"),
     [
-        ({"name": "centre_crop", "size": [9, 13]}, 3, "9 x 13 is not inside images of 9 x 12"),
-        ({"name": "colour_jitter", "hue": 0.1}, 4, "1 or 3 channels, not 4"),
+        ({"name": "center_crop", "size": [9, 13]}, 3, "9 x 13 is not inside images of 9 x 12"),
+        ({"name": "color_jitter", "hue": 0.1}, 4, "1 or 3 channels, not 4"),
     ],
 )
 def test_a_transform_that_does_not_fit_the_images_is_refused(
@@ -278,17 +276,17 @@ def test_a_transform_that_does_not_fit_the_images_is_refused(
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
-        ({"name": "pad_crop"}, "padding: is missing"),
-        ({"name": "pad_crop", "padding": 0}, "padding: must be greater than 0"),
-        ({"name": "pad_crop", "padding": 1000}, "padding: must be less than or equal to 512"),
+        ({"name": "random_crop"}, "padding: is missing"),
+        ({"name": "random_crop", "padding": 0}, "padding: must be greater than 0"),
+        ({"name": "random_crop", "padding": 1000}, "padding: must be less than or equal to 512"),
         (
-            {"name": "pad_crop", "padding": 2, "pading": 1},
-            "pading: unknown pad_crop option .*'padding'",
+            {"name": "random_crop", "padding": 2, "pading": 1},
+            "pading: unknown random_crop option .*'padding'",
         ),
         ({"name": "resize", "size": "small"}, r"size: must be a number of pixels, or \[height"),
         ({"name": "resize", "size": [1, 2, 3]}, r"size: must be a number of pixels, or \[height"),
         ({"name": "resize", "size": [8, 0]}, "size: must be greater than 0"),
-        ({"name": "centre_crop", "size": True}, "size: must be a valid integer"),
+        ({"name": "center_crop", "size": True}, "size: must be a valid integer"),
         ({"name": "random_resized_crop", "size": 5000}, "size: must be less than or equal to 4096"),
         ({"name": "random_resized_crop", "size": 8, "scale": [0, 1]}, "scale: must be greater"),
         ({"name": "random_resized_crop", "size": 8, "scale": [0.5, 2]}, "scale: must be less"),
@@ -300,13 +298,13 @@ def test_a_transform_that_does_not_fit_the_images_is_refused(
         ({"name": "random_resized_crop", "size": 8, "ratio": [0, 1]}, "ratio: must be greater"),
         ({"name": "random_erasing", "p": 1.1}, "p: must be less than or equal to 1"),
         ({"name": "random_erasing", "scale": [0.4, 0.2]}, "scale: .*the least first"),
-        ({"name": "colour_jitter"}, "colour_jitter needs brightness"),
-        ({"name": "colour_jitter", "brightness": -0.1}, "brightness: must be greater"),
-        ({"name": "colour_jitter", "hue": 0.6}, "hue: must be less than or equal to 0.5"),
+        ({"name": "color_jitter"}, "color_jitter needs brightness"),
+        ({"name": "color_jitter", "brightness": -0.1}, "brightness: must be greater"),
+        ({"name": "color_jitter", "hue": 0.6}, "hue: must be less than or equal to 0.5"),
         ({"name": "mixup", "alpha": 0}, "alpha: must be greater than or equal to 0.01"),
         ({"name": "cutmix", "alpha": float("nan")}, "alpha: must be a finite number"),
     ],
 )
 def test_a_wrong_option_is_refused(choice: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError, match=f"data.transforms.*{said}"):
-        TRANSFORMS.build(Choice(**choice))
+        TRANSFORMS.build(ComponentConfig(**choice))

@@ -18,7 +18,7 @@ import pytest
 from raycnn.cli import main
 from raycnn.config import yaml_file
 from raycnn.config.load import job_from_tree
-from raycnn.errors import ClusterError, SpecError, Unfit
+from raycnn.errors import ClusterError, EnvironmentUnavailable, SpecError
 from raycnn.runs.directory import Run
 from tests.conftest import ROOT, TINY, numbers, raycnn, same, train, weights
 
@@ -125,7 +125,7 @@ def test_two_jobs_of_one_name_end_with_their_own_codes_in_their_own_folders(
     assert same(weights(run, "best"), weights(Run(copy), "best"))
     assert Run(copy).state() == "done" and numbers(Run(copy)) == numbers(run)
     assert [path.name for path in copy.parent.iterdir()] == ["first"]
-    with pytest.raises(Unfit, match="is there already"):
+    with pytest.raises(EnvironmentUnavailable, match="is there already"):
         fetch(head.cluster, run.name, copy)
     logs = head.home.parent / "ray" / "session_latest" / "logs"
     sizes = [path.stat().st_size for path in logs.glob("job-driver-*.log")]
@@ -148,7 +148,7 @@ def test_a_stopped_job_has_saved_and_goes_on_to_the_unbroken_weights(
     leaver.send_signal(signal.SIGINT)
     _, errors = leaver.communicate(timeout=60)
     assert leaver.returncode == 130 and "the job goes on: `raycnn logs -f" in errors
-    with pytest.raises(Unfit, match=f"is being trained by {name}"):
+    with pytest.raises(EnvironmentUnavailable, match=f"is being trained by {name}"):
         fetch(head.cluster, "stopped/1")
     stopped = head.raycnn("stop", name, cwd=tmp_path)
     assert stopped.returncode == 0 and f"raycnn submit --resume {name}" in stopped.stdout

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raycnn.errors import ClusterError, Unfit
+from raycnn.errors import ClusterError, EnvironmentUnavailable
 from raycnn.launch.jobs.download import BEGIN, fetch
 
 
@@ -87,6 +87,6 @@ def test_where_it_cannot_be_is_said(serve: Serve, tmp_path: Path, to: str, said:
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to("nowhere")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(Unfit, match=said):
+    with pytest.raises(EnvironmentUnavailable, match=said):
         fetch(serve(GOOD), "tiny", Path(to))
     assert sorted(tmp_path.rglob("*")) == before

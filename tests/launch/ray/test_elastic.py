@@ -22,7 +22,7 @@ from raycnn.launch.ray import elastic
 from raycnn.launch.ray.connection import Node
 from raycnn.launch.ray.elastic import Elastic
 from raycnn.runs.directory import Run
-from raycnn.runtime.device import KINDS
+from raycnn.runtime.device import DEVICE_KINDS
 from raycnn.training import checkpoint
 from tests.conftest import distance, ended, wait_for, weights, workers
 from tests.launch.ray.test_nodes import WHY_NOT, Cluster, running
@@ -158,8 +158,10 @@ def test_workers_are_asked_to_save_before_a_node_of_theirs_goes(job: MakeJob, th
         size.make_decision_for_running_worker_group(group, None)
     assert len(asked) == 1
     assert size.run.events() == ["node 10.0.0.1 is to go: saving"]
-    assert size.makes_way([Interrupted("saved"), Interrupted("saved")])
-    assert not size.makes_way([]) and not size.makes_way([Interrupted("saved"), ValueError()])
+    assert size.is_planned_restart([Interrupted("saved"), Interrupted("saved")])
+    assert not size.is_planned_restart([]) and not size.is_planned_restart(
+        [Interrupted("saved"), ValueError()]
+    )
     with pytest.raises(ClusterError, match="room for 1 of at least 2"):
         size.make_decision_for_non_running_worker_group()
 
@@ -170,9 +172,11 @@ def test_each_worker_of_a_range_gets_the_most_that_lets_as_many_in_as_possible(
     nodes = [Node("a", {"CPU": 8}), Node("b", {"CPU": 4})]
     for count, cpus in {(1, 1): 8, (1, 3): 4, (1, 12): 1, (2, 99): 1}.items():
         asked = job(workers__count=[*count], train__batch_size=99).workers
-        assert ray_cluster.ask_of(asked, KINDS["cpu"], nodes) == {"CPU": cpus}
+        assert ray_cluster.resources_per_worker(asked, DEVICE_KINDS["cpu"], nodes) == {"CPU": cpus}
     with pytest.raises(ClusterError, match="13 to 20 workers of 1 CPU each do not fit"):
-        ray_cluster.ask_of(job(workers__count=[13, 20]).workers, KINDS["cpu"], nodes)
+        ray_cluster.resources_per_worker(
+            job(workers__count=[13, 20]).workers, DEVICE_KINDS["cpu"], nodes
+        )
 
 
 def test_without_ray_a_range_is_whatever_is_started_in_it(

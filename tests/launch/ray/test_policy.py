@@ -9,7 +9,7 @@ import torch
 
 import raycnn.training.step
 from raycnn.config.schema import JobSpec
-from raycnn.errors import Diverged, Interrupted, Unfit, WorkerLost
+from raycnn.errors import Diverged, EnvironmentUnavailable, Interrupted, WorkerLost
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
 from tests.conftest import distance, ended, numbers, same, train, weights, workers
@@ -120,5 +120,5 @@ def test_one_image_that_is_too_much_ends_the_job(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr("raycnn.training.step.forward", full)
-    with pytest.raises(Unfit, match="one image is too much"):
+    with pytest.raises(EnvironmentUnavailable, match="one image is too much"):
         train(job())

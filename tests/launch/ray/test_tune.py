@@ -17,7 +17,7 @@ from raycnn.config.load import load_job
 from raycnn.config.search import TuneSpec
 from raycnn.errors import ClusterError
 from raycnn.launch.ray.connection import Node
-from raycnn.launch.ray.tune import Room, places
+from raycnn.launch.ray.tune import ResourceTracker, places
 from raycnn.search.folder import Search
 from tests.conftest import numbers, raycnn, train, wait_for
 from tests.search.conftest import Read, read  # noqa: F401
@@ -330,7 +330,9 @@ def test_trials_are_spread_over_what_there_is_and_never_more(
 
 
 def test_a_place_that_is_given_back_is_taken_again(read: Read) -> None:  # noqa: F811
-    room = Room(read("tune: {pools: [{device: cpu, cpus: 2}]}\n"), [Node("here", {"CPU": 2})])
+    room = ResourceTracker(
+        read("tune: {pools: [{device: cpu, cpus: 2}]}\n"), [Node("here", {"CPU": 2})]
+    )
     place = room.take()
     assert place and room.take() is None
     room.give_back(place)
@@ -340,7 +342,7 @@ def test_a_place_that_is_given_back_is_taken_again(read: Read) -> None:  # noqa:
 def test_places_follow_the_nodes(read: Read) -> None:  # noqa: F811
     """One goes, and takes its place along; another comes."""
     here, there = Node("here", {"CPU": 1}), Node("there", {"CPU": 1, "GPU": 1})
-    room = Room(read("tune: {pools: [{device: cuda}, {device: cpu}]}\n"), [here, there])
+    room = ResourceTracker(read("tune: {pools: [{device: cuda}, {device: cpu}]}\n"), [here, there])
     room.see([here])
     (place,) = iter(room.take, None)
     assert (place.pool.device, place.nodes) == ("cpu", [0])
