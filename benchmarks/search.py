@@ -34,10 +34,10 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 def train(config):
-    from raycnn import spec
+    from raycnn.config.load import job_from_tree
     from raycnn.launch.worker import work
-    from raycnn.runs import Run
-    job = spec.from_tree(config["job"]).change({"optimizer.lr": config["lr"]})
+    from raycnn.runs.directory import Run
+    job = job_from_tree(config["job"]).change({"optimizer.lr": config["lr"]})
     run = Run.create(job)
     work(job, run, torch.device("cpu"))
     last = run.rows()[-1]
@@ -59,9 +59,9 @@ class Ends(tune.Callback):
             print(json.dumps(row), file=file)
 
 from pathlib import Path
-from raycnn import spec
+from raycnn.config.load import load_job
 JOB_FILE, FOLDER, TRIALS = sys.argv[1], sys.argv[2], int(sys.argv[3])
-job = spec.load(Path(JOB_FILE)).change({"storage.path": FOLDER + "/runs"}).tree()
+job = load_job(Path(JOB_FILE)).change({"storage.path": FOLDER + "/runs"}).tree()
 ray.init("local")
 tune.Tuner(
     trial,

@@ -18,6 +18,7 @@ from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.launch.worker import work
 from raycnn.runs.directory import Run
+from tests.support.searches import read  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 SEARCHES = sorted((ROOT / "jobs").glob("*.tune.yaml"))

@@ -16,7 +16,7 @@ from raycnn.launch import trial
 from raycnn.search.folder import Search
 from raycnn.search.leaderboard import SearchProgress
 from tests.conftest import ROOT, SEARCHES, Call
-from tests.search.conftest import BASE, Read
+from tests.support.searches import BASE, Read
 
 QUICK = ROOT / "jobs" / "quickstart.tune.yaml"
 

@@ -8,7 +8,7 @@ from raycnn.config.search import Pool
 from raycnn.config.yaml_file import dump
 from raycnn.errors import SpecError
 from raycnn.search.preflight import check
-from tests.search.conftest import BASE, SPACE, Read
+from tests.support.searches import BASE, SPACE, Read
 
 
 def test_without_architectures_the_job_is_the_only_one(read: Read) -> None:

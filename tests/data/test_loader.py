@@ -45,7 +45,7 @@ def share(
 ) -> list[Batch]:
     """What one of several workers is given; the loader asks dist alone who it is."""
     monkeypatch.setattr(distributed, "rank", lambda: rank)
-    monkeypatch.setattr(distributed, "world", lambda: world)
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
     return list(loader(count, 20, choices=choices).epoch(epoch, start))
 
 

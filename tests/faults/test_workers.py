@@ -41,10 +41,10 @@ LATE = """
 import atexit, os, sys, time
 import torch
 from torch import distributed
-from raycnn import dist
+from raycnn.runtime import distributed as workers
 from raycnn.cli import main
 
-def leave_with_one_under_way(leave=dist.leave):
+def leave_with_one_under_way(leave=workers.destroy_process_group):
     group = distributed.group.WORLD
 
     @atexit.register
@@ -55,7 +55,7 @@ def leave_with_one_under_way(leave=dist.leave):
 
     leave()
 
-dist.leave = leave_with_one_under_way
+workers.destroy_process_group = leave_with_one_under_way
 main()
 """
 

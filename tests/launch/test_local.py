@@ -190,7 +190,7 @@ def test_a_full_disk_ends_the_job_with_its_last_checkpoint_whole(
 import resource, signal, sys
 from raycnn.cli import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-import torch, raycnn.loop
+import torch, raycnn.training.loop
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 sys.argv = ["raycnn", "resume", {str(run.folder)!r}, "train.epochs=2"]
 main()

@@ -16,7 +16,7 @@ from raycnn.launch import trial
 from raycnn.search import leaderboard
 from raycnn.search.folder import Search, Trial
 from tests.conftest import numbers, same, train, weights
-from tests.search.conftest import SPACE, Read, read  # noqa: F401
+from tests.support.searches import SPACE, Read, read  # noqa: F401
 
 CPU = Pool(device="cpu")
 

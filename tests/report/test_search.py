@@ -9,7 +9,7 @@ import pytest
 from raycnn.report.search import draw, front, importance, value_of
 from raycnn.search.folder import Search
 from raycnn.search.leaderboard import LeaderboardEntry
-from tests.search.conftest import Read, read  # noqa: F401
+from tests.support.searches import Read
 
 PLAIN = LeaderboardEntry(
     trial="lenet-000", architecture="lenet", device="cpu", state="done", metric=0.5, val_acc1=0.5,

@@ -16,7 +16,7 @@ from raycnn.search.folder import Search, Trial
 from raycnn.search.population import next_trials
 from raycnn.search.samplers import make_sampler
 from tests.conftest import numbers, same, train, weights
-from tests.search.conftest import BASE
+from tests.support.searches import BASE
 
 CPU = Pool(device="cpu")
 TEXT = """\

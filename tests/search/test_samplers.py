@@ -5,7 +5,7 @@ import pytest
 
 from raycnn.config.search import Domain, TuneSpec
 from raycnn.search.samplers import make_sampler
-from tests.search.conftest import Read
+from tests.support.searches import Read
 
 
 def drawn(search: TuneSpec, index: int = 0, count: int = 200) -> list[dict]:

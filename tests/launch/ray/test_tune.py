@@ -20,8 +20,8 @@ from raycnn.launch.ray.connection import Node
 from raycnn.launch.ray.tune import ResourceTracker, places
 from raycnn.search.folder import Search
 from tests.conftest import numbers, raycnn, train, wait_for
-from tests.search.conftest import Read, read  # noqa: F401
 from tests.search.test_population import go
+from tests.support.searches import Read
 
 TEXT = """\
 name: two
