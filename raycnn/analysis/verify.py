@@ -190,7 +190,7 @@ def _same(unbroken: Run, broken: Run, how: str) -> list[VerifyCheck]:
     figures = [
         (
             [{key: row[key] for key in row if key not in CLOCK} for row in run.rows()],
-            (run.result() or {})["confusion"],
+            (run.per_class() or {})["confusion"],
         )
         for run in (unbroken, broken)
     ]

@@ -8,6 +8,7 @@ runs/<job>/<n>/
     checkpoints/        see checkpoint.py
     logs/               a file for each worker; TensorBoard events in logs/tensorboard
     result.json         when done: the test, and what was best
+    per_class.json      the test class by class, and which class was taken for which how often
     progress.json       while it trains: where it is
 
 Nothing in it is found by a path from outside, so it can be moved.
@@ -54,6 +55,7 @@ IMMUTABLE_ON_RESUME = [
     "train.balanced",
 ]  # once a run has begun
 PLACES = {"root", "download", "cache", "max_bad"}
+RESULT, PER_CLASS = "result.json", "per_class.json"
 LOCK_S = 2  # a listing of runs holds the lock for a moment
 POLL_INTERVAL_S = 0.25  # between two looks at what was asked, and two signs of life
 STACK_SHARE = 0.7  # of the time that others wait for a worker: then it is said where it is
@@ -116,7 +118,8 @@ class Run:
         changes = _changes(self.job().tree(), job.tree())
         try:
             self.write_job(job)
-            (self.folder / "result.json").unlink(missing_ok=True)
+            for name in (RESULT, PER_CLASS):
+                (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise EnvironmentUnavailable(f"cannot write to {self.folder}: {error}") from None
         for change in changes:
@@ -124,8 +127,12 @@ class Run:
         return changes
 
     def result(self) -> dict[str, Any] | None:
-        """The result of a run that is done."""
-        return read_json(self.folder / "result.json")
+        """Return the result of a run that is done, without what grows with the classes."""
+        return read_json(self.folder / RESULT)
+
+    def per_class(self) -> dict[str, Any] | None:
+        """Return `per_class` and `confusion` of the test of a run that is done."""
+        return read_json(self.folder / PER_CLASS)
 
     def add_event(self, text: str) -> None:
         line = json.dumps({"time": time.time(), "event": text}) + "\n"
@@ -383,7 +390,11 @@ class Recorder:
             return
         log.info(f"test {result['test']}")
         try:
-            write_json(self.run.folder / "result.json", result)
+            large = {key: result[key] for key in ("per_class", "confusion")}
+            write_json(self.run.folder / PER_CLASS, large)
+            write_json(
+                self.run.folder / RESULT, {k: v for k, v in result.items() if k not in large}
+            )
             self.run.flush()
         except OSError as error:
             raise EnvironmentUnavailable(
@@ -441,7 +452,7 @@ class Recorder:
 
 
 def result_of(state: TrainingState, test: Any) -> dict[str, Any]:
-    """What result.json says."""
+    """Return what result.json and per_class.json say."""
     low, high = confidence_interval(test.hits, test.count)
     return {
         "test": {

@@ -69,6 +69,18 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     return values
 
 
+def all_gather(values: Tensor) -> Tensor:
+    """Return the vectors (n,) of all workers, on the CPU and of any lengths, one after another."""
+    if not dist.is_initialized():
+        return values
+    lengths = torch.zeros(world_size(), dtype=torch.int64)
+    lengths[rank()] = len(values)
+    every = torch.zeros(world_size(), int(all_reduce_sum(lengths).max()), dtype=values.dtype)
+    every[rank(), : len(values)] = values
+    rows = zip(all_reduce_sum(every), lengths.tolist(), strict=True)
+    return torch.cat([row[:length] for row, length in rows])
+
+
 def all_reduce_max(value: float) -> float:
     """The largest of what the workers have."""
     held = torch.tensor(value, dtype=torch.float64)

@@ -10,6 +10,9 @@ from torch import Tensor
 from raycnn.runtime import distributed
 
 TOP = 5
+Confusion = list[list[int]]
+"""[label, prediction, count] in rising order, of the pairs that occur: of 10,000 classes the whole
+matrix would take gigabytes."""
 Z95 = 1.959963984540054  # of the standard normal distribution, two-sided
 
 
@@ -24,8 +27,8 @@ class EpochMetrics:
     seconds: float = 0.0
     bad_step: int | None = None
     """The first step, counted from where this process began, whose loss is not finite."""
-    confusion: list[list[int]] = field(default_factory=list)
-    """[label][prediction], in evaluation only."""
+    confusion: Confusion = field(default_factory=list)
+    """In evaluation only."""
 
     @property
     def mean_loss(self) -> float:
@@ -53,7 +56,7 @@ class MetricAccumulator:
         self._losses: list[Tensor] = []
         self._hits: list[Tensor] = []
         self._top5: list[Tensor] = []
-        self._confusion: Tensor | None = None
+        self._pairs: list[Tensor] = []
         self.count = 0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, count: int) -> None:
@@ -65,10 +68,7 @@ class MetricAccumulator:
         if self.evaluating:
             top = logits.topk(min(TOP, self.classes), 1).indices
             self._top5.append((top == labels[:, None]).sum())
-            if self._confusion is None:
-                self._confusion = labels.new_zeros(self.classes**2)
-            # What bincount does, which waits for the device to see how many it has to count.
-            self._confusion.index_add_(0, labels * self.classes + best, torch.ones_like(labels))
+            self._pairs.append(labels * self.classes + best)
 
     def all_reduce(self, seconds: float = 0.0) -> EpochMetrics:
         """The sums over all workers: one wait for the device, one reduction."""
@@ -76,11 +76,8 @@ class MetricAccumulator:
         if self.evaluating:  # workers may have had more or fewer shares
             losses = losses.sum()[None]
         parts = [losses, _total(self._hits), _total(self._top5), torch.tensor([self.count])]
-        if self.evaluating:
-            zeros = torch.zeros(self.classes**2)
-            parts.append(zeros if self._confusion is None else self._confusion)
         sums = distributed.all_reduce_sum(torch.cat([part.cpu().double() for part in parts]))
-        losses, counts, confusion = sums.split([len(losses), 3, len(sums) - len(losses) - 3])
+        losses, counts = sums.split([len(losses), 3])
         hits, top5, count = counts.long().tolist()
         bad = torch.nonzero(~losses.isfinite())
         return EpochMetrics(
@@ -90,8 +87,14 @@ class MetricAccumulator:
             count=count,
             seconds=seconds,
             bad_step=int(bad[0]) if len(bad) else None,
-            confusion=confusion.long().view(-1, self.classes).tolist(),
+            confusion=self._confusion() if self.evaluating else [],
         )
+
+    def _confusion(self) -> Confusion:
+        """Count the pairs of label and prediction over all workers."""
+        pairs = torch.cat(self._pairs).cpu() if self._pairs else torch.zeros(0, dtype=torch.int64)
+        pairs, counts = torch.unique(distributed.all_gather(pairs), return_counts=True)
+        return torch.stack([pairs // self.classes, pairs % self.classes, counts], 1).tolist()
 
 
 def _total(values: list[Tensor]) -> Tensor:
@@ -108,15 +111,20 @@ def confidence_interval(hits: int, count: int) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + slack)), min(1.0, (middle + half) / (1 + slack))
 
 
-def per_class(confusion: list[list[int]], classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Precision, recall and F1 of every class, from [label][prediction] counts."""
-    rows = []
-    for k, name in enumerate(classes):
-        hit = confusion[k][k]
-        true, said = sum(confusion[k]), sum(row[k] for row in confusion)
-        precision, recall = hit / max(1, said), hit / max(1, true)
-        f1 = 2 * hit / max(1, true + said)
-        rows.append(
-            {"class": name, "count": true, "precision": precision, "recall": recall, "f1": f1}
-        )
-    return rows
+def per_class(confusion: Confusion, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return precision, recall and F1 of every class."""
+    true, predicted, hits = ([0] * len(classes) for _ in range(3))
+    for label, prediction, count in confusion:
+        true[label] += count
+        predicted[prediction] += count
+        hits[label] += count * (label == prediction)
+    return [
+        {
+            "class": name,
+            "count": true[k],
+            "precision": hits[k] / max(1, predicted[k]),
+            "recall": hits[k] / max(1, true[k]),
+            "f1": 2 * hits[k] / max(1, true[k] + predicted[k]),
+        }
+        for k, name in enumerate(classes)
+    ]

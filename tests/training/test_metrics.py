@@ -1,7 +1,9 @@
 import math
+import tracemalloc
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from raycnn.training.metrics import MetricAccumulator, confidence_interval, per_class
 
@@ -16,7 +18,7 @@ def test_an_epoch_is_summed_over_batches_of_any_size() -> None:
         )
     seen = tally.all_reduce(2.0)
     assert (seen.count, seen.hits, seen.top5, seen.loss, seen.seconds) == (5, 3, 5, 5.0, 2.0)
-    assert seen.confusion == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    assert seen.confusion == [[0, 0, 1], [1, 0, 1], [1, 1, 1], [2, 1, 1], [2, 2, 1]]
     assert math.isclose(seen.acc1, 0.6) and seen.mean_loss == 1.0
 
 
@@ -41,8 +43,25 @@ def test_figures_by_class_are_scikit_learns() -> None:
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     true, said = [0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 1, 2, 0, 2]
-    rows = per_class(confusion_matrix(true, said).tolist(), ("a", "b", "c"))
+    matrix = confusion_matrix(true, said)
+    pairs = [[k, j, int(matrix[k, j])] for k, j in zip(*matrix.nonzero(), strict=True)]
+    rows = per_class(pairs, ("a", "b", "c"))
     precision, recall, f1, count = precision_recall_fscore_support(true, said)
     for k, row in enumerate(rows):
         ours = [row["precision"], row["recall"], row["f1"], row["count"]]
         assert ours == pytest.approx([precision[k], recall[k], f1[k], count[k]])
+
+
+def test_ten_thousand_classes_take_memory_of_the_images_and_not_of_the_square() -> None:
+    classes, images = 10_000, 64
+    tally = MetricAccumulator(classes, evaluating=True)
+    tracemalloc.start()
+    for start in range(0, 20_000, images):
+        labels = torch.arange(start, start + images) % classes
+        tally.add(torch.tensor(1.0), F.one_hot(labels, classes).float(), labels, images)
+    seen = tally.all_reduce()
+    rows = per_class(seen.confusion, tuple(map(str, range(classes))))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seen.hits == seen.count == sum(row["count"] for row in rows)
+    assert len(seen.confusion) == classes and peak < 50e6

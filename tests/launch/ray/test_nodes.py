@@ -176,7 +176,7 @@ def assert_unbroken(run: Run, tmp_path: Path, limit_s: float = 300) -> None:
     assert ended(two, limit_s)[0] == {0}
     assert same(weights(other), weights(run)) and same(weights(other, "best"), weights(run, "best"))
     assert numbers(other) == numbers(run)
-    own, others = run.result(), other.result()
+    own, others = run.per_class(), other.per_class()
     assert own and others and own["confusion"] == others["confusion"]
 
 
