@@ -9,11 +9,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "raycnn"
 FLOORS = [  # a package, or where a package has floors of its own, a part of it
-    "errors", "shape",
+    "errors", "shape", "io", "paths",
     "config.yaml_file", "config.messages", "config.changes", "config.schema", "config.load",
     "config.search", "config.registry",
     "runtime", "models", "analysis.summary",
-    "training.optim", "training.loss_scale", "training.ema", "training.metrics",
+    "training.callbacks", "training.optim", "training.loss_scale", "training.ema", "training.metrics",
     "training.checkpoint", "training.pretrained",
     "data.sampling", "data.sources.base", "data.images", "data.sources", "data.transforms",
     "data.loader", "data.inspect", "data.splits",

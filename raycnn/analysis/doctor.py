@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from raycnn.data.images.store import SPARE_BYTES, cache
+from raycnn.data.images.store import SPARE_BYTES
 from raycnn.errors import EnvironmentUnavailable
+from raycnn.paths import cache_folder
 from raycnn.runtime import device, distributed
 from raycnn.runtime.device import DEVICE_KINDS, minor, package
 from raycnn.training.preflight import nearest
@@ -51,7 +52,7 @@ def examine(storage: Path) -> DoctorReport:
     devices = {name: kind.names() for name, kind in DEVICE_KINDS.items() if name != "cpu"}
     free = {
         str(folder): shutil.disk_usage(nearest(folder)).free
-        for folder in (storage, cache(), SHARED)
+        for folder in (storage, cache_folder(), SHARED)
     }
     faults = [*misfits(versions), *_lacking(versions, devices), *_cramped(free)]
     return DoctorReport(

@@ -12,9 +12,10 @@ from raycnn.data.inspect.duplicates import SplitIndices, duplicates
 from raycnn.data.loader import Loader
 from raycnn.data.sampling import stratified_sample
 from raycnn.data.sources import DATASETS
-from raycnn.data.sources.base import Source, root_of
+from raycnn.data.sources.base import Source
 from raycnn.data.transforms.pipeline import TRANSFORMS, Pipeline, shape_after
 from raycnn.errors import DataError, SpecError
+from raycnn.paths import data_root
 from raycnn.runtime import rng
 from raycnn.shape import Shape
 from raycnn.training import pretrained
@@ -62,7 +63,7 @@ class Splits:
 
 def source_of(data: Data) -> Source:
     """The source a job names. Raises SpecError when its settings do not fit the source."""
-    source = DATASETS.build(data, root_of(data.root), data.download)
+    source = DATASETS.build(data, data_root(data.root), data.download)
     for key, values in vars(data.normalize).items() if data.normalize else ():
         if len(values) != source.shape.channels:
             raise SpecError(

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from platformdirs import user_cache_path
 
+from raycnn import io
 from raycnn.data.images.decode import BadImage
 from raycnn.data.sources.base import Images, Part, Source, Split, files_of
 from raycnn.errors import DataError, EnvironmentUnavailable
+from raycnn.paths import cache_folder
 from raycnn.shape import Shape
 
 ProgressCallback = Callable[[int, int], None]
@@ -103,10 +103,6 @@ class Store:
         return replace(self, splits=splits)
 
 
-def cache() -> Path:
-    return Path(os.environ.get("RAYCNN_CACHE") or user_cache_path("raycnn"))
-
-
 def open_store(
     name: str,
     source: Source,
@@ -121,12 +117,13 @@ def open_store(
     Raises DataError for more than `max_bad` images that cannot be read,
     EnvironmentUnavailable when the cache cannot be written.
     """
-    whole = cache() / f"{name}-{_key(source, options)}"
+    busy = f"another process has been decoding {name} for {LOCK_S} s"
+    whole = cache_folder() / f"{name}-{_key(source, options)}"
     try:
         if how != "stream" and whole.exists():
             return _open(whole, None, max_bad)
         whole.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(whole.with_suffix(".lock"), timeout=LOCK_S):
+        with io.lock(whole.with_suffix(".lock"), busy, LOCK_S):
             if how != "stream" and whole.exists():
                 return _open(whole, None, max_bad)
             splits = source.read()
@@ -134,17 +131,14 @@ def open_store(
             if how == "store" and spare < 0:
                 raise EnvironmentUnavailable(
                     f"data.cache: store: the decoded images take {-spare / 1e6:,.1f} MB more than "
-                    f"is free at {cache()}: RAYCNN_CACHE moves it, and auto decodes them each time"
+                    f"is free at {cache_folder()}: RAYCNN_CACHE moves it, and auto decodes them "
+                    "each time"
                 )
             keep = how == "store" or (how == "auto" and spare >= SPARE_BYTES)
             folder = whole if keep else whole.with_name(f"{whole.name}-stream")
             if not folder.exists():
                 _build(folder, source, splits, keep, max_bad, tell)
         return _open(folder, None if keep else splits, max_bad)
-    except Timeout:
-        raise EnvironmentUnavailable(
-            f"another process has been decoding {name} for {LOCK_S} s: {whole}"
-        ) from None
     except OSError as error:
         raise EnvironmentUnavailable(
             f"cannot use the cache {whole}: {error}; RAYCNN_CACHE moves it, and "
@@ -162,7 +156,7 @@ def _key(source: Source, options: dict[str, Any]) -> str:
 def _spare(splits: dict[str, Split], shape: Shape) -> int:
     """Bytes of the cache's disk that are left when it holds the decoded images."""
     images = sum(len(split.labels) for split in splits.values())
-    return shutil.disk_usage(cache()).free - images * int(np.prod(shape))
+    return shutil.disk_usage(cache_folder()).free - images * int(np.prod(shape))
 
 
 def _build(

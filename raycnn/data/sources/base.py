@@ -8,11 +8,11 @@ from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
 from numpy.typing import NDArray
 from pyarrow import fs
 from pydantic import Field
 
+from raycnn import io
 from raycnn.data.sampling import stratified_sample
 from raycnn.errors import DataError
 from raycnn.shape import Shape
@@ -80,11 +80,6 @@ class Source(Protocol):
 
     def read(self) -> dict[str, Split]:
         """`train` and `test`, and `val` where the source has one."""
-
-
-def root_of(root: str | None) -> Path:
-    """Where data lies: the job's own root, else RAYCNN_DATA, else `data` here."""
-    return Path(root or os.environ.get("RAYCNN_DATA") or "data").absolute()
 
 
 def first_of(folders: list[Path], names: Sequence[str]) -> list[Path] | None:
@@ -169,7 +164,7 @@ def find_or_download(
         )
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"):
+        with io.lock(root / f".{name}.lock", f"{name} is being downloaded"):
             if not (found := find()):
                 download()
                 found = find()

@@ -19,9 +19,9 @@ from filelock import FileLock, Timeout
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycnn.config.schema import JobSpec
-from raycnn.data.images.store import cache
 from raycnn.errors import ClusterError, EnvironmentUnavailable, RaycnnError
 from raycnn.launch.background import poll_in_background
+from raycnn.paths import cache_folder
 from raycnn.runs.directory import POLL_INTERVAL_S, Run
 from raycnn.runtime import distributed
 from raycnn.training import checkpoint
@@ -288,7 +288,7 @@ def opened(folder: Path, mark: str, keeper: Any, patience_s: int) -> Iterator[Ru
 @contextmanager
 def _room(name: str) -> Iterator[Path]:
     """A folder for the workers of a run on this node; the last of them to leave removes it."""
-    rooms = cache() / "copies"
+    rooms = cache_folder() / "copies"
     room = rooms / name
     door = FileLock(rooms / ".lock", timeout=DOOR_S)
     used = FileLock(room / f".rank-{distributed.rank()}.lock", timeout=DOOR_S)

@@ -32,8 +32,6 @@ from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_act
 
 from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec, Workers
-from raycnn.data.images.store import cache
-from raycnn.data.sources.base import root_of
 from raycnn.errors import ClusterError, JobFailed, OutOfMemory, RaycnnError, WorkerLost, first_line
 from raycnn.launch.background import poll_in_background
 from raycnn.launch.launcher import address_of
@@ -43,6 +41,7 @@ from raycnn.launch.ray.elastic import NOTICE_S, Elastic
 from raycnn.launch.signals import Stop
 from raycnn.launch.trial import Ending, work_on
 from raycnn.launch.worker import find_data, work
+from raycnn.paths import cache_folder, data_root
 from raycnn.runs.directory import POLL_INTERVAL_S, Run, View
 from raycnn.runtime import device, distributed
 from raycnn.runtime.device import DeviceKind
@@ -89,14 +88,14 @@ def _trainer(
     ask: dict[str, float],
     also: dict[str, Any] | None = None,
 ) -> "_Trainer":
-    root = job.data.root and str(root_of(job.data.root))
+    root = job.data.root and str(data_root(job.data.root))
     config = (also or {}) | {
         "job": job.change({"workers.device": kind.name, "data.root": root}).tree(),
         "run": str(run.folder),
         "mark": relay.mark(run),
         "threads": int(ask["CPU"]),
         # Other machines have other working folders; what their own environment says goes first.
-        "environment": {"RAYCNN_DATA": str(root_of(None)), "RAYCNN_CACHE": str(cache())},
+        "environment": {"RAYCNN_DATA": str(data_root()), "RAYCNN_CACHE": str(cache_folder())},
     }
     trainer = _Trainer(
         _worker,

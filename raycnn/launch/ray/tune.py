@@ -23,8 +23,6 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from raycnn.config.search import Pool, TuneSpec
-from raycnn.data.images.store import cache
-from raycnn.data.sources.base import root_of
 from raycnn.errors import ClusterError, Interrupted
 from raycnn.launch import trial
 from raycnn.launch.background import poll_in_background
@@ -32,6 +30,7 @@ from raycnn.launch.ray import connection
 from raycnn.launch.ray.connection import Node
 from raycnn.launch.signals import Stop
 from raycnn.launch.worker import find_data
+from raycnn.paths import cache_folder, data_root
 from raycnn.report.search import draw
 from raycnn.runtime import device
 from raycnn.search.folder import Search, SearchView, Trial
@@ -192,8 +191,8 @@ class _TrialSearcher(Searcher):
         return _about(place) | {
             "search": str(self.search.folder),
             "trial": str(chosen.run.folder),
-            "root": root and str(root_of(root)),  # other machines have other working folders
-            "environment": {"RAYCNN_DATA": str(root_of(None)), "RAYCNN_CACHE": str(cache())},
+            "root": root and str(data_root(root)),  # other machines have other working folders
+            "environment": {"RAYCNN_DATA": str(data_root()), "RAYCNN_CACHE": str(cache_folder())},
         }
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:

@@ -1,0 +1,96 @@
+"""Files written whole or not at all, and locks between processes."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from raycnn.errors import EnvironmentUnavailable
+
+
+@contextmanager
+def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Yield a hidden path beside `path` to write to; it takes the name `path` when the block ends.
+
+    Readers see the old file or the new one, never a part. With `durable` it is on the disk before
+    it is renamed, and survives a power cut. When the block raises, `path` stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}")
+    try:
+        yield temporary
+        if durable:
+            fsync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        fsync(path.parent)
+
+
+def write_json(path: Path, value: Any, durable: bool = False) -> None:
+    """Write `value` as JSON, atomically. Raises OSError where the disk refuses."""
+    with atomic_path(path, durable) as temporary:
+        temporary.write_text(json.dumps(value, indent=1))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object of a JSON file, or None where it is missing, torn or no object."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file, after ending one that a full disk or a kill cut short."""
+    with path.open("a+b") as file:
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                line = f"\n{line}"
+        file.write(f"{line}\n".encode())
+
+
+def fsync(path: Path) -> None:
+    """Force a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def lock(path: Path, busy: str, timeout_s: float = -1) -> Iterator[None]:
+    """Hold the lock file `path`, waiting at most `timeout_s` seconds for it (-1: without end).
+
+    Raises EnvironmentUnavailable: with `busy` as its message when another process holds it for
+    longer, or when the lock cannot be written. The kernel frees the lock of a process that dies.
+    """
+    held = FileLock(path, timeout=timeout_s)
+    try:
+        held.acquire()
+    except Timeout:
+        raise EnvironmentUnavailable(busy) from None
+    except OSError as error:
+        raise EnvironmentUnavailable(f"cannot write to {path.parent}: {error}") from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether another process holds the lock file; False where it cannot be asked."""
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a read-only folder: nobody works in it
+        return False

@@ -1,0 +1,428 @@
+"""What a training tells the world: typed events, and the callbacks that are sent each of them.
+
+An event is a frozen value with a time, the rank that sent it, fields of its own, and a message
+for people. Code decides by its type and fields, never by the message. Imports neither torch nor
+Ray, so that whatever shows or stores events is quick to start.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Protocol
+
+log = logging.getLogger("raycnn")
+
+UNSAVED = {"saved": False}  # metadata of a field that is for subscribers alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened to a run."""
+
+    passing: ClassVar[bool] = False
+    """Whether it is worth showing but not storing: the next one of its kind replaces it."""
+
+    time: float = field(default_factory=time.time)
+    """Seconds since 1970."""
+    rank: int = 0
+    """Of the worker that sent it; the driver sends as rank 0."""
+
+    @property
+    def message(self) -> str:
+        """What happened, for people."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event as plain values for JSON: `time`, `type`, `rank`, fields, `message`."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("saved", True)}
+        head = {"time": own.pop("time"), "type": type(self).__name__, "rank": own.pop("rank")}
+        return head | own | {"message": self.message}
+
+    @staticmethod
+    def from_dict(tree: Mapping[str, Any]) -> "Event | None":
+        """Return the event that `to_dict` made `tree` of; None for a type or fields unknown here.
+
+        Another version of raycnn may have written it.
+        """
+        kind = EVENTS.get(str(tree.get("type")))
+        if kind is None:
+            return None
+        try:
+            return kind(**{key: tree[key] for key in tree if key not in ("type", "message")})
+        except TypeError:
+            return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding(Event):
+    """Images are being decoded before the first step."""
+
+    passing = True
+
+    done: int
+    total: int
+
+    @property
+    def message(self) -> str:
+        return f"decoded {self.done} of {self.total} images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Event):
+    """Where training is; sent a few times a second at most."""
+
+    passing = True
+
+    epoch: int
+    """Under way, counted from 1."""
+    step: int
+    """Steps of it that are done."""
+    steps: int
+    """Of a whole epoch."""
+
+    @property
+    def message(self) -> str:
+        return f"epoch {self.epoch}, step {self.step} of {self.steps}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectingToRay(Event):
+    """Ray is being started, or an existing cluster joined; it takes a while."""
+
+    address: str | None
+
+    @property
+    def message(self) -> str:
+        if self.address:
+            return f"connecting to Ray at {self.address}"
+        return "starting Ray and its workers: half a minute, on two cores"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOpened(Event):
+    """The run folder is there."""
+
+    folder: str
+
+    @property
+    def message(self) -> str:
+        return f"run {self.folder}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingChanged(Event):
+    """A resumed run goes on with another value of a setting."""
+
+    key: str
+    before: Any
+    after: Any
+
+    @property
+    def message(self) -> str:
+        return f"changed {self.key} from {self.before} to {self.after}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """Something that a person should know, and that needs no decision."""
+
+    text: str
+
+    @property
+    def message(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsLoaded(Event):
+    """Training starts from existing weights."""
+
+    source: str
+    """As `model.weights` has it."""
+    new_layers: list[str]
+    """Parameters that keep their fresh values, because the number of classes differs."""
+
+    @property
+    def message(self) -> str:
+        new = f"; new, for another number of classes: {', '.join(self.new_layers)}"
+        return f"loaded the weights of {self.source}{new if self.new_layers else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSkipped(Event):
+    """A checkpoint is damaged, and the one before it is used."""
+
+    fault: str
+
+    @property
+    def message(self) -> str:
+        return f"skipped a corrupt checkpoint: {self.fault}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionDiffers(Event):
+    """The checkpoint was written by another version of a package."""
+
+    package: str
+    saved: str
+    current: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"checkpoint written by {self.package} {self.saved}, this is {self.current}: results "
+            "may differ in the last digits"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed(Event):
+    """Training goes on from a checkpoint."""
+
+    epoch: int
+    """Epochs done."""
+    step: int
+    """Steps done of the next one."""
+    history: list[dict[str, float]] = field(default_factory=list, repr=False, metadata=UNSAVED)
+    """The metrics of each epoch done."""
+
+    @property
+    def message(self) -> str:
+        return f"resuming from epoch {self.epoch}" + (f", step {self.step}" if self.step else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatchHalved(Event):
+    """The device ran out of memory; fewer images go through the network at once from here on."""
+
+    size: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"out of memory on the device: micro-batches of {self.size} images from here on, "
+            "which a batch norm takes for the batch"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolledBack(Event):
+    """The loss was not finite; training returns to the last checkpoint with a smaller rate."""
+
+    reason: str
+    lr_factor: float
+    """Of the learning rate, over all rollbacks so far."""
+    rollback: int
+    rollbacks: int
+    """How many are allowed."""
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.reason}: rolled back to the last checkpoint, with the learning rate times "
+            f"{self.lr_factor:g} (rollback {self.rollback} of {self.rollbacks})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSaved(Event):
+    """The state is saved, whole."""
+
+    epoch: int
+    step: int
+    """Of the epoch under way; 0 at the end of an epoch."""
+    name: str
+    """Of the folder in `checkpoints`."""
+    best: bool
+    """Whether it is the best so far."""
+
+    @property
+    def message(self) -> str:
+        return f"saved checkpoint {self.name}{' (best)' if self.best else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochEnded(Event):
+    """An epoch is trained, validated and saved."""
+
+    metrics: dict[str, float]
+    """`epoch`, `step`, `train/loss`, ...: a row of metrics.csv."""
+
+    @property
+    def message(self) -> str:
+        return "  ".join(f"{key} {_short(key, value)}" for key, value in self.metrics.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppedEarly(Event):
+    """Validation has not improved for `train.patience` epochs."""
+
+    patience: int
+
+    @property
+    def message(self) -> str:
+        return f"stopped early: no better validation for {self.patience} epochs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppedOnRequest(Event):
+    """Training was asked to stop, and saved."""
+
+    epoch: int
+    """Epochs done."""
+    step: int
+    """Steps done of the next one."""
+
+    @property
+    def message(self) -> str:
+        return f"stopped on request, and saved, after {self.epoch} epochs and {self.step} steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRequested(Event):
+    """Someone asked the workers to save and stop; they have not done so yet."""
+
+    @property
+    def message(self) -> str:
+        return "saving, then stopping; again to stop now"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested(Event):
+    """The best weights were tested, on every test image once."""
+
+    metrics: dict[str, float]
+    """`acc1`, `acc5`, `loss`, `count`, `images_per_s`."""
+
+    @property
+    def message(self) -> str:
+        return f"test accuracy {self.metrics['acc1']:.2%} on {self.metrics['count']:,.0f} images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Event):
+    """The run ended with an error."""
+
+    error: str
+    kind: str
+    """The class of the error."""
+
+    @property
+    def message(self) -> str:
+        return f"failed: {self.error}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersRestarted(Event):
+    """Workers were lost or ran out of memory; all of them start again from the last checkpoint."""
+
+    error: str
+    """Of the first one lost."""
+    cause: str
+    """`lost` counts as a retry; `preempted` (its node was taken away) and `memory` do not."""
+    retry: int = 0
+    """How many retries are used, this one included."""
+    retries: int = 0
+    """How many are allowed."""
+
+    @property
+    def message(self) -> str:
+        how = {"preempted": " (preempted)", "memory": " (a smaller micro-batch)"}
+        counted = f" (retry {self.retry} of {self.retries})" if self.cause == "lost" else ""
+        return f"worker lost: {self.error}: restarting{how.get(self.cause, counted)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartPlanned(Event):
+    """The workers are asked to save, because their number or their nodes are about to change."""
+
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.reason}: saving"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitingForResources(Event):
+    """The cluster has no room for the workers now."""
+
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"waiting for resources: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldResized(Event):
+    """Training goes on with another number of workers."""
+
+    workers: int
+    wanted: str
+    """How many the job asks for: `1 to 3`."""
+
+    @property
+    def message(self) -> str:
+        return f"now {self.workers} worker{'s' * (self.workers > 1)}, of {self.wanted}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialStopped(Event):
+    """A search's scheduler ended this trial."""
+
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"stopped: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialExploited(Event):
+    """In population based training this trial took over the weights of a better one."""
+
+    parent: str
+    epoch: int
+
+    @property
+    def message(self) -> str:
+        return f"copied {self.parent} after {self.epoch} epochs"
+
+
+EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in Event.__subclasses__()}
+
+
+class Callback(Protocol):
+    """Whatever wants to know what happens to a run."""
+
+    def on_event(self, event: Event) -> None:
+        """Take an event. It must not block for long: training waits for it."""
+
+
+class CallbackList:
+    """Sends every event to each of its callbacks, stamped with the rank of this worker.
+
+    A callback that fails is logged, and never stops training.
+    """
+
+    def __init__(self, callbacks: Iterable[Callback] = (), rank: int = 0):
+        self.callbacks, self.rank = list(callbacks), rank
+
+    def on_event(self, event: Event) -> None:
+        event = replace(event, rank=self.rank)
+        for callback in self.callbacks:
+            try:
+                callback.on_event(event)
+            except Exception as error:
+                name = type(callback).__name__
+                # An OSError says enough: most often the disk is full.
+                trace = None if isinstance(error, OSError) else error
+                log.warning(f"{name}: {type(event).__name__} is lost: {error}", exc_info=trace)
+
+
+def _short(key: str, value: float) -> str:
+    if key in ("epoch", "step"):
+        return str(int(value))
+    return f"{value:,.0f}" if key == "images_per_s" else f"{value:.4g}"
