@@ -155,7 +155,7 @@ def workers(
     missing: int = 0,
 ) -> list[subprocess.Popen[str]]:
     """Start `count` processes that meet as torchrun's do, and wait for some that are missing."""
-    port = _free_port()
+    port = free_port()
     return [
         subprocess.Popen(
             [sys.executable, *program, verb, str(spec), *changes],
@@ -186,7 +186,7 @@ def ended(processes: list[subprocess.Popen[str]], limit_s: float = 300) -> tuple
     return {process.returncode for process in processes}, said
 
 
-def _free_port() -> int:
+def free_port() -> int:
     import socket
 
     with socket.socket() as listener:

@@ -39,8 +39,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
 
 def test_every_verb_is_in_the_readme() -> None:
     written = {words[0] for words in commands() + commands("sh") if words}
-    groups = {group.name for group in app.registered_groups}
-    assert written == {command.name for command in app.registered_commands} | groups
+    assert written == {command.name for command in app.registered_commands}
 
 
 def test_the_spec_shown_in_the_readme_is_a_job(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import typer
 from raycnn.cli import exit
 from raycnn.cli.arguments import is_rank_zero
 from raycnn.cli.check import check
-from raycnn.cli.cluster import cluster
 from raycnn.cli.compare_devices import parity
 from raycnn.cli.data import data
 from raycnn.cli.doctor import doctor
@@ -43,7 +42,6 @@ verbs: dict[str, Callable[..., None]] = {
 }  # fmt: skip
 for name, verb in verbs.items():
     app.command(name)(verb)
-app.add_typer(cluster, name="cluster")
 
 
 def main() -> None:

@@ -109,8 +109,6 @@ def test_a_jobs_command_is_a_raycnn_job_that_fits_its_cluster(kind: str) -> None
 def test_versions_are_those_that_are_locked(kind: str) -> None:
     cluster = cluster_of(kind)
     assert cluster["rayVersion"] == locked("ray")
-    minor = locked("ray").rpartition(".")[0]
-    assert f'"ray[default,train,tune]>={minor},<' in (ROOT / "pyproject.toml").read_text()
     images = {pod["containers"][0]["image"] for pod in pods(cluster)}
     assert images == {f"raycnn:{locked('raycnn')}-{kind}"}
 

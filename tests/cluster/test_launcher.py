@@ -1,11 +1,12 @@
-"""The files of Ray's cluster launcher, by its own validator."""
+"""The files of Ray's cluster launcher, against the schema that Ray brings."""
 
+import json
 from fnmatch import fnmatch
+from importlib.resources import files
 from typing import Any
 
 import jsonschema
 import pytest
-from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.cluster.conftest import CLUSTER, read
 from tests.conftest import ROOT
@@ -13,21 +14,26 @@ from tests.conftest import ROOT
 FILES = ["onprem", "aws"]
 
 
-def prepared(name: str) -> dict[str, Any]:
-    return prepare_config(read(CLUSTER / f"{name}.yaml"))
+def config_of(name: str) -> dict[str, Any]:
+    """What stands in the file; on machines of one's own Ray turns `min_workers` into a node type."""
+    config = read(CLUSTER / f"{name}.yaml")
+    if config["provider"]["type"] == "local":
+        del config["min_workers"]
+    return config
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_ray_takes_the_file_and_nothing_misspelt(name: str) -> None:
-    config = prepared(name)
-    validate_config(config)
+    schema = json.loads(files("ray").joinpath("autoscaler/ray-schema.json").read_text())
+    config = config_of(name)
+    jsonschema.validate(config, schema)
     with pytest.raises(jsonschema.ValidationError, match="worker_count"):
-        validate_config(config | {"worker_count": 1})
+        jsonschema.validate(config | {"worker_count": 1}, schema)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_launched_cluster_asks_for_its_token_and_is_closed(name: str) -> None:
-    config = prepared(name)
+    config = config_of(name)
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
     for who in ("head", "worker"):
@@ -40,7 +46,7 @@ def test_a_launched_cluster_asks_for_its_token_and_is_closed(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_all_of_the_package_is_copied(name: str) -> None:
     """rsync takes a pattern without a leading slash for a name at any depth."""
-    anywhere = [p for p in prepared(name)["rsync_exclude"] if not p.startswith("/")]
+    anywhere = [p for p in config_of(name)["rsync_exclude"] if not p.startswith("/")]
     parts = {
         part for path in (ROOT / "raycnn").rglob("*.py") for part in path.relative_to(ROOT).parts
     }

@@ -33,8 +33,7 @@ from raycnn.config.schema import JobSpec, Workers
 from raycnn.config.search import TuneSpec
 from raycnn.errors import ClusterError, SpecError, first_line, unknown
 from raycnn.launch.jobs import bootstrap
-from raycnn.launch.ray.connection import TOKEN, Node, kind_of, resources_per_worker
-from raycnn.launch.ray.node import PROBE_S
+from raycnn.launch.ray.connection import PROBE_S, TOKEN, Node, kind_of, resources_per_worker
 
 # Ray's last: cluster.py sets what it reads when it is imported.
 import ray  # isort: skip

@@ -1,9 +1,10 @@
-"""The Ray cluster of a job: reached or started, and what it has."""
+"""The Ray cluster of a job: found, reached or started, and the resources it has."""
 
 import importlib
 import logging
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from raycnn.config.schema import Workers
-from raycnn.errors import ClusterError, SpecError, first_line
+from raycnn.errors import ClusterError, SpecError
 from raycnn.launch.launcher import address_of
-from raycnn.launch.ray.node import PROBE_S, RAY_GAVE_UP
 from raycnn.runtime.device import DEVICE_KINDS, DeviceKind
 
 # Read by Ray when it is imported, or by the processes it starts.
@@ -38,11 +38,14 @@ TOKEN = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "au
 if "RAY_AUTH_TOKEN" in os.environ or TOKEN.is_file():
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray sends a token it has to nobody
 
-import grpc  # noqa: E402
 import ray  # noqa: E402
-from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc  # noqa: E402
 
 OBJECT_STORE_BYTES = 200 << 20  # images do not go through it
+PROBE_S = 5
+# What opens every HTTP/2 connection (RFC 9113, 3.4): the client's preface and an empty SETTINGS
+# frame. A server of gRPC, which a head is, answers with SETTINGS before it asks who is there.
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+FRAME_HEADER, SETTINGS_FRAME = 9, 4  # bytes; a frame's type is its fourth
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def require(workers: Workers) -> None:
 
 
 def look(workers: Workers) -> list[Node]:
-    """What there is to run on. Raises ClusterError when no cluster answers."""
-    if address_of(workers):
+    """Return the nodes there are to run on. Raises ClusterError when no cluster answers."""
+    if address_of(workers) or ray.is_initialized():
         with connected(workers) as nodes:
             return nodes
     return [Node("this machine", {k.resource: float(k.count()) for k in DEVICE_KINDS.values()})]
@@ -71,7 +74,14 @@ def look(workers: Workers) -> list[Node]:
 
 @contextmanager
 def connected(workers: Workers) -> Iterator[list[Node]]:
-    """A Ray to run on: the one at the address, else one of our own for as long as needed."""
+    """Have a Ray to run on, and its nodes.
+
+    It is the one this process is connected to, which is left as it is; else the one at the
+    workers' address; else one that is started here. The latter two are left at the end.
+    """
+    if ray.is_initialized():
+        yield alive_nodes()
+        return
     address = address_of(workers)
     if address:
         _probe(address)
@@ -89,41 +99,39 @@ def connected(workers: Workers) -> Iterator[list[Node]]:
 
 
 def alive_nodes() -> list[Node]:
-    """The nodes of the Ray that this process is connected to."""
+    """Return the nodes of the Ray that this process is connected to."""
     return [Node(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
 
 
 def _init(address: str | None) -> None:
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if not address:
-        try:
-            ray.init(
-                "local",
-                num_cpus=DEVICE_KINDS["cpu"].count(),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **quiet,
-            )
-        except Exception as error:  # as it is: Ray raises no class of its own
-            if RAY_GAVE_UP not in str(error):
-                raise
-            raise ClusterError("Ray did not start within its 30 s: this machine is busy") from None
-        hide_token()
-        return
+    """Raises ClusterError with the reason that Ray gives."""
+    own: dict[str, Any] = {
+        "num_cpus": DEVICE_KINDS["cpu"].count(),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
     try:
-        ray.init(address, **quiet)
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"no Ray cluster at {address}: {first_line(error)}") from None
+        ray.init(
+            address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **({} if address else own),
+        )
+    except Exception as error:  # Ray has no class for it
+        where = f"no Ray cluster at {address}" if address else "Ray did not start here"
+        raise ClusterError(f"{where}: {' '.join(str(error).split())}") from None
+    if not address:
+        hide_token()
 
 
 def hide_token() -> None:
-    """From other users: Ray writes it for all to read."""
+    """Keep the token from other users: Ray writes it for all to read."""
     with suppress(OSError):  # none, or another's
         TOKEN.chmod(0o600)
 
 
 def _probe(address: str) -> None:
-    """Ray itself would try for minutes. Raises ClusterError when no head of our version answers."""
+    """Raises ClusterError when no head answers there: Ray itself would try for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -136,19 +144,13 @@ def _probe(address: str) -> None:
     if os.environ.get("RAY_USE_TLS") == "1":
         return
     try:
-        with grpc.insecure_channel(address) as channel:
-            head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-            question = gcs_service_pb2.CheckAliveRequest()
-            version = head.CheckAlive(question, timeout=PROBE_S, metadata=_token()).ray_version
-    except grpc.RpcError as error:
-        raise ClusterError(f"no Ray cluster at {address}: {error.details()}") from None
-    if version != ray.__version__:
-        raise ClusterError(f"the Ray at {address} is {version}, here it is {ray.__version__}")
-
-
-def _token() -> list[tuple[str, str]]:
-    token = os.environ.get("RAY_AUTH_TOKEN") or (TOKEN.read_text() if TOKEN.is_file() else "")
-    return [("authorization", f"Bearer {token.strip()}")] if token else []
+        with socket.create_connection((host.strip("[]"), int(port)), PROBE_S) as head:
+            head.sendall(PREFACE)
+            answer = head.recv(FRAME_HEADER)
+    except OSError as error:
+        raise ClusterError(f"no Ray cluster at {address}: {error}") from None
+    if len(answer) < FRAME_HEADER or answer[3] != SETTINGS_FRAME:
+        raise ClusterError(f"no Ray cluster at {address}: what answers there is no Ray head")
 
 
 def kind_of(workers: Workers, nodes: list[Node]) -> DeviceKind:

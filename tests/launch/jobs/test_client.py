@@ -20,7 +20,7 @@ from raycnn.config import yaml_file
 from raycnn.config.load import job_from_tree
 from raycnn.errors import ClusterError, EnvironmentUnavailable, SpecError
 from raycnn.runs.directory import Run
-from tests.conftest import ROOT, TINY, numbers, raycnn, same, train, weights
+from tests.conftest import ROOT, TINY, free_port, numbers, raycnn, same, train, weights
 
 pytestmark = pytest.mark.ray
 
@@ -41,8 +41,8 @@ class Head:
             port = free.getsockname()[1]
         self.server = f"http://127.0.0.1:{port}"
         command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0",
-            "--num-cpus=2", f"--dashboard-port={port}", "--dashboard-agent-listen-port=0",
+            Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--port=0",
+            f"--ray-client-server-port={free_port()}", "--num-cpus=2", f"--dashboard-port={port}", "--dashboard-agent-listen-port=0",
             f"--temp-dir={folder / 'ray'}",
         ]  # fmt: skip
         own = AUTH | {"HOME": str(self.home), "RAY_USAGE_STATS_ENABLED": "0"}

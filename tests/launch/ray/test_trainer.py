@@ -14,7 +14,7 @@ import pytest
 
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
-from tests.conftest import ended, numbers, raycnn, same, wait_for, weights, workers
+from tests.conftest import ended, free_port, numbers, raycnn, same, wait_for, weights, workers
 
 pytestmark = pytest.mark.ray
 
@@ -89,7 +89,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for key, value in TOKEN.items():
             patch.setenv(key, value)
         head = subprocess.Popen(
-            [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"],
+            [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
+             "--include-dashboard=false", f"--ray-client-server-port={free_port()}"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         with head:
