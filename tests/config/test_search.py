@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from raycnn.config.search import Pool
+from raycnn.config.search import Pool, load_resolved_search
 from raycnn.config.yaml_file import dump
 from raycnn.errors import SpecError
 from raycnn.search.preflight import check
@@ -42,7 +42,7 @@ def test_a_resolved_search_reads_as_it_was(read: Read, tmp_path: Path) -> None:
     search = read("architectures: [lenet]\n" + SPACE)
     with (tmp_path / "search.yaml").open("w") as file:
         dump(search.tree(), file)
-    assert search.resolved(tmp_path / "search.yaml").tree() == search.tree()
+    assert load_resolved_search(tmp_path / "search.yaml").tree() == search.tree()
 
 
 def test_changes_of_the_command_line_reach_job_and_search(read: Read) -> None:

@@ -10,7 +10,7 @@ from tests.conftest import workers
 CODE = """
 import itertools, os, sys, time
 from raycnn.cli import main
-from raycnn.data.augment import Pipeline
+from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.errors import DataError
 
 def harm():
