@@ -81,6 +81,6 @@ def unknown(kind: str, found: str, names: Iterable[str]) -> str:
 
 
 def did_you_mean(found: str, names: Iterable[str]) -> str:
-    """The question that ends a sentence about a name nobody knows, where one is near."""
+    """Return the question that ends a sentence about an unknown name, where one is near."""
     near = get_close_matches(str(found), names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "raycnn"
 FLOORS = [  # a package, or where a package has floors of its own, a part of it
     "errors", "shape", "io", "paths",
-    "config.yaml_file", "config.messages", "config.changes", "config.schema", "config.load",
+    "config.packaged", "config.yaml_file", "config.messages", "config.changes", "config.schema",
+    "config.load",
     "config.search", "config.registry",
     "runtime", "models", "analysis.summary",
     "training.callbacks", "training.optim", "training.loss_scale", "training.ema", "training.metrics",

@@ -9,7 +9,7 @@ import typer
 from raycnn.cli import exit
 from raycnn.cli.arguments import is_rank_zero
 from raycnn.cli.check import check
-from raycnn.cli.compare_devices import parity
+from raycnn.cli.compare_devices import compare_devices
 from raycnn.cli.data import data
 from raycnn.cli.doctor import doctor
 from raycnn.cli.eval import evaluate
@@ -38,7 +38,7 @@ verbs: dict[str, Callable[..., None]] = {
     "train": train, "resume": resume, "tune": tune, "eval": evaluate, "predict": predict,
     "list": show, "check": check, "data": data, "summary": summary, "schema": schema,
     "submit": submit, "status": status, "logs": logs, "stop": stop, "fetch": fetch,
-    "doctor": doctor, "parity": parity, "verify": verify,
+    "doctor": doctor, "compare-devices": compare_devices, "verify": verify,
 }  # fmt: skip
 for name, verb in verbs.items():
     app.command(name)(verb)

@@ -1,4 +1,4 @@
-"""`raycnn parity`."""
+"""`raycnn compare-devices`."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from raycnn.config.load import load_job
 HEADER = "step  device       loss  difference  largest gradient  difference  relative  where"
 
 
-def parity(
+def compare_devices(
     job: Job,
     changes: Changes = None,
     devices: Annotated[
@@ -18,9 +18,10 @@ def parity(
     ] = "cpu,cuda",
     steps: Annotated[int, typer.Option("--steps", min=1, help="How many are compared.")] = 10,
 ) -> None:
-    """Take the same steps on several devices: how far apart losses and gradients are.
+    """Take the same steps on several devices, and show how far apart losses and gradients are.
 
-    Same first weights, same batches, no dropout. Every device is compared with the first.
+    The initial weights and batches are the same, without dropout. Every device is compared with the
+    first.
     """
     resolved = load_job(job, changes or [])
     from raycnn.analysis.compare_devices import compare

@@ -6,6 +6,7 @@ from pathlib import Path, PurePath
 from raycnn.config import yaml_file
 from raycnn.config.changes import apply_changes, merge, parse_changes
 from raycnn.config.messages import validate
+from raycnn.config.packaged import find_job_file
 from raycnn.config.schema import JobSpec
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
@@ -23,7 +24,8 @@ def load_job(path: Path, changes: Iterable[str] = ()) -> JobSpec:
 
 def read(path: Path, changes: Iterable[str] = ()) -> tuple[Tree, Where]:
     """What a file and the changes say, unchecked, and where each key stands."""
-    return apply_changes(*_read(path, path, 0), parse_changes(changes))
+    file = find_job_file(path)
+    return apply_changes(*_read(file, file, 0), parse_changes(changes))
 
 
 def job_from_tree(tree: Tree) -> JobSpec:

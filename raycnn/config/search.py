@@ -22,6 +22,7 @@ from typing_extensions import Self
 from raycnn.config.changes import apply_changes
 from raycnn.config.load import job_from_tree, read
 from raycnn.config.messages import describe, locate, validate
+from raycnn.config.packaged import find_job_file
 from raycnn.config.schema import ComponentConfig, Frozen, JobSpec, Positive, Workers, json_schema
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
@@ -235,6 +236,7 @@ class _Sections(Frozen, extra="ignore"):
 
 def load_search(path: Path, changes: Iterable[str] = ()) -> TuneSpec:
     """The search of a file. Raises SpecError, with file and line, for what cannot be searched."""
+    path = find_job_file(path)
     tree, where = read(path, changes)
     if "tune" not in tree:
         raise SpecError(f"{path}: tune: is missing: it says what to search, and how")

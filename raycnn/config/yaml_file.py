@@ -11,7 +11,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from raycnn.errors import SpecError, did_you_mean, first_line
+from raycnn.errors import SpecError, first_line
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -28,9 +28,7 @@ def load(path: Path, name: str) -> tuple[Tree, Where]:
             raise SpecError(f"{name} has {size:,} bytes: a spec has at most {MAX_BYTES:,}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        there = [file.name for file in path.parent.glob("*.y*ml") if file.is_file()]
-        hint = did_you_mean(path.name, there)
-        raise SpecError(f"cannot read {name}: there is no such file{hint}") from None
+        raise SpecError(f"cannot read {name}: there is no such file") from None
     except OSError as error:
         raise SpecError(f"cannot read {name}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -70,11 +70,13 @@ def test_two_workers_share_a_batch_over_hccl_at_half_precision(
 
 
 @pytest.mark.slow
-def test_parity_of_cpu_and_npu_is_shown_step_by_step(
+def test_difference_of_cpu_and_npu_is_shown_step_by_step(
     job: MakeJob, tmp_path: Path, log: Path
 ) -> None:
     """The CPU computes for both, so nothing but the batch's layout could tell them apart."""
-    done = raycnn("parity", file_of(job()), "--devices", "cpu,npu", "--steps", "8", cwd=tmp_path)
+    done = raycnn(
+        "compare-devices", file_of(job()), "--devices", "cpu,npu", "--steps", "8", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()[2:]]
     assert [row[:2] for row in rows] == [[str(step), "npu"] for step in range(1, 9)]
