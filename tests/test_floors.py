@@ -18,7 +18,7 @@ FLOORS = [  # a package, or where a package has floors of its own, a part of it
     "training.checkpoint", "training.pretrained",
     "data.sampling", "data.sources.base", "data.images", "data.sources", "data.transforms",
     "data.loader", "data.inspect", "data.splits",
-    "training.step", "training.loop", "runs", "training.preflight",
+    "training.predictions", "training.step", "training.loop", "runs", "training.preflight",
     "analysis", "search", "report",
     "launch.background", "launch.signals", "launch.launcher", "launch.worker", "launch.trial",
     "launch.local", "launch.ray", "launch.jobs", "launch.dispatch", "cli",

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +11,11 @@ from raycnn import models
 from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.data.images.decode import ENDINGS, FIT, BadImage, ImageFormat, decode_batch
-from raycnn.data.splits import open_splits
 from raycnn.data.transforms.pipeline import TRANSFORMS, Pipeline
 from raycnn.errors import DataError
-from raycnn.runs.directory import Run, result_of
-from raycnn.runtime.device import find, layout
+from raycnn.runtime.device import layout
 from raycnn.shape import Shape
 from raycnn.training import checkpoint
-from raycnn.training.loop import evaluate, fresh_state
 from raycnn.training.step import autocast
 
 BATCH = 64
@@ -83,22 +79,3 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[tuple[Path, Ten
         rows = iter(()) if stacked is None else iter(network.probabilities(stacked))
         for path, image in zip(some, read_or_not, strict=True):
             yield path, image if isinstance(image, BadImage) else next(rows)
-
-
-def evaluate_run(run: Run, split: str, weights: str, name: str, root: str | None) -> dict[str, Any]:
-    """What result.json says, of any split, weights and device."""
-    job = run.job()
-    if root:
-        job = job.change({"data.root": root})
-    kind = find(name)
-    device = kind.select(0)
-    splits = open_splits(job)
-    state = fresh_state(job, splits, device)
-    path = run.weights(weights)
-    if checkpoint.read_state(path)["about"]["data"] != state.about["data"]:
-        raise DataError("the images or labels are not the ones this run was trained on")
-    checkpoint.load_weights(state.model, path)
-    loader = splits.loader(split, job, device, training=False)
-    at_once = job.train.micro_batch or job.train.batch_size
-    seen = evaluate(state.model, loader, job.train, len(splits.classes), at_once)
-    return result_of(state, seen)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from raycnn.cli.arguments import Device, RunName, Runs, Weights
+from raycnn.cli.arguments import RunName, Runs, Weights
 from raycnn.errors import SpecError, unknown
 
 SPLITS = ["test", "val", "train"]
@@ -15,17 +15,23 @@ def evaluate(
     run: RunName,
     split: Annotated[str, typer.Option("--split", help="test, val or train.")] = "test",
     weights: Weights = "best",
-    device: Device = "auto",
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="Predict anew on it: auto, cpu, cuda or npu."),
+    ] = None,
     root: Annotated[
         str | None, typer.Option("--root", help="Folder that holds the data, if it has moved.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
     runs: Runs = "runs",
 ) -> None:
-    """Evaluate a run's weights on every image of a split, once; class by class."""
+    """Evaluate a run's weights on every image of a split, once; class by class.
+
+    Reads the predictions that the run keeps, and makes those that it does not.
+    """
     if split not in SPLITS:
         raise SpecError(unknown("split", split, SPLITS))
-    from raycnn.analysis.predict import evaluate_run
+    from raycnn.analysis.evaluate import evaluate_run
     from raycnn.runs.directory import Run
 
     result = evaluate_run(Run.find(run, runs), split, weights, device, root)
@@ -34,10 +40,12 @@ def evaluate(
         return
     from raycnn.cli.training_view import tested
 
-    print(tested(result["test"], split))
-    print(f"{'class':<20}{'images':>8}{'precision':>11}{'recall':>9}{'F1':>9}")
+    print(tested(result[split], split))
+    print(f"calibration error (ECE) {result[split]['ece']:.2%}")
+    print(f"{'class':<20}{'images':>8}{'precision':>11}{'recall':>9}{'F1':>9}  95 % of recall")
     for row in result["per_class"]:
+        low, high = row["recall_interval95"]
         print(
-            f"{row['class']:<20}{row['count']:>8,}{row['precision']:>11.2%}"
-            f"{row['recall']:>9.2%}{row['f1']:>9.2%}"
+            f"{row['class'][:19]:<20}{row['count']:>8,}{row['precision']:>11.2%}"
+            f"{row['recall']:>9.2%}{row['f1']:>9.2%}  {low:.1%} to {high:.1%}"
         )

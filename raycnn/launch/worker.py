@@ -7,12 +7,13 @@ from contextlib import suppress
 
 import torch
 
+from raycnn.analysis import predictions
 from raycnn.config.schema import JobSpec
 from raycnn.errors import Interrupted, OutOfMemory, RaycnnError, WorkerLost
 from raycnn.runs.directory import Recorder, Run, View, log, result_of
 from raycnn.runtime import distributed
 from raycnn.training import loop
-from raycnn.training.loop import fit
+from raycnn.training.loop import TrainResult, fit
 
 IN_VAIN = "waited in vain for another worker"
 SETTLE_S = 3  # for all others to have said what they know
@@ -34,10 +35,8 @@ def work(
         run, view, asked, job.workers.timeout_s if distributed.world_size() > 1 else 0
     )
     try:
-        outcome = fit(job, device, recorder)
-        distributed.raise_on_any_rank(
-            lambda: recorder.finish(result_of(outcome.state, outcome.test))
-        )
+        result = fit(job, device, recorder)
+        distributed.raise_on_any_rank(lambda: finish(result, recorder))
     except Interrupted as error:
         log.info(str(error))
         raise Interrupted(f"{error}: `raycnn resume {run.home}` goes on from there") from None
@@ -65,6 +64,17 @@ def work(
         raise
     finally:
         recorder.close()
+
+
+def finish(result: TrainResult, recorder: Recorder) -> None:
+    """Write what a training came to, the predictions first: a run is done with its result."""
+    if result.predictions:  # rank 0 has them
+        kept = predictions.from_training(result.splits, result.state.best or 0, result.predictions)
+        try:
+            predictions.write(recorder.run.folder / predictions.FILE, kept)
+        except OSError as error:
+            recorder.note(f"the predictions cannot be written: {error}")
+    recorder.finish(result_of(result.state, result.test))
 
 
 def find_data(root: str | None, others: dict[str, str]) -> None:

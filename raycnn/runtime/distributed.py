@@ -89,6 +89,26 @@ def all_reduce_max(value: float) -> float:
     return held.item()
 
 
+def gather_rows(rows: Tensor) -> Tensor | None:
+    """Return the rows (n, ...) of all workers, rank by rank, on rank 0, and None on the others.
+
+    The tensors are on the CPU; workers may have different numbers of rows, or none.
+    """
+    if not dist.is_initialized():
+        return rows
+    counts = torch.zeros(world_size(), dtype=torch.int64)
+    counts[rank()] = len(rows)
+    dist.all_reduce(counts)
+    padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    if rank():
+        dist.gather(padded)
+        return None
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.gather(padded, parts)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
 def raise_on_any_rank(work: Callable[[], T]) -> T:
     """Do something on every worker; if it is refused on one, raise its error on all."""
     error: RaycnnError | None = None

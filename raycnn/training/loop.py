@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from raycnn.training.ema import EMA, copy
 from raycnn.training.loss_scale import LossScale
 from raycnn.training.metrics import EpochMetrics, MetricAccumulator
 from raycnn.training.optim import OPTIMIZERS, SCHEDULES, scale_lr
+from raycnn.training.predictions import PredictionCollector, SplitPredictions
 from raycnn.training.step import (
     TrainStep,
     class_weights,
@@ -71,6 +72,9 @@ class TrainResult:
     state: TrainingState
     test: EpochMetrics | None
     """Of the best weights, on every test image once; None where no test was wanted."""
+    splits: Splits
+    predictions: dict[str, SplitPredictions] = field(default_factory=dict)
+    """Of the best weights for val and test, on rank 0 where a test was wanted."""
 
 
 def fit(job: JobSpec, device: torch.device, watch: Watch, test_once: bool = True) -> TrainResult:
@@ -92,7 +96,7 @@ def fit(job: JobSpec, device: torch.device, watch: Watch, test_once: bool = True
         }
         step = prepare(state, splits, job.train.epochs * len(loaders["train"]), job, watch)
         try:
-            return train(step, loaders, watch, test_once)
+            return train(step, splits, loaders, watch, test_once)
         except Diverged as error:
             slowed = [*state.slowed, job.failure.rollback_lr]
             if len(slowed) > job.failure.rollbacks:
@@ -128,11 +132,11 @@ def init_or_restore(
 
 
 def train(
-    step: TrainStep, loaders: Mapping[str, Loader], watch: Watch, test_once: bool
+    step: TrainStep, splits: Splits, loaders: Mapping[str, Loader], watch: Watch, test_once: bool
 ) -> TrainResult:
     """The epochs that are still to do, each validated and saved; then the test."""
     state, job, schedule = step.state, step.job, step.schedule
-    train, val, test = (loaders[split] for split in ("train", "val", "test"))
+    train, val = loaders["train"], loaders["val"]
     classes, ballot = len(state.about["classes"]), distributed.StopConsensus()
     while state.epoch < job.train.epochs and not out_of_patience(state, job):
         step = apply_stage(step, job)
@@ -158,9 +162,16 @@ def train(
     if state.average:
         copy(state.average.tensors, state.average.named)
     if not test_once:
-        return TrainResult(state, None)
+        return TrainResult(state, None, splits)
     distributed.raise_on_any_rank(lambda: watch.restore_best(state))
-    return TrainResult(state, evaluate(state.model, test, job.train, classes, step.micro_batch))
+    predictions = {}
+    for split in ("val", "test") if val.samples else ("test",):
+        seen, predicted = predict_split(
+            state.model, loaders[split], job.train, classes, step.micro_batch
+        )
+        if predicted:
+            predictions[split] = predicted
+    return TrainResult(state, seen, splits, predictions)
 
 
 def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> TrainingState:
@@ -324,14 +335,30 @@ def _diverged(state: TrainingState, step: int) -> Diverged:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: Loader, settings: Train, classes: int, at_once: int
+    model: nn.Module,
+    loader: Loader,
+    settings: Train,
+    classes: int,
+    at_once: int,
+    collector: PredictionCollector | None = None,
 ) -> EpochMetrics:
     """Every image once, whatever the number of workers, at most `at_once` together."""
     model.eval()
     began = time.perf_counter()
     tally = MetricAccumulator(classes, evaluating=True)
-    for batch in loader.epoch(0):
+    for step, batch in enumerate(loader.epoch(0)):
         for part in split_micro_batches(batch, at_once) if batch.count else ():
             logits, loss = forward(model, part, settings)
             tally.add(loss, logits, part.labels, part.count)
+            if collector:
+                collector.add(step * loader.batch_size + part.first, logits)
     return tally.all_reduce(time.perf_counter() - began)
+
+
+def predict_split(
+    model: nn.Module, loader: Loader, settings: Train, classes: int, at_once: int
+) -> tuple[EpochMetrics, SplitPredictions | None]:
+    """Evaluate every image of a split once; rank 0 also has what was predicted for each."""
+    collector = PredictionCollector(loader, classes)
+    seen = evaluate(model, loader, settings, classes, at_once, collector)
+    return seen, collector.gather(loader.device)

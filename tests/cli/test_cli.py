@@ -132,9 +132,9 @@ def test_evaluation_agrees_with_the_training_that_made_the_weights(call: Call) -
     run = Run.find("quickstart")
     for split, count in (("test", 357), ("val", 144), ("train", 1296)):
         ended, out, _ = call("eval", "quickstart", "--split", split, "--json")
-        assert ended == 0 and json.loads(out)["test"]["count"] == count
+        assert ended == 0 and json.loads(out)[split]["count"] == count
     _, out, _ = call("eval", "quickstart", "--split", "val", "--checkpoint", "last", "--json")
-    assert json.loads(out)["test"]["acc1"] == pytest.approx(float(run.rows()[-1]["val/acc1"]))
+    assert json.loads(out)["val"]["acc1"] == pytest.approx(float(run.rows()[-1]["val/acc1"]))
     _, out, _ = call("eval", "quickstart")
     assert f"test {(run.result() or {})['test']['acc1']:.2%}" in out and "precision" in out
     ended, _, err = call("eval", "quickstart", "--split", "tests")

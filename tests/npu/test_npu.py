@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from raycnn.analysis.predict import evaluate_run
+from raycnn.analysis.evaluate import evaluate_run
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
 from tests.conftest import distance, ended, raycnn, train, weights, workers

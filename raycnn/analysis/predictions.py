@@ -1,0 +1,174 @@
+"""The predictions of a run, kept in its folder: one row for each image of val and test.
+
+predictions.parquet
+    split           train, val or test
+    sample          row of the source's split; validation images taken from train keep theirs
+    file            of the image, below the data's folder, where each is one
+    label           index into the class names, which the schema's metadata holds
+    predicted       the class with the largest logit
+    probabilities   one for each class, or the 20 largest where a split has more than 2^26 of them
+    classes         the classes of these 20, in that case alone
+
+The metadata also has the epoch, counted from 1, whose weights predicted.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raycnn.data.splits import Splits
+from raycnn.errors import DataError
+from raycnn.training.predictions import TOP, SplitPredictions
+
+FILE = "predictions.parquet"
+METADATA = b"raycnn"
+ROW_GROUP = 2**22  # probabilities, at least one image
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What predictions.parquet holds."""
+
+    classes: tuple[str, ...]
+    epoch: int
+    """Whose weights predicted."""
+    splits: dict[str, SplitPredictions]
+    files: dict[str, NDArray[np.object_] | None]
+    """(N,) of each split, where each image is a file."""
+
+    def name(self, split: str, index: int) -> str:
+        """Return the file of an image, else its row."""
+        files = self.files[split]
+        row = int(self.splits[split].samples[index])
+        return f"row {row}" if files is None else str(files[index])
+
+
+def from_training(
+    splits: Splits, epoch: int, predicted: Mapping[str, SplitPredictions]
+) -> Predictions:
+    """Return the predictions of a training, with the names of the files that they are of."""
+    files = {split: file_names(splits, split, own.samples) for split, own in predicted.items()}
+    return Predictions(splits.classes, epoch, dict(predicted), files)
+
+
+def file_names(
+    splits: Splits, split: str, samples: NDArray[np.int64]
+) -> NDArray[np.object_] | None:
+    stored = splits.store.splits[splits.members[split][0]]
+    if stored.names is None:
+        return None
+    return np.array([stored.name(int(row)) for row in samples], object)
+
+
+def write(path: Path, predictions: Predictions) -> None:
+    """Write the file whole or not at all. Raises OSError."""
+    splits = _alike(predictions.splits)
+    about = {"classes": predictions.classes, "epoch": predictions.epoch}
+    schema = _schema(splits).with_metadata({METADATA: json.dumps(about).encode()})
+    temporary = path.with_name(f".{path.name}")
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as file:
+            for split, own in splits.items():
+                step = max(1, ROW_GROUP // own.probabilities.shape[1])
+                for start in range(0, len(own), step):
+                    rows = slice(start, start + step)
+                    file.write_table(_table(split, own, predictions.files[split], rows, schema))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path) -> Predictions:
+    """Return what `write` wrote. Raises DataError where there is no such file, or a damaged one."""
+    try:
+        with pq.ParquetFile(path) as file:  # read_table would import pandas
+            table = file.read()
+        about = json.loads(table.schema.metadata[METADATA])
+        splits, files = {}, {}
+        for split in table["split"].unique().to_pylist():
+            own = table.filter(pc.equal(table["split"], split))
+            columns = {name: _array(own[name]) for name in own.column_names if name != "split"}
+            classes = columns.get("classes")
+            splits[split] = SplitPredictions(
+                columns["sample"], columns["label"], columns["predicted"],
+                columns["probabilities"], classes,
+            )  # fmt: skip
+            files[split] = None if own["file"].null_count else columns["file"]
+    except FileNotFoundError:
+        raise DataError(f"there is no {path}: `raycnn eval RUN` makes it") from None
+    except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    return Predictions(tuple(about["classes"]), about["epoch"], splits, files)
+
+
+def _alike(splits: Mapping[str, SplitPredictions]) -> dict[str, SplitPredictions]:
+    """The splits, with the largest probabilities alone in all of them if in one."""
+    if all(own.classes is None for own in splits.values()):
+        return dict(splits)
+    return {split: largest(own) for split, own in splits.items()}
+
+
+def largest(predictions: SplitPredictions, top: int = TOP) -> SplitPredictions:
+    """Keep the largest probabilities of each image alone, the largest first."""
+    if predictions.classes is not None:
+        return predictions
+    order = np.argsort(-predictions.probabilities, 1, kind="stable")[:, :top]
+    kept = np.take_along_axis(predictions.probabilities, order, 1)
+    return replace(predictions, probabilities=kept, classes=order)
+
+
+def _schema(splits: Mapping[str, SplitPredictions]) -> pa.Schema:
+    one = next(iter(splits.values()))
+    width = one.probabilities.shape[1]
+    fields = [
+        ("split", pa.dictionary(pa.int8(), pa.string())),
+        ("sample", pa.int64()),
+        ("file", pa.string()),
+        ("label", pa.int64()),
+        ("predicted", pa.int64()),
+        ("probabilities", pa.list_(pa.float32(), width)),
+    ]
+    if one.classes is not None:
+        fields.append(("classes", pa.list_(pa.int64(), width)))
+    return pa.schema(fields)
+
+
+def _table(
+    split: str,
+    own: SplitPredictions,
+    files: NDArray[np.object_] | None,
+    rows: slice,
+    schema: pa.Schema,
+) -> pa.Table:
+    count, width = own.probabilities[rows].shape
+
+    def lists(values: NDArray[Any]) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values[rows].ravel()), width)
+
+    columns = [
+        pa.array([split] * count).dictionary_encode().cast(schema.field("split").type),
+        pa.array(own.samples[rows]),
+        pa.nulls(count, pa.string()) if files is None else pa.array(files[rows], pa.string()),
+        pa.array(own.labels[rows]),
+        pa.array(own.predicted[rows]),
+        lists(own.probabilities),
+    ]
+    if own.classes is not None:
+        columns.append(lists(own.classes))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _array(column: pa.ChunkedArray) -> NDArray[Any]:
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.to_numpy()
+    flat = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])
+    return flat.reshape(len(column), column.type.list_size)
