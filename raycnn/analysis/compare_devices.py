@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from raycnn import models
+from raycnn.config.components import SCHEDULES
 from raycnn.config.schema import JobSpec
 from raycnn.data.loader import Batch
 from raycnn.data.splits import Splits, open_splits
@@ -15,7 +16,7 @@ from raycnn.errors import SpecError
 from raycnn.models.dropout import Dropout
 from raycnn.runtime import device
 from raycnn.training.loop import fresh_state, load_pretrained, loss_weights
-from raycnn.training.optim import SCHEDULES, Schedule
+from raycnn.training.optim import Schedule
 from raycnn.training.step import TrainStep
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from raycnn import models
+from raycnn.config.components import TRANSFORMS
 from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.data.images.decode import ENDINGS, FIT, BadImage, ImageFormat, decode_batch
-from raycnn.data.transforms.pipeline import TRANSFORMS, Pipeline
+from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.errors import DataError
 from raycnn.runtime.device import layout
 from raycnn.shape import Shape

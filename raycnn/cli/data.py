@@ -60,8 +60,8 @@ def _opened(source: str, changes: Iterable[str], root: str | None) -> "tuple[Sto
     """The images of a job, or of a source as it is split."""
     import numpy as np
 
+    from raycnn.config.components import DATASETS
     from raycnn.data.images.store import open_store
-    from raycnn.data.sources import DATASETS
     from raycnn.data.splits import open_splits, source_of
 
     if is_job(source):

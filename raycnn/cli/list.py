@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raycnn.cli.arguments import Address, Runs
-from raycnn.errors import SpecError, first_line, unknown
+from raycnn.errors import EnvironmentUnavailable, SpecError, first_line, unknown
 
 if TYPE_CHECKING:
     from raycnn.config.registry import Registry
@@ -41,16 +41,17 @@ def show(
 
 
 def _tables() -> "dict[str, Registry[Any]]":
-    from raycnn.data.sources import DATASETS
-    from raycnn.data.transforms.pipeline import TRANSFORMS
-    from raycnn.models import MODELS
-    from raycnn.training.optim import OPTIMIZERS, SCHEDULES
+    from raycnn.config import components as c
 
-    return dict(zip(TABLES, [DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS], strict=True))
+    tables: list[Registry[Any]] = [c.DATASETS, c.MODELS, c.OPTIMIZERS, c.SCHEDULES, c.TRANSFORMS]
+    return dict(zip(TABLES, tables, strict=True))
 
 
 def _options(table: "Registry[Any]", entry: str) -> str:
-    fields = table.schema(entry).model_fields.items()
+    try:
+        fields = table.described(entry).model_fields.items()
+    except EnvironmentUnavailable as error:  # of another package: the others are listed
+        return str(error)
     return ", ".join(n if f.is_required() else f"{n}={f.default}" for n, f in fields)
 
 

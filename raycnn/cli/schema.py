@@ -10,14 +10,11 @@ def schema(
     search: Annotated[bool, typer.Option("--search", help="Of a file for `raycnn tune`.")] = False,
 ) -> None:
     """Print the JSON schema of a job spec, for editors."""
+    from raycnn.config.components import DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS
     from raycnn.config.registry import Registry, with_options
     from raycnn.config.schema import json_schema
     from raycnn.config.search import search_json_schema
-    from raycnn.data.sources import DATASETS
-    from raycnn.data.transforms.pipeline import TRANSFORMS
-    from raycnn.models import MODELS
     from raycnn.search.schedulers import RULES
-    from raycnn.training.optim import OPTIMIZERS, SCHEDULES
 
     tables: list[Registry[Any]] = [DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS]
     drawn = (

@@ -1,72 +1,106 @@
 """Names to builders. A builder's keyword-only parameters are its YAML options, and nothing else is.
 
-Other packages add names through entry points (`raycnn.models`, `raycnn.datasets`); a spec never
-carries an import path.
+A builder is named by its module and imported when it is needed, so that names and options are
+listed without torch. Other packages add names through entry points (`raycnn.models`,
+`raycnn.datasets`); a spec never carries an import path.
 """
 
 import inspect
-from collections.abc import Callable
-from functools import partial
-from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, get_type_hints
+import sys
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError, create_model
 
+from raycnn.config import signature
 from raycnn.config.messages import describe
 from raycnn.config.schema import ComponentConfig, Frozen
-from raycnn.errors import SpecError, unknown
+from raycnn.errors import EnvironmentUnavailable, RaycnnError, SpecError, first_line, unknown
 
 T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """`section` is the key of the spec that chooses here: it stands in every error."""
+    """A table of builders, each a function or the `module:name` of one.
+
+    `section` is the key of the spec that chooses here: it is in every error. `families` maps the
+    prefix of names `FAMILY:NAME` to what makes the builder of NAME.
+    """
 
     def __init__(
         self,
         kind: str,
         section: str,
-        builders: dict[str, Callable[..., T]],
+        builders: Mapping[str, str | Callable[..., T]],
         group: str = "",
-        families: dict[str, Callable[[str], Callable[..., T]]] | None = None,
+        families: dict[str, str] | None = None,
     ):
-        self.kind, self.section = kind, section
-        self._builders = builders
+        self.kind, self.section, self.group = kind, section, group
+        self._builders: dict[str, Any] = dict(builders)
         self.families = families or {}
-        """What makes the builder of a name `FAMILY:NAME`, where a whole package is at hand."""
-        self._plugins = {point.name: point for point in entry_points(group=group)} if group else {}
+
+    @cached_property
+    def _plugins(self) -> dict[str, EntryPoint]:
+        points = entry_points(group=self.group) if self.group else ()
+        return {point.name: point for point in points}
 
     def names(self) -> list[str]:
         return sorted({*self._builders, *self._plugins})
 
     def builder(self, name: str) -> Callable[..., T]:
+        """Return the builder of a name.
+
+        Raises SpecError for an unknown name, EnvironmentUnavailable for one of another package that
+        cannot be imported.
+        """
         if name in self._builders:
-            return self._builders[name]
+            return _imported(self._builders[name])
         if name in self._plugins:
-            return self._plugins[name].load()
+            return self._load(self._plugins[name])
         family, colon, member = name.partition(":")
         if colon and family in self.families:
-            return self.families[family](member)
+            return cast(Callable[..., T], _imported(self.families[family])(member))
+        raise SpecError(self._unknown(name), f"{self.section}.name")
+
+    def _unknown(self, name: str) -> str:
+        for family, target in self.families.items():
+            try:
+                _imported(target)(name)
+            except RaycnnError:
+                continue
+            return f"unknown {self.kind} {name!r}; did you mean '{family}:{name}'?"
         known = [*self.names(), *(f"{family}:NAME" for family in self.families)]
-        raise SpecError(unknown(self.kind, name, known), f"{self.section}.name")
+        return unknown(self.kind, name, known)
+
+    def _load(self, point: EntryPoint) -> Callable[..., T]:
+        try:
+            builder = point.load()
+            option_types(builder)
+        except Exception as error:  # whatever another package's import comes to
+            package = point.dist.name if point.dist else point.value
+            raise EnvironmentUnavailable(
+                f"{self.kind} {point.name!r} is of the package {package}, which cannot be used: "
+                f"{type(error).__name__}: {first_line(error)}"
+            ) from None
+        return cast(Callable[..., T], builder)
 
     def schema(self, name: str) -> type[BaseModel]:
-        """The options of an entry, as a model that validates them."""
-        builder = self.builder(name)
-        function = builder.func if isinstance(builder, partial) else builder
-        hints = get_type_hints(function, include_extras=True)
-        fields: dict[str, Any] = {
-            option.name: (
-                hints[option.name],
-                option.default if option.default is not option.empty else ...,
-            )
-            for option in inspect.signature(builder).parameters.values()
-            if option.kind is option.KEYWORD_ONLY
-        }
-        return create_model(name, __base__=Frozen, **fields)
+        """Return the options of an entry, as a model that validates them."""
+        return _model(name, option_types(self.builder(name)))
+
+    def described(self, name: str) -> type[BaseModel]:
+        """Return the options of an entry, for people to read: without importing the builder."""
+        target = self._builders.get(name)
+        if not isinstance(target, str) or target.partition(":")[0] in sys.modules:
+            return self.schema(name)
+        module, _, function = target.partition(":")
+        return _model(name, option_types(signature.namespace(module)[function]))
 
     def options(self, choice: ComponentConfig) -> dict[str, Any]:
-        """The options of a choice, validated, with the builder's defaults filled in."""
+        """Return the options of a choice, validated, with the builder's defaults filled in."""
         model = self.schema(choice.name)
         try:
             valid = model.model_validate(choice.options)
@@ -87,8 +121,34 @@ class Registry(Generic[T]):
         return describe(detail), f"{self.section}.{option}"
 
 
+def _imported(target: Any) -> Any:
+    """Return what `module:name` names; a function as it is."""
+    if not isinstance(target, str):
+        return target
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+def option_types(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the type and default (`...` for none) of each keyword-only parameter."""
+    function = builder.func if isinstance(builder, partial) else builder
+    options = {}
+    for option in inspect.signature(builder).parameters.values():
+        if option.kind is option.KEYWORD_ONLY:
+            hint = option.annotation
+            if isinstance(hint, str):
+                hint = eval(hint, function.__globals__)
+            options[option.name] = (hint, ... if option.default is option.empty else option.default)
+    return options
+
+
+def _model(name: str, options: dict[str, tuple[Any, Any]]) -> type[BaseModel]:
+    fields: dict[str, Any] = dict(options)
+    return create_model(name, __base__=Frozen, **fields)
+
+
 def with_options(schema: dict[str, Any], tables: list[Registry[Any]]) -> dict[str, Any]:
-    """A JSON schema of the spec in which every choice lists its names and their options."""
+    """Return a JSON schema of the spec in which every choice lists its names and their options."""
     for table in tables:
         path = table.section.split(".")
         node = schema
@@ -114,7 +174,10 @@ def with_options(schema: dict[str, Any], tables: list[Registry[Any]]) -> dict[st
 
 
 def _entry(table: Registry[Any], name: str) -> dict[str, Any]:
-    options = table.schema(name).model_json_schema()
+    try:
+        options = table.described(name).model_json_schema()
+    except EnvironmentUnavailable:  # its options are unknown here
+        return {"type": "object", "properties": {"name": {"const": name}}}
     return {
         "type": "object",
         "properties": {"name": {"const": name}, **options.get("properties", {})},

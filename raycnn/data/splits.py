@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raycnn.config.components import DATASETS, TRANSFORMS
 from raycnn.config.schema import Data, JobSpec
 from raycnn.data.images.store import ProgressCallback, Store, open_store
 from raycnn.data.inspect.duplicates import SplitIndices, duplicates
 from raycnn.data.loader import Loader
 from raycnn.data.sampling import stratified_sample
-from raycnn.data.sources import DATASETS
 from raycnn.data.sources.base import Source
-from raycnn.data.transforms.pipeline import TRANSFORMS, Pipeline, shape_after
+from raycnn.data.transforms.pipeline import Pipeline, shape_after
 from raycnn.errors import DataError, SpecError
 from raycnn.paths import data_root
 from raycnn.runtime import rng

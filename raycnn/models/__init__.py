@@ -3,30 +3,11 @@
 import torch
 from torch import nn
 
-from raycnn.config.registry import Registry
+from raycnn.config.components import MODELS
 from raycnn.config.schema import Model
 from raycnn.errors import SpecError, unknown
-from raycnn.models import torchvision
-from raycnn.models.alexnet import alexnet
 from raycnn.models.blocks import TooSmall
-from raycnn.models.googlenet import googlenet
-from raycnn.models.lenet import lenet
-from raycnn.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
-from raycnn.models.vgg import vgg11, vgg13, vgg16, vgg19
 from raycnn.shape import Shape
-
-MODELS: Registry[nn.Module] = Registry(
-    "model",
-    "model",
-    {
-        "alexnet": alexnet, "googlenet": googlenet, "lenet": lenet,
-        "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50,
-        "resnet101": resnet101, "resnet152": resnet152,
-        "vgg11": vgg11, "vgg13": vgg13, "vgg16": vgg16, "vgg19": vgg19,
-    },
-    group="raycnn.models",
-    families={"torchvision": torchvision.named},
-)
 
 LARGEST = 512
 

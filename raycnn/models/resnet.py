@@ -132,4 +132,8 @@ def resnet(
     return model
 
 
-resnet18, resnet34, resnet50, resnet101, resnet152 = (partial(resnet, depth) for depth in DEPTHS)
+resnet18 = partial(resnet, 18)
+resnet34 = partial(resnet, 34)
+resnet50 = partial(resnet, 50)
+resnet101 = partial(resnet, 101)
+resnet152 = partial(resnet, 152)

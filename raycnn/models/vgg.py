@@ -70,4 +70,7 @@ def vgg(
     return model
 
 
-vgg11, vgg13, vgg16, vgg19 = (partial(vgg, depth) for depth in DEPTHS)
+vgg11 = partial(vgg, 11)
+vgg13 = partial(vgg, 13)
+vgg16 = partial(vgg, 16)
+vgg19 = partial(vgg, 19)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raycnn import __version__, models
+from raycnn.config.components import OPTIMIZERS, SCHEDULES
 from raycnn.config.schema import JobSpec, Train
 from raycnn.data.loader import Loader
 from raycnn.data.splits import Splits, open_splits
@@ -24,7 +25,7 @@ from raycnn.training.checkpoint import Row, TrainingState
 from raycnn.training.ema import EMA, copy
 from raycnn.training.loss_scale import LossScale
 from raycnn.training.metrics import EpochMetrics, MetricAccumulator
-from raycnn.training.optim import OPTIMIZERS, SCHEDULES, scale_lr
+from raycnn.training.optim import scale_lr
 from raycnn.training.predictions import PredictionCollector, SplitPredictions
 from raycnn.training.step import (
     TrainStep,

@@ -15,7 +15,6 @@ from torch.nn import Parameter
 from torch.optim.adam import adam as adam_rule
 from torch.optim.sgd import sgd as sgd_rule
 
-from raycnn.config.registry import Registry
 from raycnn.errors import SpecError
 from raycnn.runtime.device import DEVICE_KINDS
 
@@ -221,11 +220,6 @@ def adamw(
     return Adam(named, lr, (beta1, beta2), eps, weight_decay, decoupled=True)
 
 
-OPTIMIZERS: Registry[Optimizer] = Registry(
-    "optimizer", "optimizer", {"adam": adam, "adamw": adamw, "sgd": sgd}
-)
-
-
 def constant(steps: int, *, warmup: BelowOne = 0.0) -> Schedule:
     """The same rate throughout."""
     return _warmed(steps, warmup, lambda done: 1.0)
@@ -300,10 +294,3 @@ def scale_lr(schedule: Schedule, factor: float) -> Schedule:
         return own._replace(factor=own.factor * factor)
 
     return rates
-
-
-SCHEDULES: Registry[Schedule] = Registry(
-    "schedule",
-    "schedule",
-    {"constant": constant, "cosine": cosine, "one_cycle": one_cycle, "step": step},
-)

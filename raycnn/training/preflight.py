@@ -13,15 +13,14 @@ import torch
 from torch import nn
 
 from raycnn import models
+from raycnn.config.components import OPTIMIZERS, SCHEDULES, TRANSFORMS
 from raycnn.config.schema import JobSpec
 from raycnn.data.sources.base import File, Source, files_of
 from raycnn.data.splits import shape_seen, source_of
-from raycnn.data.transforms.pipeline import TRANSFORMS
 from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.runtime import device
 from raycnn.shape import Shape
 from raycnn.training import pretrained
-from raycnn.training.optim import OPTIMIZERS, SCHEDULES
 from raycnn.training.step import class_weights
 
 KEPT = 4  # checkpoints at once: the last, the one before, the best, and the one being written

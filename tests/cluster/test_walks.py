@@ -6,7 +6,7 @@ import shlex
 import pytest
 from typer.main import get_command
 
-from raycnn.cli import app
+from raycnn.cli.commands import app
 from raycnn.config.load import load_job
 from tests.cluster.conftest import CLUSTER
 from tests.conftest import ROOT
@@ -31,9 +31,8 @@ def test_every_file_that_is_named_exists() -> None:
 def test_its_raycnn_commands_are_understood(line: str) -> None:
     words = shlex.split(line, comments=True)
     words = words[words.index("raycnn") + 1 :]
-    command = get_command(app)
-    while words and hasattr(command, "commands"):
-        command = command.commands[words.pop(0)]
+    verb, *words = words
+    command = get_command(app).get_command(None, verb)
     given = command.make_context("raycnn", list(words)).params
     if job := given.get("job"):
         load_job(ROOT / job, given.get("changes") or [])

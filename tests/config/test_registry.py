@@ -3,13 +3,10 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
+from raycnn.config.components import DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS
 from raycnn.config.registry import Registry, with_options
 from raycnn.config.schema import ComponentConfig, json_schema
-from raycnn.data.sources import DATASETS
-from raycnn.data.transforms.pipeline import TRANSFORMS
 from raycnn.errors import SpecError
-from raycnn.models import MODELS
-from raycnn.training.optim import OPTIMIZERS, SCHEDULES
 
 
 def tower(

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from raycnn.config.components import TRANSFORMS
 from raycnn.config.schema import ComponentConfig
-from raycnn.data.transforms.pipeline import TRANSFORMS
 
 NEEDED: dict[str, dict[str, Any]] = {
     "center_crop": {"size": [7, 8]},

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from raycnn.config.components import TRANSFORMS
 from raycnn.config.schema import ComponentConfig
 from raycnn.data.loader import IGNORE_INDEX, Batch, Loader, prefetch
-from raycnn.data.transforms.pipeline import TRANSFORMS, Pipeline
+from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.runtime import distributed
 from tests.data.conftest import EVERY
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from raycnn.config.components import DATASETS
 from raycnn.config.schema import ComponentConfig, JobSpec
-from raycnn.data.sources import DATASETS
 from raycnn.data.sources.base import Source, Split
 from raycnn.errors import DataError
 

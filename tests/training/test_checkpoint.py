@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from raycnn.config.components import OPTIMIZERS
 from raycnn.config.schema import ComponentConfig, Model
 from raycnn.errors import DataError
 from raycnn.models import build
 from raycnn.shape import Shape
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import TrainingState
-from raycnn.training.optim import OPTIMIZERS, Rates
+from raycnn.training.optim import Rates
 
 
 def state(epoch: int = 0, step: int = 0) -> TrainingState:

@@ -8,10 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from raycnn import models
+from raycnn.config.components import OPTIMIZERS, SCHEDULES
 from raycnn.config.schema import ComponentConfig, Model
 from raycnn.errors import SpecError
 from raycnn.shape import Shape
-from raycnn.training.optim import OPTIMIZERS, SCHEDULES, Rates
+from raycnn.training.optim import Rates
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)

@@ -11,39 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raycnn.config.registry import Registry
+from raycnn.config.components import TRANSFORMS
 from raycnn.config.schema import ComponentConfig
 from raycnn.data.transforms import mix
 from raycnn.data.transforms.base import ImageTransform, Transform
-from raycnn.data.transforms.color import color_jitter, random_erasing
-from raycnn.data.transforms.geometry import (
-    center_crop,
-    horizontal_flip,
-    random_crop,
-    random_resized_crop,
-    resize,
-)
-from raycnn.data.transforms.mix import Mix, cutmix, mixup
+from raycnn.data.transforms.mix import Mix
 from raycnn.errors import SpecError
 from raycnn.runtime import rng
 from raycnn.runtime.device import DEVICE_KINDS
 from raycnn.shape import Shape
-
-TRANSFORMS: Registry[Transform] = Registry(
-    "transform",
-    "data.transforms",
-    {
-        "center_crop": center_crop,
-        "color_jitter": color_jitter,
-        "cutmix": cutmix,
-        "horizontal_flip": horizontal_flip,
-        "mixup": mixup,
-        "random_crop": random_crop,
-        "random_erasing": random_erasing,
-        "random_resized_crop": random_resized_crop,
-        "resize": resize,
-    },
-)
 
 
 class Pipeline:

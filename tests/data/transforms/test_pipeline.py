@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from raycnn.config.components import TRANSFORMS
 from raycnn.config.schema import ComponentConfig
 from raycnn.data.transforms.base import ImageTransform, sample_box
-from raycnn.data.transforms.pipeline import TRANSFORMS, Pipeline, shape_after
+from raycnn.data.transforms.pipeline import Pipeline, shape_after
 from raycnn.errors import SpecError
 from raycnn.runtime import rng
 from raycnn.shape import Shape

@@ -1,0 +1,85 @@
+"""The commands, in the groups of `raycnn --help`. Each is imported when it is asked for."""
+
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+GROUPS = {
+    "Prepare": {
+        "list": ("list:show", "What a spec can name; runs and searches"),
+        "check": ("check:check", "Check a job without training it"),
+        "data": ("data:data", "Look through a data set"),
+        "summary": ("summary:summary", "Show a network layer by layer"),
+        "schema": ("schema:schema", "JSON schema of a spec, for editors"),
+    },
+    "Train": {
+        "train": ("train:train", "Train a job"),
+        "resume": ("train:resume", "Resume a run from its last checkpoint"),
+        "tune": ("tune:tune", "Search the settings of a job"),
+    },
+    "Use": {
+        "eval": ("eval:evaluate", "Evaluate a run, class by class"),
+        "predict": ("predict:predict", "Classify pictures"),
+    },
+    "Cluster": {
+        "submit": ("submit:submit", "Train a job on a Ray cluster"),
+        "status": ("status:status", "How a submitted job is doing"),
+        "logs": ("logs:logs", "What a submitted job has printed"),
+        "stop": ("stop:stop", "Have a submitted job save and stop"),
+        "fetch": ("fetch:fetch", "Copy a run from a cluster to here"),
+    },
+    "Examine": {
+        "doctor": ("doctor:doctor", "What is installed, and what does not fit"),
+        "compare-devices": ("compare_devices:compare_devices", "The same steps on several devices"),
+        "verify": ("verify:verify", "Kill, resume and compare a training"),
+    },
+}
+COMMANDS = {name: target for group in GROUPS.values() for name, (target, _) in group.items()}
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are imported one by one."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name].partition(":")
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(cmd_name)(getattr(import_module(f"raycnn.cli.{module}"), function))
+        return typer.main.get_command(single)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for group, commands in GROUPS.items():
+            with formatter.section(group):
+                formatter.write_dl([(name, summary) for name, (_, summary) in commands.items()])
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from raycnn import __version__
+
+        print(f"raycnn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Train CNN classifiers from one YAML job spec: in one process, or on Ray."""
