@@ -12,7 +12,6 @@ step, and of the steps from the last checkpoint to the one that was reached: one
 import argparse
 import json
 import os
-import re
 import signal
 import statistics
 import subprocess
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for the cluster of the 
 
 from raycnn.config.load import job_from_tree  # noqa: E402
 from raycnn.runs.directory import Run  # noqa: E402
+from raycnn.training.callbacks import Resumed  # noqa: E402
 from tests.launch.ray.test_nodes import WHY_NOT, running  # noqa: E402
 from tests.support.network import Machine  # noqa: E402
 
@@ -66,12 +66,8 @@ class Watched:
 
     def gone_on(self) -> list[tuple[float, int]]:
         """When, and after how many steps, each time."""
-        found = []
-        for line in (self.run.folder / "events.jsonl").read_text().splitlines():
-            event = json.loads(line)
-            if said := re.match(r"going on after (\d+) epochs and (\d+)", event["event"]):
-                found.append((event["time"], int(said[1]) * self.epoch + int(said[2])))
-        return found
+        resumed = [event for event in self.run.events() if isinstance(event, Resumed)]
+        return [(event.time, event.epoch * self.epoch + event.step) for event in resumed]
 
     def kill(self, how: Callable[[Machine], None], victim: Machine) -> tuple[float, int]:
         """Seconds to the next step, and the steps lost."""

@@ -36,7 +36,14 @@ class WorkerLost(JobFailed):
 
 
 class OutOfMemory(WorkerLost):
-    pass
+    """`micro_batch` is how many images at once the next try is to have."""
+
+    def __init__(self, message: str, micro_batch: int):
+        super().__init__(message, micro_batch)
+        self.message, self.micro_batch = message, micro_batch
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class SpecError(RaycnnError):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -17,7 +17,9 @@ from raycnn.cli import main
 from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.launch.worker import work
+from raycnn.runs.channel import FolderChannel
 from raycnn.runs.directory import Run
+from raycnn.training.callbacks import Event
 from tests.support.searches import read  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +35,7 @@ TINY = {
     "train": {"epochs": 3, "batch_size": 32},
 }
 
+SomeEvent = TypeVar("SomeEvent", bound=Event)
 Weights = dict[str, torch.Tensor]
 Call = Callable[..., tuple[int, str, str]]
 
@@ -114,8 +117,13 @@ def train(job: JobSpec, run: Run | None = None, stop_at: int | None = None) -> R
         steps += 1
         return steps == stop_at
 
-    work(job, run, torch.device("cpu"), asked=asked)
+    work(job, run, torch.device("cpu"), FolderChannel(run, 0, asked))
     return run
+
+
+def happened(run: Run, kind: type[SomeEvent]) -> list[SomeEvent]:
+    """The events of a run of this type, oldest first."""
+    return [event for event in run.events() if isinstance(event, kind)]
 
 
 def weights(run: Run, which: str = "last") -> Weights:

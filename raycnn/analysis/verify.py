@@ -20,7 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from raycnn.config.schema import JobSpec
 from raycnn.errors import JobFailed, SpecError
-from raycnn.runs.directory import Run, environment
+from raycnn.runs.directory import Run
+from raycnn.runs.environment import environment
 from raycnn.runtime import device
 from raycnn.training import checkpoint
 from raycnn.training.preflight import check_settings

@@ -94,10 +94,10 @@ def _without_weights(job: JobSpec) -> JobSpec:
 
 def _alone(asked: "JobSpec | TuneSpec", code: bool) -> None:
     from raycnn.cli.remote import follow
-    from raycnn.launch.dispatch import STARTING
     from raycnn.launch.jobs import head
+    from raycnn.training.callbacks import ConnectingToRay
 
-    print(STARTING, flush=True)
+    print(ConnectingToRay(address=None).message, flush=True)
     with head.started() as cluster:
         name = cluster.submit(asked, folder=str(Path.cwd()), code=code)
         print(f"{name} at {cluster.server}", flush=True)

@@ -12,7 +12,8 @@ from raycnn.config.load import load_job
 from raycnn.errors import Interrupted
 
 if TYPE_CHECKING:
-    from raycnn.runs.directory import Run, View
+    from raycnn.runs.directory import Run
+    from raycnn.training.callbacks import Callback
 
 
 def train(
@@ -39,7 +40,8 @@ def train(
 def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
     """Go on with a run from its last checkpoint; `train.epochs=N` trains a finished one longer."""
     from raycnn.launch import launcher
-    from raycnn.runs.directory import Run, validate_resume
+    from raycnn.runs.compatibility import validate_resume
+    from raycnn.runs.directory import Run
     from raycnn.training.preflight import check
 
     found = Run.find(run, runs)
@@ -56,25 +58,26 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
     with found.lock():  # else another process trains it: said before anything starts
         pass
 
-    def reopen(view: "View") -> Run:
+    def reopen(view: "Callback") -> Run:
         for change in found.reopen(resolved):
-            view.note(change)
+            view.on_event(change)
         return found
 
     _launch(resolved, reopen)
 
 
-def _launch(job: schema.JobSpec, open_run: "Callable[[View], Run]") -> None:
+def _launch(job: schema.JobSpec, open_run: "Callable[[Callback], Run]") -> None:
     from rich.console import Console
 
     from raycnn.cli.training_view import show_result, view_for
     from raycnn.launch import dispatch
+    from raycnn.training.callbacks import RunOpened
 
     console = Console(quiet=not is_rank_zero())
 
     def opened() -> "Run":
         run = open_run(view)
-        view.note(f"run {run.folder}")
+        view.on_event(RunOpened(folder=str(run.folder)))
         return run
 
     with view_for(console, job.train.epochs) as view, job.located():

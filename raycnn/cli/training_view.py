@@ -1,19 +1,32 @@
 """What a person sees of a training: one calm live view on a terminal, plain lines otherwise."""
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typing_extensions import Self
 
-from raycnn.runs.directory import Run, plain_row
-from raycnn.training.checkpoint import Row
+from raycnn.runs.directory import Run
+from raycnn.training.callbacks import (
+    CheckpointSaved,
+    Decoding,
+    EpochEnded,
+    Evaluated,
+    Event,
+    Failed,
+    Progress,
+    StoppedOnRequest,
+)
+
+# Told by the error that ends the command, or by the result below it, or too often.
+HIDDEN = CheckpointSaved | Failed | StoppedOnRequest | Evaluated
 
 HEADER = " epoch  train loss  train acc  val loss  val acc        lr  images/s     time"
 
 
-def table_row(row: Row) -> str:
+def table_row(row: Mapping[str, float]) -> str:
     """One epoch under the header."""
     val = f"{row['val/loss']:9.4f} {row['val/acc1']:8.2%}" if "val/loss" in row else " " * 18
     return (
@@ -22,16 +35,21 @@ def table_row(row: Row) -> str:
     )
 
 
+def is_shown(event: Event) -> bool:
+    """Return whether an event has a line of its own."""
+    return not event.passing and not isinstance(event, HIDDEN)
+
+
 class TerminalView:
     """A table that grows by a row each epoch, over one bar for the steps of the epoch under way."""
 
     def __init__(self, console: Console, epochs: int):
         self.console, self.epochs = console, epochs
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+        self.bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
             console=console,
             transient=True,
         )
@@ -50,18 +68,27 @@ class TerminalView:
     ) -> None:
         self.bar.stop()
 
-    def progress(self, epoch: int, step: int, steps: int) -> None:
-        text = f"epoch {epoch}/{self.epochs}" if epoch else "decoding images"
-        self.bar.update(self.task, description=text, completed=step, total=steps)
-
-    def row(self, row: Row) -> None:
-        if not self.headed:
-            self.bar.console.print(HEADER, style="bold", highlight=False)
-            self.headed = True
-        self.bar.console.print(table_row(row), highlight=False)
-
-    def note(self, text: str) -> None:
-        self.bar.console.print(text, style="dim", highlight=False, markup=False)
+    def on_event(self, event: Event) -> None:
+        match event:
+            case Progress():
+                text = f"epoch {event.epoch}/{self.epochs}"
+                self.bar.update(
+                    self.task, description=text, completed=event.step, total=event.steps
+                )
+            case Decoding():
+                self.bar.update(
+                    self.task,
+                    description="decoding images",
+                    completed=event.done,
+                    total=event.total,
+                )
+            case EpochEnded():
+                if not self.headed:
+                    self.bar.console.print(HEADER, style="bold", highlight=False)
+                    self.headed = True
+                self.bar.console.print(table_row(event.metrics), highlight=False)
+            case _ if is_shown(event):
+                self.bar.console.print(event.message, style="dim", highlight=False, markup=False)
 
 
 class PlainView:
@@ -76,14 +103,9 @@ class PlainView:
     def __exit__(self, *ending: object) -> None:
         pass
 
-    def progress(self, epoch: int, step: int, steps: int) -> None:
-        pass
-
-    def row(self, row: Row) -> None:
-        self.note(plain_row(row))
-
-    def note(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+    def on_event(self, event: Event) -> None:
+        if is_shown(event):
+            self.console.print(event.message, soft_wrap=True, highlight=False, markup=False)
 
 
 def view_for(console: Console, epochs: int) -> TerminalView | PlainView:

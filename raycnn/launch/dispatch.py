@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING
 
 from raycnn.config.schema import JobSpec, Workers
 from raycnn.launch.launcher import address_of, launcher_of
-from raycnn.runs.directory import Run, View
+from raycnn.runs.directory import Run
+from raycnn.training.callbacks import Callback, ConnectingToRay
 
 if TYPE_CHECKING:
     from raycnn.config.search import TuneSpec
     from raycnn.launch.ray.tune import Place
     from raycnn.search.folder import Search, SearchView
-
-STARTING = "starting Ray and its workers: half a minute, on two cores"
 
 
 def require(workers: Workers) -> None:
@@ -27,7 +26,7 @@ def require(workers: Workers) -> None:
         connection.require(workers)
 
 
-def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
+def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
     """Train the job in the run that `open_run` opens, once there is somewhere to train it."""
     if launcher_of(job.workers) == "local":
         from raycnn.launch import local
@@ -36,7 +35,7 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
 
     from raycnn.launch.ray import connection
 
-    view.note(f"connecting to Ray at {where}" if (where := address_of(job.workers)) else STARTING)
+    view.on_event(ConnectingToRay(address=address_of(job.workers)))
     with connection.connected(job.workers) as nodes:
         from raycnn.launch.ray import trainer  # what it imports was imported while Ray started
 
@@ -61,7 +60,7 @@ def search(spec: "TuneSpec", open_search: "Callable[[], Search]", view: "SearchV
     where = address_of(trainers[0])
     for trainer in trainers if not where else ():
         connection.require(trainer)  # said before Ray takes its time
-    view.note(f"connecting to Ray at {where}" if where else STARTING)
+    view.note(ConnectingToRay(address=where).message)
     with connection.connected(trainers[0]) as nodes:
         from raycnn.launch.ray import tune
 

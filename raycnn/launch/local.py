@@ -2,20 +2,22 @@
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from raycnn.config.schema import JobSpec, Workers
 from raycnn.errors import ClusterError, SpecError, WorkerLost, first_line
 from raycnn.launch.signals import Stop
 from raycnn.launch.worker import work
-from raycnn.runs.directory import Run, View
+from raycnn.runs.channel import FolderChannel
+from raycnn.runs.directory import Run
 from raycnn.runtime import device, distributed
 from raycnn.runtime.device import DeviceKind
+from raycnn.training.callbacks import Callback, Failed
 
 
-def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
-    """Train the job in a run folder, going on from what is there; returns the run."""
+def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
+    """Train the job in a run folder, resuming from what is there; return the run."""
     kind = device.find(job.workers.device)
     _meet(kind, job.workers)
     with ExitStack() as held:
@@ -32,12 +34,15 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: View) -> Run:
         run = Run(Path(distributed.broadcast_from_rank_zero(open_and_hold)))
         stop = Stop(busy=run.training)
         try:
-            with stop.listening():
-                work(job, run, chosen, view, stop)
-        except WorkerLost as error:  # said by all that are left: once is enough
-            if (said := f"failed: {error}") not in run.events():
+            channel = FolderChannel(run, job.workers.timeout_s, stop)
+            views = [view] if distributed.is_rank_zero() else []
+            with stop.listening(), closing(channel):
+                work(job, run, chosen, channel, views)
+        except WorkerLost as error:  # each worker that is left finds the same: one tells
+            last = run.last_event()
+            if not (isinstance(last, Failed) and last.error == str(error)):
                 with suppress(OSError):
-                    run.add_event(said)
+                    run.add_event(Failed(error=str(error), kind="WorkerLost"))
             raise
         return run
 

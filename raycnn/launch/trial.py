@@ -1,5 +1,6 @@
 """One trial of a search, as each of its workers sees it: judged after each epoch, not tested."""
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,47 +9,52 @@ from typing import Any
 import torch
 
 from raycnn.errors import ClusterError, Interrupted, RaycnnError
-from raycnn.runs.directory import Recorder, log
+from raycnn.runs.channel import FolderChannel
+from raycnn.runs.heartbeats import Channel
+from raycnn.runs.recorder import Recorder
 from raycnn.runtime import distributed
 from raycnn.search.folder import TAKE_OVER_S, Search, Trial
 from raycnn.training import checkpoint
+from raycnn.training.callbacks import Failed, TrialStopped
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.loop import fit
+
+log = logging.getLogger("raycnn")
 
 Ending = dict[str, Any]
 """The state and, where it did not come to its end, the reason; {} when it has not ended."""
 
 
 class _Stopped(Exception):
-    """Not worth going on with."""
+    """The search's scheduler ends this trial."""
 
 
-class _Judged(Recorder):
+class TrialRecorder(Recorder):
     """Records a trial, and ends it when the search's scheduler says so."""
 
-    def __init__(self, search: Search, trial: Trial, asked: Callable[[], bool]):
-        super().__init__(trial.run, None, asked)
+    def __init__(self, search: Search, trial: Trial, channel: Channel):
+        super().__init__(trial.run, channel)
         self.search, self.trial = search, trial
         self.until = search.until(trial)
+        self._judged: int | None = None
 
-    def restore(self, state: TrainingState) -> bool:
-        there = super().restore(state)
-        self._wait(state)
-        return there
+    def begin_epoch(self, state: TrainingState) -> None:
+        """Raise _Stopped or Interrupted, on every worker, where the trial is not to go on now.
 
-    def close_epoch(self, state: TrainingState) -> None:
-        super().close_epoch(state)
-        if self.leads and "parameters" not in self.trial.facts:
+        Interrupted: the other trials must first be trained as far.
+        """
+        if self._judged is None:  # what was there before was judged when it was trained
+            self._note_size(state)
+        elif reason := distributed.broadcast_from_rank_zero(self._verdict):
+            raise _Stopped(reason)
+        self._judged = state.epoch
+        if state.epoch == self.until < self.trial.facts["epochs"]:
+            raise Interrupted(f"waits for the other trials after {state.epoch} epochs")
+
+    def _note_size(self, state: TrainingState) -> None:
+        if distributed.is_rank_zero() and "parameters" not in self.trial.facts:
             parameters = sum(parameter.numel() for parameter in state.model.parameters())
             self.trial.note(parameters=parameters, val_images=state.about["images"]["val"])
-        if reason := distributed.broadcast_from_rank_zero(self._verdict):
-            raise _Stopped(reason)
-        self._wait(state)
-
-    def _wait(self, state: TrainingState) -> None:
-        """Raises Interrupted, on every worker, when it is the others' turn to come as far."""
-        if state.epoch == self.until < self.trial.facts["epochs"]:
-            raise Interrupted(f"waits for the others after {state.epoch} epochs")
 
     def _verdict(self) -> str | None:
         own = self.trial.course(self.search.spec.tune)
@@ -82,7 +88,9 @@ def train(trial: Trial, work: Callable[[], Ending]) -> str | None:
             checkpoint.prune(trial.run.checkpoints)
     if reason := ending.get("reason"):
         with suppress(OSError):
-            trial.run.add_event(f"{ending['state']}: {reason}")
+            failed = ending["state"] == "failed"
+            event = Failed(error=reason, kind="Trial") if failed else TrialStopped(reason=reason)
+            trial.run.add_event(event)
     return None
 
 
@@ -91,18 +99,21 @@ def work_on(
     trial: Trial,
     device: torch.device,
     deadline: float | None,
-    asked: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Ending:
-    """Train as one worker. When asked to, or past the `deadline` (seconds since 1970), it saves,
-    and has not ended."""
+    """Train as one worker; return how the trial ended.
+
+    When asked to stop, or past the `deadline` (seconds since 1970), it saves and has not ended.
+    """
     job = trial.run.job().change({"data.root": None})  # RAYCNN_DATA has it, on every machine
 
     def stop() -> bool:
-        return asked() or (deadline is not None and time.time() > deadline)
+        return stop_requested() or (deadline is not None and time.time() > deadline)
 
-    recorder = _Judged(search, trial, stop)
+    channel = FolderChannel(trial.run, job.workers.timeout_s, stop)
+    recorder = TrialRecorder(search, trial, channel)
     try:
-        fit(job, device, recorder, test_once=False)
+        fit(job, device, recorder, recorder.callbacks, test_once=False)
         return {"state": "done"}
     except _Stopped as stopped:
         return {"state": "stopped", "reason": str(stopped)}
@@ -110,7 +121,9 @@ def work_on(
         log.info(str(error))
         return {}
     except Exception as error:
+        channel.failed(error)
         log.error("failed", exc_info=error)
         raise
     finally:
         recorder.close()
+        channel.close()

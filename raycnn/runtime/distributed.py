@@ -33,6 +33,10 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def is_rank_zero() -> bool:
+    return rank() == 0
+
+
 def launched() -> bool:
     """Whether torchrun, or something that sets the same variables, started this process."""
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()

@@ -11,7 +11,6 @@ runs/<search>/<n>/
     logs/                   Ray Tune's own files, which nothing reads
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,22 +18,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
-
+from raycnn import io
 from raycnn.config import search, yaml_file
 from raycnn.config.schema import JobSpec
 from raycnn.config.search import Architecture, Pool, TuneSpec, load_resolved_search
 from raycnn.config.yaml_file import Tree
 from raycnn.errors import EnvironmentUnavailable
-from raycnn.runs.directory import (
-    LOCK_S,
-    Run,
-    create_numbered,
-    list_folders,
-    read_json,
-    resolve_run,
-    write_json,
-)
+from raycnn.runs.directory import LOCK_S, Run, create_numbered, list_folders, resolve_run
 from raycnn.search.schedulers import RULES, LearningCurve, Pbt, Rule
 
 ENDED = ("done", "stopped", "failed")
@@ -65,10 +55,10 @@ class Trial:
         """architecture, number, changes, epochs, device; when trained: parameters, val_images,
         wall_s; when ended: state, and the reason where it did not come to its end; of a member of a
         population: its generation, the scores at the ends of earlier ones, and its descent."""
-        return read_json(self.run.folder / "trial.json") or {}
+        return io.read_json(self.run.folder / "trial.json") or {}
 
     def note(self, **facts: Any) -> None:
-        write_json(self.run.folder / "trial.json", self.facts | facts)
+        io.write_json(self.run.folder / "trial.json", self.facts | facts)
 
     @property
     def ended(self) -> bool:
@@ -166,13 +156,7 @@ class Search:
         """done, running or stopped: one word for a list."""
         if not self.waiting():
             return "done"
-        try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                return "stopped"
-        except Timeout:
-            return "running"
-        except OSError:  # read-only: nobody searches in it
-            return "stopped"
+        return "running" if io.is_locked(self.folder / ".lock") else "stopped"
 
     def trial(self, architecture: Architecture, number: int) -> Trial:
         """Where the trial is, or will be."""
@@ -209,13 +193,9 @@ class Search:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep every other process from searching in this folder."""
-        try:
-            with FileLock(self.folder / ".lock", timeout=LOCK_S):
-                yield
-        except Timeout:
-            raise EnvironmentUnavailable(
-                f"{self.folder} is being searched by another process"
-            ) from None
+        busy = f"{self.folder} is being searched by another process"
+        with io.lock(self.folder / ".lock", busy, LOCK_S):
+            yield
 
     def best_job(self, architecture: str) -> Path:
         return self.folder / f"best-{architecture}.yaml"
@@ -225,7 +205,5 @@ class Search:
 
 
 def _write(path: Path, tree: Tree) -> None:
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("w", encoding="utf-8") as file:
+    with io.atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         yaml_file.dump(tree, file)
-    os.replace(temporary, path)

@@ -1,13 +1,12 @@
 """The leaderboard: what every trial came to, best first, and the winners' jobs."""
 
 import csv
-import os
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from raycnn import io
 from raycnn.config.yaml_file import Tree
-from raycnn.runs.directory import write_json
 from raycnn.search.folder import Search, Trial
 from raycnn.training.metrics import confidence_interval
 
@@ -135,17 +134,18 @@ def write(search: Search) -> list[LeaderboardEntry]:
         "overall": next((entry.trial for entry in best.values()), None),
         "trials": [asdict(entry) for entry in board],
     }
-    write_json(search.folder / "leaderboard.json", shown)
+    io.write_json(search.folder / "leaderboard.json", shown)
     keys = sorted({key for entry in board for key in entry.changes})
     columns = [key for key in LeaderboardEntry.__dataclass_fields__ if key != "changes"] + keys
-    temporary = search.folder / ".leaderboard.csv"
-    with temporary.open("w", newline="") as file:
+    with (
+        io.atomic_path(search.folder / "leaderboard.csv") as temporary,
+        temporary.open("w", newline="") as file,
+    ):
         table = csv.DictWriter(file, columns, restval="")
         table.writeheader()
         for entry in board:
             flat = asdict(entry)
             table.writerow({**flat.pop("changes"), **flat})
-    os.replace(temporary, search.folder / "leaderboard.csv")
     for name, entry in best.items():
         search.write_best(name, Trial(search.folder / "trials" / entry.trial).run.job())
     return board

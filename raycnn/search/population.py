@@ -8,15 +8,16 @@ any member is changed: a search that is killed in the middle goes on to the very
 """
 
 import math
-import os
 import shutil
 
+from raycnn import io
 from raycnn.config.search import Architecture
 from raycnn.config.yaml_file import Tree
 from raycnn.search.folder import TAKE_OVER_S, Search, Trial
 from raycnn.search.samplers import unit
 from raycnn.search.schedulers import Pbt
 from raycnn.training import checkpoint
+from raycnn.training.callbacks import TrialExploited
 
 Turn = tuple[Architecture, int]
 
@@ -81,12 +82,11 @@ class _Population:
         stages = [*job.tree()["stages"], {"epoch": epoch, "changes": changes}]
         with member.run.lock(TAKE_OVER_S):
             checkpoint.copy_all(parent.run.checkpoints, member.run.checkpoints)
-            temporary = member.run.folder / ".metrics.csv"
-            shutil.copy(parent.run.folder / "metrics.csv", temporary)
-            os.replace(temporary, member.run.folder / "metrics.csv")
+            with io.atomic_path(member.run.folder / "metrics.csv") as temporary:
+                shutil.copy(parent.run.folder / "metrics.csv", temporary)
             member.run.write_job(job.change({"stages": stages}))
         said = f"after {epoch} epochs from {parent.id}"
-        member.run.add_event(f"goes on {said}")
+        member.run.add_event(TrialExploited(parent=parent.id, epoch=epoch))
         descent = "; ".join(filter(None, [facts.get("descent"), said]))
         member.note(changes=changes, descent=descent)
 

@@ -289,7 +289,7 @@ class StopRequested(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tested(Event):
+class Evaluated(Event):
     """The best weights were tested, on every test image once."""
 
     metrics: dict[str, float]

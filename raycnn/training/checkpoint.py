@@ -56,7 +56,7 @@ class TrainingState:
     """The epoch, counted from 1, with the best validation accuracy."""
     scale: LossScale | None = None
     average: EMA | None = None
-    slowed: list[float] = field(default_factory=list)
+    lr_backoffs: list[float] = field(default_factory=list)
     """A factor of the learning rate for each time that a loss was not finite."""
 
     @property
@@ -136,7 +136,7 @@ def _write(state: TrainingState, folder: Path) -> None:
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             _save_tensors(plain, temporary / name)
         files = {name: _facts(temporary / name) for name in TENSORS}
-        keys = ("about", "epoch", "step", "history", "best", "slowed")
+        keys = ("about", "epoch", "step", "history", "best", "lr_backoffs")
         saved = {key: getattr(state, key) for key in keys}
         body = {"files": files, "seen": asdict(state.seen), **saved}
         _write_json(temporary / STATE, {"sha256": _digest(body), **body})
@@ -249,7 +249,7 @@ def restore(state: TrainingState, checkpoint: Path) -> None:
     copy(raw, {name: p for name, p in state.model.named_parameters() if name in raw})
     state.epoch, state.step = saved["epoch"], saved["step"]
     state.history, state.best = saved["history"], saved["best"]
-    state.seen, state.slowed = EpochMetrics(**saved["seen"]), saved.get("slowed", [])
+    state.seen, state.lr_backoffs = EpochMetrics(**saved["seen"]), saved.get("lr_backoffs", [])
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:

@@ -21,6 +21,19 @@ from raycnn.errors import Diverged, Interrupted, OutOfMemory, SpecError
 from raycnn.runtime import distributed
 from raycnn.runtime.device import layout, peak_mib
 from raycnn.training import pretrained
+from raycnn.training.callbacks import (
+    Callback,
+    CheckpointSaved,
+    Decoding,
+    EpochEnded,
+    Progress,
+    Resumed,
+    RolledBack,
+    StoppedEarly,
+    StoppedOnRequest,
+    Warned,
+    WeightsLoaded,
+)
 from raycnn.training.checkpoint import Row, TrainingState
 from raycnn.training.ema import EMA, copy
 from raycnn.training.loss_scale import LossScale
@@ -37,33 +50,26 @@ from raycnn.training.step import (
     try_step,
 )
 
+PROGRESS_INTERVAL_S = 0.25
 
-class Watch(Protocol):
-    """The run, as the loop knows it. Every worker calls every method, in the same order."""
 
-    def note(self, text: str) -> None:
-        """Say what a person should know."""
-
-    def reading(self, done: int, total: int) -> None:
-        """So many images of all are decoded; only the worker that decodes says so."""
+class Control(Protocol):
+    """What the loop asks of whoever runs it. Every worker calls each method in the same order."""
 
     def restore(self, state: TrainingState) -> bool:
-        """Put the run's last checkpoint into the state; False when it has none."""
+        """Put the run's last checkpoint into the state; return False when it has none."""
 
-    def step(self, state: TrainingState, steps: int) -> bool:
-        """After each step of an epoch's `steps`: whether this worker was asked to stop."""
+    def begin_epoch(self, state: TrainingState) -> None:
+        """Before each epoch; an exception, raised on every worker, ends training here."""
+
+    def should_stop(self) -> bool:
+        """Return whether this worker was asked to save and stop. Called at every step."""
 
     def save(self, state: TrainingState) -> None:
-        """Keep the state, whole."""
-
-    def close_epoch(self, state: TrainingState) -> None:
-        """The last row of the history is new, and saved."""
+        """Save the state, whole."""
 
     def restore_best(self, state: TrainingState) -> None:
         """Put the best checkpoint's weights into the model."""
-
-    def keep_micro_batch(self, size: int) -> None:
-        """Have whoever starts the run again take so many images at once. Of one worker alone."""
 
 
 @dataclass(frozen=True)
@@ -78,73 +84,100 @@ class TrainResult:
     """Of the best weights for val and test, on rank 0 where a test was wanted."""
 
 
-def fit(job: JobSpec, device: torch.device, watch: Watch, test_once: bool = True) -> TrainResult:
+def fit(
+    job: JobSpec,
+    device: torch.device,
+    control: Control,
+    callbacks: Callback,
+    test_once: bool = True,
+) -> TrainResult:
     """Train on this worker's share of every batch, from the last checkpoint on; then test once.
 
     A loss that is not finite sends it back there, as often as `failure.rollbacks` allows; so does
     memory of the device that runs full, until a single image is too much.
     """
-    splits = distributed.raise_on_any_rank(lambda: open_splits(job, watch.reading))
+
+    def decoding(done: int, total: int) -> None:
+        callbacks.on_event(Decoding(done=done, total=total))
+
+    splits = distributed.raise_on_any_rank(lambda: open_splits(job, decoding))
     if job.train.patience and not len(splits.labels("val")):
         raise SpecError("needs images that are held out: data.val is 0", "train.patience")
-    slowed: list[float] = []
+    lr_backoffs: list[float] = []
     while True:
-        state = init_or_restore(job, splits, device, watch)
-        state.slowed = max(state.slowed, slowed, key=len)
+        state = init_or_restore(job, splits, device, control, callbacks)
+        state.lr_backoffs = max(state.lr_backoffs, lr_backoffs, key=len)
         loaders = {
             split: splits.loader(split, job, device, training=split == "train")
             for split in ("train", "val", "test")
         }
-        step = prepare(state, splits, job.train.epochs * len(loaders["train"]), job, watch)
+        step = prepare(state, splits, job.train.epochs * len(loaders["train"]), job, callbacks)
         try:
-            return train(step, splits, loaders, watch, test_once)
+            return train(step, splits, loaders, control, callbacks, test_once)
         except Diverged as error:
-            slowed = [*state.slowed, job.failure.rollback_lr]
-            if len(slowed) > job.failure.rollbacks:
+            lr_backoffs = [*state.lr_backoffs, job.failure.rollback_lr]
+            if len(lr_backoffs) > job.failure.rollbacks:
                 raise
-            watch.note(
-                f"{error}: back to the last checkpoint, to go on with the learning rate times "
-                f"{math.prod(slowed):g} (rollback {len(slowed)} of {job.failure.rollbacks})"
+            callbacks.on_event(
+                RolledBack(
+                    reason=str(error),
+                    lr_factor=math.prod(lr_backoffs),
+                    rollback=len(lr_backoffs),
+                    rollbacks=job.failure.rollbacks,
+                )
             )
         except torch.OutOfMemoryError:
-            smaller = halve_micro_batch(step.micro_batch, watch.note)
-            job = job.change({"train.micro_batch": smaller})
-            if (
-                distributed.world_size() > 1
-            ):  # the others wait in the middle of a step: all must start again
-                watch.keep_micro_batch(smaller)
+            size = halve_micro_batch(step.micro_batch, callbacks)
+            if distributed.world_size() > 1:
+                # The others wait in the middle of a step: all must start again.
                 raise OutOfMemory(
-                    f"rank {distributed.rank()} was out of memory on its device"
+                    f"rank {distributed.rank()} was out of memory on its device", size
                 ) from None
+            job = job.change({"train.micro_batch": size})
         del step, state  # the next ones need their memory
 
 
 def init_or_restore(
-    job: JobSpec, splits: Splits, device: torch.device, watch: Watch
+    job: JobSpec, splits: Splits, device: torch.device, control: Control, callbacks: Callback
 ) -> TrainingState:
-    """The state of the run's last checkpoint, or the one that a training begins with."""
+    """Return the state of the run's last checkpoint, or a fresh one."""
     state = fresh_state(job, splits, device)
-    if not distributed.raise_on_any_rank(lambda: watch.restore(state)):
-        for warning in splits.warnings:
-            watch.note(warning)
-        if job.model.weights:
-            watch.note(distributed.raise_on_any_rank(lambda: load_pretrained(state, job)))
+    if distributed.raise_on_any_rank(lambda: control.restore(state)):
+        callbacks.on_event(Resumed(epoch=state.epoch, step=state.step, history=state.history))
+        return state
+    for warning in splits.warnings:
+        callbacks.on_event(Warned(text=warning))
+    if job.model.weights:
+        new_layers = distributed.raise_on_any_rank(lambda: load_pretrained(state, job))
+        callbacks.on_event(WeightsLoaded(source=job.model.weights, new_layers=new_layers))
     return state
 
 
+def save(state: TrainingState, control: Control, callbacks: Callback) -> None:
+    """Save the state, and tell so once it is saved."""
+    distributed.raise_on_any_rank(lambda: control.save(state))
+    callbacks.on_event(
+        CheckpointSaved(epoch=state.epoch, step=state.step, name=state.name, best=state.is_best)
+    )
+
+
 def train(
-    step: TrainStep, splits: Splits, loaders: Mapping[str, Loader], watch: Watch, test_once: bool
+    step: TrainStep,
+    splits: Splits,
+    loaders: Mapping[str, Loader],
+    control: Control,
+    callbacks: Callback,
+    test_once: bool,
 ) -> TrainResult:
-    """The epochs that are still to do, each validated and saved; then the test."""
-    state, job, schedule = step.state, step.job, step.schedule
+    """Run the epochs that are still to do, each validated and saved; then the test."""
+    state, job = step.state, step.job
     train, val = loaders["train"], loaders["val"]
-    classes, ballot = len(state.about["classes"]), distributed.StopConsensus()
+    classes, consensus = len(state.about["classes"]), distributed.StopConsensus()
     while state.epoch < job.train.epochs and not out_of_patience(state, job):
+        control.begin_epoch(state)
         step = apply_stage(step, job)
-        rates = schedule(state.epoch * len(train))
-        seen = train_epoch(step, train, watch, ballot)
+        seen = train_epoch(step, train, control, callbacks, consensus)
         row: Row = {"epoch": state.epoch + 1, "step": (state.epoch + 1) * len(train)}
-        row |= {"lr": state.optimizer.lr * rates.factor, "images_per_s": seen.count / seen.seconds}
         row |= {"train/loss": seen.mean_loss, "train/acc1": seen.acc1}
         if val.samples:
             with state.average.in_place() if state.average else nullcontext():
@@ -152,19 +185,21 @@ def train(
             _check_finite(held_out.mean_loss, state)
             row |= {"val/loss": held_out.mean_loss, "val/acc1": held_out.acc1}
             row |= {"val/acc5": held_out.acc5}
-        row |= peak_memory(state)
+        rates = step.schedule(state.epoch * len(train))
+        row |= {"lr": state.optimizer.lr * rates.factor, "images_per_s": seen.count / seen.seconds}
         before = state.history[-1]["time_s"] if state.history else 0.0
-        state.close_epoch(row | {"time_s": before + seen.seconds})
-        distributed.raise_on_any_rank(lambda: watch.save(state))
-        watch.close_epoch(state)
+        row |= peak_memory(state) | {"time_s": before + seen.seconds}
+        state.close_epoch(row)
+        save(state, control, callbacks)
+        callbacks.on_event(EpochEnded(metrics=row))
 
-    if state.epoch < job.train.epochs:
-        watch.note(f"stopped: no better validation for {job.train.patience} epochs")
+    if state.epoch < job.train.epochs and job.train.patience:
+        callbacks.on_event(StoppedEarly(patience=job.train.patience))
     if state.average:
         copy(state.average.tensors, state.average.named)
     if not test_once:
         return TrainResult(state, None, splits)
-    distributed.raise_on_any_rank(lambda: watch.restore_best(state))
+    distributed.raise_on_any_rank(lambda: control.restore_best(state))
     predictions = {}
     for split in ("val", "test") if val.samples else ("test",):
         seen, predicted = predict_split(
@@ -191,18 +226,18 @@ def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> TrainingS
     return state
 
 
-def load_pretrained(state: TrainingState, job: JobSpec) -> str:
-    """Put the weights that the job names into a fresh state; returns what was done, in words."""
-    said = pretrained.load(state.model, job.model)
+def load_pretrained(state: TrainingState, job: JobSpec) -> list[str]:
+    """Put the weights that the job names into a fresh state; return the parameters they lack."""
+    new_layers = pretrained.load(state.model, job.model)
     if state.average:
         copy(state.average.named, state.average.tensors)
-    return said
+    return new_layers
 
 
 def prepare(
-    state: TrainingState, splits: Splits, steps: int, job: JobSpec, watch: Watch
+    state: TrainingState, splits: Splits, steps: int, job: JobSpec, callbacks: Callback
 ) -> TrainStep:
-    """The step of a run of so many, its micro-batch as large as the device bears."""
+    """Return the step of a run of `steps`, its micro-batch as large as the device bears."""
     device = next(state.model.parameters()).device
     replica = distributed.replicate(state.model, torch.zeros(1, *splits.shape, device=device))
     if job.train.compile:
@@ -210,14 +245,14 @@ def prepare(
     share = math.ceil(job.train.batch_size / distributed.world_size())
     step = TrainStep(
         replica=replica, state=state, job=job,
-        schedule=scale_lr(SCHEDULES.build(job.schedule, steps), math.prod(state.slowed)),
+        schedule=scale_lr(SCHEDULES.build(job.schedule, steps), math.prod(state.lr_backoffs)),
         micro_batch=min(job.train.micro_batch or share, share),
         class_weights=loss_weights(job, splits, device),
     )  # fmt: skip
     if device.type == "cpu":
         return step
     attempt = partial(try_step, step, splits.shape)
-    return replace(step, micro_batch=find_micro_batch_size(attempt, step.micro_batch, watch.note))
+    return replace(step, micro_batch=find_micro_batch_size(attempt, step.micro_batch, callbacks))
 
 
 def loss_weights(job: JobSpec, splits: Splits, device: torch.device) -> Tensor | None:
@@ -268,58 +303,64 @@ def metadata(job: JobSpec, splits: Splits) -> dict[str, Any]:
 
 
 def train_epoch(
-    step: TrainStep, loader: Loader, watch: Watch, ballot: distributed.StopConsensus
+    step: TrainStep,
+    loader: Loader,
+    control: Control,
+    callbacks: Callback,
+    consensus: distributed.StopConsensus,
 ) -> EpochMetrics:
-    """The steps of the epoch that are still to do; returns what the whole epoch saw."""
+    """Run the steps of the epoch that are still to do; return the metrics of the whole epoch."""
     state, every = step.state, step.job.storage.every_steps
     models.begin_training(step.replica)
     steps, done_before = len(loader), state.epoch * len(loader)
-    progress = Progress(state, len(state.about["classes"]))
+    meter, told = EpochMeter(state, len(state.about["classes"])), 0.0
     for batch in loader.epoch(state.epoch, state.step):
         logits, loss = step(batch, done_before + state.step)
-        progress.tally.add(loss, logits, batch.labels, batch.count)
+        meter.metrics.add(loss, logits, batch.labels, batch.count)
         state.step += 1
 
-        ballot.vote(watch.step(state, steps))
+        if (now := time.monotonic()) - told > PROGRESS_INTERVAL_S:
+            told = now
+            callbacks.on_event(Progress(epoch=state.epoch + 1, step=state.step, steps=steps))
+        consensus.vote(control.should_stop())
         if state.step == steps:
-            ballot.count()  # before validation, which may outlast the time there is left
-        if ballot.stop or (every and state.step % every == 0):
-            progress.sync_metrics(state)
-            distributed.raise_on_any_rank(lambda: watch.save(state))
-        if ballot.stop:
-            ballot.count()  # a vote under way when the workers part could end one of them badly
-            raise Interrupted(
-                f"stopped as asked, and saved, after {state.epoch} epochs and {state.step} steps"
-            )
-    progress.sync_metrics(state)
+            consensus.count()  # before validation, which may outlast the time there is left
+        if consensus.stop or (every and state.step % every == 0):
+            meter.sync_metrics(state)
+            save(state, control, callbacks)
+        if consensus.stop:
+            consensus.count()  # a vote under way when the workers part could end one of them badly
+            stopped = StoppedOnRequest(epoch=state.epoch, step=state.step)
+            callbacks.on_event(stopped)
+            raise Interrupted(stopped.message)
+    meter.sync_metrics(state)
     return state.seen
 
 
-class Progress:
-    """What the steps since the last look saw, brought into the state when it is looked at."""
+class EpochMeter:
+    """Measures the steps since the last synchronization, and adds them to the state's metrics."""
 
     def __init__(self, state: TrainingState, classes: int):
         self.classes = classes
-        self.tally, self.began, self.first = (
-            MetricAccumulator(classes),
-            time.perf_counter(),
-            state.step,
-        )
+        self._begin(state)
 
     def sync_metrics(self, state: TrainingState) -> None:
-        """Raises Diverged, on all workers alike, when a loss or a weight is not finite."""
-        seen = self.tally.all_reduce(time.perf_counter() - self.began)
+        """Add what all workers measured to the state.
+
+        Raises Diverged, on all workers alike, when a loss or a weight is not finite.
+        """
+        seen = self.metrics.all_reduce(time.perf_counter() - self.began)
         if seen.bad_step is not None:
             raise _diverged(state, self.first + seen.bad_step + 1)
         distributed.broadcast_buffers(state.model)
         # The last update may have ruined weights that no loss was computed with yet.
         _check_finite(sum(p.detach().sum() for p in state.model.parameters()), state)
         state.seen = state.seen.plus(seen)
-        self.tally, self.began, self.first = (
-            MetricAccumulator(self.classes),
-            time.perf_counter(),
-            state.step,
-        )
+        self._begin(state)
+
+    def _begin(self, state: TrainingState) -> None:
+        self.metrics = MetricAccumulator(self.classes)
+        self.began, self.first = time.perf_counter(), state.step
 
 
 def _check_finite(value: float | Tensor, state: TrainingState) -> None:

@@ -49,8 +49,8 @@ def check(model: nn.Module, choice: Model) -> None:
         raise SpecError(f"there is no {choice.weights}", "model.weights")
 
 
-def load(model: nn.Module, choice: Model) -> str:
-    """Put the weights that a job names into its network; returns what was done, in words.
+def load(model: nn.Module, choice: Model) -> list[str]:
+    """Put the weights that a job names into its network; return the parameters they lack.
 
     The last layer keeps its fresh weights where the number of classes differs. Raises SpecError
     for weights of another network, DataError for what cannot be had or read.
@@ -60,8 +60,7 @@ def load(model: nn.Module, choice: Model) -> str:
     fresh = _fresh(model.state_dict(), tensors, choice)
     taken = {key: tensor for key, tensor in tensors.items() if key not in fresh}
     model.load_state_dict(taken, strict=False)
-    new = f"; {', '.join(fresh)} are new, for another number of classes" if fresh else ""
-    return f"begun with the weights of {choice.weights}{new}"
+    return fresh
 
 
 def _fresh(own: Weights, tensors: Weights, choice: Model) -> list[str]:

@@ -15,6 +15,7 @@ from raycnn.data.loader import Batch
 from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.models import dropout
 from raycnn.runtime import device, distributed, rng
+from raycnn.training.callbacks import Callback, MicroBatchHalved
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.optim import Schedule
 
@@ -118,22 +119,20 @@ def class_weights(setting: Any, counts: NDArray[np.int64]) -> Tensor | None:
     return torch.from_numpy(weights * counts.sum() / (weights * counts).sum()).float()
 
 
-def find_micro_batch_size(
-    trial: Callable[[int], None], size: int, tell: Callable[[str], None]
-) -> int:
-    """`size`, halved until a trial with so many images fits into every worker's device."""
+def find_micro_batch_size(attempt: Callable[[int], None], size: int, callbacks: Callback) -> int:
+    """Return `size`, halved until an attempt with it fits into the memory of every device."""
     while True:
         full = False
         try:
-            trial(size)
+            attempt(size)
         except torch.OutOfMemoryError:
             full = True
         if not distributed.all_reduce_sum(torch.tensor([full], dtype=torch.int32)).item():
             return size
-        size = halve_micro_batch(size, tell)
+        size = halve_micro_batch(size, callbacks)
 
 
-def halve_micro_batch(size: int, tell: Callable[[str], None]) -> int:
+def halve_micro_batch(size: int, callbacks: Callback) -> int:
     """Return the next smaller micro-batch.
 
     Raises EnvironmentUnavailable when a single image does not fit.
@@ -143,10 +142,7 @@ def halve_micro_batch(size: int, tell: Callable[[str], None]) -> int:
             "one image is too much for the memory of the device: take a smaller network"
         )
     size = (size + 1) // 2
-    tell(
-        f"out of memory on the device: micro-batches of {size} images from here on, which a "
-        "batch norm takes for the batch"
-    )
+    callbacks.on_event(MicroBatchHalved(size=size))
     return size
 
 

@@ -99,7 +99,7 @@ def test_a_finished_run_is_not_trained_again_but_longer_on_request(call: Call) -
     ended, out, _ = call("resume", "quickstart")
     assert ended == 0 and "quickstart/1 is done: 1 epochs; train.epochs=2 goes on" in out
     ended, out, _ = call("resume", "quickstart", "train.epochs=2")
-    assert ended == 0 and "going on after 1 epochs and 0 steps" in out and "epoch 2  step 42" in out
+    assert ended == 0 and "resuming from epoch 1" in out and "epoch 2  step 42" in out
     ended, _, err = call("resume", "quickstart", "train.epochs=1")
     assert ended == 2 and "train.epochs: is 1, and 2 have begun" in err
 

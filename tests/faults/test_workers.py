@@ -11,7 +11,8 @@ import pytest
 
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
-from tests.conftest import distance, ended, numbers, train, wait_for, weights, workers
+from raycnn.training.callbacks import Failed, Resumed
+from tests.conftest import distance, ended, happened, numbers, train, wait_for, weights, workers
 from tests.support.faults import two_with
 
 MakeJob = Callable[..., JobSpec]
@@ -32,9 +33,13 @@ def test_a_rank_that_hangs_is_named_with_its_stack(job: MakeJob, tmp_path: Path)
     hung.kill()
     hung.communicate()
     assert waiting.returncode == 1 and "Traceback" not in said
-    assert "rank 1 gave no sign of life for 10 s (workers.timeout_s)\nrank 1 was here:" in said
+    assert "rank 1 was unresponsive for 10 s (workers.timeout_s)" in said
     assert "in harm" in said and "in harmed" in said, "the innermost frames"
-    assert run.events()[-1].startswith("failed: rank 1 gave no sign of life")
+    (failed,) = happened(run, Failed)
+    assert failed.kind == "WorkerLost" and failed.error in said
+    beats = run.heartbeats()
+    assert beats[0].failure == "timeout" and not beats[1].failure
+    assert beats[1].epoch >= 1 and beats[1].pid == hung.pid
 
 
 LATE = """
@@ -88,7 +93,8 @@ def test_what_ends_one_rank_is_what_is_said(
     assert (left.returncode, harmed.returncode) == (1, code), first + second
     assert first.startswith(f"raycnn: {said}") and "Traceback" not in first
     assert ("Traceback" in second) == (code == 1), "of a bug, its own"
-    assert said in run.events()[-1] and run.state() == "failed"
+    assert happened(run, Failed)[-1].error == said and run.state() == "failed"
+    assert run.heartbeats()[1].failure == "error"
 
 
 @pytest.mark.slow
@@ -100,14 +106,14 @@ def test_a_job_goes_on_with_4_then_2_then_3_workers(job: MakeJob, tmp_path: Path
     wait_for(lambda: len(run.rows()) >= 2, four[0])
     four[3].terminate()
     codes, said = ended(four)
-    assert codes == {130} and said.count("stopped as asked, and saved") == 1, said
+    assert codes == {130} and said.count("stopped on request, and saved") == 1, said
     done = len(run.rows())
     two = workers(2, run.folder, "workers.count=2", cwd=tmp_path, verb="resume")
     wait_for(lambda: len(run.rows()) >= done + 2, two[0])
     two[1].kill()
     codes, said = ended(two)
     assert codes == {1, -signal.SIGKILL} and "Traceback" not in said, said
-    assert "raycnn: another worker is gone without a word: killed" in said
+    assert "raycnn: another worker exited without an error: killed" in said
     assert len(run.rows()) < 12
     three = workers(3, run.folder, "workers.count=3", cwd=tmp_path, verb="resume")
     codes, said = ended(three)
@@ -116,7 +122,7 @@ def test_a_job_goes_on_with_4_then_2_then_3_workers(job: MakeJob, tmp_path: Path
     alone = train(spec)
     assert [row["step"] for row in numbers(run)] == [row["step"] for row in numbers(alone)]
     assert distance(weights(alone), weights(run)) < 1e-3
-    assert sum("going on after" in event for event in run.events()) == 2
+    assert len(happened(run, Resumed)) == 2
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", pytest.param("Ctrl-C", marks=pytest.mark.slow)])
@@ -137,10 +143,10 @@ def test_torchrun_that_is_told_to_end_has_its_workers_save(
     else:
         torchrun.terminate()
     _, said = torchrun.communicate()
-    assert "stopped as asked, and saved" in said
+    assert "stopped on request, and saved" in said
     assert run.state() == "stopped" and len(run.rows()) < 60
     log = (run.folder / "logs" / "rank-1.log").read_text()
-    assert "stopped as asked, and saved" in log
+    assert "stopped on request, and saved" in log
 
 
 def test_workers_that_do_not_all_come_are_waited_for_no_longer_than_said(

@@ -53,9 +53,9 @@ def test_three_workers_resume_bit_for_bit(job: MakeJob, tmp_path: Path) -> None:
     broken = Run.create(job(workers__count=3, train__epochs=40, schedule="constant"))
     three = workers(3, broken.folder, cwd=tmp_path, verb="resume")
     wait_for(lambda: len(broken.rows()) >= 2, three[0])
-    broken.ask_to_stop()
+    broken.request_stop()
     codes, said = ended(three)
-    assert codes == {130} and said.count("stopped as asked") == 1
+    assert codes == {130} and said.count("stopped on request") == 1
     epochs = len(broken.rows()) + 2
     unbroken = Run.create(broken.job())
     for run in (broken, unbroken):
@@ -141,7 +141,7 @@ def test_a_job_that_is_ended_goes_on_as_if_it_had_not_been(
     _, said = process.communicate(timeout=60)
     assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL)
     if number != signal.SIGKILL:
-        assert "stopped as asked, and saved" in said and "Traceback" not in said
+        assert "stopped on request, and saved" in said and "Traceback" not in said
     assert len(run.rows()) < 60 and run.state() == "stopped"
     epochs = len(run.rows()) + 3
     assert raycnn("resume", run.folder, f"train.epochs={epochs}", cwd=tmp_path).returncode == 0

@@ -7,8 +7,10 @@ import pytest
 
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable, SpecError
-from raycnn.runs.directory import COLUMNS, Run
-from tests.conftest import raycnn, same, train, weights
+from raycnn.runs.directory import Run
+from raycnn.runs.metrics_file import COLUMNS
+from raycnn.training.callbacks import EpochEnded, Evaluated, Warned
+from tests.conftest import happened, raycnn, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
 
@@ -26,6 +28,8 @@ def test_a_run_folder_holds_what_the_readme_says(job: MakeJob) -> None:
     } <= names
     assert list(run.rows()[0]) == COLUMNS
     assert list((run.folder / "logs" / "tensorboard").glob("events.*"))
+    assert [int(event.metrics["epoch"]) for event in happened(run, EpochEnded)] == [1, 2, 3]
+    assert isinstance(run.last_event(), Evaluated)
     assert "process" in (run.folder / "logs" / "rank-0.log").read_text()
     environment = json.loads((run.folder / "environment.json").read_text())
     assert {"python", "packages", "cpus"} <= environment.keys()
@@ -60,11 +64,11 @@ def test_a_run_is_found_by_folder_by_number_and_by_job(job: MakeJob) -> None:
 def test_an_event_after_one_that_was_cut_short_is_kept(job: MakeJob) -> None:
     run = Run.create(job())
     for text in ("one", "two"):
-        run.add_event(text)
+        run.add_event(Warned(text=text))
     events = run.folder / "events.jsonl"
     events.write_bytes(events.read_bytes()[:-9])
-    run.add_event("three")
-    assert run.events() == ["one", "three"]
+    run.add_event(Warned(text="three"))
+    assert [event.text for event in happened(run, Warned)] == ["one", "three"]
 
 
 def test_a_run_can_be_moved_and_goes_on_there(job: MakeJob, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from raycnn.search import leaderboard
 from raycnn.search.folder import Search, Trial
 from raycnn.search.population import next_trials
 from raycnn.search.samplers import make_sampler
-from tests.conftest import numbers, same, train, weights
+from raycnn.training.callbacks import TrialExploited
+from tests.conftest import happened, numbers, same, train, weights
 from tests.support.searches import BASE
 
 CPU = Pool(device="cpu")
@@ -80,7 +81,9 @@ def test_the_worst_of_a_generation_go_on_from_the_best(done: Search) -> None:
     assert {one.facts["scores"][1] for one in worst}.isdisjoint({ranked[0].facts["scores"][1]})
     for one in worst:
         (parent,) = [
-            name for name in best if f"goes on after 2 epochs from {name}" in one.run.events()
+            name
+            for name in best
+            if (name, 2) in [(e.parent, e.epoch) for e in happened(one.run, TrialExploited)]
         ]
         of = Trial(done.folder / "trials" / parent)
         assert numbers(one.run)[:2] == numbers(of.run)[:2]

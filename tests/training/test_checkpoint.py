@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     code = f"""
 import resource, signal
 from pathlib import Path
-from tests.test_checkpoint import checkpoint, state
+from tests.training.test_checkpoint import checkpoint, state
 late = state(2)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -131,7 +131,7 @@ def test_killed_while_writing_the_checkpoint_before_stays(tmp_path: Path, moment
     code = f"""
 import os, signal
 from pathlib import Path
-from tests.test_checkpoint import checkpoint, state
+from tests.training.test_checkpoint import checkpoint, state
 late = state(2)
 import {module} as module
 def die(*args, **kwargs):

@@ -14,7 +14,8 @@ from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, SpecError
 from raycnn.shape import Shape
 from raycnn.training import pretrained
-from tests.conftest import distance, same, train, weights
+from raycnn.training.callbacks import WeightsLoaded
+from tests.conftest import distance, happened, same, train, weights
 
 IMAGE = Shape(3, 32, 32)
 
@@ -168,4 +169,4 @@ def test_a_job_begins_with_the_best_weights_of_a_run(job: Callable[..., JobSpec]
     second = train(job(train__epochs=1, model=model | {"freeze": ["stage1", "stage2", "hidden"]}))
     then, now = weights(first, "best"), weights(second)
     assert {k for k in now if not torch.equal(now[k], then[k])} == {"head.weight", "head.bias"}
-    assert f"begun with the weights of {first.folder}" in second.events()[0]
+    assert happened(second, WeightsLoaded)[0].source == str(first.folder)

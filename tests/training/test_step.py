@@ -15,11 +15,12 @@ from raycnn.data.loader import Batch
 from raycnn.data.splits import open_splits
 from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.runs.directory import Run
+from raycnn.training.callbacks import Event, MicroBatchHalved, StoppedEarly
 from raycnn.training.ema import EMA
 from raycnn.training.loss_scale import LossScale
 from raycnn.training.optim import Rates, sgd
 from raycnn.training.step import class_weights, find_micro_batch_size, forward
-from tests.conftest import distance, ended, numbers, same, train, weights, workers
+from tests.conftest import distance, ended, happened, numbers, same, train, weights, workers
 
 MakeJob = Callable[..., JobSpec]
 MIXED = [{"name": "resize", "size": 12}, {"name": "mixup"}, {"name": "cutmix"}]
@@ -160,7 +161,8 @@ def test_training_stops_when_validation_is_not_better_for_long(job: MakeJob) -> 
     """A rate too small to change anything: no epoch after the first is the better one."""
     run = train(job(optimizer__lr=1e-30, schedule="constant", train__epochs=9, train__patience=2))
     assert len(run.rows()) == 3 and (run.result() or {})["best_epoch"] == 1
-    assert "no better validation for 2 epochs" in run.events()[-1]
+    (stopped,) = happened(run, StoppedEarly)
+    assert stopped.patience == 2
 
 
 def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
@@ -177,18 +179,20 @@ def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
 
 def test_a_batch_too_large_for_the_device_is_halved_until_it_fits() -> None:
     """The device is a fake that holds ten images: no other is at hand in every test run."""
-    said: list[str] = []
+    events: list[Event] = []
 
-    def trial(size: int) -> None:
+    class Collector:
+        def on_event(self, event: Event) -> None:
+            events.append(event)
+
+    def attempt(size: int) -> None:
         if size > 10:
             raise torch.OutOfMemoryError
 
-    assert find_micro_batch_size(trial, 64, said.append) == 8
-    assert said[-1].startswith(
-        "out of memory on the device: micro-batches of 8 images from here on"
-    )
+    assert find_micro_batch_size(attempt, 64, Collector()) == 8
+    assert [event.size for event in events if isinstance(event, MicroBatchHalved)] == [32, 16, 8]
     with pytest.raises(EnvironmentUnavailable, match="one image is too much"):
-        find_micro_batch_size(lambda size: trial(11), 64, said.append)
+        find_micro_batch_size(lambda size: attempt(11), 64, Collector())
 
 
 def test_batch_norm_over_workers_is_refused_on_a_cpu(job: MakeJob, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from raycnn.config.schema import Workers
 from raycnn.errors import ClusterError, Interrupted
 from raycnn.launch.ray.connection import Node, capacity, in_words
 from raycnn.runs.directory import POLL_INTERVAL_S, Run
+from raycnn.training.callbacks import Event, RestartPlanned, WaitingForResources, WorldResized
 
 ANSWER_S = 1  # of a node that is alive
 SETTLE_S = 1  # room that stays the same for so long is all there is
@@ -68,7 +69,7 @@ class Elastic(ScalingPolicy):
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         count, self._asking = self._room_in_time(), False
         if count != self.count:
-            self.tell(f"now {count} worker{'s' * (count > 1)}, of {self.workers.asked}")
+            self.tell(WorldResized(workers=count, wanted=self.workers.asked))
         self.count, self._looked, self._seen = count, time.monotonic(), count
         return ResizeDecision(count, self.ask)
 
@@ -79,14 +80,14 @@ class Elastic(ScalingPolicy):
         workers = worker_group_state.workers
         if not self._asking and (why := self._leaving(workers) or self._more_room()):
             self._asking = True
-            self.tell(f"{why}: saving")
+            self.tell(RestartPlanned(reason=why))
             workers[0].execute_async(_ask)
         return NoopDecision()
 
     def is_planned_restart(self, failures: Collection[Exception]) -> bool:
         """Whether the workers ended because they were asked to here, and for nothing else."""
         stopped = bool(failures) and all(isinstance(why, Interrupted) for why in failures)
-        return self._asking and stopped and not self.run.asked_to_stop()
+        return self._asking and stopped and not self.run.stop_requested()
 
     def look_for_notices(self) -> None:
         """Ask Ray which nodes will be taken away (a preemption).
@@ -96,9 +97,9 @@ class Elastic(ScalingPolicy):
         with suppress(RayError, RuntimeError):  # the next look may
             self.going = set(cluster_state.state.get_draining_nodes())
 
-    def tell(self, text: str) -> None:
+    def tell(self, event: Event) -> None:
         with suppress(OSError):  # a full disk
-            self.run.add_event(text)
+            self.run.add_event(event)
 
     def on_controller_start_worker_group(self, **about: Any) -> dict[str, str]:
         """Keep the workers from a node that is gone and that Ray does not know of yet."""
@@ -126,10 +127,10 @@ class Elastic(ScalingPolicy):
                 return count
             if now - began > self.workers.timeout_s:
                 raise ClusterError(f"{wanted} in {self.workers.timeout_s} s (workers.timeout_s)")
-            if self.run.asked_to_stop():
-                raise Interrupted(f"stopped as asked: `raycnn resume {self.run.folder}` goes on")
+            if self.run.stop_requested():
+                raise Interrupted(f"stopped on request: `raycnn resume {self.run.folder}` goes on")
             if settled and told != count:
-                self.tell(f"waiting: {wanted}")
+                self.tell(WaitingForResources(reason=wanted))
                 told = count
             time.sleep(POLL_INTERVAL_S)
         return count
@@ -138,7 +139,7 @@ class Elastic(ScalingPolicy):
         """Whether a node of the workers will be taken away, in words."""
         for place in (worker.metadata for worker in workers):
             if place.node_id in self.going:
-                return f"node {place.node_ip} is to go"
+                return f"node {place.node_ip} is draining"
         return None
 
     def _more_room(self) -> str | None:

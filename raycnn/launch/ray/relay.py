@@ -23,8 +23,10 @@ from raycnn.errors import ClusterError, EnvironmentUnavailable, RaycnnError
 from raycnn.launch.background import poll_in_background
 from raycnn.paths import cache_folder
 from raycnn.runs.directory import POLL_INTERVAL_S, Run
+from raycnn.runs.heartbeats import FOLDER, Heartbeat
 from raycnn.runtime import distributed
 from raycnn.training import checkpoint
+from raycnn.training.callbacks import Event
 
 CHUNK = 64 << 20  # bytes that are in memory at once
 MARK = ".here"  # what tells a run's folder from another one with the same path
@@ -102,14 +104,20 @@ class Keeper(Checkpoints):
     def write_job(self, job: JobSpec) -> None:
         self.run.write_job(job)
 
-    def add_event(self, text: str) -> None:
-        self.run.add_event(text)
+    def add_event(self, event: Event) -> None:
+        self.run.add_event(event)
 
-    def asked_to_stop(self) -> bool:
-        return self.run.asked_to_stop()
+    def write_heartbeat(self, beat: Heartbeat) -> None:
+        self.run.write_heartbeat(beat)
 
-    def log_end(self, rank: int) -> str:
-        return self.run.log_end(rank)
+    def heartbeats(self) -> dict[int, Heartbeat]:
+        return self.run.heartbeats()
+
+    def stack(self, rank: int) -> str:
+        return self.run.stack(rank)
+
+    def stop_requested(self) -> bool:
+        return self.run.stop_requested()
 
     def append(self, name: str, data: bytes) -> None:
         path = self.run.folder / name
@@ -164,14 +172,21 @@ class Copy(Run):
     def write_job(self, job: JobSpec) -> None:
         self.keeper.write_job(job)
 
-    def add_event(self, text: str) -> None:
-        self.keeper.add_event(text)
+    def add_event(self, event: Event) -> None:
+        self.keeper.add_event(event)
 
-    def asked_to_stop(self) -> bool:
+    def write_heartbeat(self, beat: Heartbeat) -> None:
+        with suppress(RaycnnError, ray.exceptions.RayError):  # the next one may
+            self.keeper.write_heartbeat(beat)
+
+    def heartbeats(self) -> dict[int, Heartbeat]:
+        return dict(self.keeper.heartbeats())
+
+    def stack(self, rank: int) -> str:
+        return str(self.keeper.stack(rank))
+
+    def stop_requested(self) -> bool:
         return self._stop
-
-    def log_end(self, rank: int) -> str:
-        return str(self.keeper.log_end(rank))
 
     def newest(self) -> tuple[Path | None, list[str]]:
         self._fetch()
@@ -192,7 +207,7 @@ class Copy(Run):
         def look() -> None:
             with suppress(RaycnnError, ray.exceptions.RayError):  # the next look may
                 self._send()
-                self._stop = self.keeper.asked_to_stop()
+                self._stop = self.keeper.stop_requested()
 
         with poll_in_background(look, POLL_INTERVAL_S):
             yield
@@ -225,7 +240,9 @@ class Copy(Run):
 
     def _logs(self) -> list[Path]:
         """What this worker only adds to."""
-        own = [self.folder / "logs" / f"rank-{distributed.rank()}.log"]
+        rank = distributed.rank()
+        own = [self.folder / "logs" / f"rank-{rank}.log"]
+        own += [self.folder / FOLDER / f"rank-{rank}.stack"]
         if distributed.rank() == 0:
             own += (self.folder / "logs" / "tensorboard").glob("*")
         return [path for path in own if path.exists()]

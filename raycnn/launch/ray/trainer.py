@@ -10,7 +10,7 @@ import asyncio
 import os
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,19 @@ from raycnn.launch.signals import Stop
 from raycnn.launch.trial import Ending, work_on
 from raycnn.launch.worker import find_data, work
 from raycnn.paths import cache_folder, data_root
-from raycnn.runs.directory import POLL_INTERVAL_S, Run, View
+from raycnn.runs.channel import FolderChannel
+from raycnn.runs.directory import POLL_INTERVAL_S, Run
 from raycnn.runtime import device, distributed
 from raycnn.runtime.device import DeviceKind
 from raycnn.search.folder import Search, Trial
+from raycnn.training.callbacks import (
+    Callback,
+    Decoding,
+    Event,
+    Progress,
+    StopRequested,
+    WorkersRestarted,
+)
 
 STARTS = 3  # tries to start the workers that there is room for, each of which has a deadline
 
@@ -58,7 +67,7 @@ class PeerFull(PeerLost):
     """A worker's device was full: all are to start again with a smaller micro-batch."""
 
 
-def train(job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: View) -> Run:
+def train(job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: Callback) -> Run:
     """Train the job in its run folder on Ray, going on from what is there; returns the run."""
     kind = kind_of(job.workers, nodes)
     ask = resources_per_worker(job.workers, kind, nodes)
@@ -151,7 +160,10 @@ def _worker(config: dict[str, Any]) -> Ending | None:
             fits = distributed.broadcast_from_rank_zero(
                 lambda: run.job().train.micro_batch
             )  # on the try before this
-            work(job.change({"train.micro_batch": fits}), run, chosen, asked=elastic.asked)
+            channel = held.enter_context(
+                closing(FolderChannel(run, job.workers.timeout_s, elastic.asked))
+            )
+            work(job.change({"train.micro_batch": fits}), run, chosen, channel)
     except OutOfMemory as error:
         raise PeerFull(str(error)) from None
     except WorkerLost as error:  # a silent one: Ray is to end it, and to try again
@@ -179,28 +191,30 @@ def _device(job: JobSpec, threads: int) -> Any:
 
 
 @contextmanager
-def _following(run: Run, view: View, stop: Stop) -> Iterator[None]:
+def _following(run: Run, view: Callback, stop: Stop) -> Iterator[None]:
     """Show what the workers put into the run folder, and pass on a wish to stop."""
-    shown, told, passed_on = len(run.rows()), len(run.events()), False
+    told, passed_on = len(run.events()), False
 
     def look() -> None:
-        nonlocal shown, told, passed_on
+        nonlocal told, passed_on
         if stop.asked and not passed_on:
-            view.note("saving, then stopping; again to stop now")
-            run.ask_to_stop()
+            view.on_event(StopRequested())
+            run.request_stop()
             passed_on = True
         for event in run.events()[told:]:
-            view.note(event)
+            view.on_event(event)
             told += 1
-        rows = run.rows()
-        for row in rows[shown:]:
-            view.row({key: float(value) for key, value in row.items() if value})
-        shown = len(rows)
         if progress := run.progress():
-            view.progress(**progress)
+            view.on_event(_progress(**progress))
 
     with poll_in_background(look, POLL_INTERVAL_S):
         yield
+
+
+def _progress(epoch: int, step: int, steps: int) -> Event:
+    if epoch:
+        return Progress(epoch=epoch, step=step, steps=steps)
+    return Decoding(done=step, total=steps)
 
 
 def _lost(error: ray.train.WorkerGroupError) -> bool:
@@ -244,17 +258,20 @@ class _RetryLost(FailurePolicy):
             return True
         if not _lost(error):
             return False
-        what, counted = _first_lost(error), ""
+        cause = "lost"
         if any(isinstance(failure, PeerFull) for failure in failures) and self._smaller():
-            what += ", and goes on with less at once"
+            cause = "memory"
         elif any(_is_preempted_actor(failure) for failure in failures):
-            what += ", with its node, which was taken away"
+            cause = "preempted"
         else:
             self.losses += 1
             if self.losses > self.most:
                 return False
-            counted = f", {self.losses} of {self.most} times"
-        self.size.tell(f"lost {what}: starting again{counted}")
+        self.size.tell(
+            WorkersRestarted(
+                error=_first_lost(error), cause=cause, retry=self.losses, retries=self.most
+            )
+        )
         return True
 
     def _smaller(self) -> bool:

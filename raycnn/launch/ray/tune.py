@@ -351,7 +351,7 @@ def _following(feed: _TrialSearcher, view: SearchView) -> Iterator[None]:
         under_way = [one for one, _ in list(feed.under_way.values())]
         if feed.stop():
             for one in under_way:
-                one.run.ask_to_stop()
+                one.run.request_stop()
         view.show(feed.search, [one.id for one in under_way])
 
     try:

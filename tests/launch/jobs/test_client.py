@@ -154,7 +154,7 @@ def test_a_stopped_job_has_saved_and_goes_on_to_the_unbroken_weights(
     assert stopped.returncode == 0 and f"raycnn submit --resume {name}" in stopped.stdout
     watched, errors = watcher.communicate(timeout=60)
     assert watcher.returncode == 130 and f"{name} was stopped" in errors
-    assert "stopped as asked, and saved" in watched
+    assert "stopped on request, and saved" in watched
     run = Run(head.home / "runs" / "stopped" / "1")
     before = len(run.rows())
     assert 5 <= before < 2000 and run.state() == "stopped"
@@ -162,7 +162,7 @@ def test_a_stopped_job_has_saved_and_goes_on_to_the_unbroken_weights(
     epochs = f"train.epochs={before + 2}"
     resumed = head.cluster.resume("stopped/1", [epochs])
     assert head.cluster.follow(resumed, lambda text: None).driver_exit_code == 0
-    assert len(run.rows()) == before + 2 and "going on after" in head.cluster.log(resumed)
+    assert len(run.rows()) == before + 2 and "resuming from" in head.cluster.log(resumed)
     about = head.raycnn("status", resumed, cwd=tmp_path).stdout
     assert re.search(rf"SUCCEEDED\n.*stopped, resume.*\nfolder +{run.folder}\n.*code 0\n", about)
     listed = head.raycnn("list", "--jobs", cwd=tmp_path).stdout

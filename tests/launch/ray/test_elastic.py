@@ -1,7 +1,6 @@
 """A job whose number of workers follows the nodes that there are."""
 
 import os
-import re
 import signal
 import socket
 import threading
@@ -24,7 +23,14 @@ from raycnn.launch.ray.elastic import Elastic
 from raycnn.runs.directory import Run
 from raycnn.runtime.device import DEVICE_KINDS
 from raycnn.training import checkpoint
-from tests.conftest import distance, ended, wait_for, weights, workers
+from raycnn.training.callbacks import (
+    RestartPlanned,
+    Resumed,
+    StoppedOnRequest,
+    WaitingForResources,
+    WorldResized,
+)
+from tests.conftest import distance, ended, happened, wait_for, weights, workers
 from tests.launch.ray.test_nodes import WHY_NOT, Cluster, running
 from tests.launch.ray.test_trainer import pids
 from tests.support import network
@@ -98,7 +104,7 @@ def test_workers_start_on_the_nodes_that_answer_whatever_ray_believes(
     three.die(1)
     assert size.make_decision_for_non_running_worker_group().num_workers == 2
     assert size.on_controller_start_worker_group() == {"ray.io/node-id": "in(0,2)"}
-    assert size.run.events() == ["now 2 workers, of 1 to 3"]
+    assert [event.workers for event in happened(size.run, WorldResized)] == [2]
 
 
 @pytest.mark.parametrize("count", [2, [2, 3]])
@@ -110,7 +116,7 @@ def test_too_little_room_is_said_and_waited_for_no_longer_than_allowed(
     lacking = "there is room for 1 of at least 2 workers of 1 CPU each"
     with pytest.raises(ClusterError, match=f"{lacking} in 2 s"):
         size.make_decision_for_non_running_worker_group()
-    assert size.run.events() == [f"waiting: {lacking}"]
+    assert [event.reason for event in happened(size.run, WaitingForResources)] == [lacking]
     threading.Timer(1, three.used.clear).start()
     assert size.make_decision_for_non_running_worker_group().num_workers == size.workers.most
 
@@ -118,8 +124,8 @@ def test_too_little_room_is_said_and_waited_for_no_longer_than_allowed(
 def test_who_waits_for_room_stops_when_asked_to(job: MakeJob, three: Nodes) -> None:
     size = size_of(job(workers__count=2))
     three.used = {0, 1, 2}
-    size.run.ask_to_stop()
-    with pytest.raises(Interrupted, match="stopped as asked: `raycnn resume"):
+    size.run.request_stop()
+    with pytest.raises(Interrupted, match="stopped on request: `raycnn resume"):
         size.make_decision_for_non_running_worker_group()
 
 
@@ -139,7 +145,7 @@ def test_workers_are_asked_to_save_once_room_for_more_has_stayed(
     for _ in range(3):
         size.make_decision_for_running_worker_group(group, None)
     assert len(asked) == 1
-    assert size.run.events()[-1] == "there is room for 3 workers: saving"
+    assert len(happened(size.run, RestartPlanned)) == 1
 
 
 def test_workers_are_asked_to_save_before_a_node_of_theirs_goes(job: MakeJob, three: Nodes) -> None:
@@ -157,7 +163,8 @@ def test_workers_are_asked_to_save_before_a_node_of_theirs_goes(job: MakeJob, th
     for _ in range(3):
         size.make_decision_for_running_worker_group(group, None)
     assert len(asked) == 1
-    assert size.run.events() == ["node 10.0.0.1 is to go: saving"]
+    (planned,) = happened(size.run, RestartPlanned)
+    assert "10.0.0.1" in planned.reason
     assert size.is_planned_restart([Interrupted("saved"), Interrupted("saved")])
     assert not size.is_planned_restart([]) and not size.is_planned_restart(
         [Interrupted("saved"), ValueError()]
@@ -201,11 +208,6 @@ def cluster(cache: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-def said(run: Run, words: str) -> list[tuple[str, ...]]:
-    log = run.folder / "logs" / "rank-0.log"
-    return re.findall(words, log.read_text())
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.skipif(bool(WHY_NOT), reason=str(WHY_NOT))
@@ -232,7 +234,7 @@ def test_a_run_shrinks_and_grows_with_its_nodes_and_comes_to_the_same(
         epochs = len(run.rows()) + 2
         wait_for(lambda epochs=epochs: len(run.rows()) >= epochs, driver)
         change()
-        wait_for(lambda event=event: event in run.events(), driver)
+        wait_for(lambda event=event: event in [one.message for one in run.events()], driver)
     wait_for(lambda: len(pids(run, 1)) == 2, driver)
     epochs = len(run.rows()) + 2
     wait_for(lambda: len(run.rows()) >= epochs, driver)
@@ -243,10 +245,9 @@ def test_a_run_shrinks_and_grows_with_its_nodes_and_comes_to_the_same(
     assert driver.returncode == 130, errors
     assert "Traceback" not in errors
 
-    place = r"after (\d+) epochs and (\d+) steps"
-    saved, gone_on = said(run, f"saved, {place}"), said(run, f"going on {place}")
-    assert saved[0] == gone_on[-1], "to grow costs no step"
-    assert "there is room for 2 workers: saving" in run.events()
+    saved, resumed = happened(run, StoppedOnRequest)[0], happened(run, Resumed)[-1]
+    assert (saved.epoch, saved.step) == (resumed.epoch, resumed.step), "to grow costs no step"
+    assert happened(run, RestartPlanned)
     state = checkpoint.read_state(run.weights("last"))
     assert state["seen"]["count"] == min(64 * state["step"], state["about"]["images"]["train"])
 

@@ -15,6 +15,8 @@ from raycnn.launch import worker
 from raycnn.launch.ray.elastic import Elastic
 from raycnn.launch.ray.trainer import PeerFull, PeerLost, _RetryLost
 from raycnn.runs.directory import Run
+from raycnn.training.callbacks import WorkersRestarted
+from tests.conftest import happened
 
 MakeJob = Callable[..., JobSpec]
 
@@ -39,9 +41,8 @@ def again(policy: _RetryLost, *failures: Exception) -> bool:
 
 def test_lost_workers_are_started_again_as_often_as_allowed(policy: _RetryLost) -> None:
     assert again(policy, PEER, GONE)
-    assert policy.size.run.events() == [
-        "lost rank 0: another is gone: starting again, 1 of 1 times"
-    ]
+    (event,) = happened(policy.size.run, WorkersRestarted)
+    assert (event.cause, event.retry, event.retries) == ("lost", 1, 1)
     assert not again(policy, GONE, PEER)
 
 
@@ -56,7 +57,7 @@ def test_workers_that_went_with_a_node_that_was_taken_away_cost_no_retry(
     for _ in range(3):
         assert again(policy, PEER, TAKEN)
     assert policy.losses == 0
-    assert "with its node, which was taken away: starting again" in policy.size.run.events()[-1]
+    assert happened(policy.size.run, WorkersRestarted)[-1].cause == "preempted"
 
 
 def test_smaller_micro_batches_cost_no_retry_as_long_as_they_shrink(policy: _RetryLost) -> None:
@@ -64,7 +65,7 @@ def test_smaller_micro_batches_cost_no_retry_as_long_as_they_shrink(policy: _Ret
     for size in (8, 4):
         run.write_job(run.job().change({"train.micro_batch": size}))
         assert again(policy, FULL, PEER)
-    assert policy.losses == 0 and "with less at once: starting again" in run.events()[-1]
+    assert policy.losses == 0 and happened(run, WorkersRestarted)[-1].cause == "memory"
     assert again(policy, FULL, PEER) and policy.losses == 1, "it could not be written down"
     assert not again(policy, FULL, PEER)
 
@@ -76,7 +77,7 @@ def test_workers_that_were_asked_to_make_way_cost_no_retry(policy: _RetryLost) -
     for _ in range(3):
         assert again(policy, SAVED, SAVED) and again(policy, SAVED, GONE)
     assert policy.losses == 0
-    policy.size.run.ask_to_stop()
+    policy.size.run.request_stop()
     assert not again(policy, SAVED, SAVED)
 
 
@@ -93,6 +94,6 @@ def test_images_are_looked_for_where_the_spec_the_machine_or_the_driver_says(
 ) -> None:
     """In that order, also where another trial was trained by the same process before."""
     monkeypatch.setenv("RAYCNN_DATA", "/of-the-trial-before")
-    monkeypatch.setattr(worker, "OWN", own)
+    monkeypatch.setattr(worker, "OWN_PATHS", own)
     worker.find_data(root, {"RAYCNN_DATA": "/drivers"})
     assert os.environ["RAYCNN_DATA"] == found

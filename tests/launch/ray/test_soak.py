@@ -18,7 +18,8 @@ import pytest
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
-from tests.conftest import mounted
+from raycnn.training.callbacks import Resumed
+from tests.conftest import happened, mounted
 from tests.launch.ray.test_nodes import WHY_NOT, Cluster, assert_unbroken, running
 from tests.support import network
 
@@ -94,7 +95,7 @@ class Soak:
         return checkpoint.read_index(self.run.checkpoints).get("last")
 
     def gone_on(self) -> int:
-        return sum(event.startswith("going on after") for event in self.run.events())
+        return len(happened(self.run, Resumed))
 
     def kill_a_worker(self) -> None:
         for pid in self.chance.choice(self.cluster.at_work()).runs("RayTrainWorker"):

@@ -1,0 +1,73 @@
+"""The channel between a worker and its starter where both see the run folder."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from raycnn.runs.directory import POLL_INTERVAL_S, Run
+from raycnn.runs.heartbeats import (
+    FOLDER,
+    Stacks,
+    explain,
+    failure_of,
+    new_heartbeat,
+    refreshed,
+    training_stack,
+)
+from raycnn.runtime import distributed
+
+SETTLE_S = 3  # for the other workers to tell why they ended
+
+
+class FolderChannel:
+    """Heartbeats, failures and stop requests as files of the run folder.
+
+    `stop_requested` tells of requests that reach this process alone, such as a signal.
+    """
+
+    def __init__(
+        self, run: Run, timeout_s: int, stop_requested: Callable[[], bool] = lambda: False
+    ):
+        self.run, self.timeout_s, self.stop_requested = run, timeout_s, stop_requested
+        self._stop, self._checked = False, 0.0
+        self._beat = new_heartbeat()
+        self._stacks = None
+        if distributed.world_size() > 1:  # else nobody waits for this worker
+            path = run.folder / FOLDER / f"rank-{distributed.rank()}.stack"
+            self._stacks = Stacks(path, timeout_s)
+            self._send()
+
+    def close(self) -> None:
+        if self._stacks:
+            self._stacks.close()
+
+    def heartbeat(self, epoch: int, step: int) -> None:
+        if self._stacks:
+            self._stacks.alive()
+            self._beat = refreshed(self._beat, epoch=epoch, step=step)
+            self._send()
+
+    def failed(self, error: BaseException) -> None:
+        if self._stacks:
+            failure, text = failure_of(error)
+            self._beat = refreshed(self._beat, failure=failure, error=text)
+            self._send()
+
+    def diagnose(self) -> str:
+        time.sleep(SETTLE_S)
+        return explain(
+            self.run.heartbeats(),
+            distributed.world_size(),
+            self.timeout_s,
+            lambda rank: training_stack(self.run.stack(rank)),
+        )
+
+    def should_stop(self) -> bool:
+        now = time.monotonic()
+        if distributed.rank() == 0 and now - self._checked > POLL_INTERVAL_S:
+            self._checked, self._stop = now, self.run.stop_requested()
+        return self._stop or self.stop_requested()
+
+    def _send(self) -> None:
+        with suppress(OSError):  # a full disk
+            self.run.write_heartbeat(self._beat)

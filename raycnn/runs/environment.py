@@ -1,0 +1,23 @@
+"""environment.json: what a run was trained on."""
+
+import platform
+import sys
+from typing import Any
+
+import torch
+
+from raycnn.runtime.device import DEVICE_KINDS, package
+
+PACKAGES = ["raycnn", "torch", "torchvision", "torch_npu", "ray", "numpy", "safetensors"]
+
+
+def environment() -> dict[str, Any]:
+    """Return Python, platform, CPUs, packages and devices of this process."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": DEVICE_KINDS["cpu"].count(),
+        "packages": {name: package(name) for name in PACKAGES},
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "devices": [name for kind in DEVICE_KINDS.values() for name in kind.names()],
+    }

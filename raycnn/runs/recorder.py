@@ -1,0 +1,145 @@
+"""Keeps a training in its run folder: restores and saves its state, and stores its events."""
+
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from raycnn import io
+from raycnn.errors import DataError, EnvironmentUnavailable
+from raycnn.runs.compatibility import check_same_data, check_same_job, version_differences
+from raycnn.runs.directory import Run
+from raycnn.runs.heartbeats import Channel, HeartbeatSender
+from raycnn.runs.metrics_file import MetricsWriter
+from raycnn.runs.rank_log import RankLog
+from raycnn.runs.result import PER_CLASS, RESULT
+from raycnn.runs.tensorboard import TensorBoardWriter
+from raycnn.runtime import distributed
+from raycnn.training import checkpoint
+from raycnn.training.callbacks import (
+    Callback,
+    CallbackList,
+    CheckpointSkipped,
+    Decoding,
+    Evaluated,
+    Event,
+    Progress,
+    Warned,
+)
+from raycnn.training.checkpoint import TrainingState
+
+log = logging.getLogger("raycnn")
+
+
+class Recorder:
+    """The loop's control over one run. Only rank 0 writes, but for each worker's own log.
+
+    `callbacks` are sent every event, after the run folder's own.
+    """
+
+    def __init__(self, run: Run, channel: Channel, callbacks: Iterable[Callback] = ()):
+        self.run, self.channel = run, channel
+        self._log = RankLog(run.folder / "logs" / f"rank-{distributed.rank()}.log")
+        own: list[Callback] = [HeartbeatSender(channel), self._log]
+        self._tensorboard = None
+        if distributed.is_rank_zero():
+            self._tensorboard = TensorBoardWriter(run.folder / "logs" / "tensorboard")
+            metrics = MetricsWriter(run.folder / "metrics.csv")
+            own += [EventWriter(run), ProgressWriter(run), metrics, self._tensorboard]
+        self.callbacks = CallbackList([*own, *callbacks], distributed.rank())
+        log.info(f"rank {distributed.rank()} of {distributed.world_size()}, process {os.getpid()}")
+
+    def close(self) -> None:
+        if self._tensorboard:
+            self._tensorboard.close()
+        self._log.close()
+
+    def restore(self, state: TrainingState) -> bool:
+        """Put the newest whole checkpoint into the state; return False when there is none."""
+        path, faults = self.run.newest()
+        if not path:
+            return False
+        for fault in faults:
+            self.callbacks.on_event(CheckpointSkipped(fault=fault))
+        saved = checkpoint.read_state(path)
+        check_same_job(saved, state.about["spec"])
+        check_same_data(saved, state.about["data"])
+        for difference in version_differences(saved, state.about["versions"]):
+            self.callbacks.on_event(difference)
+        checkpoint.restore(state, path)
+        if distributed.is_rank_zero():
+            if checkpoint.read_index(path.parent).get("last") != path.name:
+                checkpoint.point_to(path, state.is_best)
+        return True
+
+    def save(self, state: TrainingState) -> None:
+        """Save the state, whole. Raises EnvironmentUnavailable where the disk refuses."""
+        if not distributed.is_rank_zero():
+            return
+        try:
+            checkpoint.save(state, self.run.checkpoints)
+            self.run.flush()
+        except OSError as error:
+            raise EnvironmentUnavailable(
+                f"cannot save a checkpoint: {error}; the one before it is whole, and "
+                f"`raycnn resume {self.run.home}` goes on from there"
+            ) from None
+
+    def restore_best(self, state: TrainingState) -> None:
+        """Put the best checkpoint's weights into the model; keep the last where it is damaged."""
+        try:
+            checkpoint.load_weights(state.model, self.run.weights("best"))
+        except DataError as error:
+            text = f"testing the last weights, because the best cannot be read: {error}"
+            self.callbacks.on_event(Warned(text=text))
+            state.best = state.epoch
+
+    def begin_epoch(self, state: TrainingState) -> None:
+        """Do nothing: a run goes through all of its epochs."""
+
+    def should_stop(self) -> bool:
+        return self.channel.should_stop()
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write what the run came to. Raises EnvironmentUnavailable where the disk refuses."""
+        if distributed.is_rank_zero():
+            large = {key: result[key] for key in ("per_class", "confusion")}
+            small = {key: value for key, value in result.items() if key not in large}
+            try:
+                io.write_json(self.run.folder / PER_CLASS, large)
+                io.write_json(self.run.folder / RESULT, small)
+                self.run.flush()
+            except OSError as error:
+                raise EnvironmentUnavailable(
+                    f"cannot write the result: {error}; `raycnn resume` tests again"
+                ) from None
+        numbers = {k: v for k, v in result["test"].items() if isinstance(v, int | float)}
+        self.callbacks.on_event(Evaluated(metrics=numbers))
+
+
+class EventWriter:
+    """Stores events, passing ones excepted, in the run's events.jsonl."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def on_event(self, event: Event) -> None:
+        if not event.passing:
+            self.run.add_event(event)
+
+
+class ProgressWriter:
+    """Keeps where training is in the run's progress.json."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def on_event(self, event: Event) -> None:
+        match event:
+            case Progress():
+                where = {"epoch": event.epoch, "step": event.step, "steps": event.steps}
+            case Decoding():
+                where = {"epoch": 0, "step": event.done, "steps": event.total}
+            case _:
+                return
+        io.write_json(self.run.folder / "progress.json", where)
