@@ -1,10 +1,44 @@
-"""raycnn: train, search and ship CNN classifiers from one YAML job spec."""
+"""raycnn: train, search and ship CNN classifiers from one YAML job spec.
+
+The names below are imported when they are first used: `import raycnn` itself takes no torch.
+"""
 
 import os
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 # An installed torch_npu would otherwise load itself inside `import torch`, and break it where the
 # CANN libraries are missing. device.py loads it when an NPU is asked for.
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 __version__ = version("raycnn")
+
+if TYPE_CHECKING:
+    from raycnn.api import Run, Search, load, open_network, resume, train, tune
+
+PUBLIC = ("Run", "Search", "load", "open_network", "resume", "train", "tune")
+
+__all__ = [
+    "Run",
+    "Search",
+    "__version__",
+    "load",
+    "open_network",
+    "resume",
+    "runs",
+    "train",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in PUBLIC:
+        return getattr(import_module("raycnn.api"), name)
+    if name == "runs":  # a package that can be called, see there
+        return import_module("raycnn.runs")
+    raise AttributeError(f"module 'raycnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})

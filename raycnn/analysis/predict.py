@@ -1,17 +1,30 @@
-"""A trained network, from its run folder alone, and what it says of pictures."""
+"""A trained network, from its run folder alone, and the classes that it gives images."""
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from raycnn import models
 from raycnn.config.components import TRANSFORMS
 from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec
-from raycnn.data.images.decode import ENDINGS, FIT, BadImage, ImageFormat, decode_batch
+from raycnn.data.images.decode import (
+    CHANNELS,
+    ENDINGS,
+    FIT,
+    BadImage,
+    ImageFormat,
+    Named,
+    decode_batch,
+)
 from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.errors import DataError
 from raycnn.runtime.device import layout
@@ -19,64 +32,193 @@ from raycnn.shape import Shape
 from raycnn.training import checkpoint
 from raycnn.training.step import autocast
 
-BATCH = 64
+BATCH_SIZE = 64
+MODES = {channels: mode for mode, channels in CHANNELS.items()}
+
+Pictures = str | Path | Image.Image | NDArray[np.uint8]
+"""A picture: a file, a folder of them, a PIL image, or an array (H, W), (H, W, C), (B, H, W, C)."""
+
+
+class Classifier(Protocol):
+    """A network with all that it needs to classify images: a run's own, or an exported one."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def image_format(self) -> ImageFormat: ...
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probabilities and logits, each (B, K), of (B, C, H, W) uint8 images."""
+
+    def predict(self, images: "Pictures | Sequence[Pictures]") -> "list[Prediction]":
+        """Classify pictures: files, folders, PIL images or uint8 arrays."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one picture."""
+
+    source: str
+    """Its file, or its number among those that were given."""
+    probabilities: dict[str, float]
+    """Of every class, the most probable first."""
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return next(iter(self.probabilities))
+
+    @property
+    def probability(self) -> float:
+        """Of `label`."""
+        return self.probabilities[self.label]
 
 
 @dataclass(frozen=True)
 class Network:
-    model: nn.Module
+    """A run's network, as it was validated and tested."""
+
+    module: nn.Module
+    """Maps (B, C, H, W) normalized float32 images to (B, K) logits."""
     classes: tuple[str, ...]
-    frame: ImageFormat
+    image_format: ImageFormat
     """Of the images it was trained on, before their transforms."""
     pipeline: Pipeline
     device: torch.device
     precision: str
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to a picture: first by Pillow (size, fit, mode), then on the device."""
+        return {
+            **describe_format(self.image_format),
+            "transforms": [type(step).__name__ for step in self.pipeline.transforms],
+            "mean": self.pipeline.mean,
+            "std": self.pipeline.std,
+        }
+
     @torch.inference_mode()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 of the frame's shape to (B, K)."""
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probabilities and logits, each (B, K), of (B, C, H, W) uint8 images."""
         numbers = torch.zeros(len(images), 0, device=self.device)
         with autocast(self.precision, self.device):
-            logits = self.model(self.pipeline(images.to(self.device), numbers))
-        return torch.softmax(logits.float(), 1).cpu()
+            logits = self.module(self.pipeline(images.to(self.device), numbers))
+        logits = logits.float().cpu()
+        return torch.softmax(logits, 1), logits
+
+    def predict(self, images: Pictures | Sequence[Pictures]) -> list[Prediction]:
+        """Classify pictures: files, folders, PIL images or uint8 arrays.
+
+        Raises DataError, naming the picture, for one that is not there or cannot be read.
+        """
+        return classify(self, images)
 
 
 def load(weights: Path, device: torch.device) -> Network:
-    """The network of a checkpoint's folder."""
-    about = checkpoint.read_state(weights)["about"]
-    job: JobSpec = job_from_tree(about["spec"])
-    classes = tuple(about["classes"])
-    model = models.build(job.model, Shape(*about["shape"]), len(classes))
-    checkpoint.load_weights(model, weights)
-    model.to(device).to(memory_format=layout(device, job.train.channels_last)).eval()
+    """Return the network of a checkpoint's folder."""
+    metadata = checkpoint.read_state(weights)["about"]
+    network = build(metadata, device)
+    checkpoint.load_weights(network.module, weights)
+    return network
+
+
+def build(metadata: dict[str, Any], device: torch.device) -> Network:
+    """Return the network that a checkpoint's metadata describes, its weights to be loaded."""
+    job: JobSpec = job_from_tree(metadata["spec"])
+    classes = tuple(metadata["classes"])
+    module = models.build(job.model, Shape(*metadata["shape"]), len(classes))
+    module.to(device).to(memory_format=layout(device, job.train.channels_last)).eval()
     transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
-    pipeline = Pipeline(transforms, about["mean"], about["std"]).evaluation()
+    pipeline = Pipeline(transforms, metadata["mean"], metadata["std"]).evaluation()
     fit = job.data.options.get("fit", FIT)
-    frame = ImageFormat(Shape(*about["source_shape"]), fit, convert=True)
-    return Network(model, classes, frame, pipeline, device, job.train.precision)
+    image_format = ImageFormat(Shape(*metadata["source_shape"]), fit, convert=True)
+    return Network(module, classes, image_format, pipeline, device, job.train.precision)
 
 
-def pictures(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and the pictures in the folders named. Raises DataError for none."""
+def describe_format(image_format: ImageFormat) -> dict[str, Any]:
+    """Return an image format as plain values; mode is null for channels no picture has."""
+    channels, height, width = image_format.shape
+    return {
+        "channels": channels,
+        "mode": MODES.get(channels),
+        "size": [height, width],
+        "fit": image_format.fit,
+        "interpolation": "bilinear",
+    }
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
+    """Return the files named, and the pictures in the folders named. Raises DataError for none."""
     found: list[Path] = []
     for path in paths:
         if not path.exists():
             raise DataError(f"{path} does not exist")
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        hidden = (p for p in inside if p.is_file() and not p.name.startswith("."))
-        found += [p for p in hidden if p == path or p.suffix.lower() in ENDINGS]
+        visible = (p for p in inside if p.is_file() and not p.name.startswith("."))
+        found += [p for p in visible if p == path or p.suffix.lower() in ENDINGS]
     if not found:
         raise DataError(f"no pictures in {', '.join(map(str, paths))}")
     return found
 
 
-def predict(network: Network, paths: Sequence[Path]) -> Iterator[tuple[Path, Tensor | BadImage]]:
-    """For each picture its probabilities (K,), or what is wrong with it."""
-    for start in range(0, len(paths), BATCH):
-        some = paths[start : start + BATCH]
-        read_or_not = decode_batch([(str(path), path) for path in some], network.frame)
-        images = [torch.from_numpy(i) for i in read_or_not if not isinstance(i, BadImage)]
+def predict(
+    classifier: Classifier, pictures: Sequence[Named]
+) -> Iterator[tuple[str, Tensor | BadImage]]:
+    """Yield for each picture its name, and its probabilities (K,) or what is wrong with it."""
+    for start in range(0, len(pictures), BATCH_SIZE):
+        some = pictures[start : start + BATCH_SIZE]
+        decoded = decode_batch(some, classifier.image_format)
+        images = [torch.from_numpy(i) for i in decoded if not isinstance(i, BadImage)]
         stacked = torch.stack(images).permute(0, 3, 1, 2) if images else None
-        rows = iter(()) if stacked is None else iter(network.probabilities(stacked))
-        for path, image in zip(some, read_or_not, strict=True):
-            yield path, image if isinstance(image, BadImage) else next(rows)
+        rows = iter(()) if stacked is None else iter(classifier(stacked)[0])
+        for (name, _), image in zip(some, decoded, strict=True):
+            yield name, image if isinstance(image, BadImage) else next(rows)
+
+
+def classify(classifier: Classifier, images: Pictures | Sequence[Pictures]) -> list[Prediction]:
+    """Return a prediction for each picture. Raises DataError for one that cannot be read."""
+    given = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
+    pictures = [picture for image in given for picture in _named(image)]
+    pictures = [(name or f"image {number}", data) for number, (name, data) in enumerate(pictures)]
+    predictions = []
+    for name, probabilities in predict(classifier, pictures):
+        if isinstance(probabilities, BadImage):
+            raise probabilities
+        predictions.append(prediction_of(name, probabilities, classifier.classes))
+    return predictions
+
+
+def prediction_of(name: str, probabilities: Tensor, classes: Sequence[str]) -> Prediction:
+    """Return probabilities (K,) by the name of their class, sorted."""
+    ranked = probabilities.sort(descending=True, stable=True)
+    names = (classes[index] for index in ranked.indices.tolist())
+    return Prediction(name, dict(zip(names, ranked.values.tolist(), strict=True)))
+
+
+def _named(image: Pictures) -> list[Named]:
+    """Return what to decode; nameless, where it is no file."""
+    if isinstance(image, str | Path):
+        return [(str(path), path) for path in find_pictures([Path(image)])]
+    if isinstance(image, Image.Image):
+        return [("", _encode(image))]
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3, 4):
+        raise DataError(
+            f"an array of pixels is uint8, (H, W), (H, W, C) or (B, H, W, C), not "
+            f"{array.dtype} {array.shape}"
+        )
+    try:
+        arrays = array if array.ndim == 4 else [array]
+        return [("", _encode(Image.fromarray(one.squeeze()))) for one in arrays]
+    except (TypeError, ValueError):
+        raise DataError(f"an array of shape {array.shape} is no picture: C is 1 or 3") from None
+
+
+def _encode(image: Image.Image) -> bytes:
+    """Return a picture as an uncompressed PNG: the decoder then treats all pictures alike."""
+    buffer = io.BytesIO()
+    upright = ImageOps.exif_transpose(image)
+    plain = upright.convert("RGB") if upright.mode in ("CMYK", "YCbCr", "LAB", "HSV") else upright
+    plain.save(buffer, "PNG", compress_level=0)
+    return buffer.getvalue()

@@ -14,6 +14,9 @@ from raycnn.config.messages import describe
 from raycnn.errors import SpecError
 
 Job = Annotated[Path, typer.Argument(metavar="JOB", help="A job spec: a YAML file.")]
+JobOrPictures = Annotated[
+    Path, typer.Argument(metavar="JOB", help="A job spec (a YAML file), or a folder of pictures.")
+]
 Changes = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes to the spec, e.g. optimizer.lr=0.1"),

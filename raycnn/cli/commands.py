@@ -11,6 +11,7 @@ GROUPS = {
         "list": ("list:show", "What a spec can name; runs and searches"),
         "check": ("check:check", "Check a job without training it"),
         "data": ("data:data", "Look through a data set"),
+        "init": ("init:init", "Write the spec of a folder of pictures"),
         "summary": ("summary:summary", "Show a network layer by layer"),
         "schema": ("schema:schema", "JSON schema of a spec, for editors"),
     },
@@ -22,6 +23,7 @@ GROUPS = {
     "Use": {
         "eval": ("eval:evaluate", "Evaluate a run, class by class"),
         "predict": ("predict:predict", "Classify pictures"),
+        "export": ("export:export", "Write a network for other programs"),
     },
     "Cluster": {
         "submit": ("submit:submit", "Train a job on a Ray cluster"),

@@ -2,16 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn.cli.arguments import Device, RunName, Runs, Weights
-from raycnn.errors import DataError
+from raycnn.cli.arguments import Device, Runs, Weights
+from raycnn.errors import DataError, EnvironmentUnavailable
+
+if TYPE_CHECKING:
+    from raycnn.analysis.predict import Classifier
 
 
 def predict(
-    run: RunName,
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run (folder, job/n, job), or an exported file.")
+    ],
     paths: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Files and folders.")],
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name.")] = 3,
     weights: Weights = "best",
@@ -21,22 +26,32 @@ def predict(
 ) -> None:
     """Name the classes of pictures, most probable first. Needs the run folder alone."""
     from raycnn.analysis import predict as predicting
-    from raycnn.runs.directory import Run
-    from raycnn.runtime import device as devices
 
-    chosen = devices.find(device).select(0)
-    network = predicting.load(Run.find(run, runs).weights(weights), chosen)
+    classifier = _classifier(run, weights, device, runs)
+    pictures = [(str(path), path) for path in predicting.find_pictures(paths)]
     faults = []
-    for path, answer in predicting.predict(network, predicting.pictures(paths)):
+    for path, answer in predicting.predict(classifier, pictures):
         if isinstance(answer, DataError):
             faults.append(str(answer))
             continue
-        best = answer.topk(min(top, len(network.classes)))
-        names = [network.classes[k] for k in best.indices.tolist()]
-        said = dict(zip(names, best.values.tolist(), strict=True))
+        ranked = predicting.prediction_of(path, answer, classifier.classes).probabilities
+        best = dict(list(ranked.items())[:top])
         if as_json:
-            print(json.dumps({"path": str(path), "classes": said}))
+            print(json.dumps({"path": path, "classes": best}))
         else:
-            print(f"{path}  " + "  ".join(f"{name} {share:.2%}" for name, share in said.items()))
+            print(f"{path}  " + "  ".join(f"{name} {share:.2%}" for name, share in best.items()))
     if faults:
         raise DataError("\n".join([f"{len(faults)} pictures could not be read:", *faults]))
+
+
+def _classifier(run: str, weights: str, device: str, runs: str) -> "Classifier":
+    from raycnn.analysis import predict as predicting
+    from raycnn.analysis.exported import is_exported, open_exported
+    from raycnn.runs.directory import Run
+    from raycnn.runtime import device as devices
+
+    if is_exported(path := Path(run)):
+        if device not in ("auto", "cpu"):
+            raise EnvironmentUnavailable(f"--device {device}: exported networks run on the cpu")
+        return open_exported(path)
+    return predicting.load(Run.find(run, runs).weights(weights), devices.find(device).select(0))

@@ -6,27 +6,36 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn.cli.arguments import Changes, Job, RunName, Runs, is_rank_zero
+from raycnn.cli.arguments import Changes, JobOrPictures, RunName, Runs, is_rank_zero
 from raycnn.config import schema, yaml_file
 from raycnn.config.load import load_job
 from raycnn.errors import Interrupted
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from raycnn.runs.directory import Run
     from raycnn.training.callbacks import Callback
 
 
 def train(
-    job: Job,
+    job: JobOrPictures,
     changes: Changes = None,
     show: Annotated[
         bool, typer.Option("--print", help="Print the resolved spec, and train nothing.")
     ] = False,
 ) -> None:
     """Train a job: a new run folder, validation after each epoch, one test at the end."""
-    resolved = load_job(job, changes or [])
+    path = job.expanduser()
+    made = None
+    if path.is_dir():
+        from raycnn.training.from_folder import job_for_folder
+
+        made = job_for_folder(path, changes or [])
+    resolved = made.job if made else load_job(path, changes or [])
     from raycnn.launch import launcher
     from raycnn.runs.directory import Run
+    from raycnn.training.callbacks import SpecWritten
     from raycnn.training.preflight import check, check_settings
 
     if show:
@@ -34,7 +43,14 @@ def train(
         yaml_file.dump(resolved.tree(), sys.stdout)
         return
     check(resolved, elsewhere=launcher.elsewhere(resolved.workers))
-    _launch(resolved, lambda view: Run.create(resolved))
+
+    def create(view: "Callback") -> Run:
+        run = Run.create(resolved)
+        if made:
+            view.on_event(SpecWritten(found=made.found, path=str(made.write(run.folder))))
+        return run
+
+    _launch(resolved, create)
 
 
 def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
@@ -69,11 +85,17 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
 def _launch(job: schema.JobSpec, open_run: "Callable[[Callback], Run]") -> None:
     from rich.console import Console
 
-    from raycnn.cli.training_view import show_result, view_for
-    from raycnn.launch import dispatch
-    from raycnn.training.callbacks import RunOpened
+    from raycnn.cli.training_view import show_result
 
     console = Console(quiet=not is_rank_zero())
+    show_result(console, launch(job, open_run, console))
+
+
+def launch(job: schema.JobSpec, open_run: "Callable[[Callback], Run]", console: "Console") -> "Run":
+    """Train a job that was checked, in the run that `open_run` opens, and show it on a console."""
+    from raycnn.cli.training_view import view_for
+    from raycnn.launch import dispatch
+    from raycnn.training.callbacks import RunOpened
 
     def opened() -> "Run":
         run = open_run(view)
@@ -82,9 +104,8 @@ def _launch(job: schema.JobSpec, open_run: "Callable[[Callback], Run]") -> None:
 
     with view_for(console, job.train.epochs) as view, job.located():
         try:
-            run = dispatch.train(job, opened, view)
+            return dispatch.train(job, opened, view)
         except KeyboardInterrupt:
             raise Interrupted(
                 "stopped at once; `raycnn resume` goes on from the last checkpoint"
             ) from None
-    show_result(console, run)

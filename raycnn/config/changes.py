@@ -1,10 +1,15 @@
 """Changes to a spec: dotted keys and their values, put into the tree that a file gave."""
 
+import os
 from collections.abc import Iterable
+from pathlib import Path, PurePath
+from typing import Any
 
 from raycnn.config import yaml_file
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
+
+PATHS = ("data.root", "model.weights", "storage.path")
 
 
 def parse_changes(changes: Iterable[str]) -> Tree:
@@ -13,8 +18,17 @@ def parse_changes(changes: Iterable[str]) -> Tree:
         key, equals, text = change.partition("=")
         if not equals or not key.strip():
             raise SpecError(f"{change!r} is not a change: write key=value, e.g. train.epochs=3")
-        pairs[key.strip()] = yaml_file.value_of(text)
+        pairs[key.strip()] = _expand(key.strip(), yaml_file.value_of(text))
     return pairs
+
+
+def _expand(key: str, value: Any) -> Any:
+    """Follow `~` and `..` in a path that was typed here; in a file they are refused."""
+    if key not in PATHS or not isinstance(value, str) or "://" in value:
+        return value
+    path = Path(value).expanduser()
+    typed = value.startswith("~") or ".." in PurePath(value).parts
+    return os.path.abspath(path) if typed else value
 
 
 def apply_changes(tree: Tree, where: Where, pairs: Tree) -> tuple[Tree, Where]:

@@ -105,7 +105,7 @@ class Model(ComponentConfig):
 
 class Train(Frozen):
     epochs: PositiveInt
-    batch_size: PositiveInt
+    batch_size: PositiveInt = 64
     """Images per step over all workers: more workers change the speed, not the result, but that
     a batch norm takes each worker's share for the batch, unless `sync_batch_norm` is set."""
     micro_batch: PositiveInt | None = None
@@ -228,7 +228,7 @@ class JobSpec(Frozen):
     """First weights, order, augmentation, dropout and validation split follow from it."""
     data: Data
     model: Model
-    optimizer: ComponentConfig
+    optimizer: ComponentConfig = ComponentConfig.model_validate({"name": "adamw", "lr": 1e-3})
     """One of `raycnn list optimizers`."""
     schedule: ComponentConfig = ComponentConfig(name="constant")
     """One of `raycnn list schedules`: the learning rate as a function of the step."""

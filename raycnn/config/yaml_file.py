@@ -3,6 +3,8 @@
 In YAML 1.2 `1e-3` is a number and `on` is a word; a key given twice is an error.
 """
 
+import json
+import re
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -52,6 +54,40 @@ def dump(tree: Tree, file: TextIO) -> None:
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(tree, file)
+
+
+def to_text(tree: Tree, comments: dict[str, str], head: str = "") -> str:
+    """Return a tree as YAML with a comment after each dotted key that has one.
+
+    Mappings below the second level, and those in lists, stand on one line.
+    """
+    lines = [f"# {line}" for line in head.splitlines()]
+    for key, value in tree.items():
+        inner = value.items() if isinstance(value, dict) else ()
+        lines.append(_commented(f"{key}:{'' if inner else f' {_flow(value)}'}", comments.get(key)))
+        for name, below in inner:
+            place = f"{key}.{name}"
+            listed = below if isinstance(below, list) and place in comments else ()
+            text = f"  {name}:{'' if listed else f' {_flow(below)}'}"
+            lines.append(_commented(text, comments.get(place)))
+            lines += [f"    - {_flow(entry)}" for entry in listed]
+    return "\n".join(lines) + "\n"
+
+
+def _commented(line: str, comment: str | None) -> str:
+    return f"{line:<43}  # {comment}" if comment else line
+
+
+def _flow(value: Any) -> str:
+    """Return a value on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(below)}" for key, below in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[A-Za-z_/][\w./-]*", value) and value_of(value) == value
+        return value if plain else json.dumps(value, ensure_ascii=False)
+    return json.dumps(value)
 
 
 def _parse(text: str, name: str) -> tuple[Any, Node | None]:

@@ -1,6 +1,7 @@
 """A request to save and stop, by Ctrl-C or SIGTERM; the second one stops now."""
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python hears signals in its main thread alone
+            return
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._ask) for number in numbers}
         try:

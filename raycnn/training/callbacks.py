@@ -111,6 +111,19 @@ class RunOpened(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpecWritten(Event):
+    """A job was made from a folder of pictures, and its spec written into the run's folder."""
+
+    found: str
+    """How many pictures of how many classes, and where."""
+    path: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.found}; spec {self.path}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class SettingChanged(Event):
     """A resumed run goes on with another value of a setting."""
 

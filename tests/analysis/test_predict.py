@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,22 +9,26 @@ import torch
 from PIL import Image
 
 from raycnn.analysis import predict as predicting
+from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.data.sources.digits import Digits
 from raycnn.data.splits import open_splits
+from raycnn.errors import DataError
 from raycnn.runs.directory import Run
-from tests.conftest import raycnn, train
+from tests.conftest import TINY, Call, train
 from tests.support.images import write_pictures
 
 MakeJob = Callable[..., JobSpec]
 
 
-@pytest.fixture
-def run(job: MakeJob) -> Run:
-    return train(job(data__limit=None, train__epochs=8, model__pool="max"))
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    changes = {"data.limit": None, "train.epochs": 8, "model.pool": "max"}
+    storage = {"storage.path": str(tmp_path_factory.mktemp("runs"))}
+    return train(job_from_tree(TINY).change(changes | storage))
 
 
-def test_pictures_are_named_as_the_test_counted_them(run: Run, tmp_path: Path) -> None:
+def test_pictures_are_named_as_the_test_counted_them(run: Run, tmp_path: Path, call: Call) -> None:
     """All test images, as files, in a folder whose name is no plain word, from the run folder alone."""
     test = Digits().read()["test"]
     folder = tmp_path / "手写 digits 🖐"
@@ -31,10 +36,10 @@ def test_pictures_are_named_as_the_test_counted_them(run: Run, tmp_path: Path) -
         path = folder / str(label) / f"{row}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[..., 0]).save(path)
-    moved = run.folder.rename(tmp_path / "alone")
-    done = raycnn("predict", moved, folder, "--json", "--top", "1", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    moved = shutil.copytree(run.folder, tmp_path / "alone")
+    code, out, err = call("predict", moved, folder, "--json", "--top", "1")
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.splitlines()]
     hits = sum(Path(row["path"]).parent.name == next(iter(row["classes"])) for row in rows)
     assert len(rows) == 357
     assert hits / 357 == (Run(moved).result() or {})["test"]["acc1"] > 0.9
@@ -50,12 +55,14 @@ def test_a_picture_is_predicted_as_it_was_trained_on(
     network = predicting.load(run.weights("best"), torch.device("cpu"))
     store = open_splits(run.job()).store.splits["test"]
     paths = [top / store.name(row) for row in range(6)]
-    predicted = [said for _, said in predicting.predict(network, paths)]
+    predicted = [said for _, said in predicting.predict(network, [(str(p), p) for p in paths])]
     trained = torch.from_numpy(store.images[np.arange(6)]).permute(0, 3, 1, 2)
-    assert torch.equal(torch.stack(predicted), network.probabilities(trained))
+    assert torch.equal(torch.stack(predicted), network(trained)[0])
 
 
-def test_what_is_no_picture_is_named_and_the_others_are_done(run: Run, tmp_path: Path) -> None:
+def test_what_is_no_picture_is_named_and_the_others_are_done(
+    run: Run, tmp_path: Path, call: Call
+) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "colour.png")
@@ -65,19 +72,19 @@ def test_what_is_no_picture_is_named_and_the_others_are_done(run: Run, tmp_path:
     (folder / "cut.jpg").write_bytes((folder / "large.jpg").read_bytes()[:200])
     (folder / ".DS_Store").write_text("x")
     (folder / "notes.txt").write_text("x")
-    done = raycnn("predict", run.folder, folder, cwd=tmp_path)
-    assert done.returncode == 4
-    assert len(done.stdout.splitlines()) == 2
-    assert "3 pictures could not be read" in done.stderr
+    code, out, err = call("predict", run.folder, folder)
+    assert code == 4
+    assert len(out.splitlines()) == 2
     for name in ("page.jpg", "empty.png", "cut.jpg"):
-        assert name in done.stderr
-    assert "Traceback" not in done.stderr
+        assert name in err
 
 
-def test_probabilities_are_the_largest_first_and_at_most_all(run: Run, tmp_path: Path) -> None:
+def test_probabilities_are_the_largest_first_and_at_most_all(
+    run: Run, tmp_path: Path, call: Call
+) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
-    done = raycnn("predict", run.folder, "black.png", "--json", "--top", "99", cwd=tmp_path)
-    shares = list(json.loads(done.stdout)["classes"].values())
+    _, out, _ = call("predict", run.folder, "black.png", "--json", "--top", "99")
+    shares = list(json.loads(out)["classes"].values())
     assert len(shares) == 10 and shares == sorted(shares, reverse=True)
     assert abs(sum(shares) - 1) < 1e-5
 
@@ -85,8 +92,34 @@ def test_probabilities_are_the_largest_first_and_at_most_all(run: Run, tmp_path:
 @pytest.mark.parametrize(
     ("words", "said"), [(["nowhere.png"], "does not exist"), (["."], "no pictures in .")]
 )
-def test_nothing_to_look_at_is_said(run: Run, tmp_path: Path, words: list[str], said: str) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    done = raycnn("predict", run.folder, *words, cwd=empty)
-    assert done.returncode == 4 and said in done.stderr
+def test_nothing_to_look_at_is_said(run: Run, call: Call, words: list[str], said: str) -> None:
+    code, _, err = call("predict", run.folder, *words)
+    assert code == 4 and said in err
+
+
+def test_a_picture_is_the_same_as_a_file_an_image_and_an_array(run: Run, tmp_path: Path) -> None:
+    network = predicting.load(run.weights("best"), torch.device("cpu"))
+    pixels = Digits().read()["test"].images[:3, ..., 0]
+    files = [tmp_path / f"{row}.png" for row in range(3)]
+    for file, one in zip(files, pixels, strict=True):
+        Image.fromarray(one).save(file)
+    ways = [
+        files,
+        str(tmp_path),
+        [Image.open(file) for file in files],
+        list(pixels),
+        pixels[..., None],
+    ]
+    answers = [[p.probabilities for p in network.predict(way)] for way in ways]
+    assert len(answers[0]) == 3 and all(answer == answers[0] for answer in answers)
+    first = network.predict(files[0])[0]
+    assert first.source == str(files[0]) and first.label == max(
+        answers[0][0], key=answers[0][0].get
+    )
+
+
+def test_what_is_no_picture_is_refused_as_data(run: Run) -> None:
+    network = predicting.load(run.weights("best"), torch.device("cpu"))
+    for wrong in (np.zeros((8, 8)), np.zeros((8, 8, 7), np.uint8), "nowhere.png"):
+        with pytest.raises(DataError):
+            network.predict(wrong)

@@ -1,0 +1,142 @@
+"""What stands beside exported safetensors: config.json as timm reads it, and a model card."""
+
+import io
+from typing import Any
+
+from raycnn.config import yaml_file
+from raycnn.models.blocks import is_small
+from raycnn.shape import Shape
+
+# Networks whose state-dict keys are timm's, under timm's name: ours (large stems), torchvision's.
+RESNETS = [f"resnet{depth}" for depth in (18, 34, 50, 101, 152)]
+TIMM = {name: name for name in RESNETS} | {
+    f"torchvision:{name}": name
+    for name in (*RESNETS, "wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "densenet121")
+}
+FOR_TIMM = {"shortcut": "projection", "bias": False}  # options of ours that timm's have
+
+
+def timm_name(model: dict[str, Any], shape: Shape) -> str | None:
+    """Return what timm calls a network that it can load the weights of, else None."""
+    name = model["name"]
+    same = all(model.get(key, value) == value for key, value in FOR_TIMM.items())
+    small = name in RESNETS and is_small(model.get("stem", "auto"), shape)
+    return TIMM.get(name) if same and not small else None
+
+
+def config(description: dict[str, Any]) -> dict[str, Any]:
+    """Return config.json: what timm reads, and under `raycnn` what raycnn reads."""
+    metadata = description["metadata"]
+    shape, classes = Shape(*metadata["shape"]), description["classes"]
+    model = metadata["spec"]["model"]
+    written: dict[str, Any] = {
+        "architecture": timm_name(model, shape) or model["name"],
+        "num_classes": len(classes),
+        "label_names": classes,
+    }
+    if shape.channels != 3:
+        written["model_args"] = {"in_chans": shape.channels}
+    written["pretrained_cfg"] = {
+        "input_size": list(shape),
+        "fixed_input_size": False,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "mean": metadata["mean"],
+        "std": metadata["std"],
+        "num_classes": len(classes),
+    }
+    return written | {"raycnn": metadata}
+
+
+def card(description: dict[str, Any], config: dict[str, Any]) -> str:
+    """Return README.md in Hugging Face's layout, from the run's result."""
+    metadata, result = description["metadata"], description["result"]
+    spec, test = metadata["spec"], result["test"]
+    name, data = spec["name"], spec["data"]["name"]
+    loads = timm_name(spec["model"], Shape(*metadata["shape"]))
+    low, high = test["interval95"]
+    accuracy = {"type": "accuracy", "value": round(test["acc1"], 6)}
+    front = {
+        "library_name": "timm" if loads else "raycnn",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "raycnn", *(["timm"] if loads else [])],
+        "metrics": ["accuracy"],
+        "model-index": [
+            {
+                "name": name,
+                "results": [
+                    {
+                        "task": {"type": "image-classification"},
+                        "dataset": {"name": data, "type": data, "split": "test"},
+                        "metrics": [accuracy],
+                    }
+                ],
+            }
+        ],
+    }
+    images = ", ".join(f"{count:,} {split}" for split, count in metadata["images"].items())
+    rows = [
+        f"| {_cell(row['class'])} | {row['count']:,} | {row['precision']:.2%} | "
+        f"{row['recall']:.2%} | {row['f1']:.2%} |"
+        for row in result["per_class"]
+    ]
+    model, version = spec["model"]["name"], metadata["versions"]["raycnn"]
+    classes, epoch = len(description["classes"]), description["epoch"]
+    return f"""---
+{_yaml(front)}---
+
+# {name}
+
+{model}, trained by raycnn {version} on {data}, {classes} classes: {images} images.
+
+**Test accuracy {test["acc1"]:.2%}** (95 % interval {low:.2%} to {high:.2%}), each of
+{test["count"]:,} images once, after epoch {epoch}, which was best on held-out images.
+
+## Use
+
+```python
+{_usage(loads)}
+```
+
+Images: {_images(description["preprocessing"])}.
+
+## Classes
+
+| class | test images | precision | recall | F1 |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+
+## Training
+
+```yaml
+{_yaml({key: spec[key] for key in ("seed", "data", "model", "optimizer", "schedule", "train")})}```
+"""
+
+
+def _usage(loads: str | None) -> str:
+    if loads:
+        return (
+            'import timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True).eval()'
+        )
+    return 'import raycnn\n\nraycnn.open_network("FOLDER").predict("picture.jpg")'
+
+
+def _images(about: dict[str, Any]) -> str:
+    height, width = about["size"]
+    fit = {"crop": "scaled until they cover it, the middle kept", "stretch": "stretched"}
+    mean, std = ([round(value, 4) for value in about[key]] for key in ("mean", "std"))
+    return (
+        f"{about['mode'] or about['channels']}, {height} x {width} pixels"
+        f" ({fit.get(about['fit'], 'as they are')}), then normalized by mean {mean} and "
+        f"deviation {std} on the scale 0 to 1"
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _yaml(tree: dict[str, Any]) -> str:
+    file = io.StringIO()
+    yaml_file.dump(tree, file)
+    return file.getvalue()

@@ -1,0 +1,430 @@
+"""raycnn from Python: what the command line does, as functions and objects.
+
+Changes to a spec are keyword arguments, their dots written as two underscores
+(`train__epochs=3`), or a mapping taken apart (`**{"train.epochs": 3}`). Errors are those of
+`raycnn.errors`: each is a `RaycnnError`, and says what to do.
+
+>>> import raycnn
+>>> job = {"name": "digits", "data": "digits", "model": "lenet", "train": {"epochs": 2}}
+>>> small = {"data.transforms": [{"name": "resize", "size": 12}], "data.limit": 200}
+>>> run = raycnn.train(job, progress=False, **small)
+>>> run.name, run.state, len(run.metrics)
+('digits/1', 'done', 2)
+>>> run.result["test"]["count"]
+357
+"""
+
+import html
+import json
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raycnn.config.load import job_from_tree, load_job
+from raycnn.config.schema import JobSpec
+from raycnn.errors import DataError, Interrupted, JobFailed
+
+if TYPE_CHECKING:
+    from raycnn.analysis.export import Export
+    from raycnn.analysis.predict import Classifier, Network, Prediction
+    from raycnn.config.search import TuneSpec
+    from raycnn.runs import directory
+    from raycnn.search import folder as searches
+    from raycnn.training.callbacks import Callback
+    from raycnn.training.from_folder import FolderJob
+
+Job = str | PathLike[str] | Mapping[str, Any] | JobSpec
+"""A spec's file, a folder of pictures, the name of a packaged job, or the spec itself."""
+
+
+def load(job: Job, **changes: Any) -> JobSpec:
+    """Return a checked job: a YAML file, a folder of pictures, a packaged job, or a mapping.
+
+    Raises SpecError, naming the key and the line, for what is no job.
+
+    >>> job = {"name": "x", "data": "digits", "model": "lenet", "train": {"epochs": 2}}
+    >>> load(job, train__epochs=3).train.epochs
+    3
+    >>> load(job, train__epoch=3)
+    Traceback (most recent call last):
+    raycnn.errors.SpecError: command line: train.epoch: unknown key 'epoch'...
+    """
+    pairs = _dotted(changes)
+    if isinstance(job, JobSpec):
+        return job.change(pairs)
+    if isinstance(job, Mapping):
+        from raycnn.config.changes import apply_changes
+
+        return job_from_tree(apply_changes(dict(job), {}, pairs)[0])
+    made = _from_folder(job, pairs)
+    return made.job if made else load_job(Path(job).expanduser()).change(pairs)
+
+
+def train(job: Job, *, progress: bool = True, **changes: Any) -> "Run":
+    """Train a job in a new run folder, and return the run.
+
+    With `progress` it shows what happens: a bar on a terminal, else a line for each epoch. Several
+    workers train on Ray, which is started for the job unless one is there. Raises SpecError,
+    DataError or EnvironmentUnavailable before anything starts, JobFailed when training fails, and
+    Interrupted when it is stopped; `resume` goes on with it.
+    """
+    from rich.console import Console
+
+    from raycnn.cli.train import launch
+    from raycnn.launch import launcher
+    from raycnn.runs.directory import Run as Directory
+    from raycnn.training.callbacks import SpecWritten
+    from raycnn.training.preflight import check
+
+    made = _from_folder(job, changes)
+    spec = made.job if made else load(job, **changes)
+    check(spec, elsewhere=launcher.elsewhere(spec.workers))
+
+    def create(view: "Callback") -> "directory.Run":
+        run = Directory.create(spec)
+        if made:
+            view.on_event(SpecWritten(found=made.found, path=str(made.write(run.folder))))
+        return run
+
+    return Run(launch(spec, create, Console(quiet=not progress)).folder)
+
+
+def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes: Any) -> "Run":
+    """Go on with a run from its last checkpoint, to the weights an unbroken one ends with.
+
+    A run that is done trains longer with `train__epochs=N`, else it is returned as it is.
+    """
+    from rich.console import Console
+
+    from raycnn.cli.train import launch
+    from raycnn.launch import launcher
+    from raycnn.runs.compatibility import validate_resume
+    from raycnn.training.preflight import check
+
+    found = _find(run)
+    spec = load(found.job(), **changes)
+    done = validate_resume(found, spec)
+    if found.result() and (done >= spec.train.epochs or spec == found.job()):
+        return Run(found.folder)
+    check(spec, elsewhere=launcher.elsewhere(spec.workers), checkpoints=found.checkpoints)
+
+    def reopen(view: "Callback") -> "directory.Run":
+        for change in found.reopen(spec):
+            view.on_event(change)
+        return found
+
+    return Run(launch(spec, reopen, Console(quiet=not progress)).folder)
+
+
+def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) -> "Search":
+    """Train the trials of a search on Ray, and return it: a search's file, or one to go on with.
+
+    Raises as `train` does, and JobFailed when no trial comes to its end.
+    """
+    from raycnn.config.search import load_search
+    from raycnn.search.folder import Search as Folder
+    from raycnn.search.preflight import check
+
+    path = Path(search).expanduser()
+    if path.is_dir():
+        found = Folder.find(str(path))
+        return Search((_search(found.spec, lambda: found, progress)).folder)
+    pairs = [f"{key}={json.dumps(value)}" for key, value in _dotted(changes).items()]
+    spec = load_search(path, pairs)
+    check(spec)
+    return Search(_search(spec, lambda: Folder.create(spec), progress).folder)
+
+
+def runs(root: str | PathLike[str] = "runs") -> "list[Run]":
+    """Return all runs of a folder, by job and number."""
+    from raycnn.runs.directory import Run as Directory
+
+    return [Run(run.folder) for run in Directory.all(str(root))]
+
+
+def open_network(
+    source: "str | PathLike[str] | Run", which: str = "best", device: str = "auto"
+) -> "Classifier":
+    """Return what classifies images: of a run (folder, `job/n` or `job`), or an exported file.
+
+    Its `predict` takes files, folders, PIL images and arrays.
+    """
+    from raycnn.analysis.exported import is_exported, open_exported
+
+    if not isinstance(source, Run) and is_exported(Path(source)):
+        return open_exported(Path(source))
+    return Run(_find(source).folder).network(which, device)
+
+
+class Run:
+    """One execution of a job, found by its folder, by `job/n`, or as the latest of `job`.
+
+    Raises SpecError for none.
+    """
+
+    def __init__(self, run: str | PathLike[str], root: str | PathLike[str] = "runs"):
+        from raycnn.runs.directory import Run as Directory
+
+        self._run = Directory.find(str(run), str(root))
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of the run lies."""
+        return self._run.folder
+
+    @property
+    def name(self) -> str:
+        """`job/n`."""
+        return self._run.name
+
+    @property
+    def state(self) -> str:
+        """done, running, failed or stopped."""
+        return self._run.state()
+
+    @property
+    def job(self) -> JobSpec:
+        """The resolved spec."""
+        return self._run.job()
+
+    @property
+    def metrics(self) -> Any:
+        """A row per epoch: losses, accuracies, learning rate, images/s.
+
+        A pandas DataFrame where pandas is installed, else a list of dicts; numbers are floats.
+        """
+        rows = [
+            {key: float(value) for key, value in row.items() if value} for row in self._run.rows()
+        ]
+        return _table(rows)
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The test of the best weights, and what was best; None until the run is done."""
+        return self._run.result()
+
+    @property
+    def events(self) -> list[Any]:
+        """What happened to the run, oldest first."""
+        return self._run.events()
+
+    @property
+    def predictions(self) -> Any:
+        """A row per validation and test image: its file, label, predicted class and probabilities.
+
+        A pandas DataFrame with class names where pandas is installed, else the pyarrow table of
+        predictions.parquet, with class numbers. Raises DataError when the run has none.
+        """
+        import pyarrow.parquet
+
+        from raycnn.analysis import predictions
+
+        path = self.folder / predictions.FILE
+        classes = predictions.read(path).classes
+        table = pyarrow.parquet.read_table(path)
+        if not (pandas := _pandas()):
+            return table
+        frame = table.to_pandas()
+        for column in ("label", "predicted"):
+            frame[column] = pandas.Categorical.from_codes(frame[column], classes)
+        return frame
+
+    @property
+    def report(self) -> Path:
+        """report.html, one file for a browser. Raises DataError when the run has none."""
+        path = self.folder / "report.html"
+        if not path.is_file():
+            raise DataError(f"{self.name} has no report yet: `raycnn report {self.name}` writes it")
+        return path
+
+    def network(self, which: str = "best", device: str = "auto") -> "Network":
+        """Return the network with its `best` or `last` weights.
+
+        `module` maps normalized images to logits, `classes` names them, `preprocessing` says what
+        is done to a picture, and `predict` does all of it.
+        """
+        from raycnn.analysis.predict import load as load_network
+        from raycnn.runtime import device as devices
+
+        return load_network(self._run.weights(which), devices.find(device).select(0))
+
+    def predict(self, images: Any) -> "list[Prediction]":
+        """Classify files, folders, PIL images or arrays by the best weights: see `Network`."""
+        return self.network().predict(images)
+
+    def evaluate(
+        self,
+        split: str = "test",
+        which: str = "best",
+        device: str | None = None,
+        root: str | PathLike[str] | None = None,
+    ) -> dict[str, Any]:
+        """Return the metrics of any split (train, val, test), under its name, and per class.
+
+        They are of the predictions that the run keeps, unless a device or a root is named.
+        """
+        from raycnn.analysis.evaluate import evaluate_run
+
+        return evaluate_run(self._run, split, which, device, str(root) if root else None)
+
+    def export(
+        self,
+        format: str = "onnx",
+        folder: str | PathLike[str] | None = None,
+        *,
+        which: str = "best",
+        root: str | PathLike[str] | None = None,
+    ) -> "Export":
+        """Write the network as `onnx`, `safetensors` or `torch`, once it is found equal to the run.
+
+        Raises JobFailed, and writes nothing, when it is not.
+        """
+        from raycnn.analysis.export import export
+
+        target = Path(folder) if folder else None
+        return export(
+            self._run, format, folder=target, weights=which, root=str(root) if root else None
+        )
+
+    def resume(self, *, progress: bool = True, **changes: Any) -> "Run":
+        """Go on with this run: see `raycnn.resume`."""
+        return resume(self, progress=progress, **changes)
+
+    def _repr_html_(self) -> str:
+        return _html(f"run {self.name}", self._summary())
+
+    def _summary(self) -> dict[str, str]:
+        job, result = self.job, self.result
+        shown = {
+            "state": self.state,
+            "model": job.model.name,
+            "data": job.data.name,
+            "epochs": f"{len(self._run.rows())} of {job.train.epochs}",
+        }
+        if result:
+            test = result["test"]
+            low, high = test["interval95"]
+            shown["best epoch"] = str(result["best_epoch"])
+            shown["test accuracy"] = (
+                f"{test['acc1']:.2%} (95 %: {low:.2%} to {high:.2%}), {test['count']:,} images"
+            )
+        return shown | {"folder": str(self.folder)}
+
+
+class Search:
+    """One execution of a search, found by its folder, by `search/n`, or by its name alone."""
+
+    def __init__(self, search: str | PathLike[str], root: str | PathLike[str] = "runs"):
+        from raycnn.search.folder import Search as Folder
+
+        self._search = Folder.find(str(search), str(root))
+
+    def __repr__(self) -> str:
+        return f"Search({str(self.folder)!r})"
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of the search lies."""
+        return self._search.folder
+
+    @property
+    def name(self) -> str:
+        """`search/n`."""
+        return self._search.name
+
+    @property
+    def state(self) -> str:
+        """done, running or stopped."""
+        return self._search.state()
+
+    @property
+    def leaderboard(self) -> Any:
+        """A row per trial, best first: a DataFrame where pandas is installed, else dicts."""
+        from dataclasses import asdict
+
+        from raycnn.search.leaderboard import leaderboard
+
+        return _table([asdict(entry) for entry in leaderboard(self._search)])
+
+    @property
+    def best(self) -> dict[str, JobSpec]:
+        """The job of the best trial of each architecture, best first: ready to `train`."""
+        from raycnn.search.leaderboard import leaderboard, winners
+
+        names = winners(leaderboard(self._search))
+        return {name: load_job(self._search.best_job(name)) for name in names}
+
+    def _repr_html_(self) -> str:
+        from raycnn.search.leaderboard import leaderboard, winners
+
+        board = leaderboard(self._search)
+        shown = {"state": self.state, "trials": f"{len(board)} of {len(self._search.wanted())}"}
+        for name, entry in winners(board).items():
+            shown[name] = f"{self._search.spec.tune.metric} {entry.metric:.4g} ({entry.trial})"
+        return _html(f"search {self.name}", shown | {"folder": str(self.folder)})
+
+
+def _dotted(changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("__", "."): value for key, value in changes.items()}
+
+
+def _from_folder(job: Job, changes: Mapping[str, Any]) -> "FolderJob | None":
+    """Return the job made for a folder of pictures; None where `job` is none."""
+    if isinstance(job, JobSpec | Mapping) or not Path(job).expanduser().is_dir():
+        return None
+    from raycnn.training.from_folder import job_for_folder
+
+    return job_for_folder(Path(job), _dotted(changes))
+
+
+def _search(
+    spec: "TuneSpec", open_search: "Callable[[], searches.Search]", progress: bool
+) -> "searches.Search":
+    from rich.console import Console
+
+    from raycnn.cli.search_view import search_view_for
+    from raycnn.launch import dispatch
+    from raycnn.search.leaderboard import leaderboard, winners
+
+    with search_view_for(Console(quiet=not progress)) as view:
+        try:
+            search = dispatch.search(spec, open_search, view)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped at once; `tune` of its folder goes on") from None
+    board = leaderboard(search)
+    if not search.waiting() and not winners(board):
+        raise JobFailed(f"no trial came to its end: {board[0].reason}")
+    return search
+
+
+def _find(run: "str | PathLike[str] | Run") -> "directory.Run":
+    from raycnn.runs.directory import Run as Directory
+
+    return run._run if isinstance(run, Run) else Directory.find(str(run))
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    pandas = _pandas()
+    return pandas.DataFrame(rows) if pandas else rows
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError:
+        return None
+    return pandas
+
+
+def _html(title: str, rows: Mapping[str, str]) -> str:
+    """Return a small table; names come from files, and are escaped."""
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(key)}</th>"
+        f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+        for key, value in rows.items()
+    )
+    return f"<table><caption>{html.escape(title)}</caption>{cells}</table>"

@@ -1,0 +1,42 @@
+"""`raycnn export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raycnn.cli.arguments import RunName, Runs, Weights
+
+
+def export(
+    run: RunName,
+    kind: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="onnx, safetensors or torch.")
+    ] = "onnx",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Else export/FORMAT in the run."),
+    ] = None,
+    weights: Weights = "best",
+    root: Annotated[
+        str | None, typer.Option("--root", help="Folder that holds the data, if it has moved.")
+    ] = None,
+    runs: Runs = "runs",
+) -> None:
+    """Write a run's network for other programs, once it is found equal on every test image."""
+    from raycnn.analysis import export as exporting
+    from raycnn.runs.directory import Run
+
+    made = exporting.export(Run.find(run, runs), kind, folder=output, weights=weights, root=root)
+    print(made.file)
+    print(
+        f"equal to the run: {made.hits:,} of {made.images:,} test images right, "
+        f"logits within {made.difference:.1g}"
+    )
+    if kind == "onnx":
+        print(f"next: python {made.folder / 'predict.py'} PICTURE...")
+        print(f"for Ascend (untested): {exporting.atc_command(made)}")
+    elif kind == "safetensors":
+        print(f"next: raycnn predict {made.folder} PICTURE...")
+    else:
+        print(f"next: torch.export.load({str(made.file)!r}).module()")

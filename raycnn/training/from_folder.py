@@ -1,0 +1,161 @@
+"""A job made from a folder of pictures alone: sensible settings for what lies there, and why.
+
+The settings are a start for ordinary photographs, not a search: a network of 11 million weights,
+AdamW over one cycle, crops and mirror images, and as many epochs as small data needs.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from raycnn.config.changes import apply_changes, parse_changes
+from raycnn.config.messages import validate
+from raycnn.config.schema import JobSpec
+from raycnn.config.yaml_file import Tree, to_text
+from raycnn.data.images.decode import BadImage, shape_of
+from raycnn.data.sources.folder import Folder
+from raycnn.errors import DataError, SpecError
+from raycnn.shape import Shape
+
+SAMPLED = 64  # pictures whose size is looked at
+SMALL = 48  # pixels: images below are trained on as they are
+LARGE = 256  # pixels: images above are shrunk to this, and cropped to 224
+STEPS = 3000  # of a training, about
+
+
+@dataclass(frozen=True)
+class FolderJob:
+    """A job for a folder of pictures, and what was found there."""
+
+    tree: Tree
+    """The spec as people would write it: defaults are left out."""
+    job: JobSpec
+    comments: dict[str, str]
+    """Why a key has its value, by dotted key."""
+    found: str
+    """How many pictures of how many classes, for people."""
+
+    def text(self) -> str:
+        """Return the spec as commented YAML."""
+        return to_text(self.tree, self.comments, f"{self.found}\nraycnn schema: all other keys")
+
+    def write(self, folder: Path) -> Path:
+        """Write the spec into a run's folder, to be changed and trained again; return its path."""
+        path = folder / f"{self.job.name}.yaml"
+        path.write_text(self.text(), encoding="utf-8")
+        return path
+
+
+def job_for_folder(folder: Path, changes: Iterable[str] | Mapping[str, Any] = ()) -> FolderJob:
+    """Return a job that trains on a folder of pictures, one folder per class, with `changes` made.
+
+    Raises DataError when there are no such pictures, SpecError for a change that cannot be.
+    """
+    folder = folder.expanduser().absolute()
+    if (folder / "job.yaml").is_file():
+        raise SpecError(f"{folder} is a run: `raycnn resume` goes on with it")
+    pairs = dict(changes) if isinstance(changes, Mapping) else parse_changes(changes)
+    source = Folder(folder, 0.2, None, "crop", None)
+    images = {name: len(listing.labels) for name, listing in source.listings.items()}
+    shapes = _sample_shapes(source)
+    trained = _trained(images)
+    batch = pairs.get("train.batch_size", _batch_size(trained))
+    size, transforms, why = _size(shapes, pairs.get("data.size"))
+    epochs = _epochs(trained, batch if isinstance(batch, int) else 1)
+    tree: Tree = {
+        "name": _name(folder),
+        "data": {
+            "name": "folder",
+            "root": str(folder),
+            "size": size,
+            "mode": "grey" if all(shape.channels == 1 for shape in shapes) else "rgb",
+            "val": 0.1 if trained >= 1000 else 0.2,
+            "transforms": transforms,
+        },
+        "model": "resnet18",
+        "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
+        "schedule": "one_cycle",
+        "train": {"epochs": epochs, "batch_size": batch},
+    }
+    tree, where = apply_changes(tree, {}, pairs)
+    total, classes = sum(images.values()), len(source.classes)
+    found = f"{total:,} pictures of {classes} classes in {folder}"
+    comments = {
+        "name": "of the folder of its runs",
+        "data": "raycnn list datasets",
+        "data.size": why,
+        "data.val": "held out to choose the best epoch",
+        "data.transforms": "of training images; mirror images are wrong for letters and digits",
+        "model": "raycnn list models; {name: resnet18, weights: imagenet} starts from ImageNet's",
+        "optimizer": "raycnn list optimizers",
+        "schedule": "up to lr and down again, over the whole run",
+        "train.epochs": f"about {STEPS:,} steps, 10 to 60 epochs",
+        "train.batch_size": "over all workers",
+    }
+    reasons = {key: comment for key, comment in comments.items() if key not in pairs}
+    return FolderJob(tree, validate(JobSpec, tree, where), reasons, found)
+
+
+def _name(folder: Path) -> str:
+    """Return a folder's name as a job may have it."""
+    return re.sub(r"[^a-z0-9._-]+", "-", folder.name.lower()).strip("._-")[:64] or "pictures"
+
+
+def _sample_shapes(source: Folder) -> list[Shape]:
+    listing = source.listings["train"]
+    rows = np.unique(np.linspace(0, len(listing.names) - 1, SAMPLED, dtype=np.int64))
+    shapes = []
+    for picture in listing.pictures(rows):
+        try:
+            shapes.append(shape_of(picture))
+        except BadImage:  # counted and named when it is read
+            continue
+    if not shapes:
+        raise DataError(f"{source.place}: none of {len(rows)} pictures can be read")
+    return shapes
+
+
+def _trained(images: Mapping[str, int]) -> int:
+    """Return about how many images are left to train on."""
+    return images["train"] if "test" in images else round(0.8 * images["train"])
+
+
+def _batch_size(images: int) -> int:
+    """Return 16 to 128: at least 8 steps an epoch, where there are images for that."""
+    return next((size for size in (128, 64, 32) if images >= 40 * size), 16)
+
+
+def _epochs(images: int, batch_size: int) -> int:
+    return min(60, max(10, round(STEPS / max(1, images / batch_size))))
+
+
+def _size(shapes: list[Shape], asked: Any) -> tuple[Any, list[Any], str]:
+    """Return the size of all images, the crops that fit it, and why it is so."""
+    short = int(median(min(shape.height, shape.width) for shape in shapes))
+    common = {(shape.height, shape.width) for shape in shapes}
+    if asked is not None:
+        sides = asked if isinstance(asked, list) else [asked]
+        usable = [side for side in sides if isinstance(side, int)]
+        return asked, _crops(asked, min(usable, default=SMALL)), "as asked for"
+    why = f"of {len(shapes)} pictures the shorter side has {short} pixels (median)"
+    if short >= LARGE:
+        crop = {"name": "random_resized_crop", "size": 224, "scale": [0.35, 1.0]}
+        return LARGE, [crop, "horizontal_flip"], why
+    if short < SMALL and len(common) == 1:
+        height, width = common.pop()
+        size: Any = height if height == width else [height, width]
+        return size, _crops(size, short), f"all of {len(shapes)} pictures have this size"
+    size = short if short < SMALL else short // 16 * 16
+    return size, _crops(size, size), why
+
+
+def _crops(size: Any, short: int) -> list[Any]:
+    if short < SMALL:
+        return [{"name": "random_crop", "padding": max(1, short // 8)}, "horizontal_flip"]
+    crop = {"name": "random_resized_crop", "size": size, "scale": [0.35, 1.0]}
+    return [crop, "horizontal_flip"]
