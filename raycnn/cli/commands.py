@@ -35,6 +35,7 @@ GROUPS = {
     "Examine": {
         "doctor": ("doctor:doctor", "What is installed, and what does not fit"),
         "compare-devices": ("compare_devices:compare_devices", "The same steps on several devices"),
+        "lr-finder": ("lr_finder:lr_finder", "Suggest a learning rate"),
         "verify": ("verify:verify", "Kill, resume and compare a training"),
     },
 }

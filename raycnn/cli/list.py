@@ -73,7 +73,7 @@ def _show_runs(root: str) -> None:
             print(f"{search.name:<28}damaged  {first_line(error)}")
             continue
         ended = sum(entry.state != "unfinished" for entry in board)
-        trials = f"{ended:>4} of {len(search.wanted())} trials"
+        trials = f"{ended:>4} of {len(search.spec.trials())} trials"
         won = next(iter(winners(board).values()), None)
         said = f"{search.spec.tune.metric} {won.metric:.4g}, {won.trial}" if won else ""
         print(f"{search.name:<28}{search.state():<9}{trials}  {said}".rstrip())

@@ -1,18 +1,19 @@
 """What a person sees of a search: one calm live table on a terminal, plain lines otherwise."""
 
+import os
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 from typing_extensions import Self
 
-from raycnn.search.folder import Search, Trial
-from raycnn.search.leaderboard import LeaderboardEntry, SearchProgress
+from raycnn.config.yaml_file import Tree
+from raycnn.search.folder import Search
+from raycnn.search.leaderboard import LeaderboardEntry, SearchProgress, winners
 
-SHOWN = 10  # trials of the leaderboard on the terminal
+SHOWN = 10  # entries of the leaderboard on the terminal
 
 
 class PlainSearchView:
@@ -20,7 +21,7 @@ class PlainSearchView:
 
     def __init__(self, console: Console):
         self.console = console
-        self.standing: SearchProgress | None = None
+        self.progress: SearchProgress | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -31,13 +32,14 @@ class PlainSearchView:
     def note(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-    def show(self, search: Search, under_way: list[str]) -> None:
-        if self.standing is None:
-            self.standing = SearchProgress(search)
-            self.standing.look()  # what had ended before is not told again
-        before, of = len(self.standing.ended), len(self.standing.wanted)
-        for number, entry in enumerate(self.standing.look(), before + 1):
-            self.note(f"{number}/{of}  {line(entry)}")
+    def show(self, search: Search, running: list[str]) -> None:
+        if self.progress is None:
+            self.progress = SearchProgress(search)
+            self.progress.update()  # what had ended before is not shown again
+        before, of = len(self.progress.ended), len(self.progress.trials)
+        for number, entry in enumerate(self.progress.update(), before + 1):
+            row = Text(f"{number:>{len(str(of))}}/{of}  {line(entry, search.spec.tune.metric)}")
+            self.console.print(row, no_wrap=True, overflow="ellipsis")
 
 
 class LiveSearchView(PlainSearchView):
@@ -57,62 +59,116 @@ class LiveSearchView(PlainSearchView):
     def note(self, text: str) -> None:
         self.live.console.print(text, style="dim", highlight=False, markup=False)
 
-    def show(self, search: Search, under_way: list[str]) -> None:
-        self.standing = self.standing or SearchProgress(search)
-        self.standing.look()
-        self.live.update(picture(self.standing, search, under_way))
+    def show(self, search: Search, running: list[str]) -> None:
+        self.progress = self.progress or SearchProgress(search)
+        self.progress.update()
+        self.live.update(picture(self.progress, search, running))
 
 
-def picture(standing: SearchProgress, search: Search, under_way: list[str]) -> Group:
-    table = Table("architecture", "trials", "done", "stopped", "failed", "best", "with", box=None)
-    best = standing.best()
+def search_view_for(console: Console) -> PlainSearchView:
+    return LiveSearchView(console) if console.is_terminal else PlainSearchView(console)
+
+
+def picture(progress: SearchProgress, search: Search, running: list[str]) -> Text:
+    """Return how far every architecture is, the trials under way and the time left."""
+    best, metric = progress.best(), search.spec.tune.metric
+    rows = [["architecture", "trials", "done", "stopped", "failed", "best", "with"]]
     for architecture in search.spec.architectures:
         name = architecture.name
-        states = [entry.state for entry in standing.ended.values() if entry.architecture == name]
+        trials = sum(of == name for of in progress.trials.values())
+        states = [entry.state for entry in progress.ended.values() if entry.architecture == name]
         counts = [str(states.count(state)) for state in ("done", "stopped", "failed")]
-        trials = str(architecture.trials(search.spec.tune.trials))
-        won = [_metric(best[name]), changes(best[name])] if name in best else ["", ""]
-        table.add_row(name, trials, *counts, *won)
-    return Group(table, *map(Text, _under_way(search, under_way)), Text(_left(standing, under_way)))
+        won = best.get(name)
+        reached = [metric_text(won, metric), changes_text(won.changes)] if won else ["", ""]
+        rows.append([name, str(trials), *counts, *reached])
+    lines = [*_aligned(rows), *_running(search, running), _remaining(progress, running)]
+    return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
 
 
-def _under_way(search: Search, ids: list[str]) -> Iterator[str]:
+def _running(search: Search, ids: list[str]) -> Iterator[str]:
     for name in ids:
-        trial = Trial(search.folder / "trials" / name)
+        trial = search.trial(name)
         rows = trial.rows()
         value = rows[-1].get(search.spec.tune.metric) if rows else None
         last = f"  {search.spec.tune.metric} {value:.4g}" if value is not None else ""
-        yield f"  {name}  epoch {len(rows)}/{trial.facts.get('epochs', 0)}{last}"
+        yield f"  {name}  epoch {len(rows)}/{trial.info.get('epochs', 0)}{last}"
 
 
-def _left(standing: SearchProgress, under_way: list[str]) -> str:
-    left = standing.left_s(len(under_way))
-    ended = f"{len(standing.ended)} of {len(standing.wanted)} trials have ended"
+def _remaining(progress: SearchProgress, running: list[str]) -> str:
+    left = progress.remaining_s(len(running))
+    ended = f"{len(progress.ended)} of {len(progress.trials)} trials have ended"
     return f"{ended}, about {duration(left)} left" if left else ended
 
 
-def line(entry: LeaderboardEntry) -> str:
-    """A trial in one line."""
-    parts = [f"{entry.trial:<20} {entry.state:<10}", f"{_metric(entry):>8}"]
-    if entry.low is not None and entry.high is not None:
-        parts.append(f"({entry.low:.2%} to {entry.high:.2%})")
-    parts.append(f"{entry.epochs}/{entry.of_epochs} epochs {entry.seconds:.1f} s {entry.device}")
-    if entry.images_per_s:
-        parts.append(f"{entry.images_per_s:,.0f} images/s")
-    parts.append(changes(entry))
-    if entry.reason and entry.state != "stopped":
-        parts.append(entry.reason.partition("\n")[0])
-    return "  ".join(parts)
+def show_leaderboard(console: Console, search: Search, board: list[LeaderboardEntry]) -> None:
+    """Print the leaderboard, the best last, so that it stays in sight; a row is one line."""
+    shown, metric = board[:SHOWN], search.spec.tune.metric
+    console.print(f"{metric}, best last:", style="bold", highlight=False)
+    if len(board) > SHOWN:
+        console.print(f"... {len(board) - SHOWN} more in leaderboard.csv", highlight=False)
+    rows = [["", "trial", "state", "best", "95 %", "epochs", "time", "with"]]
+    for rank, entry in reversed(list(enumerate(shown, 1))):
+        known = entry.low is not None and entry.high is not None
+        rows.append([
+            str(rank), entry.trial, entry.state, metric_text(entry, metric),
+            f"{entry.low:.1%} to {entry.high:.1%}".replace("% to", " to") if known else "",
+            f"{entry.epochs}/{entry.of_epochs}", duration(entry.seconds),
+            changes_text(entry.changes),
+        ])  # fmt: skip
+    for row in _aligned(rows):
+        console.print(Text(row), no_wrap=True, overflow="ellipsis")
+    for entry in winners(board).values():
+        best = f"best {entry.architecture}: {entry.trial}, {metric_text(entry, metric)}"
+        path = relative(search.best_job(entry.architecture))
+        console.print(f"{best}: {path}", soft_wrap=True, highlight=False, markup=False)
 
 
-def changes(entry: LeaderboardEntry) -> str:
-    return " ".join(f"{key}={value}" for key, value in entry.changes.items())
+def show_next(console: Console, search: Search, board: list[LeaderboardEntry]) -> None:
+    """Print where the search is, and what can be done with it."""
+    folder = relative(search.folder)
+    console.print(f"plots and tables: {folder}", soft_wrap=True, highlight=False, markup=False)
+    commands = []
+    if left := len(search.unfinished()):
+        commands.append(f"raycnn tune --resume {folder}  # {left} trials have not ended")
+    elif best := next(iter(winners(board)), None):
+        commands.append(f"raycnn train {relative(search.best_job(best))}  # the best again, tested")
+        commands.append(f"raycnn tune --resume {folder} --retrain  # on all images, tested")
+    for command in commands:
+        console.print(f"next: {command}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _metric(entry: LeaderboardEntry) -> str:
+def line(entry: LeaderboardEntry, metric: str) -> str:
+    """Return a trial that has ended in one line."""
+    name = f"{entry.trial:<12} {entry.state:<7}"
+    if entry.state == "failed":
+        return f"{name} {entry.reason.partition(chr(10))[0]}"
+    epochs = f"{entry.epochs}/{entry.of_epochs} epochs {duration(entry.seconds)}"
+    return f"{name} {metric_text(entry, metric):>7}  {epochs}  {changes_text(entry.changes)}"
+
+
+def changes_text(changes: Tree) -> str:
+    """Return changes as `lr=0.1 epochs=5`: keys without their section, where that is clear."""
+    ends = [key.rpartition(".")[2] for key in changes]
+    short = {
+        key: end if ends.count(end) == 1 else key for key, end in zip(changes, ends, strict=True)
+    }
+    return " ".join(f"{short[key]}={_value_text(value)}" for key, value in changes.items())
+
+
+def _value_text(value: object) -> str:
+    if isinstance(value, dict) and "name" in value:
+        options = ",".join(f"{k}={v}" for k, v in value.items() if k != "name" and v is not None)
+        return f"{value['name']}({options})" if options else str(value["name"])
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def metric_text(entry: LeaderboardEntry, metric: str) -> str:
+    """Return the metric, an accuracy in per cent; of folds mean ± standard deviation."""
     if entry.metric is None:
         return "-"
-    return f"{entry.metric:.2%}" if entry.metric == entry.val_acc1 else f"{entry.metric:.4g}"
+    form = ".2%" if "acc" in metric else ".4g"
+    spread = "" if entry.deviation is None else f" ± {entry.deviation:{form}}"
+    return f"{entry.metric:{form}}{spread}"
 
 
 def duration(seconds: float) -> str:
@@ -122,20 +178,15 @@ def duration(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def search_view_for(console: Console) -> PlainSearchView:
-    return LiveSearchView(console) if console.is_terminal else PlainSearchView(console)
+def relative(path: Path) -> str:
+    """Return a path as short as it can be written from here."""
+    return min(os.path.relpath(path), str(path), key=len)
 
 
-def show_board(
-    console: Console, search: Search, board: list[LeaderboardEntry], best: dict[str, Any]
-) -> None:
-    """The leaderboard, the winner of each architecture, and where all of it lies."""
-    console.print(f"{search.spec.tune.metric}, best first:", style="bold", highlight=False)
-    for entry in board[:SHOWN]:
-        console.print(line(entry), soft_wrap=True, highlight=False, markup=False)
-    if len(board) > SHOWN:
-        console.print(f"... and {len(board) - SHOWN} more, in leaderboard.csv", highlight=False)
-    for name, entry in best.items():
-        said = f"best {name}: {_metric(entry)} with {changes(entry)}: {search.best_job(name)}"
-        console.print(said, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"{search.folder}", soft_wrap=True, highlight=False)
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Return rows as lines with aligned columns; the last column may be cut by a narrow screen."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -1,24 +1,24 @@
 """`raycnn tune`."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raycnn.cli.arguments import Changes, Runs
-from raycnn.config import search
-from raycnn.config.search import load_search
+from raycnn.config.search import TuneSpec, load_search
 from raycnn.errors import Interrupted, JobFailed, SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from raycnn.search.folder import Search
 
 File = Annotated[
     Path | None, typer.Argument(metavar="SEARCH", help="A job spec with `tune:`: a YAML file.")
 ]
-FIRST = 12  # trials that --dry-run names
+DRY_RUN_TRIALS = 12  # of each architecture that --dry-run names
 
 
 def tune(
@@ -26,7 +26,7 @@ def tune(
     changes: Changes = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="RUN", help="Go on with a search: its folder, or name/n."),
+        typer.Option("--resume", metavar="RUN", help="Continue a search: its folder, or name/n."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be trained, where and how long.")
@@ -34,103 +34,111 @@ def tune(
     retrain: Annotated[
         bool,
         typer.Option(
-            "--retrain", help="Train the best of each architecture on all images, and test it."
+            "--retrain",
+            help="Then train the best of each architecture on all images, none held out, and "
+            "test its last epoch.",
         ),
     ] = False,
     runs: Runs = "runs",
 ) -> None:
-    """Search the settings of a job, and of several architectures, with Ray Tune."""
+    """Search the settings of a job, and of several architectures."""
     if file is None and resume is None:
-        raise SpecError("name a file to search, or a search to go on with: --resume RUN")
+        raise SpecError("name a file to search, or a search to continue: --resume RUN")
     if file is not None and resume is not None:
-        raise SpecError(f"--resume {resume} goes on as it is: leave out {file}")
+        raise SpecError(f"--resume {resume} continues as it is: leave out {file}")
     from raycnn.search.folder import Search
     from raycnn.search.preflight import check
 
     if resume is not None:
         found = Search.find(resume, runs)
         if dry_run:
-            _left(found)
+            _print_unfinished(found)
             return
-        if found.waiting():
+        if found.unfinished():
             _run(found.spec, lambda: found)
         _finish(found, retrain)
         return
     assert file
-    asked = load_search(file, changes or [])
-    check(asked)
+    spec = load_search(file, changes or [])
+    check(spec)
     if dry_run:
-        _plan(asked)
+        _print_plan(spec)
     else:
-        _finish(_run(asked, lambda: Search.create(asked)), retrain)
+        _finish(_run(spec, lambda: Search.create(spec)), retrain)
 
 
-def _left(search: "Search") -> None:
-    waiting = [search.trial(*turn).id for turn in search.waiting()]
-    print("\n".join([*waiting, f"{len(waiting)} of {len(search.wanted())} trials are left"]))
+def _print_unfinished(search: "Search") -> None:
+    ids = [key.id for key in search.unfinished()]
+    print("\n".join([*ids, f"{len(ids)} of {len(search.spec.trials())} trials are left"]))
 
 
-def _plan(asked: search.TuneSpec) -> None:
-    from raycnn.cli.search_view import duration
+def _print_plan(spec: TuneSpec) -> None:
+    from raycnn.cli.search_view import changes_text, duration
     from raycnn.launch import dispatch, launcher
     from raycnn.runtime import device
     from raycnn.search.estimate import epoch_s
     from raycnn.search.samplers import make_sampler
 
-    places = dispatch.places(asked)
-    kinds = sorted({place.pool.device for place in places})
-    total, known = 0.0, not launcher.elsewhere(asked.architectures[0].job.workers)
-    pool = places[0].pool
-    took = epoch_s(asked, device.find(pool.device).select(0, pool.cpus)) if known else {}
-    for architecture in asked.architectures:
-        draws, count = make_sampler(asked, architecture), architecture.trials(asked.tune.trials)
-        print(f"{architecture.name}: {count} trials of {architecture.job.model.name}")
+    slots = dispatch.slots(spec)
+    kinds = sorted({slot.pool.device for slot in slots})
+    seconds, known = 0.0, not launcher.elsewhere(spec.architectures[0].job.workers)
+    pool = slots[0].pool
+    epochs_s = epoch_s(spec, device.find(pool.device).select(0, pool.cpus)) if known else {}
+    for architecture in spec.architectures:
+        sampler, count = make_sampler(spec, architecture), architecture.trials(spec.tune.trials)
+        folds = f", each of {spec.tune.folds} folds" if spec.tune.folds else ""
+        print(f"{architecture.name}: {count} trials of {architecture.job.model.name}{folds}")
         for number in range(count):
-            drawn = draws.changes(number)
-            epochs = architecture.changed(asked.name, drawn, pool).train.epochs
-            total += epochs * took.get(architecture.name, 0.0)
-            if number < FIRST and asked.tune.searcher == "random":
-                said = "  ".join(f"{key}={value}" for key, value in drawn.items())
-                print(f"  {architecture.name}-{number:03d}  {said}".rstrip())
-    print(f"{len(places)} at once, on {', '.join(kinds)}")
+            changes = sampler.changes(number)
+            epochs = architecture.job_of(spec.name, changes, pool).train.epochs
+            seconds += epochs * epochs_s.get(architecture.name, 0.0) * len(spec.folds)
+            if number < DRY_RUN_TRIALS and spec.tune.searcher == "random":
+                print(f"  {architecture.name}-{number:03d}  {changes_text(changes)}".rstrip())
+    print(f"{len(slots)} at once, on {', '.join(kinds)}")
     if known:
-        print(f"about {duration(total / len(places))} of training, if no trial is stopped")
+        print(f"about {duration(seconds / len(slots))} of training, if no trial is stopped")
 
 
-def _run(asked: search.TuneSpec, open_search: "Callable[[], Search]") -> "Search":
+def _run(spec: TuneSpec, open_search: "Callable[[], Search]") -> "Search":
     from rich.console import Console
 
     from raycnn.cli.search_view import search_view_for
     from raycnn.launch import dispatch
 
-    console = Console(file=sys.stdout)  # this one, wherever Tune's own words go
-
     def opened() -> "Search":
         search = open_search()
         view.note(f"search {search.folder}")
+        for architecture in spec.architectures:
+            count = architecture.trials(spec.tune.trials)
+            if architecture.drawn and count < (spec.tune.trials or 0):
+                view.note(f"{architecture.name}: {count} trials: its space has no more points")
         return search
 
-    with search_view_for(console) as view:
+    with search_view_for(Console(file=sys.stdout)) as view:
         try:
-            return dispatch.search(asked, opened, view)
+            return dispatch.search(spec, opened, view)
         except KeyboardInterrupt:
-            raise Interrupted("stopped at once; `raycnn tune --resume` goes on") from None
+            raise Interrupted("stopped at once; `raycnn tune --resume` continues") from None
 
 
 def _finish(search: "Search", retrain: bool) -> None:
     from rich.console import Console
 
-    from raycnn.cli.search_view import show_board
+    from raycnn.cli.search_view import show_leaderboard, show_next
     from raycnn.cli.train import train
     from raycnn.search.leaderboard import leaderboard, winners
 
-    board = leaderboard(search)
+    board, console = leaderboard(search), Console()
     best = winners(board)
-    show_board(Console(), search, board, best)
-    if waiting := search.waiting():
-        print(f"{len(waiting)} trials have not ended: `raycnn tune --resume {search.folder}`")
-    elif not best:
-        raise JobFailed(f"no trial came to its end: {board[0].reason}")
+    show_leaderboard(console, search, board)
+    if not search.unfinished() and not best:
+        raise JobFailed(f"every trial failed: {board[0].reason}")
+    if not retrain:
+        show_next(console, search, board)
     for architecture in best if retrain else ():
-        # On the held-out images too: they have chosen, and have nothing more to say.
+        console.print(
+            f"training the best {architecture} on all images: none are held out, so there is no "
+            "validation, and the last epoch is tested",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
         train(search.best_job(architecture), ["data.val=0"])

@@ -72,6 +72,12 @@ class Normalize(Frozen):
     """Of each channel, on the scale 0 to 1."""
 
 
+def _one_of_folds(fold: list[int]) -> list[int]:
+    if len(fold) != 2 or not 0 <= fold[0] < fold[1] or fold[1] < 2:
+        raise ValueError(f"{fold}: must be the part, from 0, and how many there are: [0, 5]")
+    return fold
+
+
 class Data(ComponentConfig):
     """A data set of `raycnn list datasets`, with its options beside the keys below."""
 
@@ -82,6 +88,10 @@ class Data(ComponentConfig):
     val: Fraction = 0.1
     """Share of the training images held out, by class, to choose the best epoch. Of a data set's
     own validation images all are held out, or with 0 none: they are trained on as well."""
+    fold: Annotated[list[int], AfterValidator(_one_of_folds)] | None = None
+    """[k, n]: hold out part k, from 0, of n equal parts of all training and validation images, by
+    class and seed, instead of `val`. `tune.folds` sets it: n trainings validate on each image once.
+    """
     limit: PositiveInt | None = None
     """Use only this many training images, drawn by class and seed, before `val` is held out."""
     max_bad: Annotated[int, Field(ge=0)] = 0

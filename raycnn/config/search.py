@@ -6,6 +6,7 @@ that stands alone), or `{name: wide, model: ..., optimizer: ..., space: ...}`.
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
@@ -27,9 +28,9 @@ from raycnn.config.schema import ComponentConfig, Frozen, JobSpec, Positive, Wor
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
 
-DRAWS = 10  # of an architecture, where `trials` is absent
-FACTORS = (0.8, 1.2)  # between a value of a range and those beside it
-FROM_ZERO = 0.1  # of the range
+DEFAULT_DRAWS = 10  # of an architecture, where `trials` is absent
+PERTURBATION_FACTORS = (0.8, 1.2)  # of a number, as in the paper of population based training
+STEP_FROM_ZERO = 0.1  # of the range
 
 Values = Annotated[list[Any], Field(min_length=1)]
 Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -51,15 +52,19 @@ class Domain(Frozen):
     """A whole number from the first to the second, both included."""
 
     @model_validator(mode="after")
-    def _one_that_is_not_empty(self) -> Self:
+    def _check(self) -> Self:
         if sum(getattr(self, kind) is not None for kind in type(self).model_fields) != 1:
             raise ValueError(f"must be exactly one of {', '.join(type(self).model_fields)}")
-        if self.kind not in ("choice", "grid"):
-            low, high = self.ends
-            if low >= high:
-                raise ValueError(f"{self.kind} [{low}, {high}]: the first must be the smaller")
-            if self.kind == "loguniform" and low <= 0:
-                raise ValueError(f"loguniform [{low}, {high}]: both must be greater than 0")
+        if self.is_list:
+            for index, value in enumerate(self.ends):
+                if any(type(e) is type(value) and e == value for e in self.ends[:index]):
+                    raise ValueError(f"{self.kind}: {value!r} is there twice")
+            return self
+        low, high = self.ends
+        if low >= high:
+            raise ValueError(f"{self.kind} [{low}, {high}]: the first must be the smaller")
+        if self.kind == "loguniform" and low <= 0:
+            raise ValueError(f"loguniform [{low}, {high}]: both must be greater than 0")
         return self
 
     @property
@@ -67,13 +72,24 @@ class Domain(Frozen):
         return next(k for k in type(self).model_fields if getattr(self, k) is not None)
 
     @property
+    def is_list(self) -> bool:
+        return self.kind in ("choice", "grid")
+
+    @property
     def ends(self) -> list[Any]:
-        """All values of a list; of a range its ends."""
+        """All values of a list; the two ends of a range."""
         return list(getattr(self, self.kind))
 
+    @property
+    def size(self) -> float:
+        """How many values there are: infinite for a range of real numbers."""
+        if self.is_list:
+            return len(self.ends)
+        return self.ends[1] - self.ends[0] + 1 if self.kind == "randint" else math.inf
+
     def value(self, u: float) -> Any:
-        """The value at 0 ≤ u < 1."""
-        if self.kind in ("choice", "grid"):
+        """Return the value at a quantile 0 ≤ u < 1."""
+        if self.is_list:
             return self.ends[int(u * len(self.ends))]
         low, high = self.ends
         if self.kind == "randint":
@@ -82,23 +98,26 @@ class Domain(Frozen):
             return self.rounded(low + u * (high - low))
         return self.rounded(low * math.exp(u * math.log(high / low)))
 
-    def beside(self, value: Any, u: float) -> Any:
-        """One of the two values beside it, at 0 ≤ u < 1."""
-        if self.kind in ("choice", "grid"):
-            place = self.ends.index(value)
-            others = self.ends[max(place - 1, 0) : place] + self.ends[place + 1 : place + 2]
-            return others[int(u * len(others))] if others else value
+    def perturb(self, value: Any, u: float) -> Any:
+        """Return a value near `value`: the lower one for u < 0.5, else the higher.
+
+        A number is multiplied by 0.8 or 1.2, and stays in its range; in a list it is a neighbor.
+        """
+        if self.is_list:
+            index = self.ends.index(value)
+            neighbors = self.ends[max(index - 1, 0) : index] + self.ends[index + 1 : index + 2]
+            return neighbors[int(u * len(neighbors))] if neighbors else value
         low, high = self.ends
         up = u >= 0.5
         if self.kind == "randint":
-            step = max(1, round(abs(value) * (FACTORS[1] - 1)))
+            step = max(1, round(abs(value) * (PERTURBATION_FACTORS[1] - 1)))
             return min(max(value + (step if up else -step), low), high)
         if not value:  # no factor moves it
-            return self.rounded((high - low) * FROM_ZERO * (1 if up else -1))
-        return self.rounded(value * FACTORS[up])
+            return self.rounded((high - low) * STEP_FROM_ZERO * (1 if up else -1))
+        return self.rounded(value * PERTURBATION_FACTORS[up])
 
     def rounded(self, value: float) -> float:
-        """To four digits, of the number or of the range: what is read is what was used."""
+        """Round to four digits, of the number or of the range: what is shown is what is used."""
         low, high = self.ends
         if self.kind == "uniform":
             value = round(value, 4 - math.ceil(math.log10(high - low)))
@@ -107,7 +126,7 @@ class Domain(Frozen):
         return min(max(value, low), high)
 
     @model_serializer
-    def _given(self) -> dict[str, Any]:
+    def _serialize(self) -> dict[str, Any]:
         return {self.kind: self.ends}
 
 
@@ -122,11 +141,11 @@ class Pool(Frozen):
     cpus: PositiveInt = 1
     """CPUs, and so threads, of each worker."""
     workers: PositiveInt = 1
-    """Of each trial; more than one take Ray half a minute to start, for every trial."""
+    """Workers of each trial; more than one take Ray half a minute to start, for every trial."""
 
     @property
-    def trainers(self) -> Workers:
-        """The `workers` of a job that is trained here."""
+    def worker_config(self) -> Workers:
+        """The `workers` section of a job that is trained in this pool."""
         return Workers(count=self.workers, device=self.device, cpus=self.cpus)
 
 
@@ -136,27 +155,32 @@ class Tune(Frozen):
     space: Space = {}
     """A dotted key of the job, and where its values come from."""
     trials: PositiveInt | None = None
-    """Draws for each architecture, or for each point of its grid; when absent 10, of a grid 1."""
+    """Draws for each architecture, or for each point of its grid, of the keys that are not in a
+    grid; 10 when absent. No trial is a copy of another: a grid alone runs once, and a space of few
+    values has no more trials than values."""
     metric: Literal["val/acc1", "val/acc5", "val/loss", "train/acc1", "train/loss"] = "val/acc1"
     """What is compared: the best of a trial's epochs."""
     mode: Literal["max", "min"] | None = None
-    """Which is better; when absent more of an accuracy, less of a loss."""
+    """Which is better; when absent max for an accuracy, min for a loss."""
     scheduler: ComponentConfig = ComponentConfig(name="none")
-    """Stops trials that do badly (asha, median), or has them go on as others (pbt); or none."""
+    """Stops trials that do badly (asha, median), or has them copy better ones (pbt); or none."""
     searcher: Literal["random", "optuna"] = "random"
-    """random draws every trial alone; optuna draws where earlier trials did well."""
+    """random: a Sobol sequence, which fills the space evenly; optuna: near earlier good trials."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of the draws; the jobs keep their own, so that all trials see the same images."""
+    """Seed of the draws; jobs keep their own, so that all trials see the same images."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validation: train every trial so often, each time holding out another one of so many
+    equal parts instead of `data.val`; compared is the mean over them."""
     concurrency: PositiveInt | None = None
-    """Trials at once; when absent as many as there is room for."""
+    """Most trials at once; when absent as many as the resources allow."""
     time_budget_s: Positive | None = None
-    """Save and stop after so long; `raycnn tune --resume` goes on, with as long again."""
+    """Save and stop after so long; `raycnn tune --resume` continues, with as long again."""
     pools: Annotated[list[Pool], Field(min_length=1)] = [Pool()]
     """Kinds of devices to spread the trials over: each is trained on the first with room for it."""
 
     @property
     def sign(self) -> int:
-        """1 where more is better, -1 where less is."""
+        """1 where a larger metric is better, -1 where a smaller one is."""
         return 1 if self.mode == "max" or (not self.mode and "acc" in self.metric) else -1
 
 
@@ -167,24 +191,47 @@ class Architecture(Frozen):
     job: JobSpec
     space: Space
 
-    def changed(self, search: str, changes: Tree, pool: Pool) -> JobSpec:
-        """The job of one trial: trained by itself, as any other, it comes to the same."""
-        workers = pool.trainers.model_dump() | {"timeout_s": self.job.workers.timeout_s}
+    def job_of(self, search: str, changes: Tree, pool: Pool) -> JobSpec:
+        """Return the job of one trial: trained by itself, it gives the same result."""
+        workers = pool.worker_config.model_dump() | {"timeout_s": self.job.workers.timeout_s}
         own = {"name": f"{search}-{self.name}", "workers": workers}
         return job_from_tree(apply_changes(self.job.tree(), {}, changes | own)[0])
 
     @property
     def grid(self) -> dict[str, list[Any]]:
+        """The keys whose values are all combined with one another."""
         return {key: domain.ends for key, domain in self.space.items() if domain.grid}
 
+    @property
+    def drawn(self) -> Space:
+        """The keys whose values are drawn, at each point of the grid."""
+        return {key: domain for key, domain in self.space.items() if not domain.grid}
+
     def trials(self, asked: int | None) -> int:
-        """How many trials `tune.trials` makes of it."""
+        """Return the number of trials that `tune.trials` makes, none of them a copy of another."""
         points = math.prod(len(values) for values in self.grid.values())
-        return points * (asked or (DRAWS if len(self.grid) < len(self.space) else 1))
+        distinct = math.prod(domain.size for domain in self.drawn.values())
+        return points * int(min(asked or DEFAULT_DRAWS, distinct))
+
+
+@dataclass(frozen=True)
+class TrialKey:
+    """Which trial of a search one is, begun or not."""
+
+    architecture: Architecture
+    number: int
+    """Of its draw, from 0."""
+    fold: int | None = None
+    """Of the images held out, from 0, where the search has folds."""
+
+    @property
+    def id(self) -> str:
+        part = "" if self.fold is None else f"-fold{self.fold}"
+        return f"{self.architecture.name}-{self.number:03d}{part}"
 
 
 class TuneSpec(Frozen):
-    """A search, said completely: every architecture with its whole job and space."""
+    """A search in full: every architecture with its whole job and space."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,30}$")]
     tune: Tune
@@ -193,20 +240,36 @@ class TuneSpec(Frozen):
     _where: Where = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _check(self) -> Self:
         names = [architecture.name for architecture in self.architectures]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two architectures are called {name!r}: give one a `name`")
         if self.tune.searcher == "optuna" and any(a.grid for a in self.architectures):
-            raise ValueError("tune.searcher optuna goes through no grid: use choice")
+            raise ValueError("tune.searcher optuna has no grid: use choice")
         return self
+
+    @property
+    def folds(self) -> list[int | None]:
+        """The folds of each draw; [None] without cross-validation."""
+        return list(range(self.tune.folds)) if self.tune.folds else [None]
+
+    def trials(self) -> list[TrialKey]:
+        """Every trial of the search, the architectures taking turns."""
+        counts = [(a, a.trials(self.tune.trials)) for a in self.architectures]
+        return [
+            TrialKey(architecture, number, fold)
+            for number in range(max(count for _, count in counts))
+            for architecture, count in counts
+            if number < count
+            for fold in self.folds
+        ]
 
     def tree(self) -> Tree:
         return self.model_dump(mode="json")
 
-    def refuse(self, key: str, message: str) -> SpecError:
-        """The error that a key of the file is at fault."""
+    def error(self, key: str, message: str) -> SpecError:
+        """Return an error that names the file and line of a key."""
         return SpecError(locate(self._where, key, message))
 
 
@@ -235,7 +298,7 @@ class _Sections(Frozen, extra="ignore"):
 
 
 def load_search(path: Path, changes: Iterable[str] = ()) -> TuneSpec:
-    """The search of a file. Raises SpecError, with file and line, for what cannot be searched."""
+    """Read a search from a file. Raises SpecError, with file and line, for what is invalid."""
     path = find_job_file(path)
     tree, where = read(path, changes)
     if "tune" not in tree:
@@ -245,7 +308,7 @@ def load_search(path: Path, changes: Iterable[str] = ()) -> TuneSpec:
     entries = sections.architectures
     if entries is None:
         job = validate(JobSpec, base, where)
-        found = [_named(job.model.name, job, sections.tune.space, where, "model")]
+        found = [_make_architecture(job.model.name, job, sections.tune.space, where, "model")]
     else:
         found = [
             _architecture(entry, f"architectures.{index}", path, (base, where), sections.tune)
@@ -259,30 +322,30 @@ def load_search(path: Path, changes: Iterable[str] = ()) -> TuneSpec:
     try:
         search = TuneSpec(name=base.get("name", ""), tune=sections.tune, architectures=found)
     except ValidationError as error:
-        raise _refusal(error, where) from None
+        raise _spec_error(error, where) from None
     search._where.update(where)
     return search
 
 
 def search_json_schema() -> dict[str, Any]:
-    """JSON schema of the file: `tune`, `architectures`, and any part of a job."""
-    drawn = json_schema()
-    del drawn["anyOf"]
+    """Return the JSON schema of the file: `tune`, `architectures`, and any part of a job."""
+    schema = json_schema()
+    del schema["anyOf"]
     own = _Sections.model_json_schema()
-    drawn["$defs"] |= own["$defs"]
-    entry = drawn["$defs"]["_Entry"]
-    entry["properties"] = drawn["properties"] | entry["properties"]
-    drawn["properties"] = drawn["properties"] | own["properties"]
-    drawn["properties"]["architectures"] = {
+    schema["$defs"] |= own["$defs"]
+    entry = schema["$defs"]["_Entry"]
+    entry["properties"] = schema["properties"] | entry["properties"]
+    schema["properties"] = schema["properties"] | own["properties"]
+    schema["properties"]["architectures"] = {
         "type": "array",
         "minItems": 1,
         "items": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/_Entry"}]},
     }
-    return drawn | {"title": "TuneSpec", "required": own["required"]}
+    return schema | {"title": "TuneSpec", "required": own["required"]}
 
 
 def load_resolved_search(path: Path) -> TuneSpec:
-    """The search of a file that `tree` made."""
+    """Read a search from a file that `TuneSpec.tree` was saved in."""
     return validate(TuneSpec, *read(path))
 
 
@@ -297,30 +360,32 @@ def _architecture(
         if key.startswith(f"{place}.")
     }
     if entry.job is not None:
-        tree, below = read(_beside(path, entry.job, where, f"{place}.job"))
+        tree, below = read(_job_file(path, entry.job, where, f"{place}.job"))
     else:
         below = where | {"": where[place]}
         if "model" not in changes and entry.name:
             changes["model"] = entry.name
     job = validate(JobSpec, apply_changes(tree, {}, changes)[0], below | lines)
     name = entry.name or (job.name if entry.job else job.model.name)
-    return _named(name, job, tune.space | entry.space, where, f"{place}.name")
+    return _make_architecture(name, job, tune.space | entry.space, where, f"{place}.name")
 
 
-def _named(name: str, job: JobSpec, space: Space, where: Where, place: str) -> Architecture:
+def _make_architecture(
+    name: str, job: JobSpec, space: Space, where: Where, place: str
+) -> Architecture:
     try:
         return Architecture(name=name.replace(":", "-"), job=job, space=space)
     except ValidationError as error:
-        raise _refusal(error, where, place) from None
+        raise _spec_error(error, where, place) from None
 
 
-def _refusal(error: ValidationError, where: Where, place: str = "") -> SpecError:
+def _spec_error(error: ValidationError, where: Where, place: str = "") -> SpecError:
     detail = error.errors()[0]
     key = place or ".".join(map(str, detail["loc"]))
     return SpecError(locate(where, key, describe(detail)))
 
 
-def _beside(path: Path, name: str, where: Where, place: str) -> Path:
+def _job_file(path: Path, name: str, where: Where, place: str) -> Path:
     folder = path.resolve().parent
     target = (folder / name).resolve()
     if not target.is_relative_to(folder) or not target.is_file():

@@ -24,6 +24,15 @@ def stratified_sample(labels: NDArray[np.integer], count: int, seed: int) -> Ind
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
 
 
+def stratified_fold(labels: NDArray[np.integer], fold: int, folds: int, seed: int) -> Indices:
+    """Return the indices of one of `folds` parts, in rising order; every class is spread evenly.
+
+    The parts of one seed are disjoint, and together hold every index.
+    """
+    order = np.lexsort((rng.words(seed, np.arange(len(labels))), labels))
+    return np.sort(order[fold::folds])
+
+
 def balanced_sample(labels: NDArray[np.integer], seed: int, epoch: int) -> tuple[Indices, Indices]:
     """As many indices as there are labels, every class equally often, or once more by chance.
 

@@ -11,7 +11,7 @@ from raycnn.config.schema import Data, JobSpec
 from raycnn.data.images.store import ProgressCallback, Store, open_store
 from raycnn.data.inspect.duplicates import SplitIndices, duplicates
 from raycnn.data.loader import Loader
-from raycnn.data.sampling import stratified_sample
+from raycnn.data.sampling import stratified_fold, stratified_sample
 from raycnn.data.sources.base import Source
 from raycnn.data.transforms.pipeline import Pipeline, shape_after
 from raycnn.errors import DataError, SpecError
@@ -92,7 +92,7 @@ def open_splits(job: JobSpec, tell: ProgressCallback | None = None) -> Splits:
         max_bad=job.data.max_bad,
         tell=tell,
     )
-    if "val" in store.splits and not job.data.val:
+    if "val" in store.splits and (job.data.fold or not job.data.val):
         store = store.with_val_in_train()
     members = _members(job, store)
     mean, std = _normalisation(job, store, members["train"][1])
@@ -112,14 +112,21 @@ def _members(job: JobSpec, store: Store) -> SplitIndices:
     if "val" in store.splits:
         val = "val", np.arange(len(store.splits["val"].labels))
     else:
-        held = stratified_sample(
-            labels[rows], round(job.data.val * len(rows)), rng.number(job.seed, VAL)
-        )
+        held = _held_out(job, labels[rows])
         val = "train", rows[held]
         rows = np.delete(rows, held)
     if not len(rows):
         raise DataError(f"data.val {job.data.val} of {len(labels)} images leaves none to train on")
     return members | {"val": val, "train": ("train", rows)}
+
+
+def _held_out(job: JobSpec, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the indices of the images that are validated on."""
+    seed = rng.number(job.seed, VAL)
+    if job.data.fold:
+        fold, folds = job.data.fold
+        return stratified_fold(labels, fold, folds, seed)
+    return stratified_sample(labels, round(job.data.val * len(labels)), seed)
 
 
 def _normalisation(

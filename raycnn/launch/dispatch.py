@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from raycnn.config.schema import JobSpec, Workers
+from raycnn.errors import ClusterError, Interrupted
 from raycnn.launch.launcher import address_of, launcher_of
 from raycnn.runs.directory import Run
 from raycnn.training.callbacks import Callback, ConnectingToRay
 
 if TYPE_CHECKING:
     from raycnn.config.search import TuneSpec
-    from raycnn.launch.ray.tune import Place
+    from raycnn.launch.ray.tune import Slot
     from raycnn.search.folder import Search, SearchView
 
 
@@ -42,32 +43,63 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
         return trainer.train(job, open_run, nodes, view)
 
 
-def places(spec: "TuneSpec") -> "list[Place]":
-    """Where the trials of a search could be trained at once. Raises ClusterError for nowhere."""
+def slots(spec: "TuneSpec") -> "list[Slot]":
+    """Return what trials of a search could be trained in at once. Raises ClusterError."""
     from raycnn.launch.ray import connection
 
-    nodes = connection.look(_trainers(spec)[0])
+    nodes = connection.look(_worker_configs(spec)[0])
     from raycnn.launch.ray import tune
 
-    return tune.places(spec, nodes)
+    return tune.slots(spec, nodes)
 
 
-def search(spec: "TuneSpec", open_search: "Callable[[], Search]", view: "SearchView") -> "Search":
-    """Train the trials of a search, in the folder that `open_search` opens, once there is room."""
+def search(
+    spec: "TuneSpec", open_search: "Callable[[], Search]", view: "SearchView | None" = None
+) -> "Search":
+    """Train the trials of a search that have not ended, and write the leaderboard and plots.
+
+    `open_search` gives the folder, and is called once there are resources to train with. Raises
+    Interrupted when asked to stop, and ClusterError when the cluster is unreachable or too small.
+    """
+    from raycnn.search.folder import SilentView
+
+    view = view or SilentView()
+    if spec.architectures[0].job.workers.launcher == "local":
+        from raycnn.launch import trial
+
+        return _search(open_search, lambda opened: trial.run_here(opened, view))
     from raycnn.launch.ray import connection
 
-    trainers = _trainers(spec)
-    where = address_of(trainers[0])
-    for trainer in trainers if not where else ():
-        connection.require(trainer)  # said before Ray takes its time
+    workers = _worker_configs(spec)
+    where = address_of(workers[0])
+    for pool in workers if not where else ():
+        connection.require(pool)  # before Ray takes its time
     view.note(ConnectingToRay(address=where).message)
-    with connection.connected(trainers[0]) as nodes:
+    with connection.connected(workers[0]) as nodes:
         from raycnn.launch.ray import tune
 
-        return tune.run(spec, open_search, nodes, view)
+        return _search(open_search, lambda opened: tune.run(opened, nodes, view))
 
 
-def _trainers(spec: "TuneSpec") -> list[Workers]:
-    """Those of one trial, in each pool."""
+def _search(open_search: "Callable[[], Search]", train: "Callable[[Search], None]") -> "Search":
+    from raycnn.report.search import draw
+    from raycnn.search.leaderboard import write
+
+    opened = open_search()
+    again = f"`raycnn tune --resume {opened.folder}`"
+    with opened.lock():
+        try:
+            train(opened)
+        except Interrupted as error:
+            raise Interrupted(f"{error}, and saved: {again}") from None
+        except ClusterError as error:
+            raise ClusterError(f"{error}: {again} continues") from None
+        finally:
+            draw(opened, write(opened))
+    return opened
+
+
+def _worker_configs(spec: "TuneSpec") -> list[Workers]:
+    """Return the workers of one trial in each pool."""
     address = spec.architectures[0].job.workers.address
-    return [pool.trainers.model_copy(update={"address": address}) for pool in spec.tune.pools]
+    return [pool.worker_config.model_copy(update={"address": address}) for pool in spec.tune.pools]

@@ -1,4 +1,4 @@
-"""One trial of a search, as each of its workers sees it: judged after each epoch, not tested."""
+"""Train the trials of a search: judged after each epoch, not tested."""
 
 import logging
 import time
@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from raycnn.errors import ClusterError, Interrupted, RaycnnError
+from raycnn.launch.signals import Stop
 from raycnn.runs.channel import FolderChannel
 from raycnn.runs.heartbeats import Channel
 from raycnn.runs.recorder import Recorder
-from raycnn.runtime import distributed
-from raycnn.search.folder import TAKE_OVER_S, Search, Trial
+from raycnn.runtime import device, distributed
+from raycnn.search.folder import LOCK_TIMEOUT_S, Search, SearchView, Trial
+from raycnn.search.queue import TrialQueue
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Failed, TrialStopped
 from raycnn.training.checkpoint import TrainingState
@@ -22,56 +24,48 @@ from raycnn.training.loop import fit
 log = logging.getLogger("raycnn")
 
 Ending = dict[str, Any]
-"""The state and, where it did not come to its end, the reason; {} when it has not ended."""
+"""The state of a trial that has ended, and the reason unless it is done; {} if it has not."""
 
 
 class _Stopped(Exception):
-    """The search's scheduler ends this trial."""
+    """The scheduler ends this trial."""
 
 
 class TrialRecorder(Recorder):
-    """Records a trial, and ends it when the search's scheduler says so."""
+    """Records a trial, and ends it when the scheduler of the search says so."""
 
     def __init__(self, search: Search, trial: Trial, channel: Channel):
         super().__init__(trial.run, channel)
         self.search, self.trial = search, trial
-        self.until = search.until(trial)
-        self._judged: int | None = None
+        self.pause_epoch = search.pause_epoch(trial)
 
     def begin_epoch(self, state: TrainingState) -> None:
-        """Raise _Stopped or Interrupted, on every worker, where the trial is not to go on now.
-
-        Interrupted: the other trials must first be trained as far.
-        """
-        if self._judged is None:  # what was there before was judged when it was trained
-            self._note_size(state)
-        elif reason := distributed.broadcast_from_rank_zero(self._verdict):
-            raise _Stopped(reason)
-        self._judged = state.epoch
-        if state.epoch == self.until < self.trial.facts["epochs"]:
-            raise Interrupted(f"waits for the other trials after {state.epoch} epochs")
-
-    def _note_size(self, state: TrainingState) -> None:
-        if distributed.is_rank_zero() and "parameters" not in self.trial.facts:
+        """Raise, on every worker alike, _Stopped or Interrupted when a trial must not continue."""
+        if distributed.is_rank_zero() and "parameters" not in self.trial.info:
             parameters = sum(parameter.numel() for parameter in state.model.parameters())
-            self.trial.note(parameters=parameters, val_images=state.about["images"]["val"])
+            self.trial.update(parameters=parameters, val_images=state.about["images"]["val"])
+        if state.epoch and not state.step:
+            if reason := distributed.broadcast_from_rank_zero(self._stop_reason):
+                raise _Stopped(reason)
+        if state.epoch == self.pause_epoch < self.trial.info["epochs"]:
+            raise Interrupted(f"paused for the other trials after {state.epoch} epochs")
 
-    def _verdict(self) -> str | None:
-        own = self.trial.course(self.search.spec.tune)
-        reason = self.search.rule(own, lambda: self.search.siblings(self.trial))
-        return reason and f"after {len(own.values)} of {own.epochs} epochs: {reason}"
+    def _stop_reason(self) -> str | None:
+        curve = self.trial.curve(self.search.spec.tune)
+        reason = self.search.rule(curve, lambda: self.search.siblings(self.trial))
+        return reason and f"after {len(curve.values)} of {curve.epochs} epochs: {reason}"
 
 
 def train(trial: Trial, work: Callable[[], Ending]) -> str | None:
-    """Have a trial trained, from its checkpoint on; how it ended is in its facts.
+    """Train a trial from its last checkpoint on by calling `work`; save how it ended.
 
-    What goes wrong with it is its reason, and never the search's end. Returns why it could not be
-    trained by the fault of the cluster: then it has not ended.
+    An error of the trial is the reason that it failed, and never ends the search. Returns why it
+    could not be trained by the fault of the cluster: then it has not ended.
     """
-    began, before = time.time(), trial.facts.get("wall_s", 0.0)
+    began, before = time.time(), trial.info.get("wall_s", 0.0)
     ending: Ending = {}
     try:
-        with trial.run.lock(TAKE_OVER_S):
+        with trial.run.lock(LOCK_TIMEOUT_S):
             ending = work()
     except Interrupted:
         pass
@@ -82,7 +76,7 @@ def train(trial: Trial, work: Callable[[], Ending]) -> str | None:
     except Exception as error:
         ending = {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
     finally:
-        trial.note(**ending, wall_s=before + time.time() - began)
+        trial.update(**ending, wall_s=before + time.time() - began)
     if ending:
         with suppress(OSError):
             checkpoint.prune(trial.run.checkpoints)
@@ -101,11 +95,11 @@ def work_on(
     deadline: float | None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Ending:
-    """Train as one worker; return how the trial ended.
+    """Train a trial as one of its workers; return how it ended.
 
-    When asked to stop, or past the `deadline` (seconds since 1970), it saves and has not ended.
+    When asked to, or past the `deadline` (seconds since 1970), it saves, and has not ended.
     """
-    job = trial.run.job().change({"data.root": None})  # RAYCNN_DATA has it, on every machine
+    job = trial.run.job().change({"data.root": None})  # it is in RAYCNN_DATA, on every machine
 
     def stop() -> bool:
         return stop_requested() or (deadline is not None and time.time() > deadline)
@@ -127,3 +121,25 @@ def work_on(
     finally:
         recorder.close()
         channel.close()
+
+
+def run_here(search: Search, view: SearchView) -> None:
+    """Train all trials in this process, one after another, without Ray.
+
+    Stops when asked to by a signal, or past the time budget; what has not ended is saved.
+    """
+    budget, (pool, *_) = search.spec.tune.time_budget_s, search.spec.tune.pools
+    kind = device.find(pool.device)
+    pool, chosen = pool.model_copy(update={"device": kind.name}), kind.select(0, pool.cpus)
+    deadline = time.time() + budget if budget else None
+    queue = TrialQueue(search)
+    stop = Stop(busy=lambda: bool(queue.running))
+    with stop.listening():
+        while queue.waiting and not stop() and not (deadline and time.time() > deadline):
+            trial = queue.take(pool)
+            view.show(search, [trial.id])
+            train(trial, lambda trial=trial: work_on(search, trial, chosen, deadline, stop))  # type: ignore[misc]
+            queue.complete(trial)
+            view.show(search, [])
+    if stop.asked:
+        raise Interrupted("stopped as asked")

@@ -1,4 +1,4 @@
-"""How long trials would take here: a step of every architecture, timed."""
+"""Estimate how long trials take on this machine from one timed step of every architecture."""
 
 import time
 
@@ -11,11 +11,11 @@ from raycnn.data.splits import open_splits
 from raycnn.training.loop import fresh_state
 from raycnn.training.step import forward
 
-SAMPLE = 32  # images of the step that is timed
+SAMPLE = 32  # images of the timed step
 
 
 def epoch_s(search: TuneSpec, device: torch.device) -> dict[str, float]:
-    """Of one epoch of every architecture as it stands, without augmentation and saving."""
+    """Return the seconds of an epoch of every architecture, without augmentation and saving."""
     return {a.name: _epoch_s(a.job, device) for a in search.architectures}
 
 
@@ -29,7 +29,7 @@ def _epoch_s(job: JobSpec, device: torch.device) -> float:
         others=None, kept=None, first=0, total=size, count=size,
     )  # fmt: skip
     state.model.train()
-    for _ in range(2):  # the first one pays for what is set up once
+    for _ in range(2):  # the first one pays for one-time initialization
         began = time.perf_counter()
         _, loss = forward(state.model, batch, job.train)
         loss.backward()

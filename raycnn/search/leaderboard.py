@@ -1,86 +1,107 @@
-"""The leaderboard: what every trial came to, best first, and the winners' jobs."""
+"""The leaderboard: what every trial reached, best first, and the winners' jobs."""
 
 import csv
 from dataclasses import asdict, dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
-from raycnn import io
 from raycnn.config.yaml_file import Tree
-from raycnn.search.folder import Search, Trial
+from raycnn.io import atomic_path, write_json
+from raycnn.search.folder import ENDED, Search, Trial
 from raycnn.training.metrics import confidence_interval
 
 
 @dataclass(frozen=True)
 class LeaderboardEntry:
-    """A trial as the leaderboard shows it; None is what is not known."""
+    """A trial, or all folds of a draw; None is what is not known."""
 
     trial: str
     architecture: str
     device: str
-    """The kind that it was last trained on."""
+    """Kind of the device that it was last trained on."""
     state: str
     """done, stopped (by the scheduler), failed, or unfinished."""
     metric: float | None
-    """The search's own, in the best epoch."""
+    """The metric of the search in the best epoch; of folds their mean, in the epoch best for it."""
     val_acc1: float | None
-    """In that epoch."""
+    """Validation accuracy in that epoch."""
     low: float | None
-    """Of the 95 % interval of val_acc1."""
+    """Lower end of the 95 % interval of val_acc1."""
     high: float | None
     epochs: int
-    """Done, of all that the trial was to have."""
+    """Done, of all epochs of the trial."""
     of_epochs: int
     parameters: int | None
     seconds: float
-    """From its beginning to its end, without waiting for a place."""
+    """Training and validating, without waiting for resources."""
     images_per_s: float | None
     """In training, on average over the epochs."""
     reason: str
-    """Why it did not come to its end; of a member of a population, whose copy it went on from."""
+    """Why it did not end as planned; in a population, which trials it copied."""
     changes: Tree
+    deviation: float | None = None
+    """Standard deviation of the metric over folds."""
 
 
 class SearchProgress:
-    """How far a search is, looked at again and again: what has ended is read once."""
+    """How far a search is; what has ended is read once."""
 
     def __init__(self, search: Search):
         self.search = search
-        self.wanted = [(a.name, search.trial(a, number)) for a, number in search.wanted()]
+        self.trials = {key.id: key.architecture.name for key in search.spec.trials()}
         self.ended: dict[str, LeaderboardEntry] = {}
 
-    def look(self) -> list[LeaderboardEntry]:
-        """Those that ended since the last look."""
-        tune, new = self.search.spec.tune, []
-        for _, trial in self.wanted:
-            if trial.id not in self.ended and trial.ended:
-                new.append(_entry(trial, tune.metric, tune.sign))
-                self.ended[trial.id] = new[-1]
+    def update(self) -> list[LeaderboardEntry]:
+        """Read which trials ended since the last update, and return them."""
+        new = []
+        for name in self.trials:
+            trial = self.search.trial(name)
+            if name not in self.ended and trial.ended:
+                self.ended[name] = _entry(self.search, [trial], 1)
+                new.append(self.ended[name])
         return new
 
     def best(self) -> dict[str, LeaderboardEntry]:
-        """Of every architecture, among those that have ended."""
+        """Return the best of every architecture, among the trials that have ended."""
         return winners(ranked(list(self.ended.values()), self.search.spec.tune.sign))
 
-    def left_s(self, at_once: int) -> float | None:
-        """Until all have ended, if they take as long as the others of their architecture did."""
+    def remaining_s(self, concurrency: int) -> float | None:
+        """Estimate the seconds left from the trials that ended; None while one cannot be."""
         took: dict[str, list[float]] = {}
         for entry in self.ended.values():
             took.setdefault(entry.architecture, []).append(entry.seconds)
-        left = [name for name, trial in self.wanted if trial.id not in self.ended]
-        if not at_once or not set(left) <= took.keys():
+        left = [
+            architecture for name, architecture in self.trials.items() if name not in self.ended
+        ]
+        if not concurrency or not set(left) <= took.keys():
             return None
-        return sum(fmean(took[name]) for name in left) / at_once
+        return sum(fmean(took[name]) for name in left) / concurrency
 
 
 def leaderboard(search: Search) -> list[LeaderboardEntry]:
-    """Best first; those without a metric last, and failed ones after them."""
-    sign = search.spec.tune.sign
-    found = [_entry(trial, search.spec.tune.metric, sign) for trial in search.trials()]
-    return ranked(found, sign)
+    """Return all draws that have begun, best first; those without a metric last, failed ones after.
+
+    The folds of a draw are one entry.
+    """
+    draws: dict[tuple[str, int], list[Trial]] = {}
+    for trial in search.trials():
+        info = trial.info
+        draws.setdefault((info["architecture"], info["number"]), []).append(trial)
+    entries = [_entry(search, trials, len(search.spec.folds)) for trials in draws.values()]
+    return ranked(entries, search.spec.tune.sign)
+
+
+def draw_entry(search: Search, architecture: str, number: int) -> LeaderboardEntry:
+    """Return the entry of one draw that has begun."""
+    keys = search.spec.trials()
+    own = [k for k in keys if (k.architecture.name, k.number) == (architecture, number)]
+    begun = [trial for trial in map(search.trial, own) if trial.info]
+    return _entry(search, begun, len(own))
 
 
 def ranked(entries: list[LeaderboardEntry], sign: int) -> list[LeaderboardEntry]:
+    """Sort entries, best first."""
+
     def merit(entry: LeaderboardEntry) -> tuple[bool, bool, float]:
         known = entry.metric is not None
         return entry.state != "failed", known, sign * (entry.metric or 0.0)
@@ -88,35 +109,58 @@ def ranked(entries: list[LeaderboardEntry], sign: int) -> list[LeaderboardEntry]
     return sorted(entries, key=merit, reverse=True)
 
 
-def _entry(trial: Trial, metric: str, sign: int) -> LeaderboardEntry:
-    facts = trial.facts
-    rows = [row for row in trial.rows() if metric in row]
-    best = max(rows, key=lambda row: sign * row[metric], default={})
-    count, acc1 = facts.get("val_images", 0), best.get("val/acc1")
-    low, high = (
-        confidence_interval(round(acc1 * count), count) if acc1 is not None else (None, None)
-    )
+def _entry(search: Search, trials: list[Trial], folds: int) -> LeaderboardEntry:
+    """Return the entry of a draw, of whose `folds` these trials have begun."""
+    tune, infos = search.spec.tune, [trial.info for trial in trials]
+    metric, first = tune.metric, infos[0]
+    tables = [[row for row in trial.rows() if metric in row] for trial in trials]
+    states = [info.get("state", "unfinished") for info in infos]
+    ended = len(trials) == folds and all(state in ENDED for state in states)
+    epochs = min(map(len, tables))
+    rows: list[dict[str, float]] = []
+    """Of each fold, in the epoch that is best on average."""
+    if epochs and (folds == 1 or ended):
+        best = max(range(epochs), key=lambda e: tune.sign * fmean(t[e][metric] for t in tables))
+        rows = [table[best] for table in tables]
+    accuracy, low, high = _accuracy(rows, [info.get("val_images", 0) for info in infos])
+    reasons = [info.get("reason") or info.get("lineage", "") for info in infos]
+    speeds = [row["images_per_s"] for table in tables for row in table]
     return LeaderboardEntry(
-        trial=trial.id,
-        architecture=facts["architecture"],
-        device=facts.get("device", ""),
-        state=facts.get("state", "unfinished"),
-        metric=best.get(metric),
-        val_acc1=acc1,
+        trial=trials[0].id.partition("-fold")[0] if folds > 1 else trials[0].id,
+        architecture=first["architecture"],
+        device=first.get("device", ""),
+        state=next((s for s in ("failed", "stopped", "done") if s in states), "unfinished")
+        if ended
+        else "unfinished",
+        metric=fmean(row[metric] for row in rows) if rows else None,
+        deviation=stdev(row[metric] for row in rows) if len(rows) > 1 else None,
+        val_acc1=accuracy,
         low=low,
         high=high,
-        epochs=len(rows),
-        of_epochs=facts["epochs"],
-        parameters=facts.get("parameters"),
-        seconds=facts.get("wall_s", 0.0),
-        images_per_s=fmean(row["images_per_s"] for row in rows) if rows else None,
-        reason=facts.get("reason") or facts.get("descent", ""),
-        changes=facts["changes"],
+        epochs=epochs,
+        of_epochs=first["epochs"],
+        parameters=first.get("parameters"),
+        seconds=sum(info.get("wall_s", 0.0) for info in infos),
+        images_per_s=fmean(speeds) if speeds else None,
+        reason=next(filter(None, reasons), ""),
+        changes=first["changes"],
     )
+
+
+def _accuracy(
+    rows: list[dict[str, float]], counts: list[int]
+) -> tuple[float | None, float | None, float | None]:
+    """Return the accuracy over the images of all folds, and its 95 % interval."""
+    if not rows or not all("val/acc1" in row for row in rows) or not all(counts):
+        return None, None, None
+    hits = sum(round(row["val/acc1"] * n) for row, n in zip(rows, counts, strict=True))
+    low, high = confidence_interval(hits, sum(counts))
+    exact = rows[0]["val/acc1"] if len(rows) == 1 else hits / sum(counts)
+    return exact, low, high
 
 
 def winners(board: list[LeaderboardEntry]) -> dict[str, LeaderboardEntry]:
-    """The best trial of every architecture that has one, best architecture first."""
+    """Return the best entry of every architecture that has one, best architecture first."""
     best: dict[str, LeaderboardEntry] = {}
     for entry in board:
         if entry.metric is not None and entry.state != "failed":
@@ -125,7 +169,7 @@ def winners(board: list[LeaderboardEntry]) -> dict[str, LeaderboardEntry]:
 
 
 def write(search: Search) -> list[LeaderboardEntry]:
-    """Put the leaderboard and the winners' jobs into the folder; returns the leaderboard."""
+    """Write the leaderboard and the winners' jobs into the folder; return the leaderboard."""
     board = leaderboard(search)
     best = winners(board)
     shown: dict[str, Any] = {
@@ -134,18 +178,22 @@ def write(search: Search) -> list[LeaderboardEntry]:
         "overall": next((entry.trial for entry in best.values()), None),
         "trials": [asdict(entry) for entry in board],
     }
-    io.write_json(search.folder / "leaderboard.json", shown)
+    write_json(search.folder / "leaderboard.json", shown)
+    _write_csv(search, board)
+    for name, entry in best.items():
+        fold = "-fold0" if search.spec.tune.folds else ""
+        job = search.trial(f"{entry.trial}{fold}").run.job()
+        search.write_best(name, job.change({"data.fold": None}) if fold else job)
+    return board
+
+
+def _write_csv(search: Search, board: list[LeaderboardEntry]) -> None:
     keys = sorted({key for entry in board for key in entry.changes})
     columns = [key for key in LeaderboardEntry.__dataclass_fields__ if key != "changes"] + keys
-    with (
-        io.atomic_path(search.folder / "leaderboard.csv") as temporary,
-        temporary.open("w", newline="") as file,
-    ):
+    path = search.folder / "leaderboard.csv"
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
         table = csv.DictWriter(file, columns, restval="")
         table.writeheader()
         for entry in board:
             flat = asdict(entry)
             table.writerow({**flat.pop("changes"), **flat})
-    for name, entry in best.items():
-        search.write_best(name, Trial(search.folder / "trials" / entry.trial).run.job())
-    return board

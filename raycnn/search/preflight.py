@@ -1,4 +1,4 @@
-"""A search against reality before it starts: every architecture, and the ends of every range."""
+"""Check a search before it starts: every architecture, and the ends of every range."""
 
 from pathlib import Path
 
@@ -12,27 +12,28 @@ from raycnn.search.schedulers import RULES, Pbt
 from raycnn.training.preflight import check_settings, writable
 
 # Searched, these would have trials differ in what they are measured on, or in nothing at all.
-FIXED = ("name", "seed", "workers", "storage", "failure", "data.name", "data.val", "data.limit")
+NOT_SEARCHABLE = (
+    "name", "seed", "workers", "storage", "failure", "data.name", "data.val", "data.limit",
+    "data.fold",
+)  # fmt: skip
 
 
 def check(search: TuneSpec, *, elsewhere: bool = False) -> None:
-    """Raises SpecError, DataError or EnvironmentUnavailable for the first thing that cannot work.
+    """Raise SpecError, DataError or EnvironmentUnavailable for the first thing that cannot work.
 
-    With `elsewhere` data and storage are another machine's, and are not looked for here.
+    With `elsewhere` data and storage are another machine's, and are not checked.
     """
     try:
         RULES.options(search.tune.scheduler)
     except SpecError as error:
-        raise search.refuse(error.key, error.message) from None
+        raise search.error(error.key, error.message) from None
     rule = RULES.build(search.tune.scheduler)
+    _check_search(search)
     sources = []
     for architecture in search.architectures:
         sources.append(_check_job(search, architecture))
         if isinstance(rule, Pbt):
             _check_population(search, architecture, rule)
-        elif not architecture.space and (count := architecture.trials(search.tune.trials)) > 1:
-            said = f"is empty: the {count} trials of {architecture.name} would be the same"
-            raise search.refuse("tune.space", said)
         for key, domain in architecture.space.items():
             _check_values(search, architecture, key, domain)
     if elsewhere:
@@ -42,56 +43,70 @@ def check(search: TuneSpec, *, elsewhere: bool = False) -> None:
     writable(Path(search.architectures[0].job.storage.path).absolute())
 
 
+def _check_search(search: TuneSpec) -> None:
+    tune = search.tune
+    if (tune.trials or 1) > 1 and not any(a.space for a in search.architectures):
+        raise search.error("tune.space", f"is empty: {tune.trials} trials would be the same")
+    if tune.folds and tune.scheduler.name != "none":
+        raise search.error(
+            "tune.folds",
+            f"a mean over folds needs all of them, and {tune.scheduler.name} would stop some: "
+            "leave tune.scheduler out",
+        )
+    if tune.folds and not tune.metric.startswith("val/"):
+        raise search.error("tune.folds", f"{tune.metric} is not measured on what is held out")
+
+
 def _check_job(search: TuneSpec, architecture: Architecture) -> Source:
     job = architecture.job
     source, _, _ = check_settings(job)
     if job.workers.most > 1:
-        raise search.refuse(
+        raise search.error(
             "workers.count",
             f"{architecture.name} asks for {job.workers.asked}: "
             "tune.pools says how many a trial has",
         )
     first = search.architectures[0].job.data
     if (job.data.name, job.data.val, job.data.limit) != (first.name, first.val, first.limit):
-        raise search.refuse(
+        raise search.error(
             "architectures",
             f"{architecture.name} has other data than {search.architectures[0].name}: "
             "data.name, data.val and data.limit must be the same",
         )
-    if search.tune.metric.startswith("val/") and not job.data.val:
-        raise search.refuse("data.val", f"0 leaves no images for tune.metric {search.tune.metric}")
+    if search.tune.metric.startswith("val/") and not (job.data.val or search.tune.folds):
+        raise search.error("data.val", f"0 leaves no images for tune.metric {search.tune.metric}")
     return source
 
 
 def _check_population(search: TuneSpec, architecture: Architecture, rule: Pbt) -> None:
     name, epochs = architecture.name, architecture.job.train.epochs
     if search.tune.searcher != "random":
-        raise search.refuse("tune.searcher", "with pbt it is random: trials go on from one another")
+        raise search.error("tune.searcher", "must be random with pbt: its trials copy one another")
     if architecture.job.stages:
-        raise search.refuse("stages", f"pbt says those of {name} itself")
+        raise search.error("stages", f"{name}: pbt sets them itself")
     if not architecture.space:
-        raise search.refuse("tune.space", f"{name} has none, and pbt nothing to change")
+        raise search.error("tune.space", f"{name} has none, and pbt nothing to change")
     for key in architecture.space:
         if not schema.can_change(key):
-            raise search.refuse(
+            raise search.error(
                 f"tune.space.{key}", f"pbt changes settings in mid-run: {schema.CHANGING} can"
             )
     if architecture.trials(search.tune.trials) < 2:
-        raise search.refuse("tune.trials", f"1 of {name}: pbt needs some to compare")
+        raise search.error("tune.trials", f"1 of {name}: pbt needs some to compare")
     if rule.interval >= epochs:
-        raise search.refuse(
+        raise search.error(
             "tune.scheduler.interval", f"{rule.interval} of the {epochs} epochs of {name} are all"
         )
 
 
 def _check_values(search: TuneSpec, architecture: Architecture, key: str, domain: Domain) -> None:
     place = f"tune.space.{key}"
-    if key == "data" or any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED):
-        raise search.refuse(place, "trials that differ in it cannot be compared")
+    if key == "data" or any(f"{key}.".startswith(f"{fixed}.") for fixed in NOT_SEARCHABLE):
+        raise search.error(place, "trials that differ in it cannot be compared")
     for value in domain.ends:
         try:
             tree, _ = apply_changes(architecture.job.tree(), {}, {key: value})
             check_settings(job_from_tree(tree))
         except SpecError as error:
-            said = f"{value!r} makes no job of {architecture.name}: {error}"
-            raise search.refuse(place, said) from None
+            message = f"{value!r} makes no job of {architecture.name}: {error}"
+            raise search.error(place, message) from None

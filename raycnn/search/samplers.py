@@ -1,20 +1,25 @@
-"""What each trial changes: drawn alone, or by Optuna from what earlier trials came to.
+"""What each trial changes: points of a Sobol sequence, or Optuna's from the results so far.
 
-A drawn trial is a pure function of (seed, architecture, number, key): another architecture, key or
-order of running changes none of the others.
+No two trials of an architecture change the same. A trial of the Sobol sequence is a function of
+(seed, architecture, number): neither another architecture nor the order of running matters, and
+more trials keep the earlier ones.
 """
 
 import hashlib
+from collections.abc import Iterator
 from itertools import product
 from typing import Any, Protocol
 
-from raycnn.config.search import Architecture, Domain, TuneSpec
+from raycnn.config.search import Architecture, Domain, Space, TuneSpec
 from raycnn.config.yaml_file import Tree
 from raycnn.runtime import rng
 
+BLOCK = 64  # points of a Sobol sequence at a time: a power of 2, as its balance wants
+ATTEMPTS = 20  # of Optuna, to suggest something new
 
-def unit(seed: int, *keys: int | str) -> float:
-    """0 ≤ u < 1, random, a function of these alone."""
+
+def keyed_uniform(seed: int, *keys: int | str) -> float:
+    """Return a random number 0 ≤ u < 1 that is a function of the seed and the keys alone."""
     bits = rng.number(seed, *(_digest(key) if isinstance(key, str) else key for key in keys))
     return (bits >> 10) * 2.0**-53  # as many bits as a float holds: never 1.0
 
@@ -23,37 +28,63 @@ class Sampler(Protocol):
     """Says what the trials of one architecture change."""
 
     def changes(self, number: int) -> Tree:
-        """Of the trial of this number, asked for once: dotted keys and their values."""
+        """Return dotted keys and values of the trial of this number; asked for once, in order."""
 
     def tell(self, changes: Tree, value: float | None) -> None:
-        """What a trial came to, more being better; None when it failed."""
+        """Take the result of a trial, more being better; None when it failed."""
 
 
 def make_sampler(search: TuneSpec, architecture: Architecture, begun: int = 0) -> Sampler:
-    """`begun`: how many of the architecture's trials another process has drawn."""
+    """Build the sampler of an architecture, `begun` of whose trials were sampled before."""
     if search.tune.searcher == "optuna" and architecture.space:
         return OptunaSampler(search.tune.seed, architecture, begun)
     return RandomSampler(search.tune.seed, architecture)
 
 
 class RandomSampler:
-    """Points of the grid in turn, all else at random."""
+    """The points of the grid in turn; at each, a scrambled Sobol sequence over all other keys.
+
+    Sobol's points fill a space more evenly than independent ones: Bergstra and Bengio, "Random
+    search for hyper-parameter optimization", JMLR 2012, section 3.2.
+    """
 
     def __init__(self, seed: int, architecture: Architecture):
-        self.seed, self.architecture = seed, architecture
+        grid = architecture.grid
+        self.points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+        self.sequences = [
+            _distinct_draws(architecture.drawn, rng.number(seed, _digest(architecture.name), index))
+            for index in range(len(self.points))
+        ]
+        self.drawn: list[list[Tree]] = [[] for _ in self.points]
+        self.order = list(architecture.space)
 
     def changes(self, number: int) -> Tree:
-        grid = self.architecture.grid
-        points = list(product(*grid.values()))
-        point = dict(zip(grid, points[number % len(points)], strict=True))
-        own = (self.architecture.name, number)
-        return {
-            key: point[key] if key in grid else domain.value(unit(self.seed, *own, key))
-            for key, domain in self.architecture.space.items()
-        }
+        draw, point = divmod(number, len(self.points))
+        while len(self.drawn[point]) <= draw:
+            self.drawn[point].append(next(self.sequences[point]))
+        both = self.points[point] | self.drawn[point][draw]
+        return {key: both[key] for key in self.order}
 
     def tell(self, changes: Tree, value: float | None) -> None:
         pass
+
+
+def _distinct_draws(space: Space, seed: int) -> Iterator[Tree]:
+    """Yield points of a space, none twice, until there are no more."""
+    if not space:
+        yield {}
+        return
+    from scipy.stats import qmc  # slow to import
+
+    sobol, seen = qmc.Sobol(len(space), rng=seed), set[str]()
+    while True:
+        for point in sobol.random(BLOCK).tolist():
+            draw = {
+                key: domain.value(u) for (key, domain), u in zip(space.items(), point, strict=True)
+            }
+            if (text := _text(draw)) not in seen:
+                seen.add(text)
+                yield draw
 
 
 class OptunaSampler:
@@ -69,20 +100,32 @@ class OptunaSampler:
         self.study = optuna.create_study(direction="maximize", sampler=sampler)
         self.space = architecture.space
         self.distributions = {key: _distribution(domain) for key, domain in self.space.items()}
-        self.asked: dict[str, Any] = {}
+        self.running: dict[str, Any] = {}
+        self.seen: set[str] = set()
+        self.others = _distinct_draws(self.space, rng.number(seed, _digest(architecture.name)))
 
     def changes(self, number: int) -> Tree:
-        trial = self.study.ask(self.distributions)
-        drawn = {key: _value(domain, trial.params[key]) for key, domain in self.space.items()}
-        self.asked[str(sorted(drawn.items()))] = trial
+        from optuna.trial import TrialState
+
+        for _ in range(ATTEMPTS):
+            trial = self.study.ask(self.distributions)
+            drawn = {key: _value(domain, trial.params[key]) for key, domain in self.space.items()}
+            if (text := _text(drawn)) not in self.seen:
+                self.running[text] = trial
+                break
+            self.study.tell(trial, state=TrialState.FAIL)
+        else:  # few values are left: any that is new
+            drawn = next(draw for draw in self.others if _text(draw) not in self.seen)
+        self.seen.add(_text(drawn))
         return drawn
 
     def tell(self, changes: Tree, value: float | None) -> None:
         import optuna
 
         state = optuna.trial.TrialState.FAIL if value is None else optuna.trial.TrialState.COMPLETE
-        if asked := self.asked.pop(str(sorted(changes.items())), None):
-            self.study.tell(asked, value, state=state)
+        self.seen.add(_text(changes))
+        if trial := self.running.pop(_text(changes), None):
+            self.study.tell(trial, value, state=state)
             return
         parameters = {key: _parameter(domain, changes[key]) for key, domain in self.space.items()}
         self.study.add_trial(
@@ -106,13 +149,15 @@ def _distribution(domain: Domain) -> Any:
 def _value(domain: Domain, parameter: Any) -> Any:
     if domain.choice:
         return domain.choice[parameter]
-    if domain.randint:
-        return parameter
-    return domain.rounded(parameter)
+    return parameter if domain.randint else domain.rounded(parameter)
 
 
 def _parameter(domain: Domain, value: Any) -> Any:
     return domain.choice.index(value) if domain.choice else value
+
+
+def _text(changes: Tree) -> str:
+    return str(sorted(changes.items()))
 
 
 def _digest(text: str) -> int:

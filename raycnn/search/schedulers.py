@@ -1,7 +1,12 @@
-"""Which trials are not worth going on with: a pure function of what trials came to so far.
+"""Schedulers: which trials to stop, as a pure function of the learning curves so far.
 
-Trials of one architecture are compared at the same share of their own runs. A schedule is as long
-as its run, so at the same epoch a short run has annealed further than a long one, and would win.
+Trials of one architecture are compared at the same share of their own runs. A learning-rate
+schedule is as long as its run, so at the same epoch a short run has annealed further than a long
+one, and would win.
+
+Ray Tune has such rules too, but they live in its driver: what they saw is kept in memory and in
+pickles, so a search that was killed could neither continue exactly nor safely, and a trial of
+several workers cannot be stopped on all of them in the same step.
 """
 
 import math
@@ -17,14 +22,15 @@ from raycnn.config.registry import Registry
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """A trial as far as it has come."""
+    """The metric of a trial after each epoch so far."""
 
     epochs: int
-    """Of its whole run."""
+    """Epochs of the whole run."""
     values: Sequence[float]
     """After each epoch so far, more being better."""
 
     def best(self, epoch: int) -> float:
+        """Return the best value of the first `epoch` epochs."""
         return max(self.values[:epoch])
 
 
@@ -32,19 +38,19 @@ class Rule(Protocol):
     def __call__(
         self, own: LearningCurve, others: Callable[[], Sequence[LearningCurve]]
     ) -> str | None:
-        """Why a trial is to stop after its latest epoch, in words, or None.
+        """Return why a trial is to stop after its latest epoch, or None to continue.
 
-        The others are those of its architecture, looked at when they are asked for.
+        `others` reads the curves of the other trials of its architecture.
         """
 
 
 def none() -> Rule:
-    """No trial is stopped."""
+    """Stop no trial."""
     return lambda own, others: None
 
 
 def asha(*, grace: PositiveInt = 1, factor: Annotated[int, Field(ge=2)] = 3) -> Rule:
-    """Only the best 1/factor go on at each rung (ASHA: Li et al. 2018, arXiv:1810.05934).
+    """Continue only the best 1/factor at each rung (ASHA: Li et al. 2018, arXiv:1810.05934).
 
     Rungs are 1/factor of a run, 1/factor² and so on, but none before `grace` epochs.
     """
@@ -65,20 +71,19 @@ def asha(*, grace: PositiveInt = 1, factor: Annotated[int, Field(ge=2)] = 3) -> 
 
 
 def median(*, grace: PositiveInt = 1, least: PositiveInt = 3) -> Rule:
-    """Worse than half of the others were on average (Vizier: Golovin et al., KDD 2017, 3.2.2).
-
-    Not before `grace` epochs, nor with fewer than `least` others that have come as far.
+    """Stop what is worse than the median of the others' means (Vizier: Golovin et al., KDD 2017,
+    section 3.2.2), but not before `grace` epochs, nor with fewer than `least` others as far.
     """
 
     def rule(own: LearningCurve, others: Callable[[], Sequence[LearningCurve]]) -> str | None:
         epoch = len(own.values)
         if epoch < grace or epoch == own.epochs:
             return None
-        reached = [(other, math.ceil(other.epochs * epoch / own.epochs)) for other in others()]
+        shares = [(other, math.ceil(other.epochs * epoch / own.epochs)) for other in others()]
         means = [
-            statistics.fmean(other.values[:there])
-            for other, there in reached
-            if len(other.values) >= there
+            statistics.fmean(other.values[:share])
+            for other, share in shares
+            if len(other.values) >= share
         ]
         if len(means) < least or own.best(epoch) >= statistics.median(means):
             return None
@@ -89,7 +94,7 @@ def median(*, grace: PositiveInt = 1, least: PositiveInt = 3) -> Rule:
 
 @dataclass(frozen=True)
 class Pbt:
-    """Stops nobody: the worst go on from copies of the best, see population.py."""
+    """Stops no trial: the worst copy the best, see population.py."""
 
     interval: int
     quantile: float
@@ -105,9 +110,9 @@ def pbt(
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25,
     resample: Annotated[float, Field(ge=0, le=1)] = 0.25,
 ) -> Rule:
-    """Each `interval` epochs the worst `quantile` go on as some of the best, a little changed.
+    """Every `interval` epochs the worst `quantile` copy some of the best, settings perturbed.
 
-    A setting is drawn anew with the probability `resample`, and else goes to a value beside it.
+    A setting is drawn anew with the probability `resample`, and else goes to a value near it.
     """
     return Pbt(interval, quantile, resample)
 

@@ -1,6 +1,7 @@
 """`raycnn tune` without Ray: what it refuses, plans and shows."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,11 +11,18 @@ import torch
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from raycnn.cli.search_view import LiveSearchView, PlainSearchView, duration, picture
-from raycnn.config.search import Pool
+from raycnn.cli.search_view import (
+    LiveSearchView,
+    PlainSearchView,
+    duration,
+    picture,
+    show_leaderboard,
+    show_next,
+)
+from raycnn.config.search import Pool, TrialKey
 from raycnn.launch import trial
 from raycnn.search.folder import Search
-from raycnn.search.leaderboard import SearchProgress
+from raycnn.search.leaderboard import SearchProgress, leaderboard
 from tests.conftest import ROOT, SEARCHES, Call
 from tests.support.searches import BASE, Read
 
@@ -24,9 +32,9 @@ QUICK = ROOT / "jobs" / "quickstart.tune.yaml"
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ([], 2, "name a file to search, or a search to go on with: --resume RUN"),
-        ([QUICK, "--resume", "quickstart"], 2, "--resume quickstart goes on as it is: leave out"),
-        (["--resume", "quickstart", "tune.trials=6"], 2, "goes on as it is: leave out tune.trials=6"),
+        ([], 2, "--resume RUN"),
+        ([QUICK, "--resume", "quickstart"], 2, "leave out"),
+        (["--resume", "quickstart", "tune.trials=6"], 2, "leave out tune.trials=6"),
         (["--resume", "none"], 2, "unknown search 'none'"),
         (["missing.yaml"], 2, "cannot read missing.yaml"),
         ([ROOT / "jobs" / "quickstart.yaml"], 2, "tune: is missing"),
@@ -70,7 +78,7 @@ def test_a_dry_run_says_the_trials_the_devices_and_the_time(
     words = ["tune.pools=[{device: cpu}]", "tune.trials=2", "tune.concurrency=1", "--dry-run"]
     code, out, _ = call("tune", QUICK, *words)
     assert code == 0
-    assert "lenet: 2 trials of lenet\n  lenet-000  optimizer.lr=" in out
+    assert "lenet: 2 trials of lenet\n  lenet-000  lr=" in out
     assert "1 at once, on cpu\nabout " in out and "of training, if no trial is stopped" in out
     assert not (tmp_path / "runs").exists()
 
@@ -81,21 +89,21 @@ def search(read: Read) -> Search:
     made = Search.create(read(text, base=BASE.replace("epochs: 3", "epochs: 1")))
     (architecture,) = made.spec.architectures
     for number, rate in enumerate([0.05, 1e30]):
-        one = made.begin(architecture, number, {"optimizer.lr": rate}, Pool(device="cpu"))
+        one = made.begin(TrialKey(architecture, number), {"optimizer.lr": rate}, Pool(device="cpu"))
         trial.train(one, partial(trial.work_on, made, one, torch.device("cpu"), None))
-    made.begin(architecture, 2, {"optimizer.lr": 0.1}, Pool(device="cpu"))
+    made.begin(TrialKey(architecture, 2), {"optimizer.lr": 0.1}, Pool(device="cpu"))
     return made
 
 
 def test_in_a_log_each_trial_that_ends_is_a_line(search: Search) -> None:
     console = Console(record=True, width=200)
     view = PlainSearchView(console)
-    view.standing = SearchProgress(search)
+    view.progress = SearchProgress(search)
     view.show(search, ["lenet-002"])
     view.show(search, [])
     first, second = console.export_text().splitlines()
-    assert first.startswith("1/3  lenet-000            done") and "1/1 epochs" in first
-    assert second.startswith("2/3  lenet-001            failed") and "is not finite" in second
+    assert first.split()[:3] == ["1/3", "lenet-000", "done"] and "1/1 epochs" in first
+    assert second.split()[:3] == ["2/3", "lenet-001", "failed"] and "is not finite" in second
 
 
 def test_what_had_ended_before_is_not_told_again(search: Search) -> None:
@@ -106,12 +114,12 @@ def test_what_had_ended_before_is_not_told_again(search: Search) -> None:
 
 def test_on_a_terminal_one_table_says_how_far_it_is(search: Search) -> None:
     console = Console(record=True, width=120, force_terminal=True)
-    standing = SearchProgress(search)
-    standing.look()
-    console.print(picture(standing, search, ["lenet-002"]))
+    progress = SearchProgress(search)
+    progress.update()
+    console.print(picture(progress, search, ["lenet-002"]))
     table = console.export_text().splitlines()
     assert table[1].split()[:5] == ["lenet", "3", "1", "0", "1"]
-    assert "optimizer.lr=0.05" in table[1]
+    assert table[1].endswith("lr=0.05")
     assert table[2].strip() == "lenet-002  epoch 0/1"
     assert table[3].startswith("2 of 3 trials have ended, about ")
     with LiveSearchView(console) as view:
@@ -156,3 +164,43 @@ def test_a_list_of_runs_tells_of_searches_too(
     with search.lock():
         _, out, _ = call("list", "runs", "--runs", tmp_path / "runs")
     assert "running" in out
+
+
+def test_a_leaderboard_fits_80_columns_and_ends_with_the_best(search: Search) -> None:
+    board = leaderboard(search)
+    best = replace(
+        board[0],
+        changes={"optimizer.lr": 0.05, "schedule": {"name": "one_cycle", "pct_start": 0.3}},
+    )
+    console = Console(record=True, width=80)
+    show_leaderboard(console, search, [best, *board[1:]] * 10)
+    lines = console.export_text().splitlines()
+    rows = [line for line in lines if "lenet-00" in line and not line.startswith("best")]
+    assert len(rows) == 10 and all(len(line) <= 80 for line in rows)
+    assert rows[-1].split()[:3] == ["1", "lenet-000", "done"] and "lr=0.05 schedule" in rows[-1]
+    assert lines[-1].startswith("best lenet: lenet-000")
+
+
+def test_a_search_ends_with_what_to_do_next(search: Search, tmp_path: Path) -> None:
+    console = Console(record=True, width=80)
+    show_next(console, search, leaderboard(search))
+    assert f"raycnn tune --resume {search.folder}" in console.export_text().replace("\n", "")
+
+
+def test_without_ray_trials_are_trained_here_and_retrained_with_a_word_on_validation(
+    call: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.tune.yaml"
+    path.write_text(
+        BASE.replace("STORAGE", str(tmp_path / "runs")).replace("epochs: 3", "epochs: 1")
+        + "workers: {launcher: local}\n"
+        "tune: {pools: [{device: cpu, cpus: 1}], space: {optimizer.lr: {grid: [0.05, 0.1]}}}\n"
+    )
+    code, out, err = call("tune", path)
+    assert code == 0, err
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["1/2", "2/2"]
+    assert "--retrain" in lines[-1]
+    code, out, err = call("tune", "--resume", tmp_path / "runs" / "tiny" / "1", "--retrain")
+    assert code == 0, err
+    assert "no validation" in out and "test " in out

@@ -67,6 +67,8 @@ TUNE = "tune: {{space: {{optimizer.lr: {}}}}}\n"
         (TUNE.format("{randint: [1.5, 2]}"), ":7: tune.space.optimizer.lr.randint.0: "),
         (TUNE.format("{grid: [1], choice: [1]}"), "must be exactly one of choice, grid"),
         (TUNE.format("{}"), "must be exactly one of choice, grid"),
+        (TUNE.format("{choice: [1, 2, 1]}"), ":7: tune.space.optimizer.lr: choice: 1 is there twice"),
+        ("tune: {folds: 1}\n", ":7: tune.folds: "),
         (TUNE.format("{range: [1, 2]}"), "unknown key 'range'"),
         (TUNE.format("0.1"), ":7: tune.space.optimizer.lr: must be a mapping, not 0.1"),
         ("tune: {trails: 3}\n", ":7: tune.trails: unknown key 'trails'; did you mean 'trials'?"),
@@ -75,7 +77,7 @@ TUNE = "tune: {{space: {{optimizer.lr: {}}}}}\n"
         ("tune: {pools: []}\n", ":7: tune.pools: "),
         ("tune: {pools: [{device: tpu}]}\n", ":7: tune.pools.0.device: must be 'auto'"),
         ("tune: {pools: [{gpus: 1}]}\n", ":7: tune.pools.0.gpus: unknown key 'gpus'; did you mean 'cpus'? (keys: cpus, device, workers)"),
-        ("tune: {searcher: optuna, space: {optimizer.lr: {grid: [1]}}}\n", "optuna goes through no grid"),
+        ("tune: {searcher: optuna, space: {optimizer.lr: {grid: [1]}}}\n", "tune.searcher optuna"),
         ("architectures: [lenet, lenet]\ntune: {}\n", "two architectures are called 'lenet'"),
         ("architectures: []\ntune: {}\n", ":7: architectures: "),
         ("architectures: [none.yaml]\ntune: {}\n", ":7: architectures.0.job: there is no none.yaml beside this file"),
@@ -93,7 +95,7 @@ def test_a_wrong_search_is_refused_with_its_line(read: Read, text: str, said: st
     ("text", "said"),
     [
         (TUNE.format("{uniform: [-1, 1]}"), ":7: tune.space.optimizer.lr: -1.0 makes no job of lenet: optimizer.lr: must be greater than 0"),
-        ("tune: {trials: 2}\n", "tune.space: is empty: the 2 trials of lenet would be the same"),
+        ("tune: {trials: 2}\n", ":7: tune.space: "),
         ("tune: {space: {optimizer.lrr: {choice: [1]}}}\n", "unknown sgd option 'lrr'; did you mean 'lr'?"),
         ("tune: {space: {train.epoch: {choice: [1]}}}\n", ":7: tune.space.train.epoch: 1 makes no job of lenet: train.epoch: unknown key 'epoch'; did you mean 'epochs'?"),
         ("tune: {space: {train.epochs: {randint: [0, 3]}}}\n", ":7: tune.space.train.epochs: 0 makes no job"),
@@ -103,6 +105,9 @@ def test_a_wrong_search_is_refused_with_its_line(read: Read, text: str, said: st
         ("tune: {space: {data.val: {choice: [0.1, 0.2]}}}\n", "cannot be compared"),
         ("tune: {space: {data: {choice: [mnist]}}}\n", "cannot be compared"),
         ("tune: {space: {workers.cpus: {choice: [1]}}}\n", "cannot be compared"),
+        ("tune: {space: {data.fold: {choice: [[0, 2], [1, 2]]}}}\n", ":7: tune.space.data.fold: "),
+        ("tune: {folds: 3, scheduler: asha}\n", ":7: tune.folds: "),
+        ("tune: {folds: 3, metric: train/loss}\n", ":7: tune.folds: "),
         ("tune: {scheduler: ashaa}\n", ":7: tune.scheduler.name: unknown scheduler 'ashaa'; did you mean 'asha'?"),
         ("tune: {scheduler: pbtt}\n", "did you mean 'pbt'? (schedulers: asha, median, none, pbt)"),
         ("tune: {scheduler: pbt}\n", ":7: tune.scheduler.interval: is missing"),
@@ -110,10 +115,10 @@ def test_a_wrong_search_is_refused_with_its_line(read: Read, text: str, said: st
         (PBT.format("{name: pbt, interval: 3}", "{optimizer.lr: {choice: [1, 2]}}"), ":7: tune.scheduler.interval: 3 of the 3 epochs of lenet are all"),
         (PBT.format("{name: pbt, interval: 1}", "{train.epochs: {choice: [2, 3]}}"), ":7: tune.space.train.epochs: pbt changes settings in mid-run: options of the optimizer, "),
         (PBT.format("{name: pbt, interval: 1}", "{optimizer: {choice: [sgd]}}"), ":7: tune.space.optimizer: pbt changes"),
-        ("tune: {trials: 4, scheduler: {name: pbt, interval: 1}}\n", ":7: tune.space: lenet has none, and pbt nothing to change"),
+        ("tune: {trials: 4, scheduler: {name: pbt, interval: 1}}\n", ":7: tune.space: "),
         (PBT.format("{name: pbt, interval: 1}", "{optimizer.lr: {grid: [0.1]}}"), ":7: tune.trials: 1 of lenet: pbt needs some to compare"),
-        (PBT.format("{name: pbt, interval: 1}, searcher: optuna", "{optimizer.lr: {choice: [1, 2]}}"), ":7: tune.searcher: with pbt it is random"),
-        ("stages: [{epoch: 1, changes: {optimizer.lr: 1}}]\n" + PBT.format("{name: pbt, interval: 1}", "{optimizer.lr: {choice: [1, 2]}}"), ":7: stages: pbt says those of lenet itself"),
+        (PBT.format("{name: pbt, interval: 1}, searcher: optuna", "{optimizer.lr: {choice: [1, 2]}}"), ":7: tune.searcher: "),
+        ("stages: [{epoch: 1, changes: {optimizer.lr: 1}}]\n" + PBT.format("{name: pbt, interval: 1}", "{optimizer.lr: {choice: [1, 2]}}"), ":7: stages: lenet"),
         ("tune: {scheduler: {name: asha, grace: 0}}\n", ":7: tune.scheduler.grace: must be greater than 0"),
         ("workers: {count: 2}\ntune: {}\n", ":7: workers.count: lenet asks for 2: tune.pools says how many a trial has"),
         ("workers: {count: [1, 2]}\ntune: {}\n", ":7: workers.count: lenet asks for 1 to 2: tune.pools"),
@@ -152,6 +157,6 @@ def test_more_of_an_accuracy_and_less_of_a_loss_is_better(read: Read) -> None:
 
 def test_a_trials_job_says_on_what_it_ran(read: Read) -> None:
     (architecture,) = read(SPACE, "workers.address=head:6379").architectures
-    job = architecture.changed("tiny", {"optimizer.lr": 0.5}, Pool(device="cpu", cpus=2))
+    job = architecture.job_of("tiny", {"optimizer.lr": 0.5}, Pool(device="cpu", cpus=2))
     assert (job.name, job.optimizer.options["lr"]) == ("tiny-lenet", 0.5)
     assert (job.workers.device, job.workers.cpus, job.workers.address) == ("cpu", 2, None)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raycnn.config.load import load_job
-from raycnn.config.search import Pool
+from raycnn.config.search import Pool, TrialKey
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.launch import trial
 from raycnn.search import leaderboard
@@ -23,7 +23,10 @@ CPU = Pool(device="cpu")
 
 def begin(search: Search, rates: list[float]) -> list[Trial]:
     (architecture,) = search.spec.architectures
-    return [search.begin(architecture, n, {"optimizer.lr": r}, CPU) for n, r in enumerate(rates)]
+    return [
+        search.begin(TrialKey(architecture, n), {"optimizer.lr": r}, CPU)
+        for n, r in enumerate(rates)
+    ]
 
 
 def go(search: Search, *trials: Trial, deadline: float | None = None) -> None:
@@ -36,8 +39,8 @@ def search(read: Read) -> Search:  # noqa: F811
     return Search.create(read("tune: {space: {optimizer.lr: {grid: [0.001, 0.05, 0.1]}}}\n"))
 
 
-def facts(search: Search) -> dict[str, Any]:
-    return {one.id: one.facts.get("state") for one in search.trials()}
+def states(search: Search) -> dict[str, Any]:
+    return {one.id: one.info.get("state") for one in search.trials()}
 
 
 def test_the_best_job_comes_to_the_metric_of_its_trial(search: Search) -> None:
@@ -86,7 +89,7 @@ def test_a_bug_in_a_trial_is_recorded_too(search: Search, monkeypatch: pytest.Mo
     trials = begin(search, [0.05])
     monkeypatch.setattr("raycnn.training.loop.train_epoch", broken)
     go(search, *trials)
-    assert trials[0].facts["reason"] == "ZeroDivisionError: a plugin's"
+    assert trials[0].info["reason"] == "ZeroDivisionError: a plugin's"
     assert "ZeroDivisionError" in (trials[0].run.folder / "logs" / "rank-0.log").read_text()
 
 
@@ -97,9 +100,9 @@ def test_asha_stops_a_bad_trial_at_its_first_rung(read: Read) -> None:  # noqa: 
     trials = begin(search, [0.05, 0.00001])
     go(search, *trials)
     good, bad = trials
-    assert (good.facts["state"], len(good.rows())) == ("done", 6)
-    assert (bad.facts["state"], len(bad.rows())) == ("stopped", 2)
-    assert bad.facts["reason"].startswith("after 2 of 6 epochs: 1 of 1 others were better")
+    assert (good.info["state"], len(good.rows())) == ("done", 6)
+    assert (bad.info["state"], len(bad.rows())) == ("stopped", 2)
+    assert bad.info["reason"].startswith("after 2 of 6 epochs: 1 of 1 others were better")
 
 
 def test_past_the_deadline_a_trial_is_saved_and_goes_on_exactly(search: Search) -> None:
@@ -112,23 +115,11 @@ def test_past_the_deadline_a_trial_is_saved_and_goes_on_exactly(search: Search) 
     assert numbers(unbroken.run) == numbers(broken.run)
 
 
-def test_a_time_budget_counts_from_the_first_trial_of_each_start(read: Read) -> None:  # noqa: F811
-    search = Search.create(read(SPACE, "tune.time_budget_s=100"))
-    assert search.deadline() is None
-    search.count_from_here()
-    until = search.deadline()
-    assert until == pytest.approx(time.time() + 100, abs=5)
-    search.count_from_here()
-    assert search.deadline() == until
-    search.count_anew()
-    assert search.deadline() is None
-
-
 def test_a_trial_that_a_kill_left_half_made_is_made_again(search: Search) -> None:
     (one,) = begin(search, [0.05])
     (one.run.folder / "trial.json").unlink()
     go(search, *begin(search, [0.05]))
-    assert facts(search) == {"lenet-000": "done"}
+    assert states(search) == {"lenet-000": "done"}
 
 
 def test_a_leaderboard_says_what_every_trial_came_to(search: Search) -> None:

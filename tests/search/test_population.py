@@ -1,30 +1,26 @@
 """Population based training, without Ray: trials trained one after another in this process."""
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from raycnn.config.load import load_job
-from raycnn.config.search import Domain, Pool, load_search
+from raycnn.config.search import Domain, load_search
 from raycnn.launch import trial
 from raycnn.search import leaderboard
-from raycnn.search.folder import Search, Trial
-from raycnn.search.population import next_trials
-from raycnn.search.samplers import make_sampler
+from raycnn.search.folder import Search, SilentView, Trial
 from raycnn.training.callbacks import TrialExploited
 from tests.conftest import happened, numbers, same, train, weights
 from tests.support.searches import BASE
 
-CPU = Pool(device="cpu")
 TEXT = """\
 tune:
   trials: 4
-  seed: 2
+  seed: 1
   scheduler: {name: pbt, interval: 1, quantile: 0.5}
+  pools: [{device: cpu, cpus: 1}]
   space:
     optimizer.lr: {loguniform: [3e-3, 0.3]}
     optimizer.momentum: {choice: [0.0, 0.5, 0.9]}
@@ -32,15 +28,8 @@ tune:
 
 
 def go(search: Search) -> Search:
-    """Train what is due, until nothing is."""
-    while turns := next_trials(search):
-        for architecture, number in turns:
-            begun = search.trial(architecture, number).facts
-            changes = begun.get("changes") or make_sampler(search.spec, architecture).changes(
-                number
-            )
-            one = search.begin(architecture, number, changes, CPU)
-            trial.train(one, partial(trial.work_on, search, one, torch.device("cpu"), None))
+    """Train all trials here, without Ray."""
+    trial.run_here(search, SilentView())
     return search
 
 
@@ -59,7 +48,7 @@ def said(search: Search) -> list[Any]:
     """All that there is to know, but for the time that it took."""
     return [
         (
-            {k: v for k, v in one.facts.items() if k != "wall_s"},
+            {k: v for k, v in one.info.items() if k != "wall_s"},
             one.run.job().stages,
             numbers(one.run),
             {key: tensor.tolist() for key, tensor in weights(one.run).items()},
@@ -68,17 +57,17 @@ def said(search: Search) -> list[Any]:
     ]
 
 
-def descended(search: Search) -> list[Trial]:
+def exploited(search: Search) -> list[Trial]:
     return [one for one in search.trials() if one.run.job().stages]
 
 
-def test_the_worst_of_a_generation_go_on_from_the_best(done: Search) -> None:
+def test_the_worst_of_a_generation_copy_the_best(done: Search) -> None:
     entries = {entry.trial: entry for entry in leaderboard.write(done)}
     assert {(entry.state, entry.epochs) for entry in entries.values()} == {("done", 3)}
-    assert [len(one.facts["scores"]) for one in done.trials()] == [2] * 4, "after epochs 1 and 2"
-    ranked = sorted(done.trials(), key=lambda one: -one.facts["scores"][1])
+    assert [len(one.info["scores"]) for one in done.trials()] == [2] * 4, "after epochs 1 and 2"
+    ranked = sorted(done.trials(), key=lambda one: -one.info["scores"][1])
     best, worst = {one.id for one in ranked[:2]}, ranked[2:]
-    assert {one.facts["scores"][1] for one in worst}.isdisjoint({ranked[0].facts["scores"][1]})
+    assert {one.info["scores"][1] for one in worst}.isdisjoint({ranked[0].info["scores"][1]})
     for one in worst:
         (parent,) = [
             name
@@ -89,14 +78,14 @@ def test_the_worst_of_a_generation_go_on_from_the_best(done: Search) -> None:
         assert numbers(one.run)[:2] == numbers(of.run)[:2]
         assert one.run.job().optimizer == of.run.job().optimizer
         assert one.run.job().stages[:-1] == of.run.job().stages
-        assert one.run.job().stages[-1].changes == one.facts["changes"] != of.facts["changes"]
-        assert entries[one.id].reason.endswith(f"after 2 epochs from {parent}")
+        assert one.run.job().stages[-1].changes == one.info["changes"] != of.info["changes"]
+        assert entries[one.id].reason.endswith(f"copied {parent} after 2 epochs")
 
 
-def test_a_members_job_is_its_whole_descent_and_comes_to_the_same(done: Search) -> None:
+def test_a_job_trained_alone_repeats_the_whole_lineage_of_its_trial(done: Search) -> None:
     found = leaderboard.write(done)
     assert max(len(one.run.job().stages) for one in done.trials()) == 2
-    for one in descended(done):
+    for one in exploited(done):
         alone = train(one.run.job().change({"storage.path": str(done.folder)}))
         assert numbers(alone) == numbers(one.run) and same(weights(alone), weights(one.run))
     best = Trial(done.folder / "trials" / found[0].trial).run.job()
@@ -109,14 +98,14 @@ def test_a_members_job_is_its_whole_descent_and_comes_to_the_same(done: Search) 
 
 KILLS = [
     pytest.param(shutil, "copytree", 2, id="in the middle of a copy"),
-    pytest.param(Trial, "note", 3, id="with half of the scores noted"),
-    pytest.param(Trial, "note", 6, id="with half of the members changed"),
+    pytest.param(Trial, "update", 3, id="with half of the scores noted"),
+    pytest.param(Trial, "update", 6, id="with half of the members changed"),
     pytest.param(trial, "fit", 6, id="in the middle of a generation"),
 ]
 
 
 @pytest.mark.parametrize(("owner", "name", "call"), KILLS)
-def test_killed_anywhere_it_goes_on_to_the_same(
+def test_killed_anywhere_it_resumes_to_the_same(
     done: Search,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,7 +120,7 @@ def test_killed_anywhere_it_goes_on_to_the_same(
 
     def fatal(*args: Any, **named: Any) -> Any:
         nonlocal calls
-        if name != "note" or {"scores", "generation"} & named.keys():
+        if name != "update" or {"scores", "generation"} & named.keys():
             calls += 1
         if calls == call:
             raise Killed
@@ -151,8 +140,8 @@ def test_a_member_that_fails_leaves_the_population(tmp_path: Path) -> None:
     )
     search = go(made(tmp_path, "train.epochs=2", text=text))
     good, bad = search.trials()
-    assert (good.facts["state"], bad.facts["state"]) == ("done", "failed")
-    assert good.run.job().stages == [] and "scores" not in bad.facts
+    assert (good.info["state"], bad.info["state"]) == ("done", "failed")
+    assert good.run.job().stages == [] and "scores" not in bad.info
 
 
 def test_of_a_trial_that_has_ended_the_best_and_the_last_checkpoint_are_kept(done: Search) -> None:
@@ -177,15 +166,17 @@ def test_of_a_trial_that_has_ended_the_best_and_the_last_checkpoint_are_kept(don
         (Domain(choice=[0.1]), 0.1, {0.1}),
     ],
 )
-def test_a_setting_goes_to_a_value_beside_it(domain: Domain, value: Any, near: set[Any]) -> None:
-    assert {domain.beside(value, u) for u in (0.0, 0.3, 0.7, 0.999)} == near
+def test_a_setting_is_perturbed_to_a_value_near_it(
+    domain: Domain, value: Any, near: set[Any]
+) -> None:
+    assert {domain.perturb(value, u) for u in (0.0, 0.3, 0.7, 0.999)} == near
 
 
 def test_some_settings_are_drawn_anew(tmp_path: Path) -> None:
     """With resample 1 a rate that no member had is everywhere in its range."""
     search = made(tmp_path, "tune.scheduler.resample=1", "train.epochs=2")
     go(search)
-    changed = [one.facts["changes"]["optimizer.lr"] for one in descended(search)]
-    firsts = [one.run.job().optimizer.options["lr"] for one in descended(search)]
+    changed = [one.info["changes"]["optimizer.lr"] for one in exploited(search)]
+    firsts = [one.run.job().optimizer.options["lr"] for one in exploited(search)]
     ratios = [now / first for now, first in zip(changed, firsts, strict=True)]
     assert len(changed) == 2 and not {0.8, 1.2} & {round(ratio, 3) for ratio in ratios}

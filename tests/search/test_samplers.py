@@ -34,7 +34,7 @@ def test_draws_stay_in_their_ranges_and_fill_them(read: Read) -> None:
     assert len({str(d["schedule"]) for d in draws}) == 3
 
 
-def test_a_draw_depends_on_seed_architecture_number_and_key_alone(read: Read) -> None:
+def test_a_draw_depends_on_seed_architecture_and_number_alone(read: Read) -> None:
     both = "architectures: [{name: a, model: lenet}, {name: b, model: lenet}]\n"
     first = drawn(read(SPACE))
     assert drawn(read(SPACE)) == first
@@ -43,8 +43,36 @@ def test_a_draw_depends_on_seed_architecture_number_and_key_alone(read: Read) ->
     assert drawn(search, 0) != drawn(search, 1)
     turned = read(both.replace("{name: a, model: lenet}, ", "") + SPACE)
     assert drawn(turned) == drawn(search, 1), "another architecture beside it changes nothing"
-    fewer = read(SPACE.replace("    train.epochs: {randint: [2, 5]}\n", ""))
-    assert [d["optimizer.lr"] for d in drawn(fewer)] == [d["optimizer.lr"] for d in first]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_few_draws_fill_the_range_evenly(read: Read, seed: int) -> None:
+    """Of 8 draws there is one in each eighth of the logarithmic range, in whatever order."""
+    draws = drawn(read(SPACE, f"tune.seed={seed}"), count=8)
+    eighths = {int((np.log10(d["optimizer.lr"]) + 4) / 4 * 8) for d in draws}
+    assert len(eighths) == 8
+    assert drawn(read(SPACE, f"tune.seed={seed}"), count=16)[:8] == draws, "more keep the earlier"
+
+
+def test_no_trial_is_a_copy_of_another(read: Read) -> None:
+    search = read(
+        "tune: {trials: 9, space: {train.epochs: {randint: [1, 2]}, train.batch_size: {choice: [16, 32]}}}\n"
+    )
+    (architecture,) = search.architectures
+    assert architecture.trials(9) == 4, "there are no more points"
+    assert len({str(d) for d in drawn(search, count=4)}) == 4
+    optuna = read("tune: {trials: 9, searcher: optuna, space: {train.epochs: {randint: [1, 6]}}}\n")
+    sampler, found = make_sampler(optuna, optuna.architectures[0]), []
+    for number in range(optuna.architectures[0].trials(9)):
+        found.append(sampler.changes(number)["train.epochs"])
+        sampler.tell({"train.epochs": found[-1]}, 0.5)
+    assert sorted(found) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_grid_runs_once_however_many_trials_are_asked_for(read: Read) -> None:
+    search = read("tune: {trials: 3, space: {train.epochs: {grid: [1, 2, 3]}}}\n")
+    assert [key.id for key in search.trials()] == ["lenet-000", "lenet-001", "lenet-002"]
+    assert [d["train.epochs"] for d in drawn(search, count=3)] == [1, 2, 3]
 
 
 def test_a_grid_is_gone_through_whole_and_all_else_is_drawn_anew(read: Read) -> None:

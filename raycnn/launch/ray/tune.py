@@ -1,361 +1,291 @@
-"""The trials of a search on Ray Tune: processes that train one after another.
+"""The trials of a search on Ray: actors that stay, and train one trial after another.
 
-What a trial changes, where it is trained and when it is stopped is decided in raycnn; Tune starts
-the processes, gives them their devices, keeps them between trials and starts lost ones again.
+What a trial changes, and when it is stopped, is decided in raycnn/search; Ray starts the processes,
+gives them their devices, and says when one is lost.
 """
 
-import logging
-import os
-import shutil
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
-from io import StringIO
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from ray import tune
+import ray
 from ray.exceptions import RayError
-from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycnn.config.search import Pool, TuneSpec
 from raycnn.errors import ClusterError, Interrupted
 from raycnn.launch import trial
-from raycnn.launch.background import poll_in_background
 from raycnn.launch.ray import connection
 from raycnn.launch.ray.connection import Node
 from raycnn.launch.signals import Stop
 from raycnn.launch.worker import find_data
 from raycnn.paths import cache_folder, data_root
-from raycnn.report.search import draw
-from raycnn.runtime import device
+from raycnn.runtime.device import DEVICE_KINDS
 from raycnn.search.folder import Search, SearchView, Trial
-from raycnn.search.leaderboard import write
-from raycnn.search.population import next_trials
-from raycnn.search.samplers import make_sampler
+from raycnn.search.queue import TrialQueue
 
-LOST = "its worker was lost more often than failure.retries allows"
-HEAD = "node:__internal_head__"  # a resource of the node that the driver's Ray was started on
-LOOK_S = 0.5  # between two looks at the trials
-NODES_S = 5  # between two looks at the nodes
+POLL_INTERVAL_S = 0.5  # of the view, and of a request to stop
+NODES_INTERVAL_S = 5
+START_TIMEOUT_S = 60  # of an actor that has its resources: it imports torch
+MAX_FAILED_STARTS = 3  # of actors, one after another
 
 
-class Place(NamedTuple):
-    """Where one trial is trained."""
+@dataclass(frozen=True)
+class Slot:
+    """Resources for one trial at a time."""
 
     pool: Pool
-    """Of one kind of device: no longer `auto`."""
-    nodes: list[int]
-    """Of its workers."""
-    ask: dict[str, float]
-    """Of Ray's resources, for each worker."""
+    """With its kind of device: no longer `auto`."""
+    resources: dict[str, float]
+    """Ray's, for each worker of the trial."""
 
 
-class ResourceTracker:
-    """What the nodes have left: a trial with a place waits only if its node is lost."""
+def slots(search: TuneSpec, nodes: list[Node]) -> list[Slot]:
+    """Return a slot for each trial that can run at once; earlier pools take what they can first.
 
-    def __init__(self, search: TuneSpec, nodes: list[Node]):
-        """Raises ClusterError for a pool of which not even one trial fits."""
-        self.nodes, self.gone = list(nodes), set[int]()
-        self.left = [dict(node.total) for node in nodes]
-        self.most = search.tune.concurrency
-        self.taken = 0
-        self.kinds = []
-        for pool in search.tune.pools:
-            kind = connection.kind_of(pool.trainers, nodes)
-            ask = connection.resources_per_worker(pool.trainers, kind, nodes)
-            self.kinds.append((pool.model_copy(update={"device": kind.name}), ask))
-
-    def take(self) -> Place | None:
-        if self.taken == self.most:
-            return None
-        for pool, ask in self.kinds:
-            place = Place(pool, [], ask)
-            while len(place.nodes) < pool.workers and (node := self._with_room(ask)) is not None:
-                self._add(node, ask, -1)
-                place.nodes.append(node)
-            if len(place.nodes) == pool.workers:
-                self.taken += 1
-                return place
-            self._free(place)
-        return None
-
-    def see(self, living: list[Node]) -> None:
-        """Give no more places on nodes that are gone, and some on those that have come."""
-        there, known = {node.address for node in living}, {node.address for node in self.nodes}
-        self.gone = {n for n, node in enumerate(self.nodes) if node.address not in there}
-        for node in living:
-            if node.address not in known:
-                self.nodes.append(node)
-                self.left.append(dict(node.total))
-
-    def could_hold(self, ask: dict[str, float]) -> bool:
-        """Whether a node that is there would have room for it, were nothing else on it."""
-        there = [node for n, node in enumerate(self.nodes) if n not in self.gone]
-        return connection.capacity(there, ask) > 0
-
-    def give_back(self, place: Place) -> None:
-        self._free(place)
-        self.taken -= 1
-
-    def _with_room(self, ask: dict[str, float]) -> int | None:
-        for node, left in enumerate(self.left):
-            enough = all(left.get(key, 0) >= amount for key, amount in ask.items())
-            if enough and node not in self.gone:
-                return node
-        return None
-
-    def _free(self, place: Place) -> None:
-        for node in place.nodes:
-            self._add(node, place.ask, 1)
-
-    def _add(self, node: int, ask: dict[str, float], sign: int) -> None:
-        for key, amount in ask.items():
-            self.left[node][key] += sign * amount
-
-
-def places(search: TuneSpec, nodes: list[Node]) -> list[Place]:
-    """Where trials could be trained at once. Raises ClusterError when there is no place."""
-    room = ResourceTracker(search, nodes)
-    found = []
-    while place := room.take():
-        found.append(place)
+    Raises ClusterError for a pool of which not even one trial fits.
+    """
+    free = [dict(node.total) for node in nodes]
+    found: list[Slot] = []
+    for pool in search.tune.pools:
+        kind = connection.kind_of(pool.worker_config, nodes)
+        resources = connection.resources_per_worker(pool.worker_config, kind, nodes)
+        slot = Slot(pool.model_copy(update={"device": kind.name}), resources)
+        while len(found) != search.tune.concurrency and _reserve(free, slot):
+            found.append(slot)
     return found
 
 
-def run(
-    spec: TuneSpec, open_search: Callable[[], Search], nodes: list[Node], view: SearchView
-) -> Search:
-    """Train every trial that has not ended, then write down what they came to.
+def _reserve(free: list[dict[str, float]], slot: Slot) -> bool:
+    """Subtract the resources of a slot from those that are free on the nodes, if they suffice."""
+    left = [dict(node) for node in free]
+    for _ in range(slot.pool.workers):
+        fitting = (n for n in left if all(n.get(k, 0) >= v for k, v in slot.resources.items()))
+        node = next(fitting, None)
+        if node is None:
+            return False
+        for key, amount in slot.resources.items():
+            node[key] -= amount
+    free[:] = left
+    return True
 
-    Raises Interrupted when asked to stop, all saved.
+
+def run(search: Search, nodes: list[Node], view: SearchView) -> None:
+    """Train every trial that has not ended.
+
+    Raises Interrupted when asked to stop, and ClusterError when there is no room left for trials;
+    in both cases all is saved.
     """
-    room = ResourceTracker(spec, nodes)
-    search = open_search()
-    with search.lock():
-        feed = _TrialSearcher(search, room)
-        with feed.stop.listening(), _following(feed, view):
-            _fit(feed, places(spec, nodes))
-        draw(search, write(search))
-    if feed.stop.asked:
-        raise Interrupted(f"stopped as asked, and saved: `raycnn tune --resume {search.folder}`")
-    if feed.hopeless:
-        raise ClusterError(f"{feed.hopeless}: `raycnn tune --resume {search.folder}` goes on")
-    return search
+    executor = _Executor(search, view)
+    with executor.stop.listening():
+        try:
+            executor.run(nodes)
+        finally:
+            executor.close()
+    if executor.stop.asked:
+        raise Interrupted("stopped as asked")
+    if executor.fault:
+        raise ClusterError(executor.fault)
 
 
-class _TrialSearcher(Searcher):
-    """Hands Tune the trials one by one, as there is room for them."""
+class _Executor:
+    """Keeps an actor in every slot, and gives each the next trial when it is free."""
 
-    def __init__(self, search: Search, room: ResourceTracker):
-        super().__init__()
-        self.stop = Stop(busy=lambda: bool(self.under_way))
-        self.search, self.room = search, room
-        search.count_anew()
-        begun = Counter(one.facts["architecture"] for one in search.trials())
-        self.drawers = {
-            a.name: make_sampler(search.spec, a, begun[a.name]) for a in search.spec.architectures
-        }
-        self.waiting = next_trials(search)
-        self.under_way: dict[str, tuple[Trial, Place]] = {}
-        self.hopeless = ""
+    def __init__(self, search: Search, view: SearchView):
+        self.search, self.view = search, view
+        self.queue = TrialQueue(search)
+        self.actors: list[_Actor] = []
+        self.stop = Stop(busy=lambda: bool(self._training()))
+        self.deadline: float | None = None
+        self.fault = ""
         """Why the cluster cannot train the rest, once that is clear."""
-        self.nobody_left = False
-        self._stuck_since: float | None = None
-        for done in search.trials():
-            if done.ended:
-                self._tell(done)
+        self.losses = Counter[str]()
+        self.failed_starts = 0
+        self.alive_at = self.nodes_at = time.monotonic()
 
-    def set_search_properties(self, *args: Any, **kwargs: Any) -> bool:
-        return True
+    def run(self, nodes: list[Node]) -> None:
+        self._resize(nodes)
+        while True:
+            if self._ending():
+                self.queue.waiting.clear()
+            self._assign()
+            training = self._training()
+            self.view.show(self.search, [actor.trial.id for actor in training if actor.trial])
+            if not training and not self.queue.waiting:
+                return
+            self._collect()
+            self._look_at_nodes()
 
-    def suggest(self, trial_id: str) -> Any:
-        deadline = self.search.deadline()
-        if self.stop() or self.hopeless or (deadline and time.time() > deadline):
-            return Searcher.FINISHED
-        if not self.waiting:
-            return None if self.under_way else Searcher.FINISHED
-        place = self.room.take()
-        if not place:
-            return None
-        architecture, number = self.waiting.pop(0)
-        begun = self.search.trial(architecture, number).facts
-        changes = begun.get("changes") or self.drawers[architecture.name].changes(number)
-        chosen = self.search.begin(architecture, number, changes, place.pool)
-        self.under_way[trial_id] = chosen, place
-        root = architecture.job.data.root
-        return _about(place) | {
-            "search": str(self.search.folder),
-            "trial": str(chosen.run.folder),
-            "root": root and str(data_root(root)),  # other machines have other working folders
-            "environment": {"RAYCNN_DATA": str(data_root()), "RAYCNN_CACHE": str(cache_folder())},
-        }
+    def close(self) -> None:
+        """End all actors: Ray may outlive the search."""
+        for actor in self.actors:
+            ray.kill(actor.handle)
 
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        ended, place = self.under_way.pop(trial_id)
-        self.room.give_back(place)
-        self.hopeless = self.hopeless or (result or {}).get("hopeless", "")
-        reason = LOST if error else (result or {}).get("refused")
-        if reason and not ended.ended:
-            ended.note(state="failed", reason=reason)
-        self._tell(ended)
-        under_way = {one.id for one, _ in self.under_way.values()}
-        self.waiting = [
-            (a, number)
-            for a, number in next_trials(self.search)
-            if self.search.trial(a, number).id not in under_way
-        ]
+    def _training(self) -> list["_Actor"]:
+        return [actor for actor in self.actors if actor.trial]
 
-    def look_at(self, living: list[Node], note: Callable[[str], None]) -> None:
-        """Have trials that were lost with their nodes wait no longer than allowed for others."""
-        self.room.see(living)
-        under_way = list(self.under_way.values())
-        stuck = [
-            place.ask
-            for one, place in under_way
-            if not self.room.could_hold(place.ask) and one.run.state() != "running"
-        ]
-        if not under_way and self.waiting:
-            asks = [ask for _, ask in self.room.kinds]
-            stuck = [] if any(map(self.room.could_hold, asks)) else asks[:1]
-        if not stuck:
-            self._stuck_since = None
+    def _ending(self) -> bool:
+        """Return whether no more trials begin; those under way are asked to save and stop."""
+        if self.stop():
+            for actor in self._training():
+                assert actor.trial
+                with suppress(OSError):
+                    actor.trial.run.request_stop()
+        late = self.deadline is not None and time.time() > self.deadline
+        return bool(self.stop() or self.fault or late)
+
+    def _assign(self) -> None:
+        """Give waiting trials to actors that are free."""
+        for actor in self.actors:
+            if actor.free and self.queue.waiting:
+                budget = self.search.spec.tune.time_budget_s
+                if budget and not self.deadline:
+                    self.deadline = time.time() + budget
+                actor.train(self.search, self.queue.take(actor.slot.pool), self.deadline)
+
+    def _collect(self) -> None:
+        """Wait for a moment for actors to become free."""
+        calls = {actor.call: actor for actor in self.actors if actor.call}
+        if not calls:
+            time.sleep(POLL_INTERVAL_S)
+        ready, _ = ray.wait([*calls], timeout=POLL_INTERVAL_S) if calls else ([], [])
+        for call in ready:
+            self._take_result(calls[call])
+        if any(actor.free or actor.trial for actor in self.actors):
+            self.alive_at = time.monotonic()
+
+    def _take_result(self, actor: "_Actor") -> None:
+        finished, actor.trial = actor.trial, None
+        call, actor.call = actor.call, None
+        try:
+            fault = ray.get(call)
+        except RayError:
+            self.actors.remove(actor)
+            self._lose(finished)
             return
-        said = f"no node is left with room for a trial, {connection.in_words(stuck[0])} each worker"
+        self.failed_starts = 0
+        self.fault = self.fault or fault
+        if finished:
+            self.queue.complete(finished)
+
+    def _lose(self, lost: Trial | None) -> None:
+        """Have another actor continue a trial whose actor was lost, as often as it may."""
+        self.nodes_at = 0.0  # look for room for another actor now
+        if lost is None:
+            self.failed_starts += 1
+            if self.failed_starts == MAX_FAILED_STARTS:
+                self.fault = "Ray's processes are lost as soon as they start"
+            return
+        self.losses[lost.id] += 1
+        if self.losses[lost.id] <= lost.run.job().failure.retries:
+            self.queue.put_back(lost)
+            return
+        reason = "its worker was lost more often than failure.retries allows"
+        lost.update(state="failed", reason=reason)
+        self.queue.complete(lost)
+
+    def _look_at_nodes(self) -> None:
+        """Follow nodes that go and come; give up when there has been no room for too long."""
+        if time.monotonic() - self.nodes_at < NODES_INTERVAL_S:
+            return
+        self.nodes_at = time.monotonic()
+        with suppress(RayError, RuntimeError):  # the next look may succeed
+            self._resize(connection.alive_nodes())
         patience_s = self.search.spec.architectures[0].job.workers.timeout_s
-        if self._stuck_since is None:
-            self._stuck_since = time.monotonic()
-            if not self.stop():
-                note(f"waiting for {patience_s} s: {said}")
-        late = time.monotonic() - self._stuck_since > patience_s
-        if late:
-            self.hopeless = said
-        self.nobody_left = (late or self.stop()) and len(stuck) >= len(under_way)
+        waited_s = time.monotonic() - self.alive_at
+        if self.queue.waiting and waited_s > patience_s + START_TIMEOUT_S * bool(self.actors):
+            worker = self.search.spec.tune.pools[0].worker_config
+            self.fault = (
+                f"no node had room for a trial for {waited_s:.0f} s (workers.timeout_s): "
+                f"{worker.cpus or 1} CPU each worker"
+            )
 
-    def _tell(self, ended: Trial) -> None:
-        facts, course = ended.facts, ended.course(self.search.spec.tune)
-        known = course.values and facts.get("state") != "failed"
-        value = course.best(course.epochs) if known else None
-        self.drawers[facts["architecture"]].tell(facts["changes"], value)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the folder of the search says it all."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it, for a restore that is not used
-
-
-class _UnschedulableStopper(tune.Stopper):
-    """Ends Tune when all that is under way waits for nodes that do not come."""
-
-    def __init__(self, feed: _TrialSearcher):
-        self.feed = feed
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self.feed.nobody_left
+    def _resize(self, nodes: list[Node]) -> None:
+        """Start actors in new slots, and end idle ones whose slot is gone."""
+        try:
+            missing = slots(self.search.spec, nodes)
+        except ClusterError as error:
+            missing = []
+            if not self._training() and self.actors:
+                self.view.note(f"waiting for nodes: {error}")
+        for actor in list(self.actors):
+            if actor.slot in missing:
+                missing.remove(actor.slot)
+            elif not actor.trial:
+                self.actors.remove(actor)
+                ray.kill(actor.handle)
+        self.actors += [_Actor(slot) for slot in missing]
 
 
-class _Kept(FIFOScheduler):
-    """Has Tune keep an idle process for every place: of its own accord it keeps one in all.
+class _Actor:
+    """The driver's side of a process that trains trials."""
 
-    Those of a population are idle while the last of a generation is trained.
-    """
+    def __init__(self, slot: Slot):
+        self.slot = slot
+        self.handle = ray.remote(_Trainer).options(**_options(slot)).remote()
+        self.trial: Trial | None = None
+        self.call: Any = self.handle.ready.remote()
+        """What the process is doing; None when it is free."""
 
-    def __init__(self, places: list[Place]):
-        super().__init__()
-        self.idle = Counter(_resources(_about(place)) for place in places)
+    @property
+    def free(self) -> bool:
+        return self.call is None
 
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        while self.idle:
-            tune_controller._tune_controller._actor_cache.increase_max(*self.idle.popitem())
-
-
-def _fit(feed: _TrialSearcher, places: list[Place]) -> None:
-    search = feed.search
-    folder = search.folder / "logs" / "ray"
-    shutil.rmtree(folder, ignore_errors=True)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # each trial says what became of it
-    retries = max(a.job.failure.retries for a in search.spec.architectures)
-    tuner = tune.Tuner(
-        tune.with_resources(_trial, _resources),
-        tune_config=tune.TuneConfig(
-            search_alg=feed, scheduler=_Kept(places), num_samples=-1, reuse_actors=True
-        ),
-        run_config=tune.RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent),
-            stop=_UnschedulableStopper(feed),
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=retries),
-        ),
-    )
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(sys.maxsize)  # the room is counted here
-    with redirect_stdout(StringIO()):  # it greets also where it is to be silent
-        tuner.fit()
+    def train(self, search: Search, chosen: Trial, deadline: float | None) -> None:
+        root = chosen.run.job().data.root
+        self.trial = chosen
+        self.call = self.handle.train.remote(
+            str(search.folder), str(chosen.run.folder), self.slot, deadline,
+            root and str(data_root(root)),  # relative to the driver's working folder
+            {"RAYCNN_DATA": str(data_root()), "RAYCNN_CACHE": str(cache_folder())},
+        )  # fmt: skip
 
 
-def _about(place: Place) -> dict[str, Any]:
-    return {"pool": place.pool.model_dump(), "ask": place.ask}
+def _options(slot: Slot) -> dict[str, Any]:
+    """Return the resources of an actor: those of a trial, unless its workers ask for their own."""
+    if slot.pool.workers > 1:
+        here = ray.get_runtime_context().get_node_id()
+        strategy = NodeAffinitySchedulingStrategy(here, soft=True)
+        return {"num_cpus": 0, "scheduling_strategy": strategy}
+    others = {k: v for k, v in slot.resources.items() if k not in ("CPU", "GPU")}
+    return {
+        "num_cpus": slot.resources["CPU"],
+        "num_gpus": slot.resources.get("GPU", 0),
+        "resources": others,
+    }
 
 
-def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """Of Tune's own process: those of the trial, unless its workers are others and ask for them."""
-    alone = config["pool"]["workers"] == 1
-    return tune.PlacementGroupFactory([config["ask"] if alone else {HEAD: 0.001}])
+class _Trainer:
+    """A process that trains trials."""
+
+    def ready(self) -> str:
+        """Return once the process can train."""
+        return ""
+
+    def train(
+        self,
+        search_folder: str,
+        trial_folder: str,
+        slot: Slot,
+        deadline: float | None,
+        root: str | None,
+        environment: dict[str, str],
+    ) -> str:
+        """Train a trial; return why the cluster could not, if so."""
+        find_data(root, environment)
+        search, chosen = Search(Path(search_folder)), Trial(Path(trial_folder))
+        if not chosen.run.folder.is_dir():
+            return f"a node does not see {chosen.run.folder}: storage.path must be shared"
+        return trial.train(chosen, lambda: _work(search, chosen, slot, deadline)) or ""
 
 
-def _trial(config: dict[str, Any]) -> dict[str, Any]:
-    """In each of Tune's processes, once for every trial."""
-    find_data(config["root"], config["environment"])
-    search, one = Search(Path(config["search"])), Trial(Path(config["trial"]))
-    pool = Pool(**config["pool"])
-    if not one.run.folder.is_dir():
-        return {"refused": f"its node does not see {one.run.folder}: storage.path must be shared"}
-    search.count_from_here()
-    deadline = search.deadline()
-    if pool.workers == 1:
-        hopeless = trial.train(one, lambda: trial.work_on(search, one, _device(pool), deadline))
-    else:
-        from raycnn.launch.ray import trainer  # imports what one worker has no need of
+def _work(search: Search, chosen: Trial, slot: Slot, deadline: float | None) -> trial.Ending:
+    kind = DEVICE_KINDS[slot.pool.device]
+    if slot.pool.workers == 1:
+        return trial.work_on(search, chosen, kind.select(0, slot.pool.cpus), deadline)
+    from raycnn.launch.ray import trainer  # imports what one worker does not need
 
-        kind = device.DEVICE_KINDS[pool.device]
-        hopeless = trial.train(
-            one, lambda: trainer.train_trial(search, one, kind, config["ask"], deadline)
-        )
-    return {"hopeless": hopeless} if hopeless else {}
-
-
-def _device(pool: Pool) -> torch.device:
-    return device.find(pool.device).select(0, pool.cpus)
-
-
-@contextmanager
-def _following(feed: _TrialSearcher, view: SearchView) -> Iterator[None]:
-    """Show the trials, look at the nodes, and pass on a wish to stop."""
-
-    def look_at_nodes() -> None:
-        with suppress(RayError, RuntimeError):  # the next look may
-            feed.look_at(connection.alive_nodes(), view.note)
-
-    def look() -> None:
-        under_way = [one for one, _ in list(feed.under_way.values())]
-        if feed.stop():
-            for one in under_way:
-                one.run.request_stop()
-        view.show(feed.search, [one.id for one in under_way])
-
-    try:
-        with poll_in_background(look_at_nodes, NODES_S), poll_in_background(look, LOOK_S):
-            yield
-    finally:
-        view.show(feed.search, [])
+    return trainer.train_trial(search, chosen, kind, slot.resources, deadline)

@@ -252,7 +252,7 @@ def test_a_search_outlives_a_node(cluster: Cluster, tmp_path: Path) -> None:
     _, said = driver.communicate(timeout=500)
     assert driver.returncode == 0, said
     again = [one for one in search.trials() if len(pids(one.run, 0)) == 2]
-    assert {one.facts["state"] for one in search.trials()} == {"done"}
+    assert {one.info["state"] for one in search.trials()} == {"done"}
     assert len(search.trials()) == 4 and len(again) == 1
     assert "resuming from" in (again[0].run.folder / "logs" / "rank-0.log").read_text()
 
@@ -269,9 +269,9 @@ def test_a_search_without_nodes_says_what_it_waits_for_and_ends_resumable(
         node.kill()
     out, said = driver.communicate(timeout=300)
     assert driver.returncode == 5, said
-    assert "no node is left with room for a trial, 1 CPU each worker" in said
+    assert "no node had room for a trial" in said
     assert f"raycnn tune --resume {search.folder}" in said and "Traceback" not in said
-    assert not [one.id for one in search.trials() if one.facts.get("state") == "failed"]
+    assert not [one.id for one in search.trials() if one.info.get("state") == "failed"]
 
 
 def test_a_killed_driver_finds_in_its_folder_what_the_nodes_did(

@@ -17,7 +17,7 @@ from raycnn.config.load import load_job
 from raycnn.config.search import TuneSpec
 from raycnn.errors import ClusterError
 from raycnn.launch.ray.connection import Node
-from raycnn.launch.ray.tune import ResourceTracker, places
+from raycnn.launch.ray.tune import slots
 from raycnn.search.folder import Search
 from tests.conftest import numbers, raycnn, train, wait_for
 from tests.search.test_population import go
@@ -98,8 +98,7 @@ def test_a_trial_that_fails_stops_no_other(found: Search) -> None:
 @pytest.mark.ray
 def test_the_best_job_comes_to_the_metric_of_its_trial_without_ray(found: Search) -> None:
     run = train(load_job(found.best_job("relu"), [f"storage.path={found.folder}"]))
-    (architecture, _) = found.spec.architectures
-    assert numbers(run) == numbers(found.trial(architecture, 0).run)
+    assert numbers(run) == numbers(found.trial("relu-000").run)
 
 
 @pytest.mark.ray
@@ -116,8 +115,10 @@ def test_what_a_person_sees_is_a_line_for_each_trial_and_the_leaderboard(
     lines = done.stdout.splitlines()
     assert lines[1] == f"search {found.folder}"
     assert [line.split()[0] for line in lines[2:8]] == [f"{n}/6" for n in range(1, 7)]
-    assert lines[8] == "val/acc1, best first:"
-    assert lines[-1] == str(found.folder)
+    best = [line.split()[1] for line in lines[10:16]]
+    assert best == [entry["trial"] for entry in reversed(board(found).values())]
+    assert all(len(line) <= 80 for line in lines[2:16])
+    assert "--retrain" in lines[-1] and f"best-{best[-1].partition('-')[0]}.yaml" in lines[-2]
     for name in ("lr", "curves", "pareto"):
         assert (found.folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -147,7 +148,7 @@ import types
 
 import torch
 
-from raycnn.device import KINDS, Kind
+from raycnn.runtime.device import DEVICE_KINDS, DeviceKind
 
 card = types.ModuleType("torch.npu")
 card.device_count = lambda: 1
@@ -156,8 +157,8 @@ card._is_in_bad_fork = lambda: False
 card.manual_seed_all = lambda seed: None
 torch.utils.rename_privateuse1_backend("npu")
 torch._register_device_module("npu", card)
-select = Kind.select
-Kind.select = lambda kind, rank, threads=None: select(KINDS["cpu"], rank, threads)
+select = DeviceKind.select
+DeviceKind.select = lambda kind, rank, threads=None: select(DEVICE_KINDS["cpu"], rank, threads)
 """
 
 
@@ -265,10 +266,9 @@ def test_killed_and_resumed_no_finished_trial_is_trained_again(
     assert len(after) == 6
     assert {name for name in finished if after[name] != before[name]} == set()
     (architecture,) = search.spec.architectures
-    job = architecture.changed("long", board(search)[victim]["changes"], search.spec.tune.pools[0])
+    job = architecture.job_of("long", board(search)[victim]["changes"], search.spec.tune.pools[0])
     alone = train(job.change({"workers.cpus": 1, "storage.path": str(folder)}))
-    number = int(victim.rpartition("-")[2])
-    assert numbers(alone) == numbers(search.trial(architecture, number).run)
+    assert numbers(alone) == numbers(search.trial(victim).run)
 
 
 @pytest.mark.ray
@@ -284,7 +284,7 @@ def test_asked_to_stop_a_search_saves_and_says_how_to_go_on(
     driver.send_signal(signal.SIGINT)
     _, said = driver.communicate(timeout=120)
     assert driver.returncode == 130, said
-    assert f"saved: `raycnn tune --resume {search.folder}`" in said and "Traceback" not in said
+    assert f"raycnn tune --resume {search.folder}" in said and "Traceback" not in said
     assert {entry["state"] for entry in board(search).values()} <= {"unfinished", "done"}
 
 
@@ -324,35 +324,12 @@ def test_trials_are_spread_over_what_there_is_and_never_more(
     """Simulated resources: nothing is trained here."""
     search = read(f"tune: {{pools: {pools}}}\n")
     there = [Node(f"node {i}", node) for i, node in enumerate(nodes)]
-    assert [place.pool.device for place in places(search, there)] == devices
+    assert [slot.pool.device for slot in slots(search, there)] == devices
     few = read(f"tune: {{pools: {pools}, concurrency: 1}}\n")
-    assert len(places(few, there)) == 1
+    assert len(slots(few, there)) == 1
 
 
-def test_a_place_that_is_given_back_is_taken_again(read: Read) -> None:  # noqa: F811
-    room = ResourceTracker(
-        read("tune: {pools: [{device: cpu, cpus: 2}]}\n"), [Node("here", {"CPU": 2})]
-    )
-    place = room.take()
-    assert place and room.take() is None
-    room.give_back(place)
-    assert room.take() == place
-
-
-def test_places_follow_the_nodes(read: Read) -> None:  # noqa: F811
-    """One goes, and takes its place along; another comes."""
-    here, there = Node("here", {"CPU": 1}), Node("there", {"CPU": 1, "GPU": 1})
-    room = ResourceTracker(read("tune: {pools: [{device: cuda}, {device: cpu}]}\n"), [here, there])
-    room.see([here])
-    (place,) = iter(room.take, None)
-    assert (place.pool.device, place.nodes) == ("cpu", [0])
-    assert room.could_hold({"CPU": 1}) and not room.could_hold({"CPU": 1, "GPU": 1})
-    room.see([here, Node("new", {"CPU": 1, "GPU": 1})])
-    (place,) = iter(room.take, None)
-    assert (place.pool.device, place.nodes) == ("cuda", [2])
-
-
-def test_a_pool_without_a_place_is_refused(read: Read) -> None:  # noqa: F811
+def test_a_pool_that_fits_nowhere_is_refused(read: Read) -> None:  # noqa: F811
     search = read("tune: {pools: [{device: cpu}, {device: npu, cpus: 3}]}\n")
     with pytest.raises(ClusterError, match="1 workers of 3 CPU and 1 NPU each do not fit"):
-        places(search, [Node("here", {"CPU": 2, "NPU": 1})])
+        slots(search, [Node("here", {"CPU": 2, "NPU": 1})])

@@ -1,0 +1,83 @@
+"""The learning-rate range test: Smith, "Cyclical learning rates for training neural networks",
+WACV 2017 (arXiv:1506.01186), section 3.3, with rates that grow exponentially.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import chain, count, islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raycnn import models
+from raycnn.config.schema import JobSpec
+from raycnn.data.splits import open_splits
+from raycnn.errors import JobFailed
+from raycnn.training.loop import fresh_state, load_pretrained, loss_weights
+from raycnn.training.optim import Rates
+from raycnn.training.step import TrainStep
+
+EXPLODED = 3.0  # times the least loss so far: larger rates have nothing more to tell
+SMOOTHED_SHARE = 0.03  # of the steps, on either side: the standard deviation of the smoothing
+FEWEST_STEPS = 10
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The loss at each learning rate, from small to large."""
+
+    rates: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    """Mean over the batch at each rate, before the step with it."""
+
+    @property
+    def smoothed(self) -> NDArray[np.float64]:
+        """The losses under a Gaussian over neighboring steps: noise goes, and no rate shifts."""
+        steps = np.arange(len(self.losses))
+        width = max(1.0, SMOOTHED_SHARE * len(steps))
+        weights = np.exp(-(((steps[:, None] - steps) / width) ** 2) / 2)
+        return (weights @ self.losses) / weights.sum(1)
+
+    @property
+    def suggestion(self) -> float:
+        """The rate at which the smoothed loss falls most steeply, before it is least."""
+        smoothed = self.smoothed
+        end = max(2, int(np.argmin(smoothed)) + 1)
+        steepest = int(np.argmin(np.gradient(smoothed[:end], np.log(self.rates[:end]))))
+        return float(f"{self.rates[steepest]:.2g}")
+
+
+def find_lr(
+    job: JobSpec, device: torch.device, low: float = 1e-6, high: float = 10.0, steps: int = 100
+) -> RangeTest:
+    """Train from the job's first weights, at rates from `low` to `high`, until the loss explodes.
+
+    Neither a run nor a checkpoint is read or written. Raises JobFailed when the loss explodes
+    before there is anything to see.
+    """
+    job = job.change({"train.ema": None, "stages": []})
+    splits = open_splits(job)
+    state = fresh_state(job, splits, device)
+    if job.model.weights:
+        load_pretrained(state, job)
+    growth = (high / low) ** (1 / (steps - 1))
+    step = TrainStep(
+        replica=state.model, state=state, job=job,
+        schedule=lambda k: Rates(low * growth**k / state.optimizer.lr),
+        micro_batch=min(job.train.micro_batch or job.train.batch_size, job.train.batch_size),
+        class_weights=loss_weights(job, splits, device),
+    )  # fmt: skip
+    models.begin_training(state.model)
+    loader = splits.loader("train", job, device, training=True)
+    batches = chain.from_iterable(loader.epoch(epoch) for epoch in count())
+    losses: list[float] = []
+    for k, batch in enumerate(islice(batches, steps)):
+        _, loss = step(batch, k)
+        losses.append(loss.item() / batch.total)
+        if not math.isfinite(losses[-1]) or losses[-1] > EXPLODED * min(losses):
+            losses.pop()
+            break
+    if len(losses) < FEWEST_STEPS:
+        raise JobFailed(f"the loss explodes after {len(losses)} steps: begin with smaller rates")
+    return RangeTest(low * growth ** np.arange(len(losses)), np.array(losses))

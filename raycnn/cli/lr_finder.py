@@ -1,0 +1,51 @@
+"""`raycnn lr-finder`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raycnn.cli.arguments import Changes, Device, Job
+from raycnn.config.load import load_job
+from raycnn.errors import EnvironmentUnavailable, SpecError
+
+
+def lr_finder(
+    job: Job,
+    changes: Changes = None,
+    low: Annotated[float, typer.Option("--min", help="First learning rate.")] = 1e-6,
+    high: Annotated[float, typer.Option("--max", help="Last learning rate.")] = 10.0,
+    steps: Annotated[
+        int, typer.Option("--steps", min=20, help="From the first to the last.")
+    ] = 100,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The plot.")] = Path(
+        "lr-finder.png"
+    ),
+    device: Device = "auto",
+) -> None:
+    """Suggest a learning rate: train at growing ones until the loss explodes, and plot the loss.
+
+    No run is made or changed.
+    """
+    if not 0 < low < high:
+        raise SpecError(f"--min {low:g} must be above 0, and below --max {high:g}")
+    if output.suffix != ".png" or not output.absolute().parent.is_dir():
+        raise SpecError(f"--output {output}: must be a .png in a folder that exists")
+    resolved = load_job(job, changes or [])
+    from raycnn.analysis.lr_finder import find_lr
+    from raycnn.report.lr_finder import draw
+    from raycnn.runtime import device as devices
+    from raycnn.training.preflight import check_settings
+
+    check_settings(resolved)
+    own = float(resolved.optimizer.options["lr"])
+    chosen = devices.find(device).select(0, resolved.workers.cpus)
+    with resolved.located():
+        found = find_lr(resolved, chosen, low, high, steps)
+    try:
+        draw(found, own, f"{resolved.name}: learning-rate range test", output)
+    except OSError as error:
+        raise EnvironmentUnavailable(f"cannot write {output}: {error}") from None
+    print(f"suggested optimizer.lr: {found.suggestion:g}, where the loss falls most steeply")
+    print(f"the job has {own:g}; plot: {output}")
+    print(f"next: raycnn train {job} optimizer.lr={found.suggestion:g}")

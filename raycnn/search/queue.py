@@ -1,0 +1,61 @@
+"""The queue of a search: which trial is next, and what it changes."""
+
+from collections import Counter
+
+from raycnn.config.search import Pool, TrialKey
+from raycnn.config.yaml_file import Tree
+from raycnn.search.folder import Search, Trial
+from raycnn.search.leaderboard import draw_entry
+from raycnn.search.population import next_trials
+from raycnn.search.samplers import make_sampler
+
+
+class TrialQueue:
+    """Hands out the trials that have not ended; samplers learn from those that have.
+
+    It is made anew from the folder when a search is resumed.
+    """
+
+    def __init__(self, search: Search):
+        self.search = search
+        self.changes: dict[tuple[str, int], Tree] = {}
+        """What each draw that has begun changes, by architecture and number."""
+        for trial in search.trials():
+            info = trial.info
+            self.changes[info["architecture"], info["number"]] = info["changes"]
+        begun = Counter(name for name, _ in self.changes)
+        self.samplers = {
+            a.name: make_sampler(search.spec, a, begun[a.name]) for a in search.spec.architectures
+        }
+        for name, number in self.changes:
+            self._tell(name, number)
+        self.running: dict[str, TrialKey] = {}
+        self.waiting = next_trials(search)
+
+    def take(self, pool: Pool) -> Trial:
+        """Begin the next trial in a pool, or continue it there."""
+        key = self.waiting.pop(0)
+        draw = key.architecture.name, key.number
+        if draw not in self.changes:
+            self.changes[draw] = self.samplers[draw[0]].changes(key.number)
+        trial = self.search.begin(key, self.changes[draw], pool)
+        self.running[trial.id] = key
+        return trial
+
+    def put_back(self, trial: Trial) -> None:
+        """Have a trial be the next one again: its worker was lost."""
+        self.waiting.insert(0, self.running.pop(trial.id))
+
+    def complete(self, trial: Trial) -> None:
+        """Take a trial that has ended, or that pauses for the others of its population."""
+        key = self.running.pop(trial.id)
+        self._tell(key.architecture.name, key.number)
+        self.waiting = [key for key in next_trials(self.search) if key.id not in self.running]
+
+    def _tell(self, architecture: str, number: int) -> None:
+        entry = draw_entry(self.search, architecture, number)
+        if entry.state == "unfinished":
+            return
+        known = entry.metric is not None and entry.state != "failed"
+        value = self.search.spec.tune.sign * (entry.metric or 0.0) if known else None
+        self.samplers[architecture].tell(self.changes[architecture, number], value)
