@@ -87,7 +87,7 @@ def train(job: Job, *, progress: bool = True, **changes: Any) -> "Run":
             view.on_event(SpecWritten(found=made.found, path=str(made.write(run.folder))))
         return run
 
-    return Run(launch(spec, create, Console(quiet=not progress)).folder)
+    return Run(launch(spec, create, Console(quiet=not progress)).home)
 
 
 def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes: Any) -> "Run":
@@ -106,7 +106,7 @@ def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes
     spec = load(found.job(), **changes)
     done = validate_resume(found, spec)
     if found.result() and (done >= spec.train.epochs or spec == found.job()):
-        return Run(found.folder)
+        return Run(found.home)
     check(spec, elsewhere=launcher.elsewhere(spec.workers), checkpoints=found.checkpoints)
 
     def reopen(view: "Callback") -> "directory.Run":
@@ -114,7 +114,7 @@ def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes
             view.on_event(change)
         return found
 
-    return Run(launch(spec, reopen, Console(quiet=not progress)).folder)
+    return Run(launch(spec, reopen, Console(quiet=not progress)).home)
 
 
 def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) -> "Search":
@@ -140,7 +140,7 @@ def runs(root: str | PathLike[str] = "runs") -> "list[Run]":
     """Return all runs of a folder, by job and number."""
     from raycnn.runs.directory import Run as Directory
 
-    return [Run(run.folder) for run in Directory.all(str(root))]
+    return [Run(run.home) for run in Directory.all(str(root))]
 
 
 def open_network(
@@ -154,7 +154,7 @@ def open_network(
 
     if not isinstance(source, Run) and is_exported(Path(source)):
         return open_exported(Path(source))
-    return Run(_find(source).folder).network(which, device)
+    return Run(_find(source).home).network(which, device)
 
 
 class Run:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import torch
@@ -21,6 +21,9 @@ from raycnn.runs.channel import FolderChannel
 from raycnn.runs.directory import Run
 from raycnn.training.callbacks import Event
 from tests.support.searches import read  # noqa: F401
+
+if TYPE_CHECKING:
+    from tests.support.s3 import Server
 
 ROOT = Path(__file__).parent.parent
 SEARCHES = sorted((ROOT / "jobs").glob("*.tune.yaml"))
@@ -86,6 +89,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["RAYCNN_CACHE"] = str(folder)
     torch.set_num_threads(1)
     yield folder
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator["Server"]:
+    """A server of S3's protocol; the credentials for it are in the environment."""
+    from tests.support.s3 import running
+
+    with running() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

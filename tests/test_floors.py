@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "raycnn"
 FLOORS = [  # a package, or where a package has floors of its own, a part of it
-    "errors", "shape", "io", "paths",
+    "errors", "shape", "io", "paths", "filesystem",
     "config.packaged", "config.yaml_file", "config.messages", "config.changes", "config.schema",
     "config.load",
     "config.search", "config.signature", "config.registry", "config.components",
@@ -18,7 +18,7 @@ FLOORS = [  # a package, or where a package has floors of its own, a part of it
     "training.checkpoint", "training.pretrained",
     "data.sampling", "data.sources.base", "data.images", "data.sources", "data.transforms",
     "data.loader", "data.inspect", "data.splits",
-    "training.predictions", "training.step", "training.loop", "runs", "training.preflight",
+    "training.predictions", "training.step", "training.loop", "runs.storage", "runs", "training.preflight",
     "training.from_folder",
     "analysis", "search", "report",
     "launch.background", "launch.signals", "launch.launcher", "launch.worker", "launch.trial",

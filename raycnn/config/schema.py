@@ -22,6 +22,7 @@ from raycnn.config.changes import apply_changes, parse_changes
 from raycnn.config.messages import locate, validate
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
+from raycnn.filesystem import check_uri, is_uri, local_path
 
 CHANGING = "options of the optimizer, train.label_smoothing and train.clip_norm"
 
@@ -29,12 +30,18 @@ CHANGING = "options of the optimizer, train.label_smoothing and train.clip_norm"
 def _no_traversal(path: str) -> str:
     if not path or ".." in PurePath(path).parts or path.startswith("~") or "\0" in path:
         raise ValueError("is not a plain path: `..` and `~` are not followed")
-    if "://" in path:
+    if is_uri(path):
         raise ValueError("is a URI: only a local or a shared path can be used")
     return path
 
 
+def _path_or_uri(place: str) -> str:
+    return local_path(check_uri(place)) if is_uri(place) else _no_traversal(place)
+
+
 SafePath = Annotated[str, AfterValidator(_no_traversal)]
+PathOrUri = Annotated[str, AfterValidator(_path_or_uri)]
+"""A path, or a URI that pyarrow.fs or fsspec opens: s3://bucket/folder?region=eu-west-1."""
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -212,9 +219,12 @@ class Workers(Frozen):
 
 
 class Storage(Frozen):
-    path: SafePath = "runs"
-    """Folder of the runs, from here or from the root; nodes that do not see it send what they save.
-    A search needs one that all nodes share."""
+    path: PathOrUri = "runs"
+    """Folder of the runs: a path, or a URI such as s3://bucket/runs. Nodes that do not see a path
+    send what they save."""
+    timeout_s: Annotated[int, Field(ge=1)] = 300
+    """How long a file system that cannot be reached is waited for, before the job ends, resumable.
+    """
     every_steps: PositiveInt | None = None
     """Save also each time so many steps are done; the end of an epoch is always saved."""
 

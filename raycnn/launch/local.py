@@ -26,17 +26,17 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
         chosen = kind.select(int(os.environ.get("LOCAL_RANK", 0)), job.workers.cpus)
         device.check_training(job.train, chosen.type)
 
-        def open_and_hold() -> str:
+        def open_and_hold() -> Path | str:
             run = open_run()
             held.enter_context(run.lock())
-            return str(run.folder)
+            return run.home
 
-        run = Run(Path(distributed.broadcast_from_rank_zero(open_and_hold)))
+        run = Run.open(distributed.broadcast_from_rank_zero(open_and_hold))
         stop = Stop(busy=run.training)
         try:
             channel = FolderChannel(run, job.workers.timeout_s, stop)
             views = [view] if distributed.is_rank_zero() else []
-            with stop.listening(), closing(channel):
+            with stop.listening(), closing(channel), run.syncing(job.storage.timeout_s):
                 work(job, run, chosen, channel, views)
         except WorkerLost as error:  # each worker that is left finds the same: one tells
             last = run.last_event()

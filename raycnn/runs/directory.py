@@ -15,8 +15,9 @@ runs/<job>/<n>/
 Nothing in it is found by a path from outside, so it can be moved.
 """
 
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +26,55 @@ from raycnn.config import yaml_file
 from raycnn.config.load import load_job
 from raycnn.config.schema import JobSpec
 from raycnn.errors import DataError, EnvironmentUnavailable, SpecError, unknown
-from raycnn.runs import events, heartbeats, metrics_file
+from raycnn.filesystem import base_name, is_uri, join, local_path, parent
+from raycnn.runs import events, heartbeats, metrics_file, storage
 from raycnn.runs.environment import environment
 from raycnn.runs.heartbeats import Heartbeat
 from raycnn.runs.result import PER_CLASS, RESULT
+from raycnn.runs.storage import WorkingCopy
+from raycnn.runtime import distributed
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Event, Failed, SettingChanged
 
 LOCK_S = 2  # a listing of runs holds the lock for a moment
 POLL_INTERVAL_S = 0.25  # between two looks for a stop request
 
+log = logging.getLogger("raycnn")
+
 
 class Run:
     """One execution of a job."""
 
-    def __init__(self, folder: Path):
-        self.folder = self.home = folder
-        """Where it is worked in, and where a person finds it: the same, but for a copy."""
+    def __init__(self, folder: Path, copy: WorkingCopy | None = None):
+        self.folder = folder
+        """Where it is worked in: always a local folder."""
+        self.home: Path | str = copy.uri if copy else folder
+        """Where a person finds it: the same, or a URI. It is what `open` takes."""
+        self.copy = copy
+        """Of a run that is kept elsewhere: what makes `folder` like it, and it like `folder`."""
         self.checkpoints = folder / "checkpoints"
+
+    @classmethod
+    def open(cls, home: Path | str) -> "Run":
+        """Return the run at a path or a URI. Of one at a URI all but its checkpoints is here then.
+
+        Raises EnvironmentUnavailable where a URI cannot be reached.
+        """
+        if not is_uri(str(home)):
+            return cls(Path(home))
+        copy = storage.open_copy(str(home))
+        copy.pull()
+        return cls(copy.folder, copy)
 
     @classmethod
     def create(cls, job: JobSpec) -> "Run":
         """A new folder, numbered after the ones that are there."""
+        if is_uri(job.storage.path):
+            copy = storage.create_numbered(job.storage.path, job.name)
+            run = cls(copy.folder, copy)
+            run.initialize(job)
+            run.flush()
+            return run
         parent = Path(job.storage.path).absolute() / job.name
         try:
             run = cls(create_numbered(parent))
@@ -60,17 +88,19 @@ class Run:
     def initialize(self, job: JobSpec) -> None:
         """Put into the folder what every run has from its first moment."""
         for inner in (self.checkpoints, self.folder / "logs"):
-            inner.mkdir(parents=True)
+            inner.mkdir(parents=True, exist_ok=True)
         self.write_job(job)
         io.write_json(self.folder / "environment.json", environment())
 
     @classmethod
     def find(cls, text: str, root: str = "runs") -> "Run":
         """By its folder, by `job/n`, or the latest of `job`. Raises SpecError for none."""
-        return cls(resolve_run("run", text, root, "job.yaml"))
+        return cls.open(resolve_run("run", text, root, "job.yaml"))
 
     @classmethod
     def all(cls, root: str = "runs") -> list["Run"]:
+        if is_uri(root := local_path(root)):
+            return [cls(copy.folder, copy) for copy in storage.list_copies(root, "job.yaml")]
         return [cls(folder) for folder in list_folders(root, "job.yaml")]
 
     @property
@@ -147,7 +177,7 @@ class Run:
         """Return done, running, failed or stopped."""
         if self.result():
             return "done"
-        if io.is_locked(self.folder / ".lock"):
+        if io.is_locked(self.folder / ".lock") or self.copy and self.copy.is_leased():
             return "running"
         return "failed" if isinstance(self.last_event(), Failed) else "stopped"
 
@@ -162,29 +192,72 @@ class Run:
             # What was asked of, and said by, those who trained here before is over.
             for name in (".stop", "progress.json"):
                 (self.folder / name).unlink(missing_ok=True)
-            yield
+            with self.copy.leased() if self.copy else nullcontext():
+                yield
 
     def request_stop(self) -> None:
         """Have the workers save and stop, wherever they are."""
         (self.folder / ".stop").touch()
+        if self.copy:
+            self.copy.request_stop()
 
     def stop_requested(self) -> bool:
-        return (self.folder / ".stop").exists()
+        """Return whether to save and stop; also where what is saved cannot be uploaded any more."""
+        return (self.folder / ".stop").exists() or bool(self.copy and self.copy.is_lost)
+
+    @contextmanager
+    def syncing(self, timeout_s: float) -> Iterator[None]:
+        """Upload beside the training what this worker writes, where the run is kept elsewhere.
+
+        All is there when the block ends. Raises EnvironmentUnavailable where that gives no answer
+        for `timeout_s` seconds.
+        """
+        if not self.copy:
+            yield
+            return
+
+        def tell(event: Event) -> None:
+            log.warning(event.message)
+            with suppress(OSError):  # a full disk
+                self.add_event(event)
+
+        with self.copy.syncing(distributed.rank(), timeout_s, tell):
+            yield
 
     def flush(self) -> None:
-        """Return when what was written is where it stays: here at once. OSError: it cannot be."""
+        """Have what was written where it stays.
+
+        While it is trained a checkpoint is uploaded beside that, after the one before it. Raises
+        EnvironmentUnavailable where it cannot be.
+        """
+        if self.copy:
+            self.copy.push()
+
+    def wait_flushed(self) -> None:
+        """Return when all that was flushed is where it stays. Raises as `flush`."""
+        if self.copy:
+            self.copy.wait()
+
+    def refresh(self) -> None:
+        """Have in the folder what workers on other machines have written."""
+        if self.copy:
+            self.copy.refresh()
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that is whole, and what is wrong with any newer one."""
+        if self.copy:
+            self.copy.pull_checkpoints()
         return checkpoint.newest(self.checkpoints)
 
     def weights(self, which: str) -> Path:
         """The checkpoint `best` or `last`. Raises DataError when it is not there, or damaged."""
         if which not in ("best", "last"):
             raise SpecError(unknown("checkpoint", which, ["best", "last"]))
+        if self.copy:
+            self.copy.pull_checkpoints([which])
         name = checkpoint.read_index(self.checkpoints).get(which)
         if not name:
-            raise DataError(f"{self.folder} has no {which} checkpoint: no epoch of it is done")
+            raise DataError(f"{self.home} has no {which} checkpoint: no epoch of it is done")
         fault = checkpoint.verify(self.checkpoints / name)
         if fault:
             raise DataError(fault)
@@ -204,8 +277,14 @@ def create_numbered(parent: Path) -> Path:
             continue
 
 
-def resolve_run(kind: str, text: str, root: str, spec_name: str) -> Path:
-    """A folder of this kind, which `spec_name` is in: by its path, by `name/n`, or the latest."""
+def resolve_run(kind: str, text: str, root: str, spec_name: str) -> Path | str:
+    """A folder of this kind, which `spec_name` is in: by its path, by `name/n`, or the latest.
+
+    One at a URI is returned as its URI.
+    """
+    text, root = local_path(text), local_path(root)
+    if is_uri(text) or is_uri(root):
+        return _resolve_uri(kind, text, root, spec_name)
     for path in (Path(text), Path(root) / text):
         if (path / spec_name).is_file():
             return path.absolute()
@@ -215,6 +294,21 @@ def resolve_run(kind: str, text: str, root: str, spec_name: str) -> Path:
         return of_name[-1]
     names = {name for p in there for name in (f"{p.parent.name}/{p.name}", p.parent.name)}
     raise SpecError(unknown(kind, text, names) + f"; looked for a folder and in {root}/")
+
+
+def _resolve_uri(kind: str, text: str, root: str, spec_name: str) -> str:
+    uri = text if is_uri(text) else join(root, text)
+    if storage.is_run(uri, spec_name):
+        return uri
+    if is_uri(text):
+        raise SpecError(f"there is no {kind} at {text}: it has no {spec_name}")
+    there = [copy.uri for copy in storage.list_copies(root, spec_name)]
+    named = {uri: base_name(parent(uri)) for uri in there}
+    of_name = [uri for uri in there if named[uri] == text]
+    if of_name:
+        return of_name[-1]
+    names = {name for uri in there for name in (f"{named[uri]}/{base_name(uri)}", named[uri])}
+    raise SpecError(unknown(kind, text, names) + f"; looked in {root}")
 
 
 def list_folders(root: str, spec_name: str) -> list[Path]:

@@ -56,6 +56,7 @@ class Recorder:
 
     def restore(self, state: TrainingState) -> bool:
         """Put the newest whole checkpoint into the state; return False when there is none."""
+        self._wait_for_upload()
         path, faults = self.run.newest()
         if not path:
             return False
@@ -87,12 +88,18 @@ class Recorder:
 
     def restore_best(self, state: TrainingState) -> None:
         """Put the best checkpoint's weights into the model; keep the last where it is damaged."""
+        self._wait_for_upload()
         try:
             checkpoint.load_weights(state.model, self.run.weights("best"))
         except DataError as error:
             text = f"testing the last weights, because the best cannot be read: {error}"
             self.callbacks.on_event(Warned(text=text))
             state.best = state.epoch
+
+    def _wait_for_upload(self) -> None:
+        """Have every checkpoint where workers on other machines can download it."""
+        if distributed.world_size() > 1:
+            distributed.broadcast_from_rank_zero(self.run.wait_flushed)
 
     def begin_epoch(self, state: TrainingState) -> None:
         """Do nothing: a run goes through all of its epochs."""

@@ -118,7 +118,7 @@ class Search:
     @classmethod
     def find(cls, text: str, root: str = "runs") -> "Search":
         """Find one by its folder, by `search/n`, or the latest of `search`. Raises SpecError."""
-        return cls(resolve_run("search", text, root, "search.yaml"))
+        return cls(Path(resolve_run("search", text, root, "search.yaml")))
 
     @classmethod
     def all(cls, root: str = "runs") -> list["Search"]:

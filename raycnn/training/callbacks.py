@@ -404,6 +404,34 @@ class TrialExploited(Event):
         return f"copied {self.parent} after {self.epoch} epochs"
 
 
+@dataclass(frozen=True, kw_only=True)
+class StorageUnreachable(Event):
+    """The file system that the run is kept on gives no answer; it is tried again."""
+
+    uri: str
+    error: str
+    timeout_s: float
+
+    @property
+    def message(self) -> str:
+        return (
+            f"storage.path: {self.uri} cannot be reached: {self.error}: trying again for "
+            f"{self.timeout_s:g} s (storage.timeout_s)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageReached(Event):
+    """The file system that the run is kept on answers again."""
+
+    uri: str
+    waited_s: float
+
+    @property
+    def message(self) -> str:
+        return f"storage.path: {self.uri} is reached again, after {self.waited_s:.0f} s"
+
+
 EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in Event.__subclasses__()}
 
 

@@ -18,6 +18,9 @@ from raycnn.config.schema import JobSpec
 from raycnn.data.sources.base import File, Source, files_of
 from raycnn.data.splits import shape_seen, source_of
 from raycnn.errors import EnvironmentUnavailable, SpecError
+from raycnn.filesystem import is_uri
+from raycnn.paths import cache_folder
+from raycnn.runs.storage import check_reachable
 from raycnn.runtime import device
 from raycnn.shape import Shape
 from raycnn.training import pretrained
@@ -46,9 +49,11 @@ def check(job: JobSpec, *, elsewhere: bool = False, checkpoints: Path | None = N
     """
     source, shape, model = check_settings(job)
     files = files_of(source)
-    storage = Path(job.storage.path).absolute()
-    writable(storage)
-    roomy(checkpoints or storage, job, model)
+    if is_uri(job.storage.path):
+        check_reachable(job.storage.path)
+    else:
+        writable(Path(job.storage.path).absolute())
+    roomy(checkpoints or _working_folder(job), job, model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     kind = job.workers.device if elsewhere else device.find(job.workers.device).name
     with job.located():
@@ -95,6 +100,11 @@ def roomy(folder: Path, job: JobSpec, model: nn.Module) -> None:
             f"storage.path: {there} has {free / MB:,.1f} MB for checkpoints, and they take "
             f"{KEPT * one / MB:,.1f} MB: {KEPT} of up to {one / MB:,.1f} MB"
         )
+
+
+def _working_folder(job: JobSpec) -> Path:
+    """Where its checkpoints are written first."""
+    return cache_folder() if is_uri(job.storage.path) else Path(job.storage.path).absolute()
 
 
 def nearest(folder: Path) -> Path:

@@ -1,256 +1,263 @@
-"""A run whose folder is not seen from every node: its keeper, and the copies that are worked in.
+"""The driver's disk as a file system, for nodes that do not see it: an actor there serves a folder.
 
-The keeper is an actor on the driver's machine, where the folder is. A copy is a folder on another
-node, which the workers there share. It begins as the run's checkpoints. What is written into it
-goes to the keeper: a checkpoint before its save returns, all else a moment later.
+It stands behind pyarrow's interface, so that a run in that folder is to such a node a run kept
+elsewhere like any other: see runs/storage.py.
 """
 
-import hashlib
+import io
+import os
 import secrets
 import shutil
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pyarrow as pa
 import ray
 from filelock import FileLock, Timeout
+from pyarrow import fs
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raycnn.config.schema import JobSpec
-from raycnn.errors import ClusterError, EnvironmentUnavailable, RaycnnError
-from raycnn.launch.background import poll_in_background
+from raycnn.errors import ClusterError, EnvironmentUnavailable, first_line
+from raycnn.filesystem import RemoteFolder, is_uri
+from raycnn.io import fsync
 from raycnn.paths import cache_folder
 from raycnn.runs.directory import POLL_INTERVAL_S, Run
-from raycnn.runs.heartbeats import FOLDER, Heartbeat
+from raycnn.runs.storage import WorkingCopy
 from raycnn.runtime import distributed
-from raycnn.training import checkpoint
-from raycnn.training.callbacks import Event
 
-CHUNK = 64 << 20  # bytes that are in memory at once
+CHUNK = 16 << 20  # bytes in one message
 MARK = ".here"  # what tells a run's folder from another one with the same path
-DOOR_S = 60  # to remove what others left may take a while
+LOCK_S = 60  # to remove what others left may take a while
 
 
-class Checkpoints:
-    """The checkpoints of one folder, as they are carried to another."""
+class Entry(NamedTuple):
+    """A file or folder, as the server sees it."""
 
-    def __init__(self, run: Run):
-        self.run, self.folder = run, run.checkpoints
-
-    def names(self) -> dict[str, str]:
-        """Each with what tells it from another: its state.json has the digests of its tensors."""
-        states = self.folder.glob(f"[0-9]*/{checkpoint.STATE}")
-        return {s.parent.name: hashlib.sha256(s.read_bytes()).hexdigest() for s in states}
-
-    def files(self, name: str) -> list[tuple[str, int]]:
-        """Names and bytes."""
-        return [(path.name, path.stat().st_size) for path in (self.folder / name).iterdir()]
-
-    def index(self) -> dict[str, str | None]:
-        return checkpoint.read_index(self.folder)
-
-    def read(self, name: str, file: str, offset: int) -> bytes:
-        with (self.folder / name / file).open("rb") as source:
-            source.seek(offset)
-            return source.read(CHUNK)
-
-    def write(self, name: str, file: str, offset: int, data: bytes) -> None:
-        """Into a checkpoint that nobody takes for one, until it is installed."""
-        path = self.folder / f".{name}" / file
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("r+b" if offset else "wb") as target:
-                target.seek(offset)
-                target.write(data)
-        except OSError:
-            shutil.rmtree(path.parent, ignore_errors=True)  # the disk may be full of it
-            raise
-
-    def install(self, name: str) -> None:
-        checkpoint.install(self.folder / f".{name}", self.folder / name)
-
-    def flush(self, index: dict[str, str | None], names: list[str]) -> None:
-        """Have this index, and no other checkpoints than these."""
-        checkpoint.write_index(index, self.folder)
-        checkpoint.drop_others(self.folder, names)
+    path: str
+    is_file: bool
+    size: int
+    modified_ns: int
 
 
-def carry(source: Any, target: Any) -> None:
-    """Make the checkpoints of one place those of another, the index last; each end may be far."""
-    wanted, there = source.names(), target.names()
-    for name, digest in wanted.items():
-        if there.get(name) != digest:
-            for file, size in source.files(name):
-                for offset in range(0, size, CHUNK):
-                    target.write(name, file, offset, source.read(name, file, offset))
-            target.install(name)
-    target.flush(source.index(), list(wanted))
+class FileServer:
+    """Reads and writes below a folder; an actor, which is started again where it dies.
 
-
-class Keeper(Checkpoints):
-    """Has the folder of a run, where it is. Nothing is lost with it: it may be started again."""
+    A file is written under a hidden name and takes its own when it is whole.
+    """
 
     def __init__(self, folder: str):
-        super().__init__(Run(Path(folder)))
+        self.folder = Path(folder)
 
     def sees(self, mark: str) -> bool:
-        return sees(self.run.folder, mark)
+        return sees(self.folder, mark)
 
-    def job(self) -> JobSpec:
-        return self.run.job()
+    def stat(self, path: str) -> Entry | None:
+        """Return what is at a path, or None."""
+        try:
+            found = self._at(path).stat()
+        except FileNotFoundError:
+            return None
+        return Entry(path, self._at(path).is_file(), found.st_size, found.st_mtime_ns)
 
-    def write_job(self, job: JobSpec) -> None:
-        self.run.write_job(job)
+    def list(self, path: str, recursive: bool) -> list[Entry] | None:
+        """Return what lies in a folder; None where there is none."""
+        top = self._at(path)
+        if not top.is_dir():
+            return None
+        found = top.rglob("*") if recursive else top.iterdir()
+        names = [str(one.relative_to(self.folder)) for one in found]
+        return [entry for name in names if (entry := self.stat(name))]
 
-    def add_event(self, event: Event) -> None:
-        self.run.add_event(event)
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        with self._at(path).open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
 
-    def write_heartbeat(self, beat: Heartbeat) -> None:
-        self.run.write_heartbeat(beat)
+    def write(self, path: str, offset: int, data: bytes) -> None:
+        """Write into a file that is not there for others until it is installed."""
+        temporary = self._temporary(path)
+        try:
+            with temporary.open("r+b" if offset else "wb") as file:
+                file.seek(offset)
+                file.write(data)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # the disk may be full of it
+            raise
 
-    def heartbeats(self) -> dict[int, Heartbeat]:
-        return self.run.heartbeats()
+    def install(self, path: str) -> None:
+        """Give a file that was written its name."""
+        fsync(self._temporary(path))
+        os.replace(self._temporary(path), self._at(path))
 
-    def stack(self, rank: int) -> str:
-        return self.run.stack(rank)
-
-    def stop_requested(self) -> bool:
-        return self.run.stop_requested()
-
-    def append(self, name: str, data: bytes) -> None:
-        path = self.run.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
+    def append(self, path: str, data: bytes) -> None:
+        with self._at(path).open("ab") as file:
             file.write(data)
 
-    def replace(self, name: str, data: bytes) -> None:
-        temporary = self.run.folder / f".{name}"
-        temporary.write_bytes(data)
-        temporary.replace(self.run.folder / name)
+    def make_folder(self, path: str) -> None:
+        self._at(path).mkdir(parents=True, exist_ok=True)
+
+    def remove(self, path: str) -> None:
+        if self._at(path).is_dir():
+            shutil.rmtree(self._at(path))
+        else:
+            self._at(path).unlink()
+
+    def _at(self, path: str) -> Path:
+        return self.folder / path.strip("/")
+
+    def _temporary(self, path: str) -> Path:
+        return self._at(path).with_name(f".{self._at(path).name}")
 
 
-class _Far:
-    """The keeper, from another node: what its methods return, and what they raise."""
+class RemoteCalls:
+    """Calls a method of the server, from another node: returns or raises what it does there."""
 
-    def __init__(self, actor: Any, patience_s: int):
-        self.actor, self.patience_s = actor, patience_s
+    def __init__(self, actor: Any, timeout_s: float):
+        self.actor, self.timeout_s = actor, timeout_s
 
-    def __getattr__(self, method: str) -> Any:
-        def ask(*words: Any) -> Any:
-            try:
-                return ray.get(getattr(self.actor, method).remote(*words), timeout=self.patience_s)
-            except ray.exceptions.GetTimeoutError:
-                raise ClusterError(
-                    f"the machine that has the run's folder gave no answer to {_here()} for "
-                    f"{self.patience_s} s (workers.timeout_s)"
-                ) from None
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-
-        return ask
-
-
-class Copy(Run):
-    """A run on a node that does not see its folder."""
-
-    def __init__(self, folder: Path, home: Path, keeper: _Far):
-        super().__init__(folder)
-        self.home, self.keeper = home, keeper
-        self._own = Checkpoints(self)
-        # What workers that were here before left was theirs to send.
-        self._sent = {path: path.stat().st_mtime_ns for path in self._facts()}
-        self._sent |= {path: path.stat().st_size for path in self._logs()}
-        self._one_at_a_time = threading.Lock()
-        self._stop = False
-
-    def job(self) -> JobSpec:
-        job: JobSpec = self.keeper.job()
-        return job
-
-    def write_job(self, job: JobSpec) -> None:
-        self.keeper.write_job(job)
-
-    def add_event(self, event: Event) -> None:
-        self.keeper.add_event(event)
-
-    def write_heartbeat(self, beat: Heartbeat) -> None:
-        with suppress(RaycnnError, ray.exceptions.RayError):  # the next one may
-            self.keeper.write_heartbeat(beat)
-
-    def heartbeats(self) -> dict[int, Heartbeat]:
-        return dict(self.keeper.heartbeats())
-
-    def stack(self, rank: int) -> str:
-        return str(self.keeper.stack(rank))
-
-    def stop_requested(self) -> bool:
-        return self._stop
-
-    def newest(self) -> tuple[Path | None, list[str]]:
-        self._fetch()
-        return super().newest()
-
-    def weights(self, which: str) -> Path:
-        self._fetch()
-        return super().weights(which)
-
-    def flush(self) -> None:
-        carry(self._own, self.keeper)
-        self._send()
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Send what is new, and look whether to stop, now and then."""
-
-        def look() -> None:
-            with suppress(RaycnnError, ray.exceptions.RayError):  # the next look may
-                self._send()
-                self._stop = self.keeper.stop_requested()
-
-        with poll_in_background(look, POLL_INTERVAL_S):
-            yield
-
-    def _fetch(self) -> None:
-        """Have here the checkpoints of the run; the first of this node's workers brings them."""
+    def __call__(self, method: str, *arguments: Any) -> Any:
+        """Raises OSError where the server gives no answer."""
         try:
-            with FileLock(self.folder / ".fetching", timeout=self.keeper.patience_s):
-                carry(self.keeper, self._own)
-        except OSError as error:
-            raise EnvironmentUnavailable(
-                f"{_here()}: cannot copy the run's checkpoints: {error}"
+            asked = getattr(self.actor, method).remote(*arguments)
+            return ray.get(asked, timeout=self.timeout_s)
+        except ray.exceptions.GetTimeoutError:
+            raise TimeoutError(
+                f"the machine that has the run's folder gave no answer to {_here()} for "
+                f"{self.timeout_s:g} s"
             ) from None
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            raise OSError(first_line(error)) from None
 
-    def _send(self) -> None:
-        with self._one_at_a_time:
-            for path in self._logs():
-                begun = self._sent.get(path, 0)
-                with path.open("rb") as file:
-                    file.seek(begun)
-                    new = file.read()
-                if new:
-                    self.keeper.append(str(path.relative_to(self.folder)), new)
-                    self._sent[path] = begun + len(new)
-            for path in self._facts():
-                changed = path.stat().st_mtime_ns
-                if self._sent.get(path) != changed:
-                    self.keeper.replace(path.name, path.read_bytes())
-                    self._sent[path] = changed
 
-    def _logs(self) -> list[Path]:
-        """What this worker only adds to."""
-        rank = distributed.rank()
-        own = [self.folder / "logs" / f"rank-{rank}.log"]
-        own += [self.folder / FOLDER / f"rank-{rank}.stack"]
-        if distributed.rank() == 0:
-            own += (self.folder / "logs" / "tensorboard").glob("*")
-        return [path for path in own if path.exists()]
+class ServedFiles(fs.FileSystemHandler):  # type: ignore[misc]
+    """pyarrow's interface to a FileServer; `call` is RemoteCalls to it, or the like."""
 
-    def _facts(self) -> list[Path]:
-        """What this worker writes anew each time."""
-        found = self.folder.glob("[!.]*.*") if distributed.rank() == 0 else ()
-        return [path for path in found if path.is_file()]
+    def __init__(self, call: Callable[..., Any]):
+        self.call = call
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ServedFiles) and self.call is other.call
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def get_type_name(self) -> str:
+        return "ray"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+    def get_file_info(self, paths: list[str]) -> list[Any]:
+        return [_info(path, self.call("stat", path)) for path in paths]
+
+    def get_file_info_selector(self, selector: Any) -> list[Any]:
+        found = self.call("list", selector.base_dir, selector.recursive)
+        if found is None and not selector.allow_not_found:
+            raise FileNotFoundError(selector.base_dir)
+        return [_info(entry.path, entry) for entry in found or ()]
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        self.call("make_folder", path)
+
+    def delete_dir(self, path: str) -> None:
+        self.call("remove", path)
+
+    def delete_file(self, path: str) -> None:
+        self.call("remove", path)
+
+    def open_input_file(self, path: str) -> Any:
+        entry = self.call("stat", path)
+        if not entry:
+            raise FileNotFoundError(path)
+        return pa.PythonFile(io.BufferedReader(_Reader(self.call, path, entry.size), CHUNK), "r")
+
+    def open_output_stream(self, path: str, metadata: Any) -> Any:
+        return pa.PythonFile(io.BufferedWriter(_Writer(self.call, path), CHUNK), "w")
+
+    def open_append_stream(self, path: str, metadata: Any) -> Any:
+        return pa.PythonFile(_Appender(self.call, path), "w")
+
+    open_input_stream = open_input_file
+
+    def _refuse(self, *arguments: Any, **options: Any) -> None:
+        raise NotImplementedError("runs need it not")
+
+    delete_dir_contents = delete_root_dir_contents = move = copy_file = _refuse
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, call: Callable[..., Any], path: str, size: int):
+        self.call, self.path, self.size, self.place = call, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.place = offset + {0: 0, 1: self.place, 2: self.size}[whence]
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.call("read", self.path, self.place, min(len(buffer), CHUNK))
+        buffer[: len(data)] = data
+        self.place += len(data)
+        return len(data)
+
+
+class _Writer(io.RawIOBase):
+    def __init__(self, call: Callable[..., Any], path: str):
+        self.call, self.path, self.place, self.whole = call, path, 0, True
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        part = bytes(data[:CHUNK])
+        self.whole = False
+        self.call("write", self.path, self.place, part)
+        self.whole = True
+        self.place += len(part)
+        return len(part)
+
+    def close(self) -> None:
+        if not self.closed and self.whole:
+            if not self.place:
+                self.call("write", self.path, 0, b"")
+            self.call("install", self.path)
+        super().close()
+
+
+class _Appender(io.RawIOBase):
+    def __init__(self, call: Callable[..., Any], path: str):
+        self.call, self.path = call, path
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.call("append", self.path, bytes(data))
+        return len(data)
+
+
+def _info(path: str, entry: Entry | None) -> Any:
+    if entry is None:
+        return fs.FileInfo(path, fs.FileType.NotFound)
+    kind = fs.FileType.File if entry.is_file else fs.FileType.Directory
+    return fs.FileInfo(path, kind, size=entry.size, mtime_ns=entry.modified_ns)
+
+
+def served(call: Callable[..., Any], folder: Path) -> RemoteFolder:
+    """Return the folder that a server serves, as a remote one."""
+    return RemoteFolder(fs.PyFileSystem(ServedFiles(call)), "", str(folder))
 
 
 def mark(run: Run) -> str:
@@ -264,7 +271,7 @@ def mark(run: Run) -> str:
 
 
 def sees(folder: Path, mark: str) -> bool:
-    """Whether the folder that was marked is seen from here."""
+    """Return whether the folder that was marked is seen from here."""
     try:
         return (folder / MARK).read_text() == mark
     except OSError:
@@ -272,69 +279,80 @@ def sees(folder: Path, mark: str) -> bool:
 
 
 def keep(run: Run) -> Any:
-    """The keeper of a run whose folder is on this machine."""
+    """Start a server of the run's folder on this machine; none where the run is kept at a URI."""
+    if is_uri(str(run.home)):
+        return None
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    pinned = ray.remote(Keeper).options(
+    pinned = ray.remote(FileServer).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
     )
     return pinned.remote(str(run.folder))
 
 
 @contextmanager
-def opened(folder: Path, mark: str, keeper: Any, patience_s: int) -> Iterator[Run]:
-    """The run as a worker of it sees it: in its own folder, or in a copy on this node.
+def opened(home: Path | str, mark: str, server: Any, timeout_s: float) -> Iterator[Run]:
+    """Open a run as a worker of it: where it is seen, at its URI, or in a copy on this node.
 
-    Raises ClusterError where there is no way to the folder.
+    Raises ClusterError where there is no way to it.
     """
+    if is_uri(str(home)):
+        run = Run.open(home)
+        with run.syncing(timeout_s):
+            yield run
+        return
+    folder = Path(home)
     if sees(folder, mark):
         yield Run(folder)
         return
-    if keeper is None:
+    if server is None:
         raise ClusterError(
-            f"{_here()} does not see {folder}: storage.path must be a folder that all nodes share"
+            f"{_here()} does not see {folder}: storage.path must be a URI, or a folder that all "
+            "nodes share"
         )
-    far = _Far(keeper, patience_s)
-    if not far.sees(mark):
+    call = RemoteCalls(server, timeout_s)
+    if not call("sees", mark):
         raise ClusterError(f"the Ray of the machine that has {folder} does not see it either")
-    with _room(mark) as room:
-        copy = Copy(room, folder, far)
-        with copy.kept():
-            yield copy
+    with _temporary_folder(mark) as own:
+        copy = WorkingCopy(served(call, folder), own, every_s=POLL_INTERVAL_S)
+        copy.pull()
+        run = Run(own, copy)
+        with run.syncing(timeout_s):
+            yield run
 
 
 @contextmanager
-def _room(name: str) -> Iterator[Path]:
-    """A folder for the workers of a run on this node; the last of them to leave removes it."""
-    rooms = cache_folder() / "copies"
-    room = rooms / name
-    door = FileLock(rooms / ".lock", timeout=DOOR_S)
-    used = FileLock(room / f".rank-{distributed.rank()}.lock", timeout=DOOR_S)
+def _temporary_folder(name: str) -> Iterator[Path]:
+    """Share a folder between the workers of a run on this node; the last to leave removes it."""
+    copies = cache_folder() / "copies"
+    own = copies / name
+    lock = FileLock(copies / ".lock", timeout=LOCK_S)
+    used = FileLock(own / f".used-{distributed.rank()}.lock", timeout=LOCK_S)
     try:
-        with door:
-            for inner in ("checkpoints", "logs"):
-                (room / inner).mkdir(parents=True, exist_ok=True)
+        own.mkdir(parents=True, exist_ok=True)
+        with lock:
+            own.mkdir(exist_ok=True)
             used.acquire()
-            _clear(rooms)
+            _clear(copies)
     except OSError as error:
-        raise EnvironmentUnavailable(f"{_here()}: cannot write to {rooms}: {error}") from None
+        raise EnvironmentUnavailable(f"{_here()}: cannot write to {copies}: {error}") from None
     try:
-        yield room
+        yield own
     finally:
         used.release()
-        with suppress(Timeout), door:  # else whoever comes next clears it
-            _clear(rooms)
+        with suppress(Timeout), lock:  # else whoever comes next clears it
+            _clear(copies)
 
 
-def _clear(rooms: Path) -> None:
-    """Remove the rooms that nobody is in, also those that killed workers were in."""
-    for room in (path for path in rooms.iterdir() if path.is_dir()):
+def _clear(copies: Path) -> None:
+    """Remove the folders that nobody uses, also those that killed workers used."""
+    for folder in (path for path in copies.iterdir() if path.is_dir()):
         try:
-            for lock in room.glob(".rank-*.lock"):
+            for lock in folder.glob(".used-*.lock"):
                 with FileLock(lock, timeout=0):
                     pass
         except Timeout:
             continue
-        shutil.rmtree(room, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _here() -> str:

@@ -100,7 +100,7 @@ def _trainer(
     root = job.data.root and str(data_root(job.data.root))
     config = (also or {}) | {
         "job": job.change({"workers.device": kind.name, "data.root": root}).tree(),
-        "run": str(run.folder),
+        "run": str(run.home),
         "mark": relay.mark(run),
         "threads": int(ask["CPU"]),
         # Other machines have other working folders; what their own environment says goes first.
@@ -178,8 +178,8 @@ def _worker(config: dict[str, Any]) -> Ending | None:
 
 
 def _open(job: JobSpec, config: dict[str, Any]) -> AbstractContextManager[Run]:
-    folder, keeper = Path(config["run"]), config.get("keeper")
-    return relay.opened(folder, config["mark"], keeper, job.workers.timeout_s)
+    home, keeper = config["run"], config.get("keeper")
+    return relay.opened(home, config["mark"], keeper, job.storage.timeout_s)
 
 
 def _device(job: JobSpec, threads: int) -> Any:

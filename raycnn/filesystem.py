@@ -1,0 +1,209 @@
+"""Folders on any file system: pyarrow's own by their URI, and fsspec's for all others."""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+if TYPE_CHECKING:
+    from pyarrow import fs
+
+SECRET = re.compile(r"key|secret|token|password|credential|signature|^sig$", re.IGNORECASE)
+CHUNK = 8 << 20  # bytes of a file that are read at once
+FLUSH = 64 << 20  # bytes that a stream may buffer before they have to be sent
+NO_FOLDERS = ("s3", "gcs", "abfs")  # object stores: a name with slashes needs no folder
+HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # waiting does not mend these
+
+
+class RemoteFile(NamedTuple):
+    """A file below a folder, as its file system lists it."""
+
+    name: str
+    """Below the folder, with `/` between its parts."""
+    size: int
+    modified_ns: int
+
+
+def is_uri(place: str) -> bool:
+    """Return whether a place is a URI, such as s3://bucket/folder, and not a path."""
+    return "://" in place
+
+
+def check_uri(uri: str) -> str:
+    """Return the URI. Raises ValueError, which repeats nothing secret, where it cannot be used."""
+    if not re.match(r"[a-z][a-z0-9+.-]*://.", uri):
+        raise ValueError("is neither a plain path nor a URI (s3://bucket/folder)")
+    parts = urlsplit(uri)
+    if parts.password is not None or (parts.username and parts.scheme.startswith("s3")):
+        raise ValueError("has credentials in it: they belong into the environment or a profile")
+    for key, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if SECRET.search(key):
+            raise ValueError(f"has a credential in it ({key}): it belongs into the environment")
+    if ".." in unquote(parts.path).split("/") or "\0" in unquote(uri):
+        raise ValueError("is not a plain URI: `..` is not followed")
+    return uri
+
+
+def local_path(place: str) -> str:
+    """Return a file:// URI as a path, and every other place as it is."""
+    return unquote(urlsplit(place).path) if place.startswith("file://") else place
+
+
+def join(place: str, *names: str) -> str:
+    """Return a path or URI below a folder; the query of a URI stays at its end."""
+    if not is_uri(place):
+        return os.path.join(place, *names)
+    base, mark, query = place.partition("?")
+    return "/".join([base.rstrip("/"), *names]) + mark + query
+
+
+def base_name(uri: str) -> str:
+    """Return the last part of a URI's path."""
+    return uri.partition("?")[0].rstrip("/").rpartition("/")[2]
+
+
+def parent(uri: str) -> str:
+    """Return the folder that the last part of a URI's path lies in."""
+    base, mark, query = uri.partition("?")
+    return base.rstrip("/").rpartition("/")[0] + mark + query
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """Return what a file system raises when it cannot do what it was asked for."""
+    import pyarrow as pa
+
+    return (OSError, pa.ArrowException)
+
+
+def open_filesystem(place: str) -> "tuple[fs.FileSystem, str]":
+    """Return the file system of a path or URI, and the path there.
+
+    Raises OSError or ArrowException where there is none, or it cannot be reached.
+    """
+    from pyarrow import ArrowInvalid, fs
+
+    if not is_uri(place):
+        return fs.LocalFileSystem(), place
+    try:
+        return fs.FileSystem.from_uri(place)
+    except ArrowInvalid as error:
+        if "nrecognized filesystem type" not in str(error):
+            raise
+    return _from_fsspec(place)
+
+
+def _from_fsspec(uri: str) -> "tuple[fs.FileSystem, str]":
+    from fsspec.core import url_to_fs
+    from pyarrow import fs
+
+    base, _, query = uri.partition("?")
+    try:
+        system, path = url_to_fs(base, **dict(parse_qsl(query)))
+    except (ValueError, ImportError, TypeError) as error:  # no such protocol, or its package lacks
+        raise OSError(str(error)) from None
+    return fs.PyFileSystem(fs.FSSpecHandler(system)), path
+
+
+class RemoteFolder:
+    """A folder on a file system; `uri` is what a person calls it.
+
+    Every method raises OSError or ArrowException where the file system cannot.
+    """
+
+    def __init__(self, system: "fs.FileSystem", path: str, uri: str):
+        self.system, self.path, self.uri = system, path.rstrip("/"), uri
+
+    @classmethod
+    def open(cls, uri: str) -> "RemoteFolder":
+        return cls(*open_filesystem(uri), uri)
+
+    def child(self, *names: str) -> "RemoteFolder":
+        return RemoteFolder(self.system, "/".join([self.path, *names]), join(self.uri, *names))
+
+    def files(self, below: str = "", recursive: bool = True) -> list[RemoteFile]:
+        """Return the files below a folder, or below one in it; none where it does not exist.
+
+        Names that would lead out of the folder, which an object store allows, are left out.
+        """
+        return [
+            RemoteFile(self._name(info), info.size or 0, info.mtime_ns or 0)
+            for info in self._infos(below, recursive)
+            if info.is_file and ".." not in self._name(info).split("/")
+        ]
+
+    def folders(self) -> list[str]:
+        """Return the names of the folders that lie directly in this one."""
+        return [info.base_name for info in self._infos("", False) if not info.is_file]
+
+    def file(self, name: str) -> RemoteFile | None:
+        """Return one file; None where it does not exist."""
+        info = self.system.get_file_info(self._path(name))
+        return RemoteFile(name, info.size or 0, info.mtime_ns or 0) if info.is_file else None
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a small file."""
+        with self.system.open_input_file(self._path(name)) as source:
+            return source.read()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file, whole."""
+        with self._sink(name) as sink:
+            sink.write(data)
+
+    def append(self, name: str, data: bytes) -> None:
+        """Write behind the end of a file. Raises NotImplementedError where that is not known."""
+        if self.system.type_name in NO_FOLDERS:
+            raise NotImplementedError(f"{self.system.type_name} appends to no file")
+        with self.system.open_append_stream(self._path(name), compression=None) as sink:
+            sink.write(data)
+
+    def download(self, name: str, target: Path) -> None:
+        """Copy a file from there, chunk by chunk."""
+        with self.system.open_input_file(self._path(name)) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink, CHUNK)
+
+    def upload(self, source: Path, name: str) -> None:
+        """Copy a file to there, chunk by chunk; no more than FLUSH bytes of it are in memory."""
+        with source.open("rb") as file, self._sink(name) as sink:
+            sent = 0
+            while chunk := file.read(CHUNK):
+                sink.write(chunk)
+                sent += len(chunk)
+                if sent >= FLUSH:  # pyarrow's S3 would otherwise buffer whatever it is given
+                    sink.flush()
+                    sent = 0
+
+    def delete(self, name: str) -> None:
+        """Remove a file, where it exists."""
+        try:
+            self.system.delete_file(self._path(name))
+        except FileNotFoundError:
+            pass
+
+    def delete_folder(self, name: str) -> None:
+        """Remove a folder and all that is in it, where it exists."""
+        try:
+            self.system.delete_dir(self._path(name))
+        except FileNotFoundError:
+            pass
+
+    def _path(self, name: str) -> str:
+        return "/".join(filter(None, [self.path, name]))
+
+    def _name(self, info: "fs.FileInfo") -> str:
+        return str(info.path)[len(self.path) :].lstrip("/")
+
+    def _infos(self, below: str, recursive: bool) -> "Iterator[fs.FileInfo]":
+        from pyarrow import fs
+
+        selector = fs.FileSelector(self._path(below), allow_not_found=True, recursive=recursive)
+        return iter(self.system.get_file_info(selector))
+
+    def _sink(self, name: str) -> Any:
+        if self.system.type_name not in NO_FOLDERS:
+            self.system.create_dir(self._path(name).rpartition("/")[0], recursive=True)
+        return self.system.open_output_stream(self._path(name), compression=None)

@@ -1,0 +1,667 @@
+"""Runs that are kept elsewhere: a local working copy, made like what is there and back.
+
+A run at a URI is worked in as a local folder below the cache. What is there is downloaded when it
+is opened, checkpoints when they are asked for; what is written here is uploaded by `push`, while
+training from a thread beside it.
+
+What holds, on every file system that shows a file to all once it is written (S3, GCS, HDFS, NFS):
+
+- A checkpoint counts once the index there names it. Its tensors go first, then its state.json with
+  their digests, then the index, and only then is an older one removed: whatever is cut short, the
+  one before is whole.
+- A number is given to one run. Whoever wants it writes a claim and looks for others: at most one
+  finds itself alone, also where a file system knows no exclusive creation.
+- One process trains a run. It holds a lease, a file that it writes anew every few seconds; another
+  machine takes it over when it has not changed for LEASE_S, and a trainer whose lease was taken
+  uploads no further index. Two machines could both write for as long as one request takes.
+- Who trained here last goes on from what is here, uploaded or not, unless another machine has
+  trained the run since: then what is there counts.
+"""
+
+import hashlib
+import json
+import os
+import random
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from raycnn.errors import EnvironmentUnavailable, RaycnnError, first_line
+from raycnn.filesystem import (
+    HOPELESS,
+    NO_FOLDERS,
+    RemoteFile,
+    RemoteFolder,
+    base_name,
+    errors,
+    join,
+    parent,
+)
+from raycnn.io import is_locked
+from raycnn.paths import cache_folder
+from raycnn.training import checkpoint
+from raycnn.training.callbacks import Event, StorageReached, StorageUnreachable
+from raycnn.training.checkpoint import INDEX, STATE
+
+Index = dict[str, str | None]
+Tell = Callable[[Event], None]
+
+CHECKPOINTS, EVENTS, STOP, TRIALS = "checkpoints", "events.jsonl", ".stop", "trials"
+CLAIM, LEASE, CLOCK, MANIFEST = ".claim", ".lease", ".clock", ".synced.json"
+INDEX_PATH = f"{CHECKPOINTS}/{INDEX}"
+# Not of a run that is resumed.
+TRANSIENT = ("result.json", "per_class.json", "progress.json")
+FACTS = ("job.yaml", "metrics.csv", EVENTS, "result.json", "progress.json", "search.yaml")
+NOT_KEPT = {CHECKPOINTS, "heartbeats"}  # folders: uploaded otherwise; of use on one machine alone
+SYNC_S = 2.0  # between two looks at what is new
+LEASE_S = 60.0  # after which a lease that does not change is free
+RENEW_S = 10.0
+SYNC_LOCK_S = 3600  # the longest that another process may take to download the same run
+PAUSE_S = 15.0  # the longest between two tries
+THREADS = 8  # files that are downloaded at once
+
+
+class WorkingCopy:
+    """A local folder, and the remote one that it is a copy of."""
+
+    def __init__(self, remote: RemoteFolder, folder: Path, every_s: float = SYNC_S):
+        self.remote, self.folder, self.every_s = remote, folder, every_s
+        self.checkpoints = folder / CHECKPOINTS
+        self.uploaded: Index = {}
+        """What the index there names, as far as it is known."""
+        self._uploader: _Uploader | None = None
+        self._refreshed = 0.0
+        try:
+            for inner in (self.checkpoints, folder / "logs"):
+                inner.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentUnavailable(
+                f"cannot write the working copy of {remote.uri}: {error}; RAYCNN_CACHE moves it"
+            ) from None
+
+    @property
+    def uri(self) -> str:
+        return self.remote.uri
+
+    # From there to here.
+
+    def pull(self, there: list[RemoteFile] | None = None) -> None:
+        """Have here what is there, but for checkpoints; not while it is trained on this machine.
+
+        `there` are the files of the remote folder, where they are known.
+        """
+        with self._alone(), _named(self.uri):
+            if not (is_locked(self.folder / ".lock") or self._is_synced()):
+                self._pull(there)
+
+    def refresh(self) -> None:
+        """Have here what workers elsewhere have written since the last look."""
+        if time.monotonic() - self._refreshed < self.every_s or self._is_synced():
+            return
+        self._refreshed = time.monotonic()
+        with suppress(*errors()), self._alone():  # the next look may
+            self._pull([file for name in FACTS if (file := self.remote.file(name))])
+
+    def pull_checkpoints(self, names: Iterable[str] = ("previous", "best", "last")) -> None:
+        """Have here those checkpoints of the index that are named so."""
+        if not self._uploader:
+            with _named(self.uri):
+                # Where it is trained on this machine, the newest are here.
+                if not is_locked(self.folder / ".rank-0.lock"):
+                    self._pull_checkpoints(names)
+        elif self._uploader.rank or not self._uploader.has_pulled:
+            self._uploader.patiently("read the checkpoints", partial(self._pull_checkpoints, names))
+            self._uploader.has_pulled = True
+
+    def _pull_checkpoints(self, names: Iterable[str]) -> None:
+        with self._alone():
+            file = self.remote.file(INDEX_PATH)
+            ours = file is None or self._is_known(file)
+            index = checkpoint.read_index(self.checkpoints) if ours else self._index()
+            for name in dict.fromkeys(filter(None, map(index.get, names))):
+                self._pull_checkpoint(name, self.checkpoints / name)
+            if file and not ours:
+                checkpoint.write_index(index, self.checkpoints)
+                checkpoint.drop_others(self.checkpoints, index.values())
+                self._record({INDEX_PATH: [*file[1:], _changed(self.checkpoints / INDEX)]})
+
+    def _pull_checkpoint(self, name: str, target: Path) -> None:
+        there = f"{CHECKPOINTS}/{name}"
+        files = {Path(file.name).name for file in self.remote.files(there)}
+        if STATE not in files or _same(target / STATE, self.remote.read(f"{there}/{STATE}")):
+            return
+        temporary = target.with_name(f".{name}")
+        temporary.mkdir(exist_ok=True)
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda f: self.remote.download(f"{there}/{f}", temporary / f), files))
+        checkpoint.install(temporary, target)
+
+    def _pull(self, there: list[RemoteFile] | None = None) -> None:
+        if there is None:
+            there = self.remote.files("", recursive=True)
+        wanted = [file for file in there if _is_kept_alike(file.name)]
+        for name in {*TRANSIENT} - {file.name for file in wanted}:
+            if self._manifest().get(name):
+                self._path(name).unlink(missing_ok=True)
+        changed = [f for f in wanted if not (self._is_known(f) and self._path(f.name).exists())]
+        with ThreadPoolExecutor(THREADS) as pool:
+            self._record(dict(pool.map(self._pull_file, changed)))
+
+    def _is_known(self, file: RemoteFile) -> bool:
+        """Whether nobody else has changed a file there since it was last alike."""
+        return self._manifest().get(file.name, [])[:2] == list(file[1:])
+
+    def _pull_file(self, file: RemoteFile) -> tuple[str, list[int]]:
+        target = self._path(file.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}")
+        self.remote.download(file.name, temporary)
+        if file.name == EVENTS and target.exists():
+            temporary.write_bytes(merged(temporary.read_bytes(), target.read_bytes()))
+        os.replace(temporary, target)
+        return file.name, [*file[1:], _changed(target)]
+
+    def _index(self) -> Index:
+        self.uploaded = dict(json.loads(self.remote.read(INDEX_PATH)))
+        return self.uploaded
+
+    # From here to there.
+
+    def push(self) -> None:
+        """Upload what is new; while training in the background, after what is being uploaded.
+
+        Raises EnvironmentUnavailable where that could not be done.
+        """
+        if self._uploader:
+            self._uploader.push()
+            return
+        with _named(self.uri):
+            file, known = self.remote.file(INDEX_PATH), self._manifest().get(INDEX_PATH, [0, 0, 0])
+            changed = _changed(self.checkpoints / INDEX) != known[2]
+            if changed and (file is None or self._is_known(file)):
+                self.push_checkpoints(checkpoint.read_index(self.checkpoints))
+            self.push_files()
+
+    def wait(self) -> None:
+        """Return once all that was pushed is there. Raises as `push`."""
+        if self._uploader:
+            self._uploader.wait()
+
+    def push_files(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
+        """Upload every file that has changed here, checkpoints and hidden files apart."""
+        manifest = self._manifest()
+        new: dict[str, list[int]] = {}
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            if not (_is_kept_alike(name) and wanted(name) and path.is_file()):
+                continue
+            changed = _changed(path)
+            if manifest.get(name, [0, 0, 0])[2] != changed:
+                self._push_file(path, name)
+                file = self.remote.file(name)
+                new[name] = [*file[1:], changed] if file else [0, 0, changed]
+        for name in TRANSIENT:
+            if manifest.get(name) and wanted(name) and not self._path(name).exists():
+                self.remote.delete(name)
+                new[name] = []
+        self._record(new)
+
+    def _push_file(self, path: Path, name: str) -> None:
+        if name == EVENTS and self.remote.file(name):
+            self._push_lines(path, name)
+        else:
+            self.remote.upload(path, name)
+
+    def _push_lines(self, path: Path, name: str) -> None:
+        """Add what lacks there: others add to their own copies meanwhile."""
+        here, there = path.read_bytes(), self.remote.read(name)
+        known = {*there.splitlines()}
+        lacking = [line for line in here.splitlines() if line not in known]
+        if lacking:
+            try:
+                self.remote.append(name, b"".join(line + b"\n" for line in lacking))
+            except NotImplementedError:  # an object store
+                self.remote.write(name, merged(there, here))
+
+    def upload(self, index: Index | None, rank: int, is_ours: Callable[[], None]) -> None:
+        """Upload the checkpoints of an index, where one is given, and what else a worker wrote."""
+        if index:
+            self.push_checkpoints(index, is_ours)
+        own = f"logs/rank-{rank}.log"
+        self.push_files(lambda name: name == own or not (rank or name.startswith("logs/rank-")))
+
+    def push_checkpoints(self, index: Index, is_ours: Callable[[], None] = lambda: None) -> None:
+        """Upload the checkpoints of an index, then the index; remove all others there.
+
+        `is_ours` raises where somebody else trains the run by now.
+        """
+        if not index:
+            return
+        before = self._index() if self.remote.file(INDEX_PATH) else {}
+        for name in sorted({name for name in index.values() if name}):
+            counts = name in before.values()
+            if not (counts and self._is_there(name)):
+                self._push_checkpoint(name)
+        is_ours()
+        with self._alone():
+            if before != index:
+                self.remote.write(INDEX_PATH, json.dumps(index).encode())
+            self.uploaded = index
+            if file := self.remote.file(INDEX_PATH):
+                here = self.checkpoints / INDEX
+                alike = checkpoint.read_index(self.checkpoints) == index
+                self._record({INDEX_PATH: [*file[1:], _changed(here) if alike else 0]})
+        for old in filter(None, {*before.values()} - {*index.values()}):
+            self.remote.delete_folder(f"{CHECKPOINTS}/{old}")
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            state = self.remote.read(f"{CHECKPOINTS}/{name}/{STATE}")
+        except FileNotFoundError:
+            return False
+        here = self.checkpoints / name / STATE
+        return not here.exists() or _same(here, state)
+
+    def _push_checkpoint(self, name: str) -> None:
+        files = sorted((self.checkpoints / name).iterdir(), key=lambda path: path.name == STATE)
+        for path in files:
+            self.remote.upload(path, f"{CHECKPOINTS}/{name}/{path.name}")
+
+    # Who works in it.
+
+    @contextmanager
+    def syncing(self, rank: int, timeout_s: float, tell: Tell) -> Iterator[None]:
+        """Upload in the background what this worker writes, and look whether to stop.
+
+        At the end all is there. Raises EnvironmentUnavailable where it could not be had there.
+        """
+        used = FileLock(self.folder / f".rank-{rank}.lock", timeout=SYNC_LOCK_S)
+        with used:
+            self._uploader = uploader = _Uploader(self, rank, timeout_s, tell)
+            try:
+                yield
+            except Exception as error:
+                try:
+                    uploader.close()
+                except EnvironmentUnavailable:
+                    if not isinstance(error, RaycnnError) or error.exit_code == 130:
+                        raise
+                raise
+            except BaseException:
+                uploader.give_up()
+                raise
+            else:
+                uploader.close()
+            finally:
+                self._uploader = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether what is written here cannot be uploaded any more."""
+        return bool(self._uploader and self._uploader.error)
+
+    @contextmanager
+    def leased(self) -> Iterator[None]:
+        """Keep other machines from training it. Raises EnvironmentUnavailable where one does."""
+        own = f"{LEASE}/{_machine()}"
+        with _named(self.uri):
+            self._take_lease(own)
+            with self._alone():
+                self._pull()
+            self.remote.delete(STOP)
+        over = threading.Event()
+        renewing = threading.Thread(target=self._renew, args=(own, over), daemon=True)
+        renewing.start()
+        try:
+            yield
+        finally:
+            over.set()
+            renewing.join()
+            with suppress(*errors()):  # else it runs out
+                self.remote.delete(own)
+
+    def is_leased(self) -> bool:
+        """Whether a machine says that it trains it."""
+        with suppress(*errors()):
+            then = [file.modified_ns / 1e9 for file in self.remote.files(LEASE)]
+            return any(time.time() - seconds < LEASE_S for seconds in then)
+        return False
+
+    def holders(self) -> set[str]:
+        """The files of the leases that are held."""
+        return {file.name for file in self.remote.files(LEASE)}
+
+    def request_stop(self) -> None:
+        """Have the workers save and stop, on whichever machine. Raises EnvironmentUnavailable."""
+        with _named(self.uri):
+            self.remote.write(STOP, b"stop")
+
+    def _take_lease(self, own: str) -> None:
+        """Wait until the leases of others run out, or one is renewed; then be the only one."""
+        before: list[RemoteFile] = []
+        while others := self._others(own):
+            if before and others != before:
+                raise EnvironmentUnavailable(f"{self.uri} is being trained by {self._said(others)}")
+            self.remote.write(CLOCK, b"")
+            now = self.remote.file(CLOCK)
+            newest = max(file.modified_ns for file in others)
+            if now and now.modified_ns - newest > LEASE_S * 1e9:
+                for file in others:
+                    self.remote.delete(file.name)
+                break
+            before = others
+            time.sleep(self.every_s)
+        self.remote.write(own, f"{socket.gethostname()}, process {os.getpid()}".encode())
+        if others := self._others(own):
+            self.remote.delete(own)
+            raise EnvironmentUnavailable(f"{self.uri} is being trained by {self._said(others)}")
+
+    def _others(self, own: str) -> list[RemoteFile]:
+        return [file for file in self.remote.files(LEASE) if file.name != own]
+
+    def _said(self, leases: list[RemoteFile]) -> str:
+        try:
+            return f"another process ({self.remote.read(leases[0].name).decode()})"
+        except errors():
+            return "another process"
+
+    def _renew(self, own: str, over: threading.Event) -> None:
+        while not over.wait(RENEW_S):
+            with suppress(*errors()):  # the next time may
+                if self.remote.file(own):
+                    self.remote.write(own, self.remote.read(own))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes of this machine from copying at the same time."""
+        try:
+            with FileLock(self.folder / ".sync.lock", timeout=SYNC_LOCK_S):
+                yield
+        except Timeout:
+            raise EnvironmentUnavailable(
+                f"another process has been copying {self.uri} for {SYNC_LOCK_S} s"
+            ) from None
+
+    def _is_synced(self) -> bool:
+        """Whether a worker on this machine writes in it."""
+        return any(is_locked(path) for path in self.folder.glob(".rank-*.lock"))
+
+    def _path(self, name: str) -> Path:
+        return self.folder.joinpath(*name.split("/"))
+
+    def _manifest(self) -> dict[str, list[int]]:
+        """Of every file as it was last alike: its size and time there, its time here."""
+        try:
+            return dict(json.loads((self.folder / MANIFEST).read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def _record(self, alike: dict[str, list[int]]) -> None:
+        """Note of some files how they are alike; of some, with [], that they are gone."""
+        if alike:
+            with FileLock(self.folder / ".synced.lock", timeout=SYNC_LOCK_S):
+                known = {name: facts for name, facts in (self._manifest() | alike).items() if facts}
+                temporary = self.folder / f"{MANIFEST}.new"
+                temporary.write_text(json.dumps(known))
+                os.replace(temporary, self.folder / MANIFEST)
+
+
+class SearchCopy(WorkingCopy):
+    """The working copy of a search: its trials lie in it, each like a run."""
+
+    @classmethod
+    def of(cls, copy: WorkingCopy) -> "SearchCopy":
+        return cls(copy.remote, copy.folder, copy.every_s)
+
+    def pull_all(self) -> None:
+        """Have here what is there, checkpoints too."""
+        self.pull()
+        for trial in self._trials():
+            trial.pull_checkpoints()
+
+    def upload(self, index: Index | None, rank: int, is_ours: Callable[[], None]) -> None:
+        self.push_files()
+        for trial in self._trials():
+            with suppress(FileNotFoundError):  # a newer checkpoint has come meanwhile
+                trial.push_checkpoints(checkpoint.read_index(trial.checkpoints), is_ours)
+
+    def _trials(self) -> "list[WorkingCopy]":
+        folders = sorted(path for path in (self.folder / TRIALS).glob("*") if path.is_dir())
+        return [WorkingCopy(self.remote.child(TRIALS, path.name), path) for path in folders]
+
+
+class _Uploader:
+    """A thread that uploads what a worker writes: rank 0 all but the logs of others."""
+
+    def __init__(self, copy: WorkingCopy, rank: int, timeout_s: float, tell: Tell):
+        self.copy, self.rank, self.timeout_s, self.tell = copy, rank, timeout_s, tell
+        self.error: Exception | None = None
+        self.has_pulled = False
+        """Whether this worker has the checkpoints that were there; rank 0 then makes the next."""
+        self._wake = threading.Condition()
+        self._pending: Index | None = None
+        self._over = threading.Event()
+        self._holders: set[str] | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def push(self) -> None:
+        """Have the checkpoints as they are now uploaded, once the ones before are."""
+        self.wait()
+        with self._wake:
+            self._pending = checkpoint.read_index(self.copy.checkpoints) if self.rank == 0 else {}
+            self._wake.notify_all()
+
+    def wait(self) -> None:
+        with self._wake:
+            self._wake.wait_for(lambda: self._pending is None or self.error)
+        if self.error:
+            raise self.error
+
+    def close(self) -> None:
+        """Upload the rest. Raises what kept it from that."""
+        self._over.set()
+        with self._wake:
+            self._wake.notify_all()
+        self._thread.join()
+        if self.error:
+            raise self.error
+
+    def give_up(self) -> None:
+        """Do not wait for what is not there yet."""
+        self.timeout_s = 0
+        self._over.set()
+
+    def _run(self) -> None:
+        over = False
+        while not over and not self.error:
+            with self._wake:
+                self._wake.wait_for(
+                    lambda: self._pending is not None or self._over.is_set(), self.copy.every_s
+                )
+            over, index = self._over.is_set(), self._pending
+            try:
+                self.patiently("save a checkpoint", partial(self._upload, index))
+            except Exception as error:  # raised where it is waited for
+                self.error = error
+            with self._wake:
+                if self._pending is index:
+                    self._pending = None
+                over = over and self._pending is None
+                self._wake.notify_all()
+
+    def _upload(self, index: Index | None) -> None:
+        if self.rank == 0 and self._holders is None:
+            self._holders = self.copy.holders()
+        self.copy.upload(index, self.rank, self._check_lease)
+        if self.rank == 0 and self.copy.remote.file(STOP):
+            (self.copy.folder / STOP).touch()
+
+    def _check_lease(self) -> None:
+        if self._holders and not self._holders & self.copy.holders():
+            raise EnvironmentUnavailable(
+                f"{self.copy.uri} was taken over by another machine, which this one had not "
+                "reached for long: it ends here"
+            )
+
+    def patiently(self, doing: str, work: Callable[[], None]) -> None:
+        """Do it as soon as it can be done. Raises EnvironmentUnavailable after `timeout_s`."""
+        began, pause, last = time.monotonic(), 1.0, ""
+        while True:
+            try:
+                work()
+                break
+            except errors() as error:
+                if getattr(error, "errno", None) in HOPELESS:
+                    raise EnvironmentUnavailable(self._gave_up(doing, error)) from None
+                if not last:
+                    away = StorageUnreachable(
+                        uri=self.copy.uri, error=first_line(error), timeout_s=self.timeout_s
+                    )
+                    self.tell(away)
+                last = first_line(error)
+            if time.monotonic() - began > self.timeout_s:
+                why = f"not reached for {self.timeout_s:g} s (storage.timeout_s): {last}"
+                raise EnvironmentUnavailable(self._gave_up(doing, why))
+            time.sleep(pause)
+            pause = min(2 * pause, PAUSE_S)
+        if last:
+            self.tell(StorageReached(uri=self.copy.uri, waited_s=time.monotonic() - began))
+
+    def _gave_up(self, doing: str, why: object) -> str:
+        last = self.copy.uploaded.get("last")
+        whole = f"the last whole checkpoint there is {last}" if last else "no checkpoint is there"
+        return (
+            f"cannot {doing}: storage.path: {self.copy.uri}: {why}; {whole}, and "
+            f"`raycnn resume {self.copy.uri}` goes on"
+        )
+
+
+def open_copy(uri: str) -> WorkingCopy:
+    """The working copy of a run or search at a URI, on this machine."""
+    root = parent(parent(uri))
+    place = hashlib.sha256(root.encode()).hexdigest()[:16]
+    folder = cache_folder() / "remote" / place / base_name(parent(uri)) / base_name(uri)
+    with _named(uri):
+        return WorkingCopy(RemoteFolder.open(uri), folder)
+
+
+def create_numbered(root: str, name: str) -> WorkingCopy:
+    """A new folder `name`/n at a URI, numbered after the ones that are there."""
+    with _named(root):
+        check_reachable(root)
+        above = RemoteFolder.open(join(root, name))
+        token = secrets.token_hex(16)
+        while True:
+            taken = [int(folder) for folder in above.folders() if folder.isdigit()]
+            number = str(max(taken, default=0) + 1)
+            own = f"{number}/{CLAIM}/{token}"
+            above.write(own, b"")
+            if [file.name for file in above.files(f"{number}/{CLAIM}")] == [own]:
+                return open_copy(join(root, name, number))
+            above.delete(own)
+            time.sleep(random.uniform(0, 1))
+
+
+def list_copies(root: str, spec_name: str) -> list[WorkingCopy]:
+    """The numbered folders at a URI that a file of this name is in, by name and number.
+
+    What lists of runs show is here.
+    """
+    with _named(root):
+        check_reachable(root)
+        found: dict[tuple[str, str], list[RemoteFile]] = {}
+        for file in RemoteFolder.open(root).files():
+            name, _, rest = file.name.partition("/")
+            number, _, inner = rest.partition("/")
+            if number.isdigit() and inner in FACTS:
+                found.setdefault((name, number), []).append(file._replace(name=inner))
+    copies = []
+    for (name, number), files in sorted(
+        found.items(), key=lambda item: (item[0][0], int(item[0][1]))
+    ):
+        if spec_name in (file.name for file in files):
+            copies.append(open_copy(join(root, name, number)))
+            copies[-1].pull(files)
+    return copies
+
+
+def is_run(uri: str, spec_name: str) -> bool:
+    """Whether there is a folder at a URI which a file of this name is in."""
+    with _named(uri):
+        check_reachable(uri)
+        return RemoteFolder.open(uri).file(spec_name) is not None
+
+
+def check_reachable(uri: str) -> None:
+    """Raises EnvironmentUnavailable where the bucket, or top folder, of a URI is not there."""
+    with _named(uri):
+        folder = RemoteFolder.open(uri)
+        top = folder.path.strip("/").partition("/")[0]
+        if folder.system.type_name in NO_FOLDERS:
+            if folder.system.get_file_info(top).type.name == "NotFound":
+                raise EnvironmentUnavailable(f"storage.path: {uri}: there is no bucket {top!r}")
+        folder.files("", recursive=False)
+
+
+def _is_kept_alike(name: str) -> bool:
+    """Whether a file is copied whenever it has changed: hidden ones and checkpoints are not."""
+    folders = name.split("/")[:-1]
+    return not (NOT_KEPT & {*folders} or any(part.startswith(".") for part in name.split("/")))
+
+
+def merged(one: bytes, other: bytes) -> bytes:
+    """The lines of two copies of events.jsonl that were both added to, by their time."""
+    lines = dict.fromkeys([*one.splitlines(), *other.splitlines()])
+    return b"".join(line + b"\n" for line in sorted(lines, key=_time))
+
+
+def _time(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["time"])
+    except (ValueError, TypeError, KeyError):
+        return 0.0
+
+
+@contextmanager
+def _named(uri: str) -> Iterator[None]:
+    """Say of what a file system refuses which setting it is about."""
+    try:
+        yield
+    except errors() as error:
+        raise EnvironmentUnavailable(f"storage.path: {uri}: {first_line(error)}") from None
+
+
+def _machine() -> str:
+    """A name for this machine's working copies, the same as long as they are there."""
+    path = cache_folder() / "remote" / "machine"
+    if not path.exists():
+        temporary = path.with_name(f".machine.{secrets.token_hex(4)}")
+        temporary.write_text(secrets.token_hex(16))
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+        temporary.unlink()
+    return path.read_text()
+
+
+def _changed(path: Path) -> int:
+    """When a file was last written; 0 for none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _same(path: Path, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except OSError:
+        return False

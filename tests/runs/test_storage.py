@@ -1,0 +1,285 @@
+"""Runs that are kept at a URI, on a server of S3's protocol: created, killed, resumed, listed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raycnn.config import yaml_file
+from raycnn.config.schema import JobSpec
+from raycnn.errors import EnvironmentUnavailable
+from raycnn.launch import local
+from raycnn.runs import storage
+from raycnn.runs.directory import Run
+from raycnn.training import checkpoint
+from raycnn.training.callbacks import Event, StorageReached, StorageUnreachable, Warned
+from tests.conftest import Call, happened, numbers, same, train, weights
+from tests.support.images import png
+from tests.support.s3 import Server
+
+MakeJob = Callable[..., JobSpec]
+
+
+class Silent:
+    """A view for nobody."""
+
+    def on_event(self, event: Event) -> None: ...
+
+
+@pytest.fixture
+def bucket(s3: Server) -> str:
+    return s3.bucket()
+
+
+@pytest.fixture
+def other_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it to be on a machine with an empty cache."""
+
+    def move() -> None:
+        monkeypatch.setenv("RAYCNN_CACHE", str(tmp_path / f"cache-{time.monotonic_ns()}"))
+
+    return move
+
+
+def wait_until(what: Callable[[], object], limit_s: float = 60) -> None:
+    deadline = time.monotonic() + limit_s
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def trained(job: JobSpec, run: Run | None = None) -> Run:
+    """Train in this process as `raycnn train` and `raycnn resume` do."""
+    return local.train(job, lambda: run or Run.create(job), Silent())
+
+
+def test_a_run_at_a_uri_is_the_run_of_a_folder(
+    job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None]
+) -> None:
+    here = train(job())
+    there = trained(job(storage__path=s3.uri(bucket)))
+    assert there.home == s3.uri(bucket, "runs/tiny/1")
+    assert same(weights(here), weights(there)) and numbers(here) == numbers(there)
+
+    other_machine()
+    again = Run.open(there.home)
+    assert again.folder != there.folder and not list(again.checkpoints.iterdir())
+    assert again.state() == "done" and again.result() == there.result()
+    assert again.events() == there.events() and numbers(again) == numbers(here)
+    assert same(weights(again, "best"), weights(here, "best"))
+    assert len(list(again.checkpoints.glob("0*"))) == 1  # the other ones were not asked for
+    log = (again.folder / "logs" / "rank-0.log").read_text()
+    assert "test" in log and list((again.folder / "logs" / "tensorboard").iterdir())
+
+
+def test_no_two_runs_at_a_uri_get_one_number(job: MakeJob, s3: Server, bucket: str) -> None:
+    made: list[str] = []
+    spec = job(storage__path=s3.uri(bucket))
+    creating = [
+        threading.Thread(target=lambda: made.append(Run.create(spec).home)) for _ in range(4)
+    ]
+    for thread in creating:
+        thread.start()
+    for thread in creating:
+        thread.join()
+    assert len(set(made)) == 4  # a number that two wanted at once may be left out
+
+
+KILLED = """
+import os, sys
+from raycnn import filesystem
+from raycnn.cli import main
+sent = 0
+upload = filesystem.RemoteFolder.upload
+
+def stop_in_the_middle(self, source, name):
+    global sent
+    if name.startswith("checkpoints/00002-"):
+        with self._sink(name) as sink:
+            sink.write(source.read_bytes()[:1000])
+        os.kill(os.getpid(), 9)
+    upload(self, source, name)
+
+filesystem.RemoteFolder.upload = stop_in_the_middle
+main()
+"""
+
+
+def test_a_run_killed_in_mid_upload_goes_on_to_the_unbroken_one(
+    job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    unbroken = train(job())
+    run = Run.create(job(storage__path=s3.uri(bucket)))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, "resume", run.home], cwd=tmp_path, capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert any("/checkpoints/00002-" in name for name in s3.names(bucket))
+    index = json.loads(s3.read(bucket, "runs/tiny/1/checkpoints/index.json"))
+    assert index["last"] == "00001-00000000"
+
+    monkeypatch.setattr(storage, "LEASE_S", 3.0)  # what was killed holds it until it runs out
+    other_machine()
+    again = Run.open(run.home)
+    path, faults = again.newest()
+    assert path and path.name == "00001-00000000" and not faults
+    trained(again.job(), again)
+    assert same(weights(again), weights(unbroken)) and numbers(again) == numbers(unbroken)
+    kept = {name.split("/")[4] for name in s3.names(bucket) if "/checkpoints/0" in name}
+    assert kept == set(checkpoint.read_index(again.checkpoints).values())
+
+
+def test_a_damaged_checkpoint_there_leaves_the_one_before(
+    job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None]
+) -> None:
+    run = trained(job(storage__path=s3.uri(bucket)))
+    index = checkpoint.read_index(run.checkpoints)
+    name = f"runs/tiny/1/checkpoints/{index['last']}/{checkpoint.OPTIMIZER}"
+    whole = s3.read(bucket, name)
+    s3.client.put_object(Bucket=bucket, Key=name, Body=whole[:-1] + b"?")
+    other_machine()
+    path, faults = Run.open(run.home).newest()
+    assert path and path.name == index["previous"] and len(faults) == 1
+
+
+def test_a_store_that_is_away_for_a_while_is_waited_for(
+    job: MakeJob, s3: Server, bucket: str
+) -> None:
+    run = Run.create(job(storage__path=s3.uri(bucket)))
+
+    def break_off() -> None:
+        with s3.proxy.away():
+            wait_until(lambda: happened(run, StorageUnreachable))
+
+    with run.syncing(60):
+        train(job(train__epochs=1), run)
+        run.wait_flushed()
+        outage = threading.Thread(target=break_off)
+        outage.start()
+        train(job(), run)
+        outage.join()
+    assert [event.uri for event in happened(run, StorageUnreachable)] == [run.home]
+    assert happened(run, StorageReached)
+    index = json.loads(s3.read(bucket, "runs/tiny/1/checkpoints/index.json"))
+    assert index == checkpoint.read_index(run.checkpoints)
+
+
+def test_a_store_that_stays_away_ends_the_job_resumable(
+    job: MakeJob, s3: Server, bucket: str
+) -> None:
+    spec = job(schedule="constant", storage__path=s3.uri(bucket))
+    run = Run.create(spec)
+    with pytest.raises(EnvironmentUnavailable) as ended, run.syncing(1):
+        train(spec.change({"train.epochs": 1}), run)
+        run.wait_flushed()
+        with s3.proxy.away():
+            train(spec, run)
+            run.wait_flushed()
+    for word in ("storage.path", "storage.timeout_s", "00001-00000000", f"resume {run.home}"):
+        assert word in str(ended.value)
+    again = Run.open(run.home)
+    path, _ = again.newest()
+    assert path and path.name >= "00002"  # saved here, and nobody else has trained the run since
+    trained(spec, again)
+    assert same(weights(again), weights(train(job(schedule="constant"))))
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_what_cannot_work_is_said_before_training_starts(
+    verb: str, job: MakeJob, s3: Server, bucket: str, call: Call, tmp_path: Path
+) -> None:
+    spec = tmp_path / "job.yaml"
+    with spec.open("w") as file:
+        yaml_file.dump(job().tree(), file)
+    code, _, said = call(verb, spec, f"storage.path={s3.uri('nowhere')}")
+    assert code == 3 and "storage.path" in said and "nowhere" in said
+    with s3.checking_credentials():
+        code, _, said = call(verb, spec, f"storage.path={s3.uri(bucket)}")
+    assert code == 3 and "storage.path" in said and "Traceback" not in said
+    code, _, said = call(verb, spec, "storage.path=nonsense://bucket/runs")
+    assert code == 3 and "storage.path" in said and "nonsense" in said
+    assert not s3.names(bucket)
+
+
+def test_the_verbs_take_a_uri(
+    job: MakeJob, s3: Server, bucket: str, call: Call, tmp_path: Path,
+    other_machine: Callable[[], None],
+) -> None:  # fmt: skip
+    root = s3.uri(bucket)
+    trained(job(storage__path=root))
+    Run.create(job(storage__path=root))
+    other_machine()
+    code, out, _ = call("list", "runs", "--runs", root)
+    first, second = out.splitlines()
+    assert code == 0 and first.split()[:2] == ["tiny/1", "done"] and "test" in first
+    assert second.split()[:2] == ["tiny/2", "stopped"]
+    assert not list(Path(os.environ["RAYCNN_CACHE"]).rglob("*.safetensors"))
+    assert call("eval", "tiny/1", "--runs", root)[0] == 0
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(png((8, 8), 7, mode="L"))
+    code, out, _ = call("predict", s3.uri(bucket, "runs/tiny/1"), picture)
+    assert code == 0 and str(picture) in out
+    code, out, _ = call("resume", "tiny/1", "train.epochs=4", "--runs", root)
+    assert code == 0 and Run.open(s3.uri(bucket, "runs/tiny/1")).state() == "done"
+    assert len(Run.open(s3.uri(bucket, "runs/tiny/1")).rows()) == 4
+    code, _, said = call("eval", "tinny", "--runs", root)
+    assert code == 2 and "tiny" in said
+
+
+def test_one_machine_trains_a_run(
+    job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(storage, "RENEW_S", 1.0)
+    run = Run.create(job(storage__path=s3.uri(bucket)))
+    with run.lock():
+        other_machine()
+        again = Run.open(run.home)
+        assert again.state() == "running"
+        with pytest.raises(EnvironmentUnavailable, match="is being trained"), again.lock():
+            pass
+    with again.lock():
+        pass
+
+
+def test_a_wish_to_stop_reaches_another_machine(
+    job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None]
+) -> None:
+    run = Run.create(job(storage__path=s3.uri(bucket)))
+    with run.syncing(60):
+        other_machine()
+        Run.open(run.home).request_stop()
+        wait_until(run.stop_requested)
+
+
+def test_what_two_machines_append_is_kept(
+    job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None]
+) -> None:
+    one = Run.create(job(storage__path=s3.uri(bucket)))
+    other_machine()
+    other = Run.open(one.home)
+    for number in range(2):
+        for run in (one, other):
+            run.add_event(Warned(text=f"{number} of {run.folder}"))
+            run.flush()
+    other_machine()
+    expected = [f"{number} of {run.folder}" for number in range(2) for run in (one, other)]
+    assert [event.message for event in Run.open(one.home).events()] == expected
+
+
+def test_any_file_system_of_fsspec_keeps_runs(
+    job: MakeJob, other_machine: Callable[[], None]
+) -> None:
+    run = trained(job(storage__path="memory://bucket/runs", train__epochs=1))
+    other_machine()
+    again = Run.open("memory://bucket/runs/tiny/1")
+    assert again.state() == "done" and same(weights(again), weights(run))
