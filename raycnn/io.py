@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from raycnn.errors import EnvironmentUnavailable
+
+NOTICE_S = 3  # after which a wait is said
 
 
 @contextmanager
@@ -66,15 +68,26 @@ def fsync(path: Path) -> None:
 
 
 @contextmanager
-def lock(path: Path, busy: str, timeout_s: float = -1) -> Iterator[None]:
+def lock(
+    path: Path, busy: str, timeout_s: float = -1, on_wait: Callable[[], object] | None = None
+) -> Iterator[None]:
     """Hold the lock file `path`, waiting at most `timeout_s` seconds for it (-1: without end).
 
-    Raises EnvironmentUnavailable: with `busy` as its message when another process holds it for
-    longer, or when the lock cannot be written. The kernel frees the lock of a process that dies.
+    `on_wait` is called when it is not free within NOTICE_S seconds. Raises EnvironmentUnavailable:
+    with `busy` as its message when another process holds it for longer, or when the lock cannot be
+    written. The kernel frees the lock of a process that dies.
     """
-    held = FileLock(path, timeout=timeout_s)
+    held = FileLock(path)
+    first = NOTICE_S if on_wait and not 0 <= timeout_s <= NOTICE_S else timeout_s
     try:
-        held.acquire()
+        path.open("ab").close()  # FileLock itself waits where no file can be made
+        try:
+            held.acquire(timeout=first)
+        except Timeout:
+            if not on_wait or first == timeout_s:
+                raise
+            on_wait()
+            held.acquire(timeout=timeout_s)
     except Timeout:
         raise EnvironmentUnavailable(busy) from None
     except OSError as error:

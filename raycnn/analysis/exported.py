@@ -26,7 +26,7 @@ class Exported(ABC):
         self.classes = tuple(description["classes"])
         about = description["preprocessing"]
         shape = Shape(about["channels"], *about["size"])
-        self.image_format = ImageFormat(shape, about["fit"], convert=True)
+        self.image_format = ImageFormat(shape, about["fit"], about.get("max_value"))
 
     @abstractmethod
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -132,7 +132,7 @@ def build(metadata: dict[str, Any], device: torch.device) -> Network:
     transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
     pipeline = Pipeline(transforms, metadata["mean"], metadata["std"]).evaluation()
     fit = job.data.options.get("fit", FIT)
-    image_format = ImageFormat(Shape(*metadata["source_shape"]), fit, convert=True)
+    image_format = ImageFormat(Shape(*metadata["source_shape"]), fit, metadata.get("max_value"))
     return Network(module, classes, image_format, pipeline, device, job.train.precision)
 
 
@@ -144,6 +144,7 @@ def describe_format(image_format: ImageFormat) -> dict[str, Any]:
         "mode": MODES.get(channels),
         "size": [height, width],
         "fit": image_format.fit,
+        "max_value": image_format.max_value,
         "interpolation": "bilinear",
     }
 

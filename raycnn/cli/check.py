@@ -19,4 +19,6 @@ def check(job: Job, changes: Changes = None) -> None:
     print(
         f"  model    {resolved.model.name}: {found.shape} images, {found.parameters:,} parameters"
     )
+    for warning in found.warnings:
+        print(f"  warning  {warning}")
     print(f"  workers  {resolved.workers.asked} on {found.kind}, launcher {where}")

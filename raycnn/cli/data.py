@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from raycnn.data.inspect.duplicates import SplitIndices
     from raycnn.data.inspect.survey import Duplicates, Survey
 
-SHOWN = 20  # images that cannot be read, and twins of a kind
+SHOWN = 20  # images that cannot be read, and duplicates of a kind
 ANY = 2**31  # images that cannot be read are what one looks for here
 
 
@@ -36,10 +36,10 @@ def data(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
 ) -> None:
-    """Look through the data: counts, brightness, unreadable images, images that stand in it twice.
+    """Look through the data: counts, brightness, unreadable images, duplicates.
 
-    A JOB's splits are those it trains on; a SOURCE's, with options as key=value, are its own. Twins
-    are found pixel for pixel, and nearly so: saved anew, or scaled.
+    A JOB's splits are those it trains on; a SOURCE's, with options as key=value, are its own.
+    Duplicates are found pixel for pixel, and nearly so: saved anew, or scaled.
     """
     store, members = _opened(source, changes or [], root)
     from raycnn.data.inspect.survey import survey
@@ -93,26 +93,33 @@ def _show(found: "Survey") -> None:
             numbers = "".join(f"{of[channel]:>10.4f}" for of in levels.values())
             print(f"{what if not channel else '':<{width}}{numbers}")
     _list(f"images that cannot be read: {len(found.left_out):,}", found.left_out)
-    _list("ignored", found.aside)
-    _list(_title("twins, pixel for pixel", found.same), _lines(found.same))
-    _list(_title("near twins, and how much they differ", found.near), _lines(found.near))
+    _list("warnings", found.warnings)
+    _list(_title("duplicates, pixel for pixel", found.duplicates), _lines(found.duplicates))
+    _list(
+        _title("near-duplicates, and how much they differ", found.near_duplicates),
+        _lines(found.near_duplicates),
+    )
 
 
 def _title(what: str, found: "list[Duplicates]") -> str:
-    splits = sum(twins.across_splits for twins in found)
-    classes = sum(twins.across_classes for twins in found)
+    splits = sum(each.across_splits for each in found)
+    classes = sum(each.across_classes for each in found)
     return f"{what}: {len(found):,} ({classes:,} across classes, {splits:,} across splits)"
 
 
 def _lines(found: "list[Duplicates]") -> list[str]:
-    """Twins of two classes first, then those of two splits."""
-    ordered = sorted(found, key=lambda twins: (not twins.across_classes, not twins.across_splits))
-    return [_line(twins) for twins in ordered]
+    """Duplicates of two classes first, then those of two splits."""
+    ordered = sorted(
+        found, key=lambda duplicates: (not duplicates.across_classes, not duplicates.across_splits)
+    )
+    return [_line(duplicates) for duplicates in ordered]
 
 
-def _line(twins: "Duplicates") -> str:
-    where = " = ".join(f"{place.split} {place.name} ({place.label})" for place in twins.places)
-    return f"{twins.difference:.1%}  {where}" if twins.difference else where
+def _line(duplicates: "Duplicates") -> str:
+    where = " = ".join(
+        f"{place.split} {place.name} ({place.label})" for place in duplicates.occurrences
+    )
+    return f"{duplicates.difference:.1%}  {where}" if duplicates.difference else where
 
 
 def _list(title: str, lines: list[str]) -> None:

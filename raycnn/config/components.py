@@ -41,6 +41,7 @@ TRANSFORMS: "Registry[Transform]" = Registry(
         **_in(
             "data.transforms.geometry",
             "center_crop", "horizontal_flip", "random_crop", "random_resized_crop", "resize",
+            "vertical_flip",
         ),
         **_in("data.transforms.mix", "cutmix", "mixup"),
     },

@@ -1,4 +1,4 @@
-"""Who sees which image when: a pure function of (seed, epoch, step, rank, world).
+"""Which worker sees which image when: a pure function of (seed, epoch, step, rank, world size).
 
 The epoch's permutation is cut into global batches, each batch into the workers' shares. No image
 is left out or shown twice; the last batch, and the shares, may be smaller than the others.
@@ -31,19 +31,19 @@ class Batch:
     """One worker's share of a global batch."""
 
     images: Tensor
-    """(B, C, H, W) float32, normalised, on the device."""
+    """(B, C, H, W) float32, normalized, on the device."""
     labels: Tensor
     """(B,) int64, on the device."""
-    others: Tensor | None
+    mixed_labels: Tensor | None
     """(B,) int64: labels of the images that these were mixed with, where images are mixed."""
-    kept: Tensor | None
-    """(B,) float32: the weight of an image's own label; the other's is the rest."""
+    mix_weights: Tensor | None
+    """(B,) float32: the weight of an image's own label; that of the mixed label is the rest."""
     first: int
     """Which row of the global batch the first image is."""
     total: int
     """How many images the global batch has."""
     count: int
-    """How many of the images above count: all, or none where there was no share to give."""
+    """How many of the images above count: all of them, or none where this worker has no share."""
 
 
 class Loader:
@@ -51,8 +51,8 @@ class Loader:
 
     `images` (N, H, W, C) uint8, in memory or decoded when asked for, and `labels` (N,) hold the
     split; `members` (n,) are the rows of it that are read. With `shuffle` they come in the order of
-    the epoch's permutation, with `balanced` n draws of them with every class equally often, else as
-    listed.
+    the epoch's permutation, with `balanced` n samples of them with every class equally often, else
+    as listed.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Loader:
         self.shuffle, self.balanced, self.device = shuffle, balanced, device
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
+        """Return the steps of an epoch."""
         return math.ceil(len(self.members) / self.batch_size)
 
     @property
@@ -81,7 +81,7 @@ class Loader:
         return len(self.members)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This worker's share of every batch of an epoch, from step `start` on."""
+        """Yield this worker's share of every batch of an epoch, from step `start` on."""
         rows, keys = self._order(epoch)
         cuts = (slice(i * self.batch_size, (i + 1) * self.batch_size) for i in range(len(self)))
         batches = ((rows[cut], keys[cut]) for cut in islice(cuts, start, None))
@@ -91,14 +91,14 @@ class Loader:
             shares = prefetch(shares)
         for images, labels, numbers, *share in shares:
             images = self.pipeline(images, numbers)
-            others = kept = None
+            mixed_labels = mix_weights = None
             if self.pipeline.mixes:
-                images, kept = self.pipeline.mixed(images, numbers)
-                labels, others = labels[:-1], labels[1:]
-            yield Batch(images, labels, others, kept, *share)
+                images, mix_weights = self.pipeline.mixed(images, numbers)
+                labels, mixed_labels = labels[:-1], labels[1:]
+            yield Batch(images, labels, mixed_labels, mix_weights, *share)
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows to read, and the number that stands for each of them in its randomness."""
+        """Return the rows to read, and the key of each in its randomness."""
         rows = self.members
         again: int | NDArray[np.int64] = 0
         if self.balanced and self.shuffle:
@@ -117,12 +117,12 @@ class Loader:
         for batch, keys in batches:
             first, last = (len(batch) * r // world for r in (rank, rank + 1))
             # A worker must go through every step: without a share it takes an image that counts 0.
-            places = np.arange(first, max(last, first + 1))
+            indices = np.arange(first, max(last, first + 1))
             if self.pipeline.mixes:  # and the image after these, as the partner of the last
-                places = np.append(places, (places[-1] + 1) % len(batch))
-            share = batch[places]
+                indices = np.append(indices, (indices[-1] + 1) % len(batch))
+            share = batch[indices]
             labels = self.labels[share] if last > first else np.full(len(share), IGNORE_INDEX)
-            numbers = self.pipeline.draw(self.seed, epoch, keys[places])
+            numbers = self.pipeline.random_numbers(self.seed, epoch, keys[indices])
             images = self.images[share].transpose(0, 3, 1, 2)  # channels_last without a copy
             moved = (self._move(part) for part in (images, labels, numbers))
             yield *moved, first, len(batch), last - first
@@ -135,7 +135,7 @@ class Loader:
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made by another thread while its predecessor is used."""
+    """Yield the same items, each made by another thread while its predecessor is used."""
     done = object()
     with ThreadPoolExecutor(1, "reader") as thread:
         following = thread.submit(next, items, done)

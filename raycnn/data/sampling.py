@@ -1,4 +1,4 @@
-"""Draw images by class: a validation split, a subset, a balanced epoch. Functions of a seed."""
+"""Sample images by class: a validation split, a subset, a balanced epoch. Functions of a seed."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,19 +8,27 @@ from raycnn.runtime import rng
 Indices = NDArray[np.int64]
 
 
-def stratified_sample(labels: NDArray[np.integer], count: int, seed: int) -> Indices:
-    """`count` indices in rising order, every class in proportion (largest remainders first)."""
-    classes, sizes = np.unique(labels, return_counts=True)
-    exact = sizes * (count / len(labels))
-    quota = np.floor(exact).astype(int)
-    short = count - int(quota.sum())
-    quota[np.argsort(quota - exact, kind="stable")[:short]] += 1
+def stratified_sample(
+    labels: NDArray[np.integer], count: int, seed: int, keep_one: bool = False
+) -> Indices:
+    """Return `count` indices in rising order, every class in proportion (largest remainders first).
 
-    key = rng.words(seed, np.arange(len(labels)))
-    chosen = []
-    for label, size in zip(classes, quota, strict=True):
-        members = np.flatnonzero(labels == label)
-        chosen.append(members[np.argsort(key[members], kind="stable")[:size]])
+    With `keep_one` at least one image of every class is not sampled: then there may be fewer.
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    most = sizes - 1 if keep_one else sizes
+    exact = sizes * (count / max(1, len(labels)))
+    quota = np.minimum(np.floor(exact).astype(int), most)
+    short = count - int(quota.sum())
+    first = np.argsort(quota - exact, kind="stable")
+    first = first[quota[first] < most[first]]
+    quota[first[:short]] += 1
+
+    order = np.lexsort((rng.words(seed, np.arange(len(labels))), labels))
+    ends = np.cumsum(sizes)
+    chosen = [
+        order[end - size : end - size + n] for end, size, n in zip(ends, sizes, quota, strict=True)
+    ]
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
 
 
@@ -34,16 +42,16 @@ def stratified_fold(labels: NDArray[np.integer], fold: int, folds: int, seed: in
 
 
 def balanced_sample(labels: NDArray[np.integer], seed: int, epoch: int) -> tuple[Indices, Indices]:
-    """As many indices as there are labels, every class equally often, or once more by chance.
+    """Return as many indices as there are labels, every class as often, or once more by chance.
 
-    Also (n,) how often each was drawn before: an image comes again when all of its class have come.
+    Also (n,) how often each was sampled before: an image comes again when all of its class have.
     """
     classes, sizes = np.unique(labels, return_counts=True)
     quota = np.full(len(classes), len(labels) // len(classes))
     quota[np.argsort(rng.words(seed, epoch, classes))[: len(labels) % len(classes)]] += 1
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
     picked, again = [], []
-    for label, size, due in zip(classes, sizes, quota, strict=True):
-        members = np.flatnonzero(labels == label)
+    for members, size, due in zip(by_class, sizes, quota, strict=True):
         times = np.arange(-(-due // size))
         keys = rng.words(seed, epoch, times[:, None], members[None, :])
         picked.append(members[np.argsort(keys, axis=1, kind="stable")].ravel()[:due])

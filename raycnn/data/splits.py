@@ -1,5 +1,6 @@
 """The splits of a job: which images it trains on, validates on, and tests on once."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,19 +9,19 @@ from numpy.typing import NDArray
 
 from raycnn.config.components import DATASETS, TRANSFORMS
 from raycnn.config.schema import Data, JobSpec
-from raycnn.data.images.store import ProgressCallback, Store, open_store
+from raycnn.data.images.store import NoteCallback, ProgressCallback, Store, open_store
 from raycnn.data.inspect.duplicates import SplitIndices, duplicates
 from raycnn.data.loader import Loader
 from raycnn.data.sampling import stratified_fold, stratified_sample
-from raycnn.data.sources.base import Source
+from raycnn.data.sources.base import Source, listed
 from raycnn.data.transforms.pipeline import Pipeline, shape_after
 from raycnn.errors import DataError, SpecError
 from raycnn.paths import data_root
-from raycnn.runtime import rng
+from raycnn.runtime import memory, rng
 from raycnn.shape import Shape
 from raycnn.training import pretrained
 
-LIMIT, VAL = 1, 2  # what a draw is for: the two must not draw alike
+LIMIT, VAL = 1, 2  # what a sample is for: the two must not choose alike
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,19 @@ class Splits:
     """For train, val and test: the store's split, and the rows of it."""
     pipeline: Pipeline
     warnings: list[str]
-    """What a person should know of the data: images left out, twins, files that were ignored."""
+    """What a person should know of the data: what was left out, ignored, converted, duplicated."""
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.store.classes
 
     def labels(self, split: str) -> NDArray[np.int64]:
-        """(n,) of the images of a split that are used."""
+        """Return the labels (n,) of the images of a split that are used."""
         stored, members = self.members[split]
         return self.store.splits[stored].labels[members]
 
     def loader(self, split: str, job: JobSpec, device: torch.device, training: bool) -> Loader:
-        """Of a split: shuffled and augmented for training, else as it stands."""
+        """Return the batches of a split: shuffled and augmented for training, or in order."""
         stored, members = self.members[split]
         return Loader(
             self.store.splits[stored].images,
@@ -62,7 +63,7 @@ class Splits:
 
 
 def source_of(data: Data) -> Source:
-    """The source a job names. Raises SpecError when its settings do not fit the source."""
+    """Return the source a job names. Raises SpecError when its settings do not fit the source."""
     source = DATASETS.build(data, data_root(data.root), data.download)
     for key, values in vars(data.normalize).items() if data.normalize else ():
         if len(values) != source.shape.channels:
@@ -74,14 +75,31 @@ def source_of(data: Data) -> Source:
 
 
 def shape_seen(data: Data, source: Source) -> Shape:
-    """The shape the network sees, known before any image is read."""
+    """Return the shape the network sees, known before all images are read."""
     return shape_after(data.transforms, source.shape)
 
 
-def open_splits(job: JobSpec, tell: ProgressCallback | None = None) -> Splits:
-    """Decode the job's data unless this node has it, and draw its splits.
+def examine(source: Source) -> list[str]:
+    """Read the labels and a sample of the images, as training does; return the warnings.
 
-    While it decodes it calls `tell` with how many images are done, and of how many.
+    Raises DataError for what training would refuse before it decodes all images.
+    """
+    memory.require(2 * math.prod(source.shape), f"one image of {source.shape}")
+    splits = source.read()
+    warnings = [text for split in splits.values() for text in split.warnings]
+    for name, split in splits.items():
+        if not len(split.labels):
+            raise DataError(f"the {name} split is empty")
+    return list(dict.fromkeys(warnings)) + _lone_classes(splits["train"].labels, source.classes)
+
+
+def open_splits(
+    job: JobSpec, progress: ProgressCallback | None = None, note: NoteCallback | None = None
+) -> Splits:
+    """Decode the job's data unless this node has it, and choose its splits.
+
+    While it decodes it calls `progress` with how many images are done, and of how many; `note` is
+    told what is waited for.
     """
     source = source_of(job.data)
     store = open_store(
@@ -90,16 +108,17 @@ def open_splits(job: JobSpec, tell: ProgressCallback | None = None) -> Splits:
         DATASETS.options(job.data),
         how=job.data.cache,
         max_bad=job.data.max_bad,
-        tell=tell,
+        progress=progress,
+        note=note,
     )
     if "val" in store.splits and (job.data.fold or not job.data.val):
         store = store.with_val_in_train()
     members = _members(job, store)
-    mean, std = _normalisation(job, store, members["train"][1])
+    mean, std = _normalization(job, store, members["train"][1])
     transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
     shape = shape_seen(job.data, source)
-    warnings = [*store.aside, *(f"left out: {fault}" for fault in store.left_out)]
-    warnings += duplicates(store, members)
+    warnings = [*store.warnings, *(f"left out: {fault}" for fault in store.left_out)]
+    warnings += _class_warnings(store, members) + duplicates(store, members)
     return Splits(store, shape, members, Pipeline(transforms, mean, std), warnings)
 
 
@@ -126,16 +145,33 @@ def _held_out(job: JobSpec, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     if job.data.fold:
         fold, folds = job.data.fold
         return stratified_fold(labels, fold, folds, seed)
-    return stratified_sample(labels, round(job.data.val * len(labels)), seed)
+    return stratified_sample(labels, round(job.data.val * len(labels)), seed, keep_one=True)
 
 
-def _normalisation(
+def _class_warnings(store: Store, members: SplitIndices) -> list[str]:
+    """Say which classes cannot be learned, and which are learned from a single image."""
+    warnings = _lone_classes(store.splits["train"].labels, store.classes)
+    stored, rows = members["train"]
+    counts = np.bincount(store.splits[stored].labels[rows], minlength=len(store.classes))
+    if len(empty := [store.classes[k] for k in np.flatnonzero(counts == 0)]):
+        warnings.append(f"{len(empty):,} classes have no image to train on: {listed(empty)}")
+    return warnings
+
+
+def _lone_classes(labels: NDArray[np.int64], classes: tuple[str, ...]) -> list[str]:
+    counts = np.bincount(labels, minlength=len(classes))
+    lone = [classes[k] for k in np.flatnonzero(counts == 1)]
+    text = f"{len(lone):,} classes have a single image, which stays in train: {listed(lone)}"
+    return [text] if lone else []
+
+
+def _normalization(
     job: JobSpec, store: Store, rows: NDArray[np.int64]
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, on the scale 0 to 1."""
+    """Return mean and standard deviation of each channel, on the scale 0 to 1."""
     if job.data.normalize:
         return job.data.normalize.mean, job.data.normalize.std
-    if expected := pretrained.normalisation(job.model):
+    if expected := pretrained.normalization(job.model, store.shape.channels):
         return expected
     pixels = len(rows) * store.shape.height * store.shape.width
     total, squares = store.splits["train"].sums[rows].sum(0).astype(np.float64)

@@ -26,7 +26,7 @@ def _epoch_s(job: JobSpec, device: torch.device) -> float:
     batch = Batch(
         images=torch.zeros(size, *splits.shape, device=device),
         labels=torch.zeros(size, dtype=torch.int64, device=device),
-        others=None, kept=None, first=0, total=size, count=size,
+        mixed_labels=None, mix_weights=None, first=0, total=size, count=size,
     )  # fmt: skip
     state.model.train()
     for _ in range(2):  # the first one pays for one-time initialization

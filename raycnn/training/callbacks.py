@@ -155,11 +155,14 @@ class WeightsLoaded(Event):
     """As `model.weights` has it."""
     new_layers: list[str]
     """Parameters that keep their fresh values, because the number of classes differs."""
+    changes: list[str] = field(default_factory=list)
+    """What was done to the weights to make them fit."""
 
     @property
     def message(self) -> str:
-        new = f"; new, for another number of classes: {', '.join(self.new_layers)}"
-        return f"loaded the weights of {self.source}{new if self.new_layers else ''}"
+        new = f"new, for another number of classes: {', '.join(self.new_layers)}"
+        parts = [f"loaded the weights of {self.source}", *self.changes]
+        return "; ".join([*parts, new] if self.new_layers else parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from raycnn.config.changes import apply_changes, parse_changes
 from raycnn.config.messages import validate
 from raycnn.config.schema import JobSpec
 from raycnn.config.yaml_file import Tree, to_text
-from raycnn.data.images.decode import BadImage, shape_of
+from raycnn.data.images.decode import BadImage, read_header
 from raycnn.data.sources.folder import Folder
 from raycnn.errors import DataError, SpecError
 from raycnn.shape import Shape
@@ -60,7 +60,7 @@ def job_for_folder(folder: Path, changes: Iterable[str] | Mapping[str, Any] = ()
     if (folder / "job.yaml").is_file():
         raise SpecError(f"{folder} is a run: `raycnn resume` goes on with it")
     pairs = dict(changes) if isinstance(changes, Mapping) else parse_changes(changes)
-    source = Folder(folder, 0.2, None, "crop", None)
+    source = Folder(folder, 0.2, None, "crop", None, None)
     images = {name: len(listing.labels) for name, listing in source.listings.items()}
     shapes = _sample_shapes(source)
     trained = _trained(images)
@@ -112,11 +112,11 @@ def _sample_shapes(source: Folder) -> list[Shape]:
     shapes = []
     for picture in listing.pictures(rows):
         try:
-            shapes.append(shape_of(picture))
+            shapes.append(read_header(picture, levels=False).shape)
         except BadImage:  # counted and named when it is read
             continue
     if not shapes:
-        raise DataError(f"{source.place}: none of {len(rows)} pictures can be read")
+        raise DataError(f"{source.root}: none of {len(rows)} pictures can be read")
     return shapes
 
 

@@ -100,7 +100,10 @@ def fit(
     def decoding(done: int, total: int) -> None:
         callbacks.on_event(Decoding(done=done, total=total))
 
-    splits = distributed.raise_on_any_rank(lambda: open_splits(job, decoding))
+    def warn(text: str) -> None:
+        callbacks.on_event(Warned(text=text))
+
+    splits = distributed.raise_on_any_rank(lambda: open_splits(job, decoding, warn))
     if job.train.patience and not len(splits.labels("val")):
         raise SpecError("needs images that are held out: data.val is 0", "train.patience")
     lr_backoffs: list[float] = []
@@ -148,8 +151,12 @@ def init_or_restore(
     for warning in splits.warnings:
         callbacks.on_event(Warned(text=warning))
     if job.model.weights:
-        new_layers = distributed.raise_on_any_rank(lambda: load_pretrained(state, job))
-        callbacks.on_event(WeightsLoaded(source=job.model.weights, new_layers=new_layers))
+        loaded = distributed.raise_on_any_rank(lambda: load_pretrained(state, job))
+        callbacks.on_event(
+            WeightsLoaded(
+                source=job.model.weights, new_layers=loaded.new_layers, changes=loaded.changes
+            )
+        )
     return state
 
 
@@ -226,12 +233,12 @@ def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> TrainingS
     return state
 
 
-def load_pretrained(state: TrainingState, job: JobSpec) -> list[str]:
-    """Put the weights that the job names into a fresh state; return the parameters they lack."""
-    new_layers = pretrained.load(state.model, job.model)
+def load_pretrained(state: TrainingState, job: JobSpec) -> pretrained.Adapted:
+    """Put the weights that the job names into a fresh state; return what was taken."""
+    loaded = pretrained.load(state.model, job.model)
     if state.average:
         copy(state.average.named, state.average.tensors)
-    return new_layers
+    return loaded
 
 
 def prepare(
@@ -293,6 +300,7 @@ def metadata(job: JobSpec, splits: Splits) -> dict[str, Any]:
         "spec": job.tree(),
         "classes": list(splits.classes),
         "source_shape": list(splits.store.shape),
+        "max_value": splits.store.max_value,
         "shape": list(splits.shape),
         "mean": splits.pipeline.mean,
         "std": splits.pipeline.std,

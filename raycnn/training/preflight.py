@@ -16,7 +16,7 @@ from raycnn import models
 from raycnn.config.components import OPTIMIZERS, SCHEDULES, TRANSFORMS
 from raycnn.config.schema import JobSpec
 from raycnn.data.sources.base import File, Source, files_of
-from raycnn.data.splits import shape_seen, source_of
+from raycnn.data.splits import examine, shape_seen, source_of
 from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.filesystem import is_uri
 from raycnn.paths import cache_folder
@@ -39,6 +39,8 @@ class CheckReport:
     parameters: int
     files: list[File]
     kind: str
+    warnings: list[str]
+    """What a person should know of the data: what is ignored, converted, or cannot be learned."""
 
 
 def check(job: JobSpec, *, elsewhere: bool = False, checkpoints: Path | None = None) -> CheckReport:
@@ -49,6 +51,7 @@ def check(job: JobSpec, *, elsewhere: bool = False, checkpoints: Path | None = N
     """
     source, shape, model = check_settings(job)
     files = files_of(source)
+    warnings = examine(source)
     if is_uri(job.storage.path):
         check_reachable(job.storage.path)
     else:
@@ -58,7 +61,7 @@ def check(job: JobSpec, *, elsewhere: bool = False, checkpoints: Path | None = N
     kind = job.workers.device if elsewhere else device.find(job.workers.device).name
     with job.located():
         device.check_training(job.train, kind)
-    return CheckReport(shape, len(source.classes), parameters, files, kind)
+    return CheckReport(shape, len(source.classes), parameters, files, kind, warnings)
 
 
 def check_settings(job: JobSpec) -> tuple[Source, Shape, nn.Module]:

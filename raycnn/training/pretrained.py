@@ -1,8 +1,9 @@
 """Weights to begin with: ImageNet's from torchvision, a run's, or a file's. Tensors, no code."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import torch
@@ -18,59 +19,87 @@ PUBLISHED = (
     ": ImageNet's are of alexnet with form: large, googlenet with kernel: 3 and stem: large, "
     "resnets with stem: large, vggs with pooled: 7"
 )
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+COMPILED = "_orig_mod."  # torch.compile puts it before the names of a module's own
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of no use after training
+EXTRAS = ("n_averaged",)  # of torch's AveragedModel, beside the weights
 Weights = Mapping[str, Tensor]
 
 # What a network expects of its images; some weights were trained elsewhere.
-NORMALISATION = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+NORMALIZATION = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HALVES = ([0.5] * 3, [0.5] * 3)
 TRAINED_ELSEWHERE = {"efficientnet_v2_l", "googlenet", "inception_v3"}
 
 
-def normalisation(choice: Model) -> tuple[list[float], list[float]] | None:
-    """Mean and deviation of each channel that ImageNet's weights were trained with."""
+class Adapted(NamedTuple):
+    """Weights as a network takes them."""
+
+    tensors: dict[str, Tensor]
+    """Those that are taken."""
+    new_layers: list[str]
+    """Keys of the last layer that keep their fresh weights: the number of classes differs."""
+    changes: list[str]
+    """What was done to them, for people."""
+
+
+def normalization(choice: Model, channels: int = 3) -> tuple[list[float], list[float]] | None:
+    """Return mean and deviation of each channel that ImageNet's weights were trained with.
+
+    Grey images have the average of the three colors'.
+    """
     if choice.weights != IMAGENET:
         return None
-    return HALVES if published(choice) in TRAINED_ELSEWHERE else NORMALISATION
+    mean, std = HALVES if published(choice) in TRAINED_ELSEWHERE else NORMALIZATION
+    return (mean, std) if channels == 3 else ([sum(mean) / 3] * channels, [sum(std) / 3] * channels)
 
 
-def check(model: nn.Module, choice: Model) -> None:
-    """Raises SpecError for weights that are not there, or not of the network, without reading."""
-    if choice.weights == IMAGENET:
-        from torchvision import models  # slow to import
+def check(model: nn.Module, choice: Model) -> list[str]:
+    """Return what would be done to the weights that a job names, in words.
 
-        if published(choice) not in models.list_models(module=models):
-            raise SpecError(
-                f"torchvision has no {choice.name} trained on ImageNet", "model.weights"
-            )
-        with torch.device("meta"):
-            peer = torchvision.fresh(published(choice))
-        _fresh(model.state_dict(), _useful(peer.state_dict()), choice)
-    elif choice.weights and not Path(choice.weights).exists():
-        raise SpecError(f"there is no {choice.weights}", "model.weights")
+    Files are read, ImageNet's weights are not. Raises SpecError and DataError as `load` does.
+    """
+    if not choice.weights:
+        return []
+    if choice.weights != IMAGENET:
+        return _adapt(model.state_dict(), _local(Path(choice.weights)), choice).changes
+    from torchvision import models  # slow to import
+
+    if published(choice) not in models.list_models(module=models):
+        raise SpecError(f"torchvision has no {choice.name} trained on ImageNet", "model.weights")
+    with torch.device("meta"):
+        peer = torchvision.fresh(published(choice))
+    return _adapt(model.state_dict(), peer.state_dict(), choice).changes
 
 
-def load(model: nn.Module, choice: Model) -> list[str]:
-    """Put the weights that a job names into its network; return the parameters they lack.
+def load(model: nn.Module, choice: Model) -> Adapted:
+    """Put the weights that a job names into its network; return which, and what was done to them.
 
     The last layer keeps its fresh weights where the number of classes differs. Raises SpecError
     for weights of another network, DataError for what cannot be had or read.
     """
     assert choice.weights
     tensors = _imagenet(choice) if choice.weights == IMAGENET else _local(Path(choice.weights))
-    fresh = _fresh(model.state_dict(), tensors, choice)
-    taken = {key: tensor for key, tensor in tensors.items() if key not in fresh}
-    model.load_state_dict(taken, strict=False)
-    return fresh
+    adapted = _adapt(model.state_dict(), tensors, choice)
+    model.load_state_dict(adapted.tensors, strict=False)
+    return adapted
 
 
-def _fresh(own: Weights, tensors: Weights, choice: Model) -> list[str]:
-    """What of the last layer does not fit. Raises SpecError when anything else does not."""
+def _adapt(own: Weights, tensors: Weights, choice: Model) -> Adapted:
+    """Return weights under the network's own names. Raises SpecError where others do not fit."""
+    changes: list[str] = []
+    tensors = _rename(own, tensors, changes)
+    extra = [key for key in tensors if key not in own and key.startswith((*AUXILIARY, *EXTRAS))]
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in extra}
+    counters = [key for key in own if key not in tensors and key.endswith("num_batches_tracked")]
+    if counters:
+        changes.append(f"{len(counters)} num_batches_tracked are absent, and begin at 0")
+    _fit_channels(own, tensors, changes)
     head = _head(own)
-    fresh = [key for key in head if key in tensors and tensors[key].shape != own[key].shape]
+    new = [key for key in head if key in tensors and tensors[key].shape != own[key].shape]
     differ = [
         f"{key}: {checkpoint.words(tensors.get(key))} in the weights, "
         f"{checkpoint.words(own.get(key))} in the network"
-        for key in sorted({*tensors, *own} - {*fresh})
+        for key in sorted({*tensors, *own} - {*new, *counters})
         if key not in own or key not in tensors or tensors[key].shape != own[key].shape
     ]
     if differ:
@@ -80,11 +109,65 @@ def _fresh(own: Weights, tensors: Weights, choice: Model) -> list[str]:
             f"{PUBLISHED if choice.weights == IMAGENET else ''}",
             "model.weights",
         )
-    return fresh
+    return Adapted({k: t for k, t in tensors.items() if k not in new}, new, changes)
+
+
+def _rename(own: Weights, tensors: Weights, changes: list[str]) -> dict[str, Tensor]:
+    """Strip what wrappers put before the names: torch.compile, DDP, Lightning, a model's model."""
+    plain = {key.replace(COMPILED, ""): tensor for key, tensor in tensors.items()}
+    if plain.keys() != tensors.keys():
+        changes.append(f"{COMPILED!r} is stripped from the names")
+    counts = Counter(key[: -len(name)] for key in plain for name in _endings(key) if name in own)
+    prefix, count = max(counts.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
+    if not prefix or count <= counts.get("", 0):
+        return plain
+    inside = {key.removeprefix(prefix): t for key, t in plain.items() if key.startswith(prefix)}
+    outside = [key for key in plain if not key.startswith(prefix)]
+    changes.append(f"{prefix!r} is stripped from the names")
+    if outside:
+        changes.append(f"{len(outside)} tensors outside it are not used: {', '.join(outside[:3])}")
+    return inside
+
+
+def _endings(key: str) -> list[str]:
+    """Return a dotted name, and what is left of it without its first parts."""
+    parts = key.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _fit_channels(own: Weights, tensors: dict[str, Tensor], changes: list[str]) -> None:
+    """Give the first convolution as many input channels as the network's has.
+
+    Grey images see the sum over the colors, which is what the colors of a grey image would give.
+    Grey weights are shared among the colors.
+    """
+    key = next((key for key, tensor in own.items() if tensor.ndim == 4), None)
+    if key is None or key not in tensors:
+        return
+    theirs, due = tensors[key], own[key].shape
+    if (
+        theirs.ndim != 4
+        or theirs.shape[1] == due[1]
+        or (*theirs.shape[:1], *theirs.shape[2:])
+        != (
+            *due[:1],
+            *due[2:],
+        )
+    ):
+        return
+    if due[1] == 1:
+        tensors[key] = theirs.sum(1, keepdim=True)
+        how = "is summed over its channels, for grey images"
+    elif theirs.shape[1] == 1:
+        tensors[key] = theirs.expand(due) / due[1]
+        how = "of grey images is shared among the channels"
+    else:
+        return
+    changes.append(f"{key} {how}")
 
 
 def _head(own: Weights) -> list[str]:
-    """The keys of the last layer."""
+    """Return the keys of the last layer."""
     layer = list(own)[-1].rpartition(".")[0]
     return [key for key in own if key.rpartition(".")[0] == layer]
 
@@ -101,10 +184,10 @@ def _local(path: Path) -> Weights:
         raise SpecError(f"there is no {path}; {IMAGENET} names torchvision's", "model.weights")
     if path.suffix == ".safetensors":
         return checkpoint.read_tensors(path)
-    return _tensors(_unpickled(path), path)
+    return _find_tensors(_unpickle(path), path)
 
 
-def _unpickled(path: Path) -> Any:
+def _unpickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the bytes lead it to
@@ -112,18 +195,32 @@ def _unpickled(path: Path) -> Any:
         raise DataError(f"{path} is refused: it must hold tensors alone ({why})") from None
 
 
-def _tensors(saved: Any, source: object) -> dict[str, Tensor]:
-    """A state dict, as it is or under `state_dict` or `model`, without DDP's prefix."""
-    for key in ("state_dict", "model"):
-        if isinstance(saved, dict) and isinstance(saved.get(key), dict):
-            saved = saved[key]
-    if not isinstance(saved, dict) or not all(isinstance(t, Tensor) for t in saved.values()):
-        raise DataError(f"{source} holds no state dict: names and their tensors")
-    return {str(key).removeprefix("module."): tensor for key, tensor in saved.items()}
+def _find_tensors(saved: Any, path: Path) -> dict[str, Tensor]:
+    """Return a state dict: what was saved, or the one mapping of tensors in it.
+
+    Of several, the one with a usual name is taken. Raises DataError where none is, or none alone.
+    """
+    if _is_state_dict(saved):
+        return {str(key): tensor for key, tensor in saved.items()}
+    inside = saved if isinstance(saved, dict) else {}
+    found = {str(key): value for key, value in inside.items() if _is_state_dict(value)}
+    usual = next((key for key in CONTAINERS if key in found), None)
+    if usual or len(found) == 1:
+        return dict(found[usual or next(iter(found))])
+    for key in CONTAINERS:
+        if isinstance(inside.get(key), dict):
+            return _find_tensors(inside[key], path)
+    names = f", but several of them: {', '.join(found)}" if found else ""
+    raise DataError(f"{path} holds no state dict, names and their tensors, alone{names}")
+
+
+def _is_state_dict(value: Any) -> bool:
+    tensors = isinstance(value, dict) and all(isinstance(t, Tensor) for t in value.values())
+    return bool(tensors and value)
 
 
 def published(choice: Model) -> str:
-    """torchvision's name of a network."""
+    """Return torchvision's name of a network."""
     name = choice.name.removeprefix("torchvision:")
     return f"{name}_bn" if choice.options.get("batch_norm") else name
 
@@ -134,15 +231,8 @@ def _imagenet(choice: Model) -> Weights:
     name = published(choice)
     weights = models.get_model_weights(name).DEFAULT
     try:
-        tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
         raise DataError(
             f"could not download {weights.url}: {error}; model.weights may name a file instead"
         ) from None
-    return _useful(tensors)
-
-
-def _useful(tensors: Weights) -> Weights:
-    """Without the heads that are of no use after training."""
-    auxiliary = ("aux", "AuxLogits")
-    return {key: tensor for key, tensor in tensors.items() if not key.startswith(auxiliary)}

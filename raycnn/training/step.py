@@ -70,7 +70,9 @@ class TrainStep:
 def split_micro_batches(batch: Batch, size: int) -> list[Batch]:
     """A share, cut into pieces of at most so many images."""
     keys = [
-        key for key in ("images", "labels", "others", "kept") if getattr(batch, key) is not None
+        key
+        for key in ("images", "labels", "mixed_labels", "mix_weights")
+        if getattr(batch, key) is not None
     ]
     pieces = []
     for start in range(0, len(batch.images), size):
@@ -101,10 +103,10 @@ def forward(
             logits.float(), labels, weights, reduction=reduction, label_smoothing=smoothing
         )
 
-    if batch.others is None or batch.kept is None:
+    if batch.mixed_labels is None or batch.mix_weights is None:
         return logits, loss(batch.labels, "sum")
-    own, other = loss(batch.labels, "none"), loss(batch.others, "none")
-    return logits, torch.lerp(other, own, batch.kept).sum()
+    own, other = loss(batch.labels, "none"), loss(batch.mixed_labels, "none")
+    return logits, torch.lerp(other, own, batch.mix_weights).sum()
 
 
 def class_weights(setting: Any, counts: NDArray[np.int64]) -> Tensor | None:
@@ -154,7 +156,7 @@ def try_step(step: TrainStep, shape: tuple[int, ...], size: int) -> None:
     batch = Batch(
         images=torch.zeros(size, *shape, device=kind),
         labels=torch.zeros(size, dtype=torch.int64, device=kind),
-        others=None, kept=None, first=0, total=size, count=size,
+        mixed_labels=None, mix_weights=None, first=0, total=size, count=size,
     )  # fmt: skip
     step.replica.eval()  # no statistics are changed
     with distributed.no_sync(step.replica, wanted=True):

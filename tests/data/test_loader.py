@@ -104,7 +104,7 @@ def test_every_transform_gives_the_same_at_any_worker_count_and_after_resume(
             for rank in range(world)
         ]
         for whole, *parts in zip(alone[1:], *shares, strict=True):
-            for field in ("images", "labels", "others", "kept"):
+            for field in ("images", "labels", "mixed_labels", "mix_weights"):
                 assert same(joined(parts, field), getattr(whole, field))
 
 
@@ -113,27 +113,29 @@ def test_an_image_is_mixed_with_the_next_of_its_batch(monkeypatch: pytest.Monkey
     for mixed, plain in zip(
         share(monkeypatch, 0, 1, choices=mixup), share(monkeypatch, 0, 1, choices=[]), strict=True
     ):
-        assert mixed.others is not None and mixed.kept is not None
-        assert plain.others is None and plain.kept is None
-        assert torch.equal(mixed.others, plain.labels.roll(-1))
-        kept = mixed.kept[:, None, None, None]
-        wanted = kept * plain.images + (1 - kept) * plain.images.roll(-1, 0)
+        assert mixed.mixed_labels is not None and mixed.mix_weights is not None
+        assert plain.mixed_labels is None and plain.mix_weights is None
+        assert torch.equal(mixed.mixed_labels, plain.labels.roll(-1))
+        weight = mixed.mix_weights[:, None, None, None]
+        wanted = weight * plain.images + (1 - weight) * plain.images.roll(-1, 0)
         assert torch.allclose(mixed.images, wanted, atol=1e-6)
-        assert mixed.count == len(mixed.images) == len(mixed.labels) == len(mixed.kept)
+        assert mixed.count == len(mixed.images) == len(mixed.labels) == len(mixed.mix_weights)
 
 
 def test_a_share_that_is_none_counts_nothing_also_where_images_are_mixed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batch = share(monkeypatch, 0, 25, choices=MIXED)[-1]
-    assert batch.count == 0 and len(batch.images) == 1 and batch.others is not None
-    assert batch.labels.tolist() == batch.others.tolist() == [IGNORE_INDEX]
+    assert batch.count == 0 and len(batch.images) == 1 and batch.mixed_labels is not None
+    assert batch.labels.tolist() == batch.mixed_labels.tolist() == [IGNORE_INDEX]
 
 
 def test_evaluation_mixes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     evaluating = loader(61, 20, shuffle=False, choices=MIXED)
     evaluating.pipeline = evaluating.pipeline.evaluation()
-    assert all(batch.others is None and batch.kept is None for batch in evaluating.epoch(0))
+    assert all(
+        batch.mixed_labels is None and batch.mix_weights is None for batch in evaluating.epoch(0)
+    )
 
 
 def test_every_worker_goes_through_every_step(monkeypatch: pytest.MonkeyPatch) -> None:

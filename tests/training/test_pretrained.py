@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ def build(classes: int = 10) -> torch.nn.Module:
 
 
 def load(model: torch.nn.Module, source: object) -> str:
-    return pretrained.load(model, Model(name="resnet18", weights=str(source)))
+    """Load weights into a network, and return what was done to them."""
+    loaded = pretrained.load(model, Model(name="resnet18", weights=str(source)))
+    return "; ".join([*loaded.changes, *loaded.new_layers])
 
 
 @pytest.mark.parametrize("form", ["safetensors", "pt", "wrapped by DDP"])
@@ -38,15 +41,84 @@ def test_weights_come_from_a_file(form: str, tmp_path: Path) -> None:
         torch.save(theirs.state_dict(), path)
     else:
         torch.save({"state_dict": {f"module.{k}": t for k, t in theirs.state_dict().items()}}, path)
-    assert str(path) in load(ours, path)
+    load(ours, path)
     assert same(theirs.state_dict(), ours.state_dict())
+
+
+def wrapped(form: str, tensors: dict[str, torch.Tensor]) -> Any:
+    return {
+        "compiled": {f"_orig_mod.{key}": t for key, t in tensors.items()},
+        "compiled in DDP": {f"module._orig_mod.{key}": t for key, t in tensors.items()},
+        "a compiled layer": {
+            k.replace("layer1.", "layer1._orig_mod."): t for k, t in tensors.items()
+        },
+        "Lightning": {"state_dict": {f"model.{k}": t for k, t in tensors.items()}, "epoch": 3},
+        "Lightning with a loss": {
+            "state_dict": {f"net.{k}": t for k, t in tensors.items()} | {"loss.w": torch.ones(2)}
+        },
+        "a training loop": {"model_state_dict": tensors, "optimizer_state_dict": {"lr": 0.1}},
+        "one mapping": {"ema_weights": tensors, "epoch": 3, "args": {"lr": 0.1}},
+        "state_dict and its average": {"state_dict": tensors, "state_dict_ema": tensors},
+        "averaged": {"n_averaged": torch.tensor(3)}
+        | {f"module.{k}": t for k, t in tensors.items()},
+        "before num_batches_tracked": {k: t for k, t in tensors.items() if "num_batches" not in k},
+    }[form]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "compiled", "compiled in DDP", "a compiled layer", "Lightning", "Lightning with a loss",
+        "a training loop", "one mapping", "state_dict and its average", "averaged",
+        "before num_batches_tracked",
+    ],
+)  # fmt: skip
+def test_weights_come_as_other_tools_save_them(form: str, tmp_path: Path) -> None:
+    theirs, ours = build(), build()
+    torch.save(wrapped(form, theirs.state_dict()), tmp_path / "w.pt")
+    choice = Model(name="resnet18", weights=str(tmp_path / "w.pt"))
+    said = load(ours, tmp_path / "w.pt")
+    assert same(theirs.state_dict(), ours.state_dict())
+    assert all(change in said for change in pretrained.check(ours, choice))
+    if form not in ("a training loop", "one mapping", "state_dict and its average"):
+        assert pretrained.check(ours, choice), "what was done is said"
+
+
+def test_a_prefix_is_stripped_from_safetensors_too(tmp_path: Path) -> None:
+    theirs, ours = build(), build()
+    save_file(
+        {f"module.{k}": t for k, t in theirs.state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    assert "module." in load(ours, tmp_path / "w.safetensors")
+    assert same(theirs.state_dict(), ours.state_dict())
+
+
+def test_of_several_mappings_without_a_usual_name_none_is_guessed(tmp_path: Path) -> None:
+    tensors = build().state_dict()
+    torch.save({"student": tensors, "teacher": tensors}, tmp_path / "w.pt")
+    with pytest.raises(DataError, match="student, teacher"):
+        load(build(), tmp_path / "w.pt")
+
+
+def test_grey_images_see_color_weights_as_a_grey_color_image_would(tmp_path: Path) -> None:
+    theirs = build()
+    torch.save(theirs.state_dict(), tmp_path / "w.pt")
+    ours = models.build(Model(name="resnet18"), Shape(1, 32, 32), 10)
+    assert "conv1.weight" in load(ours, tmp_path / "w.pt")
+    grey = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        expected = theirs.eval()(grey.expand(2, 3, 32, 32))
+        assert torch.allclose(ours.eval()(grey), expected, atol=1e-4)
+    imagenet = Model(name="resnet18", weights="imagenet")
+    mean, std = pretrained.normalization(imagenet, 1) or ([], [])
+    assert mean == pytest.approx([0.449]) and std == pytest.approx([0.226])
 
 
 def test_another_number_of_classes_gets_a_new_last_layer(tmp_path: Path) -> None:
     theirs, ours = build(1000), build(5)
     fresh = ours.fc.weight.clone()
     save_file(theirs.state_dict(), tmp_path / "w.safetensors")
-    assert "fc.weight, fc.bias are new" in load(ours, tmp_path / "w.safetensors")
+    assert "fc.weight; fc.bias" in load(ours, tmp_path / "w.safetensors")
     assert torch.equal(ours.fc.weight, fresh) and torch.equal(
         ours.conv1.weight, theirs.conv1.weight
     )
@@ -68,7 +140,7 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="w.pt is refused: it must hold tensors alone"):
         load(build(), tmp_path / "w.pt")
     torch.save({"weights": [1, 2]}, tmp_path / "x.pt")
-    with pytest.raises(DataError, match="holds no state dict"):
+    with pytest.raises(DataError, match="x.pt holds no state dict"):
         load(build(), tmp_path / "x.pt")
     assert not Path("/tmp/raycnn-was-here").exists()
 
@@ -98,7 +170,7 @@ def test_imagenet_names_torchvisions_weights(
     peer = cached("googlenet", tmp_path, monkeypatch, init_weights=True)
     choice = Model(name="googlenet", kernel=3, weights="imagenet")
     ours = models.build(choice, Shape(3, 96, 96), 5)
-    assert "imagenet" in pretrained.load(ours, choice)
+    assert pretrained.load(ours, choice).new_layers
     assert torch.equal(
         ours.inception4a.branch3[1].conv.weight, peer["inception4a.branch3.1.conv.weight"]
     )
@@ -143,7 +215,7 @@ def test_images_are_normalised_as_the_weights_expect(job: Callable[..., JobSpec]
 
     for name in theirs.list_models(module=theirs):
         transforms = theirs.get_model_weights(name).DEFAULT.transforms()
-        found = pretrained.normalisation(Model(name=f"torchvision:{name}", weights="imagenet"))
+        found = pretrained.normalization(Model(name=f"torchvision:{name}", weights="imagenet"))
         # These two change what they are given to (x - 0.5) / 0.5 themselves; raycnn gives them that.
         own = ([0.5] * 3, [0.5] * 3) if name in ("googlenet", "inception_v3") else None
         assert found == (own or (transforms.mean, transforms.std)), name

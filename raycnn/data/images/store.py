@@ -7,10 +7,14 @@ folder holds all but the images, and those are decoded again whenever they are u
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -20,25 +24,29 @@ from numpy.typing import NDArray
 
 from raycnn import io
 from raycnn.data.images.decode import BadImage
-from raycnn.data.sources.base import Images, Part, Source, Split, files_of
+from raycnn.data.sources.base import Images, Source, Split, Subset, decode_rows, files_of
 from raycnn.errors import DataError, EnvironmentUnavailable
 from raycnn.paths import cache_folder
+from raycnn.runtime import memory
 from raycnn.shape import Shape
 
 ProgressCallback = Callable[[int, int], None]
-"""Called with how many images are decoded, and of how many."""
+"""Called with how many images are decoded, and of how many in all."""
+NoteCallback = Callable[[str], None]
+"""Called with what a person who waits should know."""
 
-FORMAT = 2
+FORMAT = 3
 LOCK_S = 3600  # the longest that another process may take to decode the same source
 SPARE_BYTES = 2**30  # of the disk, left to others
 CHUNK_BYTES, CHUNK_IMAGES = 2**25, 1024  # decoded at once, at most
-TELL_S = 0.3
+PROGRESS_S = 0.3
+INDEX = "index.json"
 SHOWN = 10  # bad images that an error names
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One split: its images on disk, or to be decoded; all else in memory."""
+    """One split: its images on disk, or decoded when asked for; all else in memory."""
 
     images: Images
     """N of (height, width, channels): a memory-mapped array, or what decodes them."""
@@ -58,7 +66,7 @@ class Stored:
 
 
 class _Joined:
-    """The images of two splits, one behind the other, each (channels, height, width) `shape`."""
+    """The images of two splits, one after the other, each (channels, height, width) `shape`."""
 
     def __init__(self, first: Images, second: Images, shape: Shape):
         self.first, self.second, self.shape = first, second, shape
@@ -68,11 +76,11 @@ class _Joined:
 
     def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
         images = np.empty((len(rows), *self.shape[1:], self.shape[0]), np.uint8)
-        behind = rows >= len(self.first)
-        if not behind.all():
-            images[~behind] = self.first[rows[~behind]]
-        if behind.any():
-            images[behind] = self.second[rows[behind] - len(self.first)]
+        in_second = rows >= len(self.first)
+        if not in_second.all():
+            images[~in_second] = self.first[rows[~in_second]]
+        if in_second.any():
+            images[in_second] = self.second[rows[in_second] - len(self.first)]
         return images
 
 
@@ -85,11 +93,13 @@ class Store:
     splits: dict[str, Stored]
     left_out: list[str]
     """What is wrong with each image that could not be read and is in no split."""
-    aside: list[str]
-    """What lay beside the images and was ignored, in words."""
+    warnings: list[str]
+    """What was ignored, and what was converted, with counts."""
+    max_value: float | None
+    """White in the files, where they have more than 8 bits."""
 
     def with_val_in_train(self) -> "Store":
-        """The same images with those of its own validation split behind those of train."""
+        """Return the same images with those of its own validation split after those of train."""
         splits = dict(self.splits)
         train, val = splits["train"], splits.pop("val")
         named = train.names is not None and val.names is not None
@@ -110,20 +120,20 @@ def open_store(
     *,
     how: Literal["auto", "store", "stream"] = "auto",
     max_bad: int = 0,
-    tell: ProgressCallback | None = None,
+    progress: ProgressCallback | None = None,
+    note: NoteCallback | None = None,
 ) -> Store:
-    """The store of a source, decoding it first when this node has none.
+    """Return the store of a source, decoding it first when this node has none.
 
-    Raises DataError for more than `max_bad` images that cannot be read,
-    EnvironmentUnavailable when the cache cannot be written.
+    `note` is told when another process decodes the same. Raises DataError for more than `max_bad`
+    images that cannot be read, EnvironmentUnavailable when the cache cannot be written.
     """
-    busy = f"another process has been decoding {name} for {LOCK_S} s"
     whole = cache_folder() / f"{name}-{_key(source, options)}"
     try:
         if how != "stream" and whole.exists():
             return _open(whole, None, max_bad)
         whole.parent.mkdir(parents=True, exist_ok=True)
-        with io.lock(whole.with_suffix(".lock"), busy, LOCK_S):
+        with _lock(whole.with_suffix(".lock"), name, note):
             if how != "stream" and whole.exists():
                 return _open(whole, None, max_bad)
             splits = source.read()
@@ -137,13 +147,24 @@ def open_store(
             keep = how == "store" or (how == "auto" and spare >= SPARE_BYTES)
             folder = whole if keep else whole.with_name(f"{whole.name}-stream")
             if not folder.exists():
-                _build(folder, source, splits, keep, max_bad, tell)
+                _build(folder, source, splits, keep, max_bad, progress)
         return _open(folder, None if keep else splits, max_bad)
     except OSError as error:
+        small = "" if how == "stream" else ", and data.cache=stream keeps no images in it"
         raise EnvironmentUnavailable(
-            f"cannot use the cache {whole}: {error}; RAYCNN_CACHE moves it, and "
-            "data.cache=stream keeps no images in it"
+            f"cannot use the cache {whole}: {error}; RAYCNN_CACHE names another folder{small}"
         ) from None
+
+
+def _lock(path: Path, name: str, note: NoteCallback | None) -> AbstractContextManager[None]:
+    """Hold the lock of a store, saying so where another process has it for long."""
+
+    def on_wait() -> None:
+        text = f"waiting for another process that decodes {name}, at most {LOCK_S} s ({path})"
+        note(text) if note else print(f"raycnn: {text}", file=sys.stderr)
+
+    busy = f"another process has been decoding {name} for {LOCK_S} s; it holds {path}"
+    return io.lock(path, busy, LOCK_S, on_wait)
 
 
 def _key(source: Source, options: dict[str, Any]) -> str:
@@ -154,9 +175,9 @@ def _key(source: Source, options: dict[str, Any]) -> str:
 
 
 def _spare(splits: dict[str, Split], shape: Shape) -> int:
-    """Bytes of the cache's disk that are left when it holds the decoded images."""
+    """Return the bytes of the cache's disk that are left when it holds the decoded images."""
     images = sum(len(split.labels) for split in splits.values())
-    return shutil.disk_usage(cache_folder()).free - images * int(np.prod(shape))
+    return shutil.disk_usage(cache_folder()).free - images * math.prod(shape)
 
 
 def _build(
@@ -165,30 +186,36 @@ def _build(
     splits: dict[str, Split],
     keep: bool,
     max_bad: int,
-    tell: ProgressCallback | None,
+    progress: ProgressCallback | None,
 ) -> None:
+    memory.require(2 * math.prod(source.shape), f"one image of {source.shape}")
     building = folder.with_name(f".{folder.name}.{os.getpid()}")
     for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     building.mkdir()
     try:
         digest = hashlib.sha256(json.dumps([source.shape, source.classes]).encode())
-        done = Done(sum(len(split.labels) for split in splits.values()), tell)
+        done = Progress(sum(len(split.labels) for split in splits.values()), progress)
         left_out: list[str] = []
+        conversions: Counter[str] = Counter()
         for name, split in sorted(splits.items()):
-            kept = _write(building / name, split, source.shape, keep, digest, done, left_out)
-            if not kept and len(left_out) <= max_bad:
+            reader = Reader(split.images, left_out, conversions)
+            readable = _write(building / name, split, source.shape, keep, digest, done, reader)
+            if not readable and len(left_out) <= max_bad:
                 raise DataError(f"the {name} split is empty")
         _few_enough(left_out, max_bad)
-        about = {
+        warnings = [text for split in splits.values() for text in split.warnings]
+        warnings += [f"{count:,} {text}" for text, count in conversions.most_common()]
+        index = {
             "shape": source.shape,
             "classes": source.classes,
             "fingerprint": digest.hexdigest(),
             "splits": sorted(splits),
             "left_out": left_out,
-            "aside": [split.aside for split in splits.values() if split.aside],
+            "warnings": list(dict.fromkeys(warnings)),
+            "max_value": getattr(source, "max_value", None),
         }
-        (building / "about.json").write_text(json.dumps(about))
+        (building / INDEX).write_text(json.dumps(index))
         building.rename(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -204,20 +231,44 @@ def _few_enough(left_out: list[str], max_bad: int) -> None:
 
 
 @dataclass
-class Done:
+class Progress:
     """How many images are decoded, told now and then."""
 
     total: int
-    tell: ProgressCallback | None
+    callback: ProgressCallback | None
     count: int = 0
     told: float = field(default_factory=time.monotonic)
 
     def add(self, images: int) -> None:
         self.count += images
         now = time.monotonic()
-        if self.tell and (now - self.told > TELL_S or self.count == self.total):
-            self.tell(self.count, self.total)
+        if self.callback and (now - self.told > PROGRESS_S or self.count == self.total):
+            self.callback(self.count, self.total)
             self.told = now
+
+
+@dataclass
+class Reader:
+    """Read images in chunks, noting what cannot be read and what is converted."""
+
+    images: Images
+    left_out: list[str]
+    conversions: Counter[str]
+
+    def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return the images of rows that can be read, and their rows."""
+        if not hasattr(self.images, "decode"):
+            return np.ascontiguousarray(self.images[rows]), rows
+        images, good = [], []
+        for row, image in zip(rows, decode_rows(self.images, rows), strict=True):
+            if isinstance(image, BadImage):
+                self.left_out.append(str(image))
+            else:
+                images.append(image.pixels)
+                good.append(row)
+                self.conversions.update(image.conversions)
+        stacked = np.stack(images) if images else np.empty((0, 1, 1, 1), np.uint8)
+        return stacked, np.array(good, np.int64)
 
 
 def _write(
@@ -226,8 +277,8 @@ def _write(
     shape: Shape,
     keep: bool,
     digest: Any,
-    done: Done,
-    left_out: list[str],
+    done: Progress,
+    reader: Reader,
 ) -> int:
     """Go through a split once, chunk by chunk; returns how many of its images can be read."""
     folder.mkdir()
@@ -237,10 +288,11 @@ def _write(
     with (folder / "images.npy" if keep else Path(os.devnull)).open("wb") as file:
         _npy_header(file, count, shape)
         for chunk in _chunks(count, shape):
-            images, rows = _readable(split.images, chunk, left_out)
-            digest.update(images)
-            sums[rows], hashes[rows], readable[rows] = _sums(images), _hashes(images), True
-            file.write(images.tobytes())
+            images, rows = reader.read(chunk)
+            if len(rows):
+                digest.update(images)
+                sums[rows], hashes[rows], readable[rows] = _sums(images), _hashes(images), True
+                file.write(images.tobytes())
             done.add(len(chunk))
         file.seek(0)
         _npy_header(file, int(readable.sum()), shape)
@@ -255,35 +307,15 @@ def _write(
 
 
 def _npy_header(file: BinaryIO, count: int, shape: Shape) -> None:
-    """Of (count, H, W, C) uint8; as long for every count, so it can be written over."""
+    """Write that of (count, H, W, C) uint8, as long for every count: it can be overwritten."""
     size = count, *shape[1:], shape[0]
-    about = {"descr": "|u1", "fortran_order": False, "shape": size}
-    np.lib.format.write_array_header_1_0(file, about)
+    header = {"descr": "|u1", "fortran_order": False, "shape": size}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def _chunks(count: int, shape: Shape) -> Iterator[NDArray[np.int64]]:
-    size = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // int(np.prod(shape))))
+    size = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(shape)))
     return (np.arange(start, min(start + size, count)) for start in range(0, count, size))
-
-
-def _readable(
-    images: Images, rows: NDArray[np.int64], left_out: list[str]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The images of rows that can be read, and their rows; of the others, what is wrong."""
-    try:
-        return np.ascontiguousarray(images[rows]), rows
-    except BadImage:
-        good = [row for row in rows if _is_readable(images, row, left_out)]
-        return np.ascontiguousarray(images[np.array(good, np.int64)]), np.array(good, np.int64)
-
-
-def _is_readable(images: Images, row: np.int64, left_out: list[str]) -> bool:
-    try:
-        images[np.array([row])]
-    except BadImage as error:
-        left_out.append(str(error))
-        return False
-    return True
 
 
 def _sums(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -300,12 +332,12 @@ def _hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 def _open(folder: Path, streamed: dict[str, Split] | None, max_bad: int) -> Store:
     """`streamed` gives the images that the folder does not hold."""
-    about = json.loads((folder / "about.json").read_text())
-    _few_enough(about["left_out"], max_bad)
+    index = json.loads((folder / INDEX).read_text())
+    _few_enough(index["left_out"], max_bad)
     splits = {}
-    for name in about["splits"]:
+    for name in index["splits"]:
         if streamed:
-            images: Images = Part(streamed[name].images, np.load(folder / name / "rows.npy"))
+            images: Images = Subset(streamed[name].images, np.load(folder / name / "rows.npy"))
         else:
             images = np.asarray(np.load(folder / name / "images.npy", mmap_mode="r"))
         labels, sums, hashes = (
@@ -315,10 +347,11 @@ def _open(folder: Path, streamed: dict[str, Split] | None, max_bad: int) -> Stor
         names = np.load(path, mmap_mode="r") if path.exists() else None
         splits[name] = Stored(images, labels, sums, hashes, names)
     return Store(
-        Shape(*about["shape"]),
-        tuple(about["classes"]),
-        about["fingerprint"],
+        Shape(*index["shape"]),
+        tuple(index["classes"]),
+        index["fingerprint"],
         splits,
-        about["left_out"],
-        about["aside"],
+        index["left_out"],
+        index["warnings"],
+        index["max_value"],
     )

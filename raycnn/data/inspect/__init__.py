@@ -1,1 +1,1 @@
-"""What lies in a data set: counts, duplicates, a contact sheet."""
+"""Survey a data set: counts, duplicates, a contact sheet."""

@@ -1,4 +1,4 @@
-"""A contact sheet: some images of each class, a row for each."""
+"""Draw a contact sheet: some images of each class, a row for each."""
 
 from pathlib import Path
 
@@ -26,10 +26,10 @@ def save(path: Path, stored: Stored, rows: NDArray[np.int64], classes: tuple[str
     margin = round(max(font.getlength(name[:SHOWN]) for name in classes)) + 3 * GAP
     step = max(size[1], TEXT) + GAP
     sheet = Image.new("RGB", (margin + COLUMNS * (size[0] + GAP), lines * step + GAP), "white")
-    draw = ImageDraw.Draw(sheet)
+    canvas = ImageDraw.Draw(sheet)
     for line, name in enumerate(classes[:ROWS]):
         top = GAP + line * step
-        draw.text((GAP, top), name[:SHOWN], "black", font)
+        canvas.text((GAP, top), name[:SHOWN], "black", font)
         for column, picture in enumerate(_some(stored, rows[labels == line])):
             sheet.paste(_scaled(picture, size), (margin + column * (size[0] + GAP), top))
     try:

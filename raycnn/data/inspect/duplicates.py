@@ -1,4 +1,4 @@
-"""Images that stand in the data twice, pixel for pixel, where they should not."""
+"""Find images that are in the data twice, pixel for pixel, where they should not."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,28 +11,29 @@ SplitIndices = dict[str, tuple[str, NDArray[np.int64]]]
 
 
 def duplicates(store: Store, members: SplitIndices) -> list[str]:
-    """A sentence about images in two splits, and one about images in two classes, if there are.
+    """Return a warning about images in two splits, and one about images in two classes, if any.
 
     `members` are the rows of the store's splits that train, val and test consist of.
     """
-    parts = list(members.items())
-    part = np.repeat(np.arange(len(parts)), [len(rows) for _, (_, rows) in parts])
-    row = np.concatenate([rows for _, (_, rows) in parts])
-    hashes = np.concatenate([store.splits[split].hashes[rows] for _, (split, rows) in parts])
-    labels = np.concatenate([store.splits[split].labels[rows] for _, (split, rows) in parts])
+    splits = list(members.items())
+    split = np.repeat(np.arange(len(splits)), [len(rows) for _, (_, rows) in splits])
+    row = np.concatenate([rows for _, (_, rows) in splits])
+    hashes = np.concatenate([store.splits[stored].hashes[rows] for _, (stored, rows) in splits])
+    labels = np.concatenate([store.splits[stored].labels[rows] for _, (stored, rows) in splits])
 
-    def name(place: int) -> str:
-        split, (stored, _) = parts[part[place]]
-        return f"{split} {store.splits[stored].name(int(row[place]))}"
+    def name(index: int) -> str:
+        split_name, (stored, _) = splits[split[index]]
+        return f"{split_name} {store.splits[stored].name(int(row[index]))}"
 
-    said = []
-    for kind, of in (("splits", part), ("classes", labels)):
-        order = np.lexsort((of, hashes))
-        one, other = order[:-1], order[1:]
-        apart = (hashes[one] == hashes[other]) & (of[one] != of[other])
-        if found := len(np.unique(hashes[one[apart]])):
-            pairs = list(zip(one[apart], other[apart], strict=True))[:SHOWN]
+    warnings = []
+    for kind, groups in (("splits", split), ("classes", labels)):
+        order = np.lexsort((groups, hashes))
+        first, second = order[:-1], order[1:]
+        apart = (hashes[first] == hashes[second]) & (groups[first] != groups[second])
+        if found := len(np.unique(hashes[first[apart]])):
+            pairs = list(zip(first[apart], second[apart], strict=True))[:SHOWN]
             shown = "; ".join(f"{name(a)} and {name(b)}" for a, b in pairs)
-            stand = "image stands" if found == 1 else "images stand"
-            said.append(f"{found:,} {stand} in two {kind}: {shown}{'; ...' * (found > SHOWN)}")
-    return said
+            images = "image is" if found == 1 else "images are"
+            more = "; ..." * (found > SHOWN)
+            warnings.append(f"{found:,} {images} duplicated across {kind}: {shown}{more}")
+    return warnings

@@ -1,9 +1,9 @@
-"""Images that are nearly the same: saved anew, scaled or darkened, but not cut or turned.
+"""Find near-duplicates: images saved anew, scaled or darkened, but not cropped or rotated.
 
 Each image becomes a thumbnail of 16 x 16 without its brightness and contrast: a vector of length 1
 and mean 0. The difference of two images is the distance of their vectors. Photographs of flowers
 saved anew, as JPEGs of quality 30 and up or at half the size, differ by less than 8 %; different
-ones by 12 % or more. Alike as they are, of MNIST's 70,000 digits only two pairs differ so little.
+ones by 12 % or more. Of MNIST's 70,000 digits, similar as they are, two pairs differ so little.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from raycnn.data.sources.base import Images
 
-ALIKE = 0.08
+THRESHOLD = 0.08
 FLAT = 1.0  # a deviation, in grey levels, below which a thumbnail shows nothing
 GRID, COARSE = 16, 4
 CHUNK_BYTES = 2**24
 BLOCK = 256  # images compared with all at once, and pairs compared at once
 ROUNDING = 1e-5
-MOST = 100_000  # pairs that are told
+MOST = 100_000  # pairs that are returned
 
 Thumbnails = NDArray[np.float16]
 Rows = NDArray[np.int64]
@@ -34,15 +34,15 @@ class Pair(NamedTuple):
 
 
 def thumbnails(images: Images, rows: Rows) -> Thumbnails:
-    """(n, channels * 16 * 16) of n > 0 rows; zeros where an image is flat."""
+    """Return (n, channels * 16 * 16) of n > 0 rows; zeros where an image is flat."""
     return np.concatenate([_thumbnails(images[chunk]) for chunk in _chunks(images, rows)])
 
 
 def near_duplicates(thumbs: Thumbnails) -> list[Pair]:
-    """All pairs that are alike, or MOST of them, the most alike first.
+    """Return all pairs of near-duplicates, or MOST of them, the nearest first.
 
     Sums over squares of the thumbnail, scaled to keep lengths, bring no two further apart. So all
-    that are alike are so by these sums, and lie near each other along the axis of most variation.
+    that are near are near by these sums, and along the axis of most variation.
     """
     rows = np.flatnonzero(thumbs.any(1))
     if len(rows) < 2:
@@ -52,26 +52,26 @@ def near_duplicates(thumbs: Thumbnails) -> list[Pair]:
     order = np.argsort(along, kind="stable")
     rows, coarse, along = rows[order], coarse[order], along[order]
     squares = np.square(coarse).sum(1)
-    ends = np.searchsorted(along, along + ALIKE, "right")
+    ends = np.searchsorted(along, along + THRESHOLD, "right")
     pairs: list[Pair] = []
     for start in range(0, len(rows), BLOCK):
         block = slice(start, start + BLOCK)
         after = slice(start, ends[block][-1])
         apart = squares[block, None] + squares[after] - 2 * coarse[block] @ coarse[after].T
-        ones, others = np.nonzero(np.triu(apart < ALIKE**2 + ROUNDING, 1))
-        found = _alike(thumbs, rows[start + ones], rows[start + others])
+        ones, others = np.nonzero(np.triu(apart < THRESHOLD**2 + ROUNDING, 1))
+        found = _within_threshold(thumbs, rows[start + ones], rows[start + others])
         pairs += islice(found, MOST - len(pairs))
         if len(pairs) == MOST:
             break
     return sorted(pairs, key=lambda pair: (pair.difference, pair))
 
 
-def _alike(thumbs: Thumbnails, ones: Rows, others: Rows) -> Iterator[Pair]:
-    """Of pairs of rows those that are alike."""
+def _within_threshold(thumbs: Thumbnails, ones: Rows, others: Rows) -> Iterator[Pair]:
+    """Yield those of the pairs of rows that are near-duplicates."""
     for start in range(0, len(ones), BLOCK):
         one, other = ones[start : start + BLOCK], others[start : start + BLOCK]
         differences = np.linalg.norm(thumbs[one].astype(np.float32) - thumbs[other], axis=1)
-        for k in np.flatnonzero(differences < ALIKE):
+        for k in np.flatnonzero(differences < THRESHOLD):
             first, second = sorted((int(one[k]), int(other[k])))
             yield Pair(first, second, float(differences[k]))
 
@@ -92,14 +92,14 @@ def _thumbnails(images: NDArray[np.uint8]) -> Thumbnails:
 
 
 def _areas(size: int) -> NDArray[np.float32]:
-    """(16, size): how much of each sixteenth of a side each pixel is."""
+    """Return (16, size): how much of each sixteenth of a side each pixel is."""
     edges, pixels = np.linspace(0, size, GRID + 1)[:, None], np.arange(size)
     overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
     return (np.maximum(overlap, 0) * (GRID / size)).astype(np.float32)
 
 
 def _coarse(thumbs: Thumbnails) -> NDArray[np.float32]:
-    """(n, 4 * 4), of sums over squares of 4 x 4 and over channels."""
+    """Return (n, 4 * 4), sums over squares of 4 x 4 and over channels."""
     side = GRID // COARSE
     squares = thumbs.reshape(len(thumbs), -1, COARSE, side, COARSE, side)
     scale = (side * side * squares.shape[1]) ** 0.5

@@ -13,12 +13,13 @@ from pyarrow import fs
 from pydantic import Field
 
 from raycnn import io
+from raycnn.data.images.decode import BadImage, Decoded
 from raycnn.data.sampling import stratified_sample
 from raycnn.errors import DataError
 from raycnn.shape import Shape
 
 TEST_SEED = 0
-MOST_CLASSES = 100_000  # of classes without names: a larger label is no class number
+SHOWN = 10  # names that a message lists
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -28,7 +29,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Any, /) -> Any:
-        """Of rows (B,) int64 the images (B, height, width, channels) uint8."""
+        """Return the images (B, height, width, channels) uint8 of rows (B,) int64."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,32 @@ class Split:
     """(N,), each an index into the source's classes."""
     names: NDArray[np.bytes_] | None = None
     """(N,) of the files, where each image is one, as the system has them, below a common folder."""
-    aside: str = ""
-    """What lay beside the images and was ignored, in words."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know: files that were ignored, labels that were converted."""
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """Some rows of images, in their order."""
 
-    whole: Images
+    images: Images
     rows: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return self.whole[self.rows[rows]]
+        return self.images[self.rows[rows]]
+
+    def decode(self, rows: NDArray[np.int64]) -> list[Decoded | BadImage]:
+        return decode_rows(self.images, self.rows[rows])
+
+
+def decode_rows(images: Images, rows: NDArray[np.int64]) -> list[Decoded | BadImage]:
+    """Return the images of rows one by one, or what is wrong with those that cannot be read."""
+    if decode := getattr(images, "decode", None):
+        return decode(rows)
+    return [Decoded(image, ()) for image in np.asarray(images[rows])]
 
 
 class File(NamedTuple):
@@ -67,7 +78,7 @@ class File(NamedTuple):
 
 
 class Source(Protocol):
-    """What is not known from its options alone is read when it is asked for: then DataError."""
+    """A data set. What its options do not tell is read when asked for, and may raise DataError."""
 
     @property
     def shape(self) -> Shape: ...
@@ -82,29 +93,33 @@ class Source(Protocol):
         """`train` and `test`, and `val` where the source has one."""
 
 
-def first_of(folders: list[Path], names: Sequence[str]) -> list[Path] | None:
-    """The named files in the first folder that has them all, plain or gzipped."""
+def first_of(folders: list[Path], names: Sequence[Sequence[str]]) -> list[Path] | None:
+    """Return the files in the first folder that has them all, each under one of its names."""
     for folder in folders:
-        found = [_plain_or_gz(folder / name) for name in names]
+        found = [_first_there(folder, spellings) for spellings in names]
         if all(found):
             return [path for path in found if path]
     return None
 
 
-def _plain_or_gz(path: Path) -> Path | None:
-    gz = path.with_name(path.name + ".gz")
-    return path if path.is_file() else gz if gz.is_file() else None
+def _first_there(folder: Path, spellings: Sequence[str]) -> Path | None:
+    """Return a file, plain or gzipped, or inside a folder of its own name, as Kaggle unpacks it."""
+    for name in spellings:
+        for path in (folder / name, folder / f"{name}.gz", folder / name / name):
+            if path.is_file():
+                return path
+    return None
 
 
 def files_of(source: Source) -> list[File]:
-    """What a source reads. Raises DataError when it is not there, or may not be read."""
+    """Return what a source reads. Raises DataError when it is not there, or may not be read."""
     try:
-        return [_look_at(str(name)) for name in source.files()]
+        return [_stat(str(name)) for name in source.files()]
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot read the data: {error}") from None
 
 
-def _look_at(name: str) -> File:
+def _stat(name: str) -> File:
     if "://" in name:
         system, path = fs.FileSystem.from_uri(name)
         info = system.get_file_info(path)
@@ -118,30 +133,51 @@ def _look_at(name: str) -> File:
 
 
 def hold_out(whole: Split, share: float) -> dict[str, Split]:
-    """`train` and `test` of a source that comes unsplit: by class, and the same for every job."""
-    test = stratified_sample(whole.labels, round(share * len(whole.labels)), TEST_SEED)
+    """Return `train` and `test` of a source that comes unsplit, by class, alike for every job.
+
+    Classes of a single image keep it in train.
+    """
+    count = round(share * len(whole.labels))
+    test = stratified_sample(whole.labels, count, TEST_SEED, keep_one=True)
     train = np.delete(np.arange(len(whole.labels)), test)
-    return {"train": _part(whole, train), "test": replace(_part(whole, test), aside="")}
+    return {"train": _subset(whole, train), "test": replace(_subset(whole, test), warnings=())}
 
 
-def _part(split: Split, rows: NDArray[np.int64]) -> Split:
+def _subset(split: Split, rows: NDArray[np.int64]) -> Split:
     names = None if split.names is None else split.names[rows]
-    return Split(Part(split.images, rows), split.labels[rows], names, split.aside)
+    return Split(Subset(split.images, rows), split.labels[rows], names, split.warnings)
 
 
 def common_class_names(classes: dict[str, tuple[str, ...]], where: object) -> tuple[str, ...]:
-    """The class names that all splits agree on. Raises DataError with the lists that differ."""
-    first, *others = classes
-    for other in others:
-        if classes[other] != classes[first]:
+    """Return the class names that all splits agree on. Raises DataError with those that differ."""
+    first, *rest = classes
+    for split in rest:
+        if classes[split] != classes[first]:
             raise DataError(
                 f"{where}: the classes of the splits differ: {first} has "
-                f"{', '.join(classes[first])}; {other} has {', '.join(classes[other])}"
+                f"{_differing(classes[first], classes[split])}; {split} has "
+                f"{_differing(classes[split], classes[first])}"
             )
-    if len(classes[first]) < 2:
-        names = ", ".join(classes[first]) or "none"
+    return at_least_two(classes[first], where)
+
+
+def at_least_two(classes: tuple[str, ...], where: object) -> tuple[str, ...]:
+    """Return the classes. Raises DataError where there is nothing to tell apart."""
+    if len(classes) < 2:
+        names = ", ".join(classes) or "none"
         raise DataError(f"{where}: fewer than two classes ({names}), so nothing to tell apart")
-    return classes[first]
+    return classes
+
+
+def _differing(names: tuple[str, ...], than: tuple[str, ...]) -> str:
+    """Return all names where they are few, else those that the other list has not."""
+    return listed(names if len(names) <= SHOWN else [name for name in names if name not in {*than}])
+
+
+def listed(names: Sequence[object]) -> str:
+    """Return the first names, for a message."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return (", ".join(map(str, names[:SHOWN])) or "none") + more
 
 
 def find_or_download(
@@ -150,17 +186,18 @@ def find_or_download(
     allowed: bool,
     find: Callable[[], list[Path] | None],
     download: Callable[[], object],
+    wanted: str,
 ) -> list[Path]:
-    """What `find` finds, after torchvision's download if need be, by one process of a machine.
+    """Return what `find` finds, after torchvision's download if need be, by one process.
 
-    Raises DataError when nothing is there and it may not, or cannot, be downloaded.
+    Raises DataError when what is `wanted` is not there and may not, or cannot, be downloaded.
     """
     if found := find():
         return found
     where = "RAYCNN_DATA or data.root names the folder that holds it"
     if not allowed:
         raise DataError(
-            f"{name} is not in {root}: `data.download=true` fetches it there, and {where}"
+            f"{name} is not in {root} ({wanted}): `data.download=true` fetches it, and {where}"
         )
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -171,34 +208,5 @@ def find_or_download(
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise DataError(f"could not download {name} into {root}: {error}; {where}") from None
     if not found:
-        raise DataError(f"the download of {name} into {root} left out files; {where}")
+        raise DataError(f"the download of {name} into {root} left out files ({wanted}); {where}")
     return found
-
-
-def numbered_class_names(labels: Sequence[NDArray[Any]], where: object) -> tuple[str, ...]:
-    """Class names for labels without: their numbers, from 0 to the largest that is there."""
-    numbers = [part for part in labels if part.dtype.kind in "iu"]  # others are refused by row
-    largest = max((int(part.max(initial=0)) for part in numbers), default=1)
-    if largest < 1:
-        raise DataError(f"{where}: all labels are 0, and one class alone cannot be learned")
-    if largest >= MOST_CLASSES:
-        raise DataError(f"{where}: label {largest}, where at most {MOST_CLASSES:,} classes can be")
-    return tuple(map(str, range(largest + 1)))
-
-
-def check_labels(labels: NDArray[Any], classes: int, path: Path | str) -> NDArray[np.int64]:
-    """The labels as int64. Raises DataError at the first row that is no class number."""
-    if not len(labels):
-        raise DataError(f"{path} holds no labels")
-    if labels.dtype.kind not in "iu":
-        values = labels.tolist()
-        row = next((i for i, value in enumerate(values) if not isinstance(value, int)), 0)
-        raise DataError(f"{path}: row {row} has label {values[row]!r}, which is no class number")
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(wrong):
-        row = int(wrong[0])
-        raise DataError(
-            f"{path}: row {row} has label {labels[row]}, where 0 to {classes - 1} are classes "
-            f"({len(wrong)} such rows)"
-        )
-    return labels.astype(np.int64)

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycnn.data.images.decode import ImageFormat, Pictures
-from raycnn.data.sources.base import Source, Split, check_labels, find_or_download, first_of
+from raycnn.data.sources.base import Source, Split, find_or_download, first_of
+from raycnn.data.sources.labels import check_labels
 from raycnn.data.sources.parquet import Table
 from raycnn.errors import DataError
 from raycnn.shape import Shape
@@ -27,7 +28,7 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class CifarVariant:
-    """How one of the two calls things."""
+    """The names of one of the two data sets: of its files, its columns and its classes."""
 
     name: str
     vision: str
@@ -63,28 +64,33 @@ CIFAR100 = CifarVariant(
 class Cifar:
     shape = Shape(3, 32, 32)
 
-    def __init__(self, kind: CifarVariant, root: Path, download: bool):
-        self.kind, self.root, self.download = kind, root, download
-        self.classes = kind.classes
+    def __init__(self, variant: CifarVariant, root: Path, download: bool):
+        self.variant, self.root, self.download = variant, root, download
+        self.classes = variant.classes
 
     def files(self) -> list[Path]:
         return find_or_download(
-            self.kind.name, self.root, self.download, self._found, self._download
+            self.variant.name, self.root, self.download, self._find, self._download, self._wanted()
         )
 
-    def _found(self) -> list[Path] | None:
-        """Parquet files train-* and test-*, else the batches, in reading order."""
-        own = self.root / self.kind.name
-        for folder in (own, own / "plain_text", own / self.kind.name, self.root):
+    def _wanted(self) -> str:
+        """Return the names of the files, for a message."""
+        return f"wanted: {self.variant.folder}/, or train-*.parquet and test-*.parquet"
+
+    def _find(self) -> list[Path] | None:
+        """Return the Parquet files train-* and test-*, else the batches, in reading order."""
+        own = self.root / self.variant.name
+        for folder in (own, own / "plain_text", own / self.variant.name, self.root):
             train, test = (sorted(folder.glob(f"{split}-*.parquet")) for split in ("train", "test"))
             if train and test:
                 return train + test
-        return first_of([top / self.kind.folder for top in (self.root, own)], self.kind.batches)
+        batches = [(name,) for name in self.variant.batches]
+        return first_of([top / self.variant.folder for top in (self.root, own)], batches)
 
     def _download(self) -> None:
         from torchvision import datasets  # slow to import, seldom needed
 
-        getattr(datasets, self.kind.vision)(str(self.root), download=True)
+        getattr(datasets, self.variant.vision)(str(self.root), download=True)
 
     def read(self) -> dict[str, Split]:
         parts: dict[str, list[Path]] = {"train": [], "test": []}
@@ -94,9 +100,8 @@ class Cifar:
 
     def _split(self, paths: list[Path]) -> Split:
         if paths[0].suffix == ".parquet":
-            table = Table([str(path) for path in paths], "img", self.kind.label)
-            frame = ImageFormat(self.shape, None, convert=True)
-            images = Pictures(len(table), table.pictures, frame)
+            table = Table([str(path) for path in paths], "img", self.variant.label)
+            images = Pictures(len(table), table.pictures, ImageFormat(self.shape, None))
             return Split(images, table.labels(len(self.classes)))
         pixels, labels = zip(*map(self._batch, paths), strict=True)
         return Split(np.concatenate(pixels), np.concatenate(labels))
@@ -105,7 +110,7 @@ class Cifar:
         try:
             batch = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
             images = np.asarray(batch[b"data"], np.uint8).reshape(-1, *self.shape)
-            labels = np.asarray(batch[f"{self.kind.label}s".encode()])
+            labels = np.asarray(batch[f"{self.variant.label}s".encode()])
         except (
             OSError,
             EOFError,
@@ -114,14 +119,14 @@ class Cifar:
             TypeError,
             ValueError,
         ) as error:
-            raise DataError(f"{path} is not a batch of {self.kind.vision}: {error}") from None
+            raise DataError(f"{path} is not a batch of {self.variant.vision}: {error}") from None
         if len(images) != len(labels):
             raise DataError(f"{path} has {len(images):,} images and {len(labels):,} labels")
         return images.transpose(0, 2, 3, 1), check_labels(labels, len(self.classes), path)
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds NumPy arrays and plain values, and can call nothing else."""
+    """Unpickle NumPy arrays and plain values; nothing else can be called."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in PLAIN:

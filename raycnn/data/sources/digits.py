@@ -1,7 +1,7 @@
 """scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels, inside that package.
 
 "Optical Recognition of Handwritten Digits", Alpaydin and Kaynak 1998 (UCI repository). It comes
-unsplit: 357 of the images, drawn by class and the same for every job, are its test split.
+unsplit: 357 of the images, sampled by class and the same for every job, are its test split.
 """
 
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ class Digits:
         path = Path(package.origin if package and package.origin else "").parent
         path = path / "datasets" / "data" / "digits.csv.gz"
         if not path.is_file():
-            raise DataError(f"scikit-learn's digits are not where they belong: {path}")
+            raise DataError(f"scikit-learn's digits are missing: {path}")
         return [path]
 
     def read(self) -> dict[str, Split]:

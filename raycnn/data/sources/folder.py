@@ -1,11 +1,15 @@
 """Pictures in a folder per class, below folders per split or not.
 
-Hidden files, other files, and folders inside a class folder are ignored, and counted.
+Pictures may lie at any depth below their class's folder, as for torchvision's ImageFolder. What is
+ignored, hidden files and what is no picture, is counted.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,145 +20,310 @@ from raycnn.config.schema import SafePath
 from raycnn.data.images.decode import (
     ENDINGS,
     FIT,
+    SAMPLE,
     Fit,
     ImageFormat,
+    MaxValue,
     Mode,
     Named,
     Pictures,
     Rows,
     Size,
-    image_format_of,
+    find_image_format,
 )
-from raycnn.data.sources.base import Share, Source, Split, common_class_names, hold_out
+from raycnn.data.sources.base import (
+    Share,
+    Source,
+    Split,
+    at_least_two,
+    common_class_names,
+    hold_out,
+    listed,
+)
 from raycnn.errors import DataError
 from raycnn.shape import Shape
 
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-          "test": "test"}  # fmt: skip
+SPLITS = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "tst", "eval", "evaluation"),
+}
+# What systems and tools leave behind, beside names that begin with a dot.
+LITTER = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+
+
+@dataclass
+class Tree:
+    """What lies below a folder."""
+
+    pictures: list[str] = field(default_factory=list)
+    """Paths below the folder, sorted."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """How many things of which kind."""
 
 
 @dataclass(frozen=True)
 class Listing:
     """The pictures of one split, class by class, each class by name."""
 
-    place: bytes
+    folder: bytes
     classes: tuple[str, ...]
     names: NDArray[np.bytes_]
-    """(N,) below the place."""
+    """(N,) below the folder."""
     labels: NDArray[np.int64]
     """(N,)"""
-    aside: int
-    """How many files and folders are ignored."""
+    warnings: tuple[str, ...]
 
     def pictures(self, rows: Rows) -> list[Named]:
-        paths = (os.path.join(self.place, name) for name in self.names[rows].tolist())
-        return [(path.decode("utf-8", "backslashreplace"), os.fsdecode(path)) for path in paths]
+        paths = (os.path.join(self.folder, name) for name in self.names[rows].tolist())
+        return [(_shown(path), os.fsdecode(path)) for path in paths]
 
 
 class Folder:
     def __init__(
-        self, place: Path, share: float, size: Size | None, fit: Fit, mode: Mode | None
+        self,
+        root: Path,
+        share: float,
+        size: Size | None,
+        fit: Fit,
+        mode: Mode | None,
+        max_value: float | None,
     ) -> None:
-        self.place, self.share = place, share
-        self.size, self.fit, self.mode = size, fit, mode
+        self.root, self.share = root, share
+        self.size, self.fit, self.mode, self._max_value = size, fit, mode, max_value
 
     @cached_property
     def listings(self) -> dict[str, Listing]:
         try:
-            folders = _split_folders(self.place)
-            return {name: _listing(self.place, folder) for name, folder in folders.items()}
+            folders, warnings = _find_splits(self.root)
+            found = {name: _list(folder) for name, folder in folders.items()}
         except OSError as error:
             raise DataError(f"cannot read the data: {error}") from None
+        train = found["train"]
+        found["train"] = replace(train, warnings=(*warnings, *train.warnings))
+        return {name: _with_classes(listing, train, name) for name, listing in found.items()}
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        lists = {name: listing.classes for name, listing in self.listings.items()}
-        return common_class_names(lists, self.place)
+        return at_least_two(self.listings["train"].classes, self.root)
 
     @cached_property
-    def frame(self) -> ImageFormat:
-        return image_format_of(self.size, self.fit, self.mode, self._all())
-
-    def _all(self) -> Iterator[Named]:
+    def image_format(self) -> ImageFormat:
         train = self.listings["train"]
-        for row in range(len(train.names)):
-            yield from train.pictures(np.array([row]))
+        rows = np.unique(np.linspace(0, len(train.names) - 1, SAMPLE).astype(np.int64))
+        sample = train.pictures(rows)
+        return find_image_format(self.size, self.fit, self.mode, self._max_value, sample)
 
     @property
     def shape(self) -> Shape:
-        return self.frame.shape
+        return self.image_format.shape
+
+    @property
+    def max_value(self) -> float | None:
+        return self.image_format.max_value
 
     def files(self) -> Sequence[str]:
         return [
-            os.fsdecode(os.path.join(listing.place, name))
+            os.fsdecode(os.path.join(listing.folder, name))
             for listing in self.listings.values()
             for name in listing.names.tolist()
         ]
 
     def read(self) -> dict[str, Split]:
-        assert self.classes  # the splits agree on them
+        assert self.classes  # two or more
         splits = {name: self._split(listing) for name, listing in self.listings.items()}
         return splits if "test" in splits else splits | hold_out(splits["train"], self.share)
 
     def _split(self, listing: Listing) -> Split:
-        images = Pictures(len(listing.names), listing.pictures, self.frame)
-        place = listing.place.decode("utf-8", "backslashreplace")
-        aside = f"{place}: hidden files, other files and folders, ignored: {listing.aside:,}"
-        return Split(images, listing.labels, listing.names, aside if listing.aside else "")
+        images = Pictures(len(listing.names), listing.pictures, self.image_format)
+        return Split(images, listing.labels, listing.names, listing.warnings)
 
 
-def _split_folders(place: Path) -> dict[str, str]:
-    """For each split its folder: one named so that holds folders, else train is the whole place."""
-    named = [name for name in _folders(place) if name in SPLITS and _folders(place / name)]
+def _find_splits(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the folder of each split: where none is named so, train is the whole of `root`.
+
+    A lone folder around all others is gone into. Warnings say what is ignored.
+    """
+    warnings: list[str] = []
+    named = _named_splits(root, _folders(root))
+    if not named and (inner := _unwrap(root)) != root:
+        warnings.append(f"{root} holds one folder alone: the classes are looked for in {inner}")
+        root, named = inner, _named_splits(inner, _folders(inner))
     if not named:
-        return {"train": "."}
-    splits: dict[str, str] = {}
-    for name in named:
-        if splits.setdefault(SPLITS[name], name) != name:
-            raise DataError(
-                f"{place} has two {SPLITS[name]} splits: {splits[SPLITS[name]]}, {name}"
-            )
+        return {"train": root}, warnings
+    return _choose_splits(root, named, warnings), warnings
+
+
+def _unwrap(root: Path) -> Path:
+    """Return the folder with several folders in it that lone folders lead to, else `root`."""
+    inner = root
+    while len(folders := _folders(inner)) == 1 and not _holds_pictures(inner):
+        inner /= folders[0]
+        if _named_splits(inner, _folders(inner)):
+            return inner
+    return inner if len(folders) > 1 else root
+
+
+def _named_splits(root: Path, folders: Sequence[str]) -> dict[str, str]:
+    """Return the split of each folder that is named after one and holds folders.
+
+    Raises DataError where folders named after splits hold pictures, and no classes.
+    """
+    exact = {name: split for name in folders if (split := _split_called(name.lower()))}
+    if named := {name: split for name, split in exact.items() if _folders(root / name)}:
+        others = (root / name for name in folders if name not in exact)
+        is_class = len(named) == 1 and any(map(_holds_pictures, others))
+        return {} if is_class else named
+    if len(exact) == len(folders) == len({*exact.values()}) > 1 and "train" in exact.values():
+        raise DataError(
+            f"{root}: {', '.join(exact)} hold no class folders, each with the pictures of one class"
+        )
+    # seg_train and seg_test, and no other folder
+    parts = {name: re.split(r"[\W_]+", name.lower()) for name in folders}
+    found = {name: {*filter(None, map(_split_called, parts[name]))} for name in folders}
+    sure = all(len(splits) == 1 and _folders(root / name) for name, splits in found.items())
+    named = {name: splits.pop() for name, splits in found.items()} if sure else {}
+    return named if len({*named.values()}) > 1 else {}
+
+
+def _split_called(name: str) -> str | None:
+    return next((split for split, names in SPLITS.items() if name in names), None)
+
+
+def _choose_splits(root: Path, named: dict[str, str], warnings: list[str]) -> dict[str, Path]:
+    """Raises DataError for two folders of one split, and for none of train."""
+    splits: dict[str, Path] = {}
+    for name, split in named.items():
+        if splits.setdefault(split, root / name) != root / name:
+            raise DataError(f"{root} has two {split} splits: {splits[split].name}, {name}")
     if "train" not in splits:
-        raise DataError(f"{place} has {', '.join(named)}, but no train folder beside it")
-    return dict(sorted(splits.items(), key=lambda split: split[0] != "train"))
+        raise DataError(f"{root} has {', '.join(named)}, but no train folder")
+    for name in _folders(root):
+        if name not in named:
+            count = len(_walk(root / name).pictures)
+            warnings.append(f"{root / name} is none of the splits: {count:,} pictures ignored")
+    beside = sum(1 for entry in os.scandir(root) if not entry.is_dir())
+    if beside:
+        warnings.append(f"{root}: files beside the splits, ignored: {beside:,}")
+    return {split: splits[split] for split in SPLITS if split in splits}
 
 
-def _folders(place: Path) -> list[str]:
-    with os.scandir(place) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+def _folders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        return sorted(
+            entry.name for entry in entries if entry.is_dir() and not _is_litter(entry.name)
+        )
 
 
-def _listing(place: Path, folder: str) -> Listing:
-    """Raises DataError when there are no classes, or a class without a picture."""
-    top = place / folder
-    classes = _folders(top)
-    names: list[bytes] = []
-    counts: list[int] = []
-    aside = len(os.listdir(top)) - len(classes)
-    for name in classes:
-        with os.scandir(top / name) as entries:
-            pictures, others = _sorted_out(entries)
-        if not pictures:
-            raise DataError(f"{top / name}: no pictures in this class folder")
-        names += (os.fsencode(os.path.join(name, picture)) for picture in pictures)
-        counts.append(len(pictures))
-        aside += others
-    if not classes:
+def _holds_pictures(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(_is_picture(entry.name) for entry in entries)
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in ENDINGS and not _is_litter(name)
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def _list(top: Path) -> Listing:
+    """Raises DataError when there are no classes."""
+    folders = _folders(top)
+    if not folders:
         raise DataError(f"{top}: no class folders, each with the pictures of one class")
-    labels = np.repeat(np.arange(len(classes)), counts)
-    return Listing(os.fsencode(top), tuple(classes), np.array(names), labels, aside)
+    if len(folders) == 1 and len(_folders(top / folders[0])) > 1 and top.name == folders[0]:
+        return _list(top / folders[0])  # seg_train/seg_train, as Kaggle unpacks it
+    trees = {name: _walk(top / name) for name in folders}
+    names = [
+        os.fsencode(os.path.join(name, picture))
+        for name, tree in trees.items()
+        for picture in tree.pictures
+    ]
+    ignored = sum((tree.ignored for tree in trees.values()), Counter())
+    with os.scandir(top) as entries:
+        for entry in entries:
+            if entry.name not in trees:
+                ignored[_reason(entry.name)] += 1
+    labels = np.repeat(np.arange(len(folders)), [len(tree.pictures) for tree in trees.values()])
+    classes = tuple(unicodedata.normalize("NFC", _shown(os.fsencode(name))) for name in folders)
+    if len({*classes}) < len(classes):
+        raise DataError(f"{top} has class folders of the same name, written in two ways")
+    warnings = []
+    if ignored:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in ignored.most_common())
+        where = _shown(os.fsencode(top))
+        warnings.append(f"{where}: ignored: {ignored.total():,} ({reasons})")
+    return Listing(os.fsencode(top), classes, np.array(names, bytes), labels, tuple(warnings))
 
 
-def _sorted_out(entries: Iterator[os.DirEntry[str]]) -> tuple[list[str], int]:
-    """The pictures by name, and how many other things there are."""
-    pictures, others = [], 0
-    for entry in entries:
-        ending = os.path.splitext(entry.name)[1].lower()
-        if entry.name.startswith(".") or ending not in ENDINGS or not entry.is_file():
-            others += 1
-        else:
-            pictures.append(entry.name)
-    return sorted(pictures), others
+def _with_classes(listing: Listing, train: Listing, split: str) -> Listing:
+    """Return a split with train's classes, of which it may lack some.
+
+    Raises DataError for a class that train has not, or that has no picture in train.
+    """
+    counts = np.bincount(listing.labels, minlength=len(listing.classes))
+    empty = [name for name, count in zip(listing.classes, counts, strict=True) if not count]
+    if listing is train or split == "train":
+        if empty:
+            folder = Path(os.fsdecode(train.folder)) / empty[0]
+            kinds = _walk(folder).ignored if folder.is_dir() else Counter()
+            found = ", ".join(f"{count:,} {reason}" for reason, count in kinds.items())
+            raise DataError(
+                f"{folder}: no pictures in this class folder ({found or 'it is empty'})"
+            )
+        return listing
+    if not {*listing.classes} <= {*train.classes}:
+        common_class_names({"train": train.classes, split: listing.classes}, _shown(listing.folder))
+    if not len(listing.names):
+        raise DataError(f"{_shown(listing.folder)}: no pictures in the {split} split")
+    index = {name: k for k, name in enumerate(train.classes)}
+    where = np.array([index[name] for name in listing.classes])
+    lacking = sorted({*train.classes} - {*listing.classes} | {*empty})
+    warnings = listing.warnings
+    if lacking:
+        text = f"{split} has no pictures of {len(lacking):,} classes: {listed(lacking)}"
+        warnings = (*warnings, text)
+    labels = where[listing.labels]
+    return replace(listing, classes=train.classes, labels=labels, warnings=warnings)
+
+
+def _walk(top: Path) -> Tree:
+    """Find the pictures below a folder, links followed, each real folder once on a path."""
+    tree = Tree()
+    _walk_into(tree, os.fspath(top), "", frozenset())
+    tree.pictures.sort()
+    return tree
+
+
+def _walk_into(tree: Tree, folder: str, below: str, above: frozenset[str]) -> None:
+    real = os.path.realpath(folder)
+    if real in above:
+        tree.ignored["links to a folder above"] += 1
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_litter(entry.name):
+                tree.ignored["hidden"] += 1
+            elif entry.is_dir():
+                _walk_into(tree, entry.path, os.path.join(below, entry.name), above | {real})
+            elif not _is_picture(entry.name):
+                tree.ignored[_reason(entry.name)] += 1
+            elif entry.is_file():
+                tree.pictures.append(os.path.join(below, entry.name))
+            else:
+                tree.ignored["links to nothing"] += 1
+
+
+def _reason(name: str) -> str:
+    if _is_litter(name):
+        return "hidden"
+    return f"of type {os.path.splitext(name)[1].lower() or '(none)'}"
+
+
+def _shown(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
 
 
 def folder(
@@ -166,6 +335,7 @@ def folder(
     size: Size | None = None,
     fit: Fit = FIT,
     mode: Mode | None = None,
+    max_value: MaxValue | None = None,
 ) -> Source:
     """`test` is the share held out of train, by class, where there is no test folder."""
-    return Folder(root / (path or ""), test, size, fit, mode)
+    return Folder(root / (path or ""), test, size, fit, mode, max_value)

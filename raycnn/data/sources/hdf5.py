@@ -1,11 +1,13 @@
-"""Images and labels as arrays in HDF5 files, a file per split, as the SIGNS data set has them.
+"""Images and labels as arrays in HDF5 files, one or two per split, as the SIGNS data set has them.
 
-Images are (N, H, W, C), (N, C, H, W) or (N, H, W), whole numbers 0 to 255 or fractions 0 to 1.
+Images are (N, H, W, C), (N, C, H, W) or (N, H, W). White is 255 of whole numbers, or of more than
+8 bits their greatest, and 1 of fractions.
 """
 
+import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,23 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycnn.config.schema import SafePath
-from raycnn.data.sources.base import (
-    Share,
-    Source,
-    Split,
-    check_labels,
-    common_class_names,
-    hold_out,
-    numbered_class_names,
-)
-from raycnn.errors import DataError, SpecError
+from raycnn.data.images.decode import MaxValue
+from raycnn.data.images.levels import find_max_value, scale_to_uint8
+from raycnn.data.sources.base import Share, Source, Split, common_class_names, hold_out
+from raycnn.data.sources.labels import Column, Labels, encode_labels
+from raycnn.errors import DataError
+from raycnn.runtime import memory
 from raycnn.shape import Shape
 
 Layout = Literal["nhwc", "nchw"]
-White = Literal[1, 255]
 
+SIGNS = ("train_signs.h5", "test_signs.h5")
+IMAGES, LABELS, CLASSES = "{split}_set_x", "{split}_set_y", "list_classes"
 CHANNELS = {1, 3, 4}
-LOOKED_AT = 64  # images that tell whether fractions go to 1 or to 255
+SAMPLE = 64  # images that tell which value is white
+SAMPLE_BYTES = 2**26
 
 
 class Handle:
@@ -40,38 +40,68 @@ class Handle:
     def __init__(self, path: Path):
         self.path = path
         self._opened: tuple[int, Any] | None = None
+        self._checked: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_opened": None}
+        return {"path": self.path, "_opened": None, "_checked": self._checked}
+
+    def has(self, key: str) -> bool:
+        return isinstance(self._safely(lambda file: file.get(key)), h5py.Dataset)
+
+    def arrays(self) -> dict[str, Any]:
+        """Return all datasets of the file by key."""
+        found: dict[str, Any] = {}
+
+        def note(name: str, item: Any) -> None:
+            if isinstance(item, h5py.Dataset):
+                found[name] = item
+
+        self._safely(lambda file: file.visititems(note))
+        return found
 
     def array(self, key: str, option: str) -> Any:
-        """A dataset of the file. Raises DataError with those there are, and the option for it."""
-        found = self._safely(lambda file: file.get(key))
-        if not isinstance(found, h5py.Dataset):
-            keys: list[str] = []
-            self._safely(lambda file: file.visititems(lambda name, item: _note(keys, name, item)))
-            raise DataError(
-                f"{self.path} has no {key!r} but {', '.join(keys) or 'nothing'}: "
-                f"`data.{option}` names the key"
-            )
-        return found
+        """Return a dataset. Raises DataError with those there are, and the option that names it."""
+        if not self.has(key):
+            keys = ", ".join(self.arrays()) or "nothing"
+            raise DataError(f"{self.path} has no {key!r} but {keys}: `data.{option}` names the key")
+        array = self._safely(lambda file: file[key])
+        if key not in self._checked:
+            self._safely(lambda _: self._check_written(key, array))
+            self._checked.add(key)
+        return array
 
     def take(self, key: str, option: str, rows: Any) -> NDArray[Any]:
         array = self.array(key, option)
+        if rows is ...:
+            memory.require(array.size * array.dtype.itemsize, f"{self.path}: {key} {array.shape}")
         return self._safely(lambda _: np.asarray(array[rows]))
+
+    def _check_written(self, key: str, array: Any) -> None:
+        """Raise DataError where the file has not the values that its header says.
+
+        HDF5 gives zeros for what was never written, of any shape.
+        """
+        if not array.size or array.is_virtual or array.external:
+            return
+        if array.chunks is None:
+            there, due, what = array.id.get_storage_size(), array.nbytes, "bytes"
+        else:
+            sides = zip(array.shape, array.chunks, strict=True)
+            due = math.prod(-(-side // chunk) for side, chunk in sides)
+            there, what = array.id.get_num_chunks(), "chunks"
+        if there < due:
+            raise DataError(
+                f"{self.path}: {key} {array.shape} was never written whole: {there:,} of {due:,} "
+                f"{what} are there"
+            )
 
     def _safely(self, use: Callable[[Any], Any]) -> Any:
         try:
             if not self._opened or self._opened[0] != os.getpid():
                 self._opened = os.getpid(), h5py.File(self.path, "r", locking="best-effort")
             return use(self._opened[1])
-        except (OSError, RuntimeError, TypeError) as error:
+        except (OSError, RuntimeError, TypeError, MemoryError) as error:
             raise DataError(f"cannot read {self.path} as HDF5: {error}") from None
-
-
-def _note(keys: list[str], name: str, item: Any) -> None:
-    if isinstance(item, h5py.Dataset):
-        keys.append(name)
 
 
 @dataclass(frozen=True)
@@ -81,13 +111,13 @@ class Arrays:
     file: Handle
     key: str
     layout: Layout
-    white: int
+    max_value: float
 
     def __len__(self) -> int:
         return len(self.file.array(self.key, "images"))
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Raises DataError for a value that is no brightness."""
+        """Raises DataError for a value outside 0 to `max_value`."""
         unique, back = np.unique(rows, return_inverse=True)  # HDF5 wants rising rows, each once
         run = len(unique) and unique[-1] - unique[0] + 1 == len(unique)
         some = slice(unique[0], unique[-1] + 1) if run else unique
@@ -95,94 +125,168 @@ class Arrays:
         pixels = pixels[..., None] if pixels.ndim == 3 else pixels
         if self.layout == "nchw":
             pixels = pixels.transpose(0, 2, 3, 1)
-        return np.ascontiguousarray(self._bytes(pixels, rows))
+        try:
+            return np.ascontiguousarray(scale_to_uint8(pixels, self.max_value))
+        except DataError:
+            raise self._out_of_range(pixels, rows) from None
 
-    def _bytes(self, pixels: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        if pixels.dtype == np.uint8:
-            return pixels
-        right = ((pixels >= 0) & (pixels <= self.white)).all(axis=(1, 2, 3))  # no NaN is
-        if not right.all():
-            place = int(np.argmin(right))
-            raise DataError(
-                f"{self.file.path}: row {rows[place]} of {self.key} goes from "
-                f"{pixels[place].min()} to {pixels[place].max()}, where 0 to {self.white} are due: "
-                "`data.white` is 1 or 255"
-            )
-        return np.rint(pixels * (255 / self.white)).astype(np.uint8)
+    def _out_of_range(self, pixels: NDArray[Any], rows: NDArray[np.int64]) -> DataError:
+        good = ((pixels >= 0) & (pixels <= self.max_value)).all(axis=(1, 2, 3))  # no NaN is
+        first = int(np.argmin(good))
+        return DataError(
+            f"{self.file.path}: row {rows[first]} of {self.key} goes from {pixels[first].min()} to "
+            f"{pixels[first].max()}, where 0 to {self.max_value:g} are expected: `data.max_value` "
+            "tells which is white"
+        )
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Where a file has what; `{split}` stands for train or test."""
+    """Where a file has what; `{split}` stands for train, val or test. None: to be found."""
 
-    images: str
-    labels: str
+    images: str | None
+    labels: str | None
     classes: str | None
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """The files of one split, which may be the same."""
+
+    images: Handle
+    labels: Handle
 
 
 class Hdf5:
     def __init__(
         self,
-        paths: dict[str, Path],
+        splits: dict[str, SplitFiles],
         keys: Keys,
         share: float,
         layout: Layout | None,
-        white: White | None,
+        max_value: float | None,
     ):
-        self.opened = {name: Handle(path) for name, path in paths.items()}
-        self.keys, self.share, self._layout, self._white = keys, share, layout, white
+        self.splits, self.keys, self.share = splits, keys, share
+        self._layout, self._max_value = layout, max_value
 
     def files(self) -> list[Path]:
-        return [file.path for file in self.opened.values()]
+        both = (handle.path for of in self.splits.values() for handle in (of.images, of.labels))
+        return list(dict.fromkeys(both))
 
     @cached_property
+    def labels(self) -> Labels:
+        columns = {
+            name: [
+                Column(str(of.labels.path), of.labels.take(self._labels_key(name), "labels", ...))
+            ]
+            for name, of in self.splits.items()
+        }
+        return encode_labels(columns, self._class_names(), self.splits["train"].labels.path)
+
+    @property
     def classes(self) -> tuple[str, ...]:
-        key = self.keys.classes
-        if not key:
-            return numbered_class_names([self._numbers("train")], self.opened["train"].path)
-        lists = {name: file.take(key, "classes", ...) for name, file in self.opened.items()}
-        plain = {name: tuple(map(_text, found.ravel())) for name, found in lists.items()}
-        return common_class_names(plain, self.opened["train"].path.parent)
+        return self.labels.classes
 
     @cached_property
     def shape(self) -> Shape:
         return self._shape("train")
 
+    @cached_property
+    def max_value(self) -> float:
+        """The value of white, of all splits alike. Raises DataError where it is not clear."""
+        if self._max_value:
+            return self._max_value
+        array = self._array("train")
+        rows = np.unique(np.linspace(0, len(array) - 1, self._sample_size(array)).astype(int))
+        some = self.splits["train"].images.take(self._images_key("train"), "images", rows)
+        if some.dtype == bool:
+            return 1
+        low, high = (some.min(), some.max()) if some.size else (0, 0)
+        if white := find_max_value(low, high, some.dtype.kind in "iu"):
+            return white
+        path, key = self.splits["train"].images.path, self._images_key("train")
+        raise DataError(
+            f"{path}: {key} goes from {low:g} to {high:g}, where 0 to 1 or 0 to 255 are expected: "
+            "`data.max_value` tells which is white"
+        )
+
     def read(self) -> dict[str, Split]:
-        splits = {name: self._split(name) for name in self.opened}
-        return splits if "test" in splits else hold_out(splits["train"], self.share)
+        splits = {name: self._split(name) for name in self.labels.splits}
+        splits["train"] = replace(splits["train"], warnings=self._warnings())
+        return splits if "test" in splits else splits | hold_out(splits["train"], self.share)
 
     def _split(self, name: str) -> Split:
-        path = self.opened[name].path
-        images = Arrays(self.opened[name], self._key(name), self.layout, self._white_of(name))
-        labels = check_labels(self._numbers(name), len(self.classes), path)
+        path = self.splits[name].images.path
+        key, labels = self._images_key(name), self.labels.splits[name]
+        images = Arrays(self.splits[name].images, key, self.layout, self.max_value)
         if len(images) != len(labels):
             raise DataError(f"{path} has {len(images):,} images and {len(labels):,} labels")
         if self._shape(name) != self.shape:
-            raise DataError(f"{path}: images of {self._shape(name)}, where {self.shape} are due")
+            raise DataError(
+                f"{path}: images of {self._shape(name)}, where {self.shape} are expected"
+            )
         return Split(images, labels)
 
-    def _key(self, name: str) -> str:
-        return self.keys.images.replace("{split}", name)
+    def _warnings(self) -> tuple[str, ...]:
+        found = [
+            f"{self.splits['train'].images.path}: {what} read from {key!r}"
+            for what, key, given, usual in (
+                ("images", self._images_key("train"), self.keys.images, IMAGES),
+                ("labels", self._labels_key("train"), self.keys.labels, LABELS),
+            )
+            if not given and key != usual.replace("{split}", "train")
+        ]
+        white = self.max_value
+        if not self._max_value and white not in (1, 255):
+            found.append(f"{self.splits['train'].images.path}: {white:g} is taken for white")
+        return (*found, *self.labels.warnings)
 
-    def _numbers(self, name: str) -> NDArray[Any]:
-        """The labels (N,), also of (N, 1) or (1, N)."""
-        key = self.keys.labels.replace("{split}", name)
-        labels = self.opened[name].take(key, "labels", ...)
-        if labels.size != max(labels.shape, default=0):
-            raise DataError(f"{self.opened[name].path}: {key} is {labels.shape}, where (N,) is due")
-        return (
-            labels.ravel() if labels.dtype.kind != "O" else np.array([*map(_text, labels.ravel())])
-        )
+    def _class_names(self) -> tuple[str, ...] | None:
+        """Return the names that the files tell, or None."""
+        key = self.keys.classes or CLASSES
+        holders = {name: of.labels for name, of in self.splits.items()}
+        if not self.keys.classes:
+            holders = {name: file for name, file in holders.items() if file.has(key)}
+        lists = {name: file.take(key, "classes", ...).ravel() for name, file in holders.items()}
+        if not lists:
+            return None
+        plain = {name: tuple(map(_text, found)) for name, found in lists.items()}
+        return common_class_names(plain, self.splits["train"].labels.path.parent)
 
-    def _array(self, name: str) -> Any:
-        array = self.opened[name].array(self._key(name), "images")
-        if array.ndim not in (3, 4) or array.dtype.kind not in "uif":
+    def _images_key(self, split: str) -> str:
+        file = self.splits[split].images
+        return self._key(file, split, self.keys.images, IMAGES, _may_be_images)
+
+    def _labels_key(self, split: str) -> str:
+        file = self.splits[split].labels
+        return self._key(file, split, self.keys.labels, LABELS, _may_be_labels)
+
+    def _key(
+        self, file: Handle, split: str, given: str | None, usual: str, fits: Callable[[Any], bool]
+    ) -> str:
+        """Return the key that was given, else the usual one, else the only one that fits."""
+        key = (given or usual).replace("{split}", split)
+        if given or file.has(key):
+            return key
+        found = [name for name, array in file.arrays().items() if name != CLASSES and fits(array)]
+        return found[0] if len(found) == 1 else key
+
+    def _array(self, split: str) -> Any:
+        file, key = self.splits[split].images, self._images_key(split)
+        array = file.array(key, "images")
+        if array.ndim not in (3, 4) or array.dtype.kind not in "uifb":
             raise DataError(
-                f"{self.opened[name].path}: {self._key(name)} is {array.dtype} {array.shape}, "
-                "where numbers (N, height, width, channels) are due"
+                f"{file.path}: {key} is {array.dtype} {array.shape}, "
+                "where numbers (N, height, width, channels) are expected"
             )
         return array
+
+    def _sample_size(self, array: Any) -> int:
+        one = math.prod(array.shape[1:]) * array.dtype.itemsize
+        memory.require(
+            2 * one, f"{self.splits['train'].images.path}: an image of {array.shape[1:]}"
+        )
+        return max(1, min(SAMPLE, SAMPLE_BYTES // max(1, one)))
 
     @cached_property
     def layout(self) -> Layout:
@@ -192,8 +296,8 @@ class Hdf5:
         first, last = (side in CHANNELS for side in (array.shape[1], array.shape[3]))
         if first == last:
             raise DataError(
-                f"{self.opened['train'].path}: which side of {array.shape} is the channels is not "
-                "clear: `data.layout` is nhwc or nchw"
+                f"{self.splits['train'].images.path}: which side of {array.shape} is the channels "
+                "is not clear: `data.layout` is nhwc or nchw"
             )
         return "nchw" if first else "nhwc"
 
@@ -203,17 +307,14 @@ class Hdf5:
             return Shape(1, *sides)
         return Shape(*sides) if self.layout == "nchw" else Shape(sides[2], *sides[:2])
 
-    def _white_of(self, name: str) -> int:
-        """The value of white. Raises SpecError where whole numbers are said to end at 1."""
-        fractions = self._array(name).dtype.kind == "f"
-        if self._white == 1 and not fractions:
-            raise SpecError(
-                f"the images of {self.opened[name].path} are whole numbers", "data.white"
-            )
-        if self._white or not fractions:
-            return self._white or 255
-        some = self.opened[name].take(self._key(name), "images", slice(LOOKED_AT))
-        return 1 if some.max(initial=0) <= 1 else 255
+
+def _may_be_images(array: Any) -> bool:
+    return array.ndim in (3, 4) and array.dtype.kind in "uifb" and max(array.shape[1:]) > 1
+
+
+def _may_be_labels(array: Any) -> bool:
+    flat = array.size == max(array.shape, default=0)
+    return array.ndim > 0 and (flat or array.ndim == 2) and array.dtype.kind in "uifbOS"
 
 
 def _text(name: Any) -> str:
@@ -225,18 +326,34 @@ def hdf5(
     download: bool,
     *,
     path: SafePath | None = None,
-    train_file: SafePath = "train_signs.h5",
-    test_file: SafePath | None = "test_signs.h5",
-    images: str = "{split}_set_x",
-    labels: str = "{split}_set_y",
-    classes: str | None = "list_classes",
+    train_file: SafePath = SIGNS[0],
+    train_labels_file: SafePath | None = None,
+    val_file: SafePath | None = None,
+    val_labels_file: SafePath | None = None,
+    test_file: SafePath | None = SIGNS[1],
+    test_labels_file: SafePath | None = None,
+    images: str | None = None,
+    labels: str | None = None,
+    classes: str | None = None,
     test: Share = 0.2,
     layout: Layout | None = None,
-    white: White | None = None,
+    max_value: MaxValue | None = None,
 ) -> Source:
-    """`test` is the share held out of train, by class, where `test_file` is null; without a key of
-    `classes` they are named by their numbers.
+    """Without files named, those of SIGNS are read. A `*_labels_file` is for labels that are not in
+    the file of the images. `test` is the share held out of train, by class, without a `test_file`.
     """
-    files = {"train": train_file} | ({"test": test_file} if test_file else {})
-    paths = {name: root / (path or "") / file for name, file in files.items()}
-    return Hdf5(paths, Keys(images, labels, classes), test, layout, white)
+    given: dict[str, tuple[str | None, str | None]] = {
+        "train": (train_file, train_labels_file),
+        "val": (val_file, val_labels_file),
+        "test": (test_file, test_labels_file),
+    }
+    if train_file != SIGNS[0] and test_file == SIGNS[1]:  # which was not named
+        del given["test"]
+    folder = root / (path or "")
+    splits = {}
+    for name, (file, labels_file) in given.items():
+        if file:
+            handle = Handle(folder / file)
+            own = Handle(folder / labels_file) if labels_file else handle
+            splits[name] = SplitFiles(handle, own)
+    return Hdf5(splits, Keys(images, labels, classes), test, layout, max_value)

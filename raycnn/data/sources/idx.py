@@ -5,23 +5,30 @@ Xiao et al. 2017 (arXiv:1708.07747). 60,000 + 10,000 grey images of 28 x 28.
 """
 
 import gzip
+import math
 import struct
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raycnn.data.sources.base import Source, Split, check_labels, find_or_download, first_of
+from raycnn.data.sources.base import Source, Split, find_or_download, first_of
+from raycnn.data.sources.labels import check_labels
 from raycnn.errors import DataError
+from raycnn.runtime import memory
 from raycnn.shape import Shape
 
 FILES = [
     "train-images-idx3-ubyte", "train-labels-idx1-ubyte",
     "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
 ]  # fmt: skip
+SPELLINGS = [(name, name.replace("-idx", ".idx")) for name in FILES]
+WANTED = f"wanted: {', '.join(FILES)}, plain or as .gz, also with a dot before idx"
 UBYTE = 0x08
+MOST_DEFLATED = 1032  # bytes that one byte of a gzip file can become
 GARMENTS = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -39,8 +46,8 @@ class Idx:
 
     def files(self) -> list[Path]:
         folders = [self.root / self.name, self.root / self.vision / "raw", self.root / self.vision]
-        find = partial(first_of, folders, FILES)
-        return find_or_download(self.name, self.root, self.download, find, self._download)
+        find = partial(first_of, folders, SPELLINGS)
+        return find_or_download(self.name, self.root, self.download, find, self._download, WANTED)
 
     def _download(self) -> None:
         from torchvision import datasets  # slow to import, seldom needed
@@ -53,30 +60,43 @@ class Idx:
         return {"train": train, "test": test}
 
     def _split(self, images: Path, labels: Path) -> Split:
-        pixels, names = read_idx(images, 3), read_idx(labels, 1)
-        if pixels.shape[1:] != self.shape[1:]:
+        pixels, numbers = read_idx(images, self.shape[1:]), read_idx(labels)
+        if len(pixels) != len(numbers):
             raise DataError(
-                f"{images}: images of {pixels.shape[1:]}, where {self.shape[1:]} are due"
+                f"{images} has {len(pixels):,} images, {labels} {len(numbers):,} labels"
             )
-        if len(pixels) != len(names):
-            raise DataError(f"{images} has {len(pixels):,} images, {labels} {len(names):,} labels")
-        return Split(pixels[..., None], check_labels(names, len(self.classes), labels))
+        return Split(pixels[..., None], check_labels(numbers, len(self.classes), labels))
 
 
-def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The array in an IDX file of unsigned bytes. Raises DataError for anything else."""
+def read_idx(path: Path, item: tuple[int, ...] = ()) -> NDArray[np.uint8]:
+    """Return the array (N, *item) in an IDX file of unsigned bytes.
+
+    What its header says is compared with the file's size and with memory before the rest is read.
+    Raises DataError for anything else.
+    """
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            shape = _read_header(file, path, 1 + len(item))
+            if shape[1:] != item:
+                raise DataError(f"{path}: images of {shape[1:]}, where {item} are expected")
+            count = math.prod(shape)
+            if count > path.stat().st_size * (MOST_DEFLATED if path.suffix == ".gz" else 1):
+                raise DataError(f"{path} is too short for the {shape} that its header says")
+            memory.require(count, str(path))
+            content = file.read(count)
+            if len(content) != count or file.read(1):
+                raise DataError(f"{path} has not the bytes that its header says: {shape}")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from None
-    start = 4 + 4 * dimensions
-    if len(raw) < start or raw[:4] != bytes([0, 0, UBYTE, dimensions]):
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read_header(file: Any, path: Path, dimensions: int) -> tuple[int, ...]:
+    """Return the shape of the array."""
+    head = file.read(4 + 4 * dimensions)
+    if len(head) < 4 + 4 * dimensions or head[:4] != bytes([0, 0, UBYTE, dimensions]):
         raise DataError(f"{path} is not an IDX file of {dimensions}-dimensional unsigned bytes")
-    shape = struct.unpack(f">{dimensions}I", raw[4:start])
-    if len(raw) - start != int(np.prod(shape)):
-        raise DataError(f"{path}: {len(raw) - start:,} bytes, where its header says {shape}")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+    return struct.unpack(f">{dimensions}I", head[4:])
 
 
 def mnist(root: Path, download: bool) -> Source:

@@ -1,5 +1,6 @@
 """Pictures in Parquet files as Hugging Face lays them out: a column of `struct<bytes, path>` with
-the files' bytes, and a column of class numbers, whose names stand in the schema's metadata.
+the files' bytes, or their paths, and a column of labels: numbers, whose names stand in the schema's
+metadata, or names.
 
 Local files, or any URI that pyarrow.fs opens (`s3://bucket/folder`).
 """
@@ -9,8 +10,9 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,42 +28,46 @@ from pydantic import AfterValidator
 from raycnn.config.schema import SafePath
 from raycnn.data.images.decode import (
     FIT,
+    SAMPLE,
     Fit,
     ImageFormat,
+    MaxValue,
     Mode,
     Named,
     Pictures,
     Rows,
     Size,
-    image_format_of,
+    find_image_format,
 )
-from raycnn.data.sources.base import (
-    Share,
-    Source,
-    Split,
-    check_labels,
-    common_class_names,
-    hold_out,
-    numbered_class_names,
-)
+from raycnn.data.sources.base import Share, Source, Split, common_class_names, hold_out
+from raycnn.data.sources.labels import Column, Labels, Values, check_labels, encode_labels
 from raycnn.errors import DataError
+from raycnn.runtime import memory
 from raycnn.shape import Shape
 
+FOLDERS = ("", "data/", "default/")  # where Hugging Face puts the files of a data set
+WORDS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 DEFAULT = {
-    "train": ["train-*.parquet"],
-    "val": ["val-*.parquet", "valid-*.parquet", "validation-*.parquet"],
-    "test": ["test-*.parquet"],
+    split: [
+        f"{folder}{word}{form}"
+        for folder in FOLDERS
+        for word in words
+        for form in ("-*.parquet", ".parquet", "/*.parquet")
+    ]
+    for split, words in WORDS.items()
 }
-KEPT_BYTES = 2**28  # of the pictures of row groups that are kept for the next batch
+LABEL_NAMES = ("label", "labels", "class", "target")
+CACHE_BYTES = 2**28  # of the pictures of row groups that are held for the next batch
+SAMPLED_GROUPS = 4  # row groups that pictures are sampled from
 
 
-def _uri(place: str) -> str:
-    if not re.match(r"[a-z][a-z0-9+.-]*://", place) or ".." in place.split("/"):
+def _uri(path: str) -> str:
+    if not re.match(r"[a-z][a-z0-9+.-]*://", path) or ".." in path.split("/"):
         raise ValueError("is neither a plain path nor a URI (s3://bucket/folder)")
-    return place
+    return path
 
 
-Place = SafePath | Annotated[str, AfterValidator(_uri)]
+PathOrUri = SafePath | Annotated[str, AfterValidator(_uri)]
 
 
 class Table:
@@ -75,42 +81,38 @@ class Table:
 
     @cached_property
     def columns(self) -> tuple[str, str]:
-        """The names of the column of pictures and of the column of class numbers."""
+        """The names of the column of pictures and of the column of labels."""
         schema = self._schemas[0]
-        pictures = [field.name for field in schema if _holds_bytes(field.type)]
-        numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
-        named = [name for name in numbers if _class_names(schema, name)]
-        image = self._image or (pictures[0] if len(pictures) == 1 else None)
-        label = self._label or next((n for n in schema.names if n == "label"), None)
-        label = label or next((names[0] for names in (named, numbers) if len(names) == 1), None)
-        for file, schema in zip(self.files, self._schemas, strict=True):
-            names = schema.names
+        image = self._image or _only([f.name for f in schema if _holds_bytes(f.type)])
+        label = self._label or _find_label(schema)
+        for file, other in zip(self.files, self._schemas, strict=True):
+            names = other.names
             there = image in names and label in names
-            if not there or not _holds_bytes(schema.field(image).type):
+            if not there or not _holds_pictures(other.field(image).type):
                 hint = ": `data.image` and `data.label` name them"
                 raise DataError(
                     f"{file}: columns {names}, where {image or 'the bytes of pictures'} and "
-                    f"{label or 'class numbers'} are due{'' if self._image else hint}"
+                    f"{label or 'labels'} are expected{'' if self._image else hint}"
                 )
         assert image and label
         return image, label
 
     @cached_property
-    def names(self) -> tuple[str, ...] | None:
-        """Of the classes, where the files tell them."""
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, where the files tell them."""
         return _class_names(self._schemas[0], self.columns[1])
 
     @cached_property
-    def numbers(self) -> list[NDArray[Any]]:
-        """The class numbers as each file has them."""
+    def values(self) -> list[Column]:
+        """The labels as each file has them."""
         label = self.columns[1]
         read = (self._open(file, lambda opened: opened.read([label])) for file in self.files)
-        return [_plain(table[label]) for table in read]
+        pairs = zip(self.files, read, strict=True)
+        return [Column(file, _to_numpy(table[label])) for file, table in pairs]
 
     def labels(self, classes: int) -> NDArray[np.int64]:
-        """Of all rows. Raises DataError naming the file and its row."""
-        both = zip(self.numbers, self.files, strict=True)
-        return np.concatenate([check_labels(numbers, classes, file) for numbers, file in both])
+        """Return the class indices of all rows. Raises DataError naming the file and its row."""
+        return np.concatenate([check_labels(values, classes, file) for file, values in self.values])
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -121,11 +123,50 @@ class Table:
             group = bisect_right(self._starts, row) - 1
             file, _, before = self._groups[group]
             cell = self._cells(group)[row - self._starts[group]].as_py()
-            found.append((f"{self.files[file]}: row {row - self._starts[group] + before}", cell))
+            name = f"{self.files[file]}: row {row - self._starts[group] + before}"
+            found.append(self._named(name, self.files[file], cell))
         return found
 
-    def each(self) -> Iterator[Named]:
-        return (self.pictures(np.array([row]))[0] for row in range(len(self)))
+    def sample(self) -> Iterator[Named]:
+        """Yield some pictures, from row groups all over the files."""
+        chosen = np.linspace(0, len(self._groups) - 1, SAMPLED_GROUPS).astype(int)
+        for group in np.unique(chosen).tolist():
+            first, end = self._starts[group], self._starts[group + 1]
+            yield from self.pictures(np.arange(first, min(end, first + SAMPLE // SAMPLED_GROUPS)))
+
+    def referenced(self) -> list[str]:
+        """Return the files of pictures of which the Parquet files hold the paths alone."""
+        image, found = self.columns[0], list[str]()
+        by_path = not _holds_bytes(self._schemas[0].field(image).type)
+        column = image if by_path else f"{image}.path"
+        for (file, number, _), nulls in zip(self._groups, self._nulls, strict=True):
+            if by_path or nulls == self._footers[file].row_group(number).num_rows:
+                read = partial(_read_column, number=number, column=column)
+                cells = self._open(self.files[file], read).to_pylist()
+                named = (self._named("", self.files[file], cell)[1] for cell in cells)
+                found += [path for path in named if isinstance(path, str)]
+        return found
+
+    @cached_property
+    def _nulls(self) -> list[int | None]:
+        """Of each row group, how many pictures have no bytes, where its statistics tell."""
+        image = self.columns[0]
+        return [
+            _null_count(self._footers[file].row_group(number), f"{image}.bytes")
+            for file, number, _ in self._groups
+        ]
+
+    def _named(self, name: str, file: str, cell: Any) -> Named:
+        """Return a picture's bytes, else the path that stands for them, below the file's folder."""
+        content, path = cell, None
+        if isinstance(cell, dict):
+            content, path = cell.get("bytes"), cell.get("path")
+        if isinstance(content, str):
+            content, path = None, content
+        if content or not path or "://" in path or "://" in file:
+            return name, content
+        place = path if os.path.isabs(path) else os.path.join(os.path.dirname(file), path)
+        return f"{name} ({place})", place
 
     @cached_property
     def _footers(self) -> list[Any]:
@@ -154,16 +195,21 @@ class Table:
 
     @cached_property
     def _cells(self) -> Callable[[int], Any]:
-        """The bytes of a row group's pictures: Parquet gives a group whole or not at all."""
+        """The pictures of a row group: Parquet gives a group whole or not at all."""
         sizes = (self._footers[f].row_group(n).total_byte_size for f, n, _ in self._groups)
-        return lru_cache(max(1, KEPT_BYTES // max(sizes, default=1)))(self._read_group)
+        return lru_cache(max(1, CACHE_BYTES // max(sizes, default=1)))(self._read_group)
 
     def _read_group(self, group: int) -> Any:
+        """Return the cells of a row group: bytes, paths, or structs of both."""
         file, number, _ = self._groups[group]
         image = self.columns[0]
+        size = self._footers[file].row_group(number).total_byte_size
+        memory.require(size, f"{self.files[file]}: row group {number}")
         table = self._open(self.files[file], lambda opened: opened.read_row_group(number, [image]))
         cells = table[image]
-        return pc.struct_field(cells, "bytes") if pa.types.is_struct(cells.type) else cells
+        if pa.types.is_struct(cells.type) and self._nulls[group] == 0:
+            return pc.struct_field(cells, "bytes")
+        return cells
 
     def _open(self, file: str, use: Callable[[Any], Any]) -> Any:
         try:
@@ -174,15 +220,49 @@ class Table:
             raise DataError(f"cannot read {file}: {error}") from None
 
 
-def system_of(place: str) -> tuple[Any, str]:
-    """The file system of a path or a URI, and the path there."""
-    return fs.FileSystem.from_uri(place) if "://" in place else (fs.LocalFileSystem(), place)
+def system_of(path: str) -> tuple[Any, str]:
+    """Return the file system of a path or a URI, and the path there."""
+    return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+
+
+def _null_count(group: Any, path: str) -> int | None:
+    for index in range(group.num_columns):
+        column = group.column(index)
+        if column.path_in_schema == path:
+            stats = column.statistics
+            return stats.null_count if stats is not None and stats.has_null_count else None
+    return None
+
+
+def _read_column(opened: Any, number: int, column: str) -> Any:
+    """Return a leaf column of a row group, also one inside a struct."""
+    found = opened.read_row_group(number, [column]).column(0)
+    return pc.struct_field(found, column.rpartition(".")[2]) if "." in column else found
+
+
+def _only(names: Sequence[str]) -> str | None:
+    return names[0] if len(names) == 1 else None
+
+
+def _find_label(schema: Any) -> str | None:
+    """Return the column of labels: by its name, by its class names, or as the only one."""
+    for name in LABEL_NAMES:
+        if name in schema.names:
+            return name
+    numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
+    named = [name for name in numbers if _class_names(schema, name)]
+    categories = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    return _only(named) or _only(numbers) or _only(categories)
+
+
+def _holds_pictures(kind: Any) -> bool:
+    return _holds_bytes(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _holds_bytes(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
@@ -193,25 +273,37 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
         return None
 
 
-def _plain(column: Any) -> NDArray[Any]:
-    if pa.types.is_integer(column.type) and not column.null_count:
+def _to_numpy(column: Any) -> Values:
+    """Return (N,), or (N, K) of lists of equal lengths."""
+    kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        rows = column.to_pylist()
+        if len({len(row) if row is not None else -1 for row in rows}) == 1:
+            return np.array(rows)
+    if pa.types.is_integer(kind) and not column.null_count:
         return column.to_numpy()
-    return np.array(column.to_pylist(), object)
+    if (pa.types.is_floating(kind) or pa.types.is_boolean(kind)) and not column.null_count:
+        return column.to_numpy()
+    values = np.empty(len(column), object)
+    for row, value in enumerate(column.to_pylist()):
+        values[row] = value
+    return values
 
 
 class Parquet:
     def __init__(
         self,
-        place: str,
+        folder: str,
         globs: dict[str, str | None],
         columns: tuple[str | None, str | None],
         share: float,
         size: Size | None,
         fit: Fit,
         mode: Mode | None,
+        max_value: float | None,
     ):
-        self.place, self.globs, self.columns, self.share = place, globs, columns, share
-        self.size, self.fit, self.mode = size, fit, mode
+        self.folder, self.globs, self.columns, self.share = folder, globs, columns, share
+        self.size, self.fit, self.mode, self._max_value = size, fit, mode, max_value
 
     @cached_property
     def tables(self) -> dict[str, Table]:
@@ -219,30 +311,41 @@ class Parquet:
         return {name: Table(files, *self.columns) for name, files in found.items() if files}
 
     @cached_property
-    def classes(self) -> tuple[str, ...]:
-        lists = {name: table.names for name, table in self.tables.items()}
+    def labels(self) -> Labels:
+        lists = {name: table.class_names for name, table in self.tables.items()}
         told = {name: names for name, names in lists.items() if names}
-        if told:
-            return common_class_names(told, self.place)
-        return numbered_class_names(self.tables["train"].numbers, self.place)
+        names = common_class_names(told, self.folder) if told else None
+        columns = {name: table.values for name, table in self.tables.items()}
+        return encode_labels(columns, names, self.folder)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.labels.classes
 
     @cached_property
-    def frame(self) -> ImageFormat:
-        return image_format_of(self.size, self.fit, self.mode, self.tables["train"].each())
+    def image_format(self) -> ImageFormat:
+        sample = self.tables["train"].sample()
+        return find_image_format(self.size, self.fit, self.mode, self._max_value, sample)
 
     @property
     def shape(self) -> Shape:
-        return self.frame.shape
+        return self.image_format.shape
+
+    @property
+    def max_value(self) -> float | None:
+        return self.image_format.max_value
 
     def files(self) -> list[str]:
-        return [file for table in self.tables.values() for file in table.files]
+        tables = self.tables.values()
+        return [file for table in tables for file in (*table.files, *table.referenced())]
 
     def read(self) -> dict[str, Split]:
-        count = len(self.classes)
         splits = {
-            name: Split(Pictures(len(table), table.pictures, self.frame), table.labels(count))
-            for name, table in self.tables.items()
+            name: Split(Pictures(len(table), table.pictures, self.image_format), labels)
+            for name, labels in self.labels.splits.items()
+            for table in [self.tables[name]]
         }
+        splits["train"] = replace(splits["train"], warnings=self.labels.warnings)
         return splits if "test" in splits else splits | hold_out(splits["train"], self.share)
 
     def _matching(self, split: str) -> list[str]:
@@ -254,16 +357,16 @@ class Parquet:
         if not glob and split != "train":
             return []
         raise DataError(
-            f"{self.place} has no {glob or DEFAULT[split][0]}: `data.path` names the folder, "
+            f"{self.folder} has no {glob or DEFAULT[split][0]}: `data.path` names the folder, "
             f"`data.{split}_files` the files in it"
         )
 
     def _list(self, pattern: str) -> list[str]:
-        place, mark, query = (
-            self.place.partition("?") if "://" in self.place else (self.place, "", "")
+        top, mark, query = (
+            self.folder.partition("?") if "://" in self.folder else (self.folder, "", "")
         )
         parent, _, name = pattern.rpartition("/")
-        folder = "/".join(filter(None, [place.rstrip("/"), parent]))
+        folder = "/".join(filter(None, [top.rstrip("/"), parent]))
         try:
             system, path = system_of(folder + mark + query)
             there = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
@@ -277,7 +380,7 @@ def parquet(
     root: Path,
     download: bool,
     *,
-    path: Place | None = None,
+    path: PathOrUri | None = None,
     train_files: SafePath | None = None,
     val_files: SafePath | None = None,
     test_files: SafePath | None = None,
@@ -287,10 +390,11 @@ def parquet(
     size: Size | None = None,
     fit: Fit = FIT,
     mode: Mode | None = None,
+    max_value: MaxValue | None = None,
 ) -> Source:
     """`*_files` are globs below `path`; when absent train-*.parquet and the like. `test` is the
     share held out of train, by class, where there are no test files.
     """
-    place = path if path and "://" in path else os.path.join(root, path or "")
+    folder = path if path and "://" in path else os.path.join(root, path or "")
     globs = {"train": train_files, "val": val_files, "test": test_files}
-    return Parquet(place, globs, (image, label), test, size, fit, mode)
+    return Parquet(folder, globs, (image, label), test, size, fit, mode, max_value)

@@ -1,5 +1,5 @@
-"""Made images: stripes whose direction, width and two colours tell the class, at a place of each
-image's own and under noise. A function of the seed in whole numbers, so the same on every machine.
+"""Synthetic images: stripes whose direction, width and two colors tell the class, with an offset
+of each image's own and noise. Integer functions of the seed, so the same on every machine.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from raycnn.data.sources.base import Source, Split
 from raycnn.runtime import rng
 from raycnn.shape import Shape
 
-STRIPES, COLOURS, IMAGES = 0, 1, 2  # what numbers are drawn for
+STRIPES, COLORS, IMAGES = 0, 1, 2  # what random numbers are for
 STEEPEST, NARROWEST, WIDEST = 4, 6, 14  # in pixels
 
 
@@ -35,26 +35,26 @@ class Stripes:
         return self.count
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """(B, H, W, C)"""
+        """Return (B, H, W, C)."""
         label = (rows % self.classes)[:, None]
-        down, right, width, lean = self._drawn(STRIPES, label, np.arange(4)).T[..., None, None]
-        place = self._drawn(IMAGES, self.split, rows)[:, None, None]
+        down, right, width, lean = self._random(STRIPES, label, np.arange(4)).T[..., None, None]
+        offset = self._random(IMAGES, self.split, rows)[:, None, None]
         y, x = np.arange(self.shape.height)[:, None], np.arange(self.shape.width)
         along = y * (1 + down % STEEPEST) + x * (right % (STEEPEST + 1)) * (1 - 2 * (lean % 2))
         width = NARROWEST + width % (WIDEST - NARROWEST + 1)
-        first = (along + place % (2 * width)) % (2 * width) < width
+        first = (along + offset % (2 * width)) % (2 * width) < width
 
-        tones = self._drawn(COLOURS, label, np.arange(2 * self.shape.channels)) % 256
-        one, other = tones.reshape(-1, 2, 1, 1, self.shape.channels).swapaxes(0, 1)
-        clean = np.where(first[..., None], one, other)
+        tones = self._random(COLORS, label, np.arange(2 * self.shape.channels)) % 256
+        light, dark = tones.reshape(-1, 2, 1, 1, self.shape.channels).swapaxes(0, 1)
+        clean = np.where(first[..., None], light, dark)
         share = round(self.noise * 256)
         return ((clean * (256 - share) + self._noise(rows) * share) >> 8).astype(np.uint8)
 
-    def _drawn(self, *keys: int | NDArray[np.int64]) -> NDArray[np.int64]:
+    def _random(self, *keys: int | NDArray[np.int64]) -> NDArray[np.int64]:
         return (rng.words(self.seed, *keys) >> np.uint64(32)).astype(np.int64)
 
     def _noise(self, rows: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """(B, H, W, C), 0 to 255."""
+        """Return (B, H, W, C), 0 to 255."""
         channels, height, width = self.shape
         size = height * width * channels
         keys = (rng.number(self.seed, IMAGES, self.split, row, 1) for row in rows.tolist())

@@ -1,1 +1,1 @@
-"""What is done to whole batches of images, on the device."""
+"""Transforms of whole batches of images, on the device."""

@@ -1,4 +1,4 @@
-"""What the transforms share: what a step of a pipeline is, the options they take, and boxes.
+"""What transforms share: their interface, the types of their options, and random boxes.
 
 B images of C channels, H x W pixels.
 """
@@ -20,19 +20,22 @@ class Transform:
     """How many random numbers each image needs."""
 
     def shape(self, shape: Shape) -> Shape:
-        """Of an image afterwards. Raises SpecError where an image of this shape cannot be had."""
+        """Return the shape of an image after this transform.
+
+        Raises SpecError where it cannot be applied to an image of shape `shape`.
+        """
         return shape
 
     def evaluation(self) -> "Transform | None":
-        """What stands here in evaluation, with the same shape: itself, or nothing if random."""
+        """Return what replaces it in evaluation, with the same shape: itself, or None if random."""
         return None if self.numbers else self
 
 
 class ImageTransform(Transform):
-    """A step that makes something of every image by itself."""
+    """A transform of every image by itself."""
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 and (B, self.numbers) in [0, 1) to (B, C, H', W') uint8."""
+        """Transform (B, C, H, W) uint8, by (B, self.numbers) in [0, 1), to (B, C, H', W') uint8."""
         raise NotImplementedError
 
 
@@ -75,11 +78,11 @@ Box = tuple[Tensor, Tensor, Tensor, Tensor]
 def sample_box(
     numbers: Tensor, height: int, width: int, scale: list[float], ratio: list[float]
 ) -> Box:
-    """A box in each image, from its four numbers: for the area, the ratio, and the place.
+    """Return a box in each image, from its four numbers: for the area, the ratio, and the corner.
 
-    The area is drawn evenly, and the ratio evenly on a logarithmic scale, as torchvision does.
-    torchvision draws again what sticks out of the image; here it shrinks, in its own ratio, until
-    it is inside, so that every image takes equally many numbers.
+    The area is uniform, and the logarithm of the ratio, as in torchvision. torchvision samples
+    again where a box does not fit into the image; here it shrinks, in its own ratio, until it does,
+    so that every image takes equally many numbers.
     """
     area, aspect, top, left = numbers.unbind(1)
     least, most = (math.log(bound) for bound in ratio)
@@ -92,7 +95,7 @@ def sample_box(
 
 
 def inside(box: Box, height: int, width: int) -> Tensor:
-    """(B, 1, H, W): whether a pixel is in its image's box."""
+    """Return (B, 1, H, W): whether a pixel is in its image's box."""
     top, left, high, wide = (side[:, None] for side in box)
     rows = torch.arange(height, device=top.device)
     columns = torch.arange(width, device=top.device)

@@ -1,4 +1,4 @@
-"""What colour the pixels of an image have."""
+"""Transforms of the colors of images: jitter and erasing."""
 
 from typing import Annotated
 
@@ -10,15 +10,15 @@ from raycnn.data.transforms.base import ImageTransform, Ratio, Scale, Transform,
 from raycnn.errors import SpecError
 from raycnn.shape import Shape
 
-SCALE, RATIO = [0.02, 0.33], [0.3, 3.3]  # of a random_erasing, as in torchvision
+SCALE, RATIO = [0.02, 0.33], [0.3, 3.3]  # of random_erasing, as in torchvision
 UpToOne = Annotated[float, Field(ge=0, le=1)]
 
 
 class ColorJitter(ImageTransform):
-    """Brightness, contrast, saturation and hue, as torchvision defines them, in this order.
+    """Jitter brightness, contrast, saturation and hue, as torchvision defines them, in this order.
 
-    The first three are multiplied by a factor in 1 - option to 1 + option; the hue is moved by up
-    to `hue` of a full turn either way. Grey images have neither saturation nor hue.
+    The first three are multiplied by a factor in 1 - option to 1 + option; the hue is shifted by up
+    to `hue` of a full circle either way. Grey images have neither saturation nor hue.
     """
 
     numbers = 4
@@ -45,17 +45,17 @@ class ColorJitter(ImageTransform):
         if self.saturation and x.shape[1] == 3:
             _blend(x, _grey(x), 1 + saturation * self.saturation)
         if self.hue and x.shape[1] == 3:
-            x = _turn(x, hue * self.hue)
+            x = _shift_hue(x, hue * self.hue)
         return x.round_().to(torch.uint8)
 
 
 def _blend(x: Tensor, other: Tensor, share: Tensor) -> None:
-    """Leave this share of x, which may be above 1, and fill up with the other."""
+    """Blend x with another image, in place: `share` of x, which may be above 1, and the rest."""
     x.mul_(share).add_(other * (1 - share)).clamp_(0, 255)
 
 
 def _grey(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, 1, H, W): the luma of ITU-R BT.601."""
+    """Return the luma of ITU-R BT.601 of (B, C, H, W), as (B, 1, H, W)."""
     if x.shape[1] == 1:
         return x
     red, green, blue = x.split(1, 1)
@@ -63,21 +63,21 @@ def _grey(x: Tensor) -> Tensor:
 
 
 def _mean(images: Tensor) -> Tensor:
-    """(B, C, H, W) uint8 to (B, C, 1, 1): sums of whole levels do not depend on their order."""
+    """Return the mean of (B, C, H, W) uint8, (B, C, 1, 1), summed exactly."""
     total = images.sum(3, dtype=torch.int32).sum(2)[..., None, None]
     return total / (images.shape[2] * images.shape[3])
 
 
-def _turn(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of (B, 3, H, W), through HSV and back, with neither branches nor look-ups.
+def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Shift the hue of (B, 3, H, W) by `turns` circles, through HSV and back.
 
-    At hue h, in sixths of a turn, red, green and blue are value - chroma * f(h + 3, h + 1, h - 1),
+    At hue h, in sixths of a circle, red, green, blue are value - chroma * f(h + 3, h + 1, h - 1),
     where f falls from 1 to 0 as its argument goes from 1 to 2 away from the next multiple of 6.
     """
     red, green, blue = x.split(1, 1)
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)
-    span = chroma.clamp(min=1e-6)  # grey pixels: 0 / 1e-6, and no chroma to turn
+    span = chroma.clamp(min=1e-6)  # grey pixels: 0 / 1e-6, and no chroma
     hue = torch.where(
         value == red,
         (green - blue) / span,
@@ -89,10 +89,10 @@ def _turn(x: Tensor, turns: Tensor) -> Tensor:
 
 
 class RandomErasing(ImageTransform):
-    """A box of an image in the image's own mean colour: Zhong et al. 2017 (arXiv:1708.04896).
+    """Fill a box of an image with the image's own mean: Zhong et al. 2017 (arXiv:1708.04896).
 
     The paper fills it with random pixels; the mean takes no numbers, and is near zero after
-    normalisation, as black is not. `ratio` is width over height.
+    normalization, as black is not. `ratio` is width over height.
     """
 
     numbers = 5

@@ -1,4 +1,4 @@
-"""Which part of an image is seen, at which size, and which way round."""
+"""Geometric transforms: crops, resizing, flips."""
 
 from typing import Annotated
 
@@ -19,11 +19,12 @@ from raycnn.data.transforms.base import (
 from raycnn.errors import SpecError
 from raycnn.shape import Shape
 
-SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]  # of a random_resized_crop, as in its paper
+Probability = Annotated[float, Field(gt=0, le=1)]
+SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]  # of random_resized_crop, as in its paper
 
 
 class Resize(ImageTransform):
-    """To a height and a width, bilinear, antialiased when it shrinks."""
+    """Resize to a height and a width, bilinear, antialiased when it shrinks."""
 
     def __init__(self, size: list[int]):
         self.size = size
@@ -37,7 +38,7 @@ class Resize(ImageTransform):
 
 
 class CenterCrop(ImageTransform):
-    """The middle of an image."""
+    """Crop the center of an image."""
 
     def __init__(self, size: list[int]):
         self.size = size
@@ -58,10 +59,10 @@ class CenterCrop(ImageTransform):
 
 
 class RandomResizedCrop(ImageTransform):
-    """A box of an image, resized: Szegedy et al. 2014 (arXiv:1409.4842), section 6.
+    """Crop a random box and resize it: Szegedy et al. 2014 (arXiv:1409.4842), section 6.
 
-    Bilinear, and antialiased where a box is larger than `size`. In evaluation, the largest box in
-    the middle that has the proportions of `size`.
+    Bilinear, and antialiased where a box is larger than `size`. In evaluation, the largest centered
+    box that has the proportions of `size`.
     """
 
     numbers = 4
@@ -73,15 +74,15 @@ class RandomResizedCrop(ImageTransform):
         return Shape(shape.channels, *self.size)
 
     def evaluation(self) -> Transform:
-        return ResizedMiddle(self.size)
+        return ResizedCenterCrop(self.size)
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
         box = sample_box(numbers, images.shape[2], images.shape[3], self.scale, self.ratio)
         return resized_boxes(images, box, self.size)
 
 
-class ResizedMiddle(Resize):
-    """The largest box in the middle that has the proportions of `size`, resized to it."""
+class ResizedCenterCrop(Resize):
+    """Crop the largest centered box that has the proportions of `size`, and resize it."""
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
         scale = min(have / want for have, want in zip(images.shape[2:], self.size, strict=True))
@@ -90,7 +91,7 @@ class ResizedMiddle(Resize):
 
 
 class RandomCrop(ImageTransform):
-    """Cut an image of the same size out of one with a black border of `padding` pixels."""
+    """Pad an image with `padding` black pixels on each side, and crop its old size at random."""
 
     numbers = 2
 
@@ -107,24 +108,27 @@ class RandomCrop(ImageTransform):
             (count, 2 * p + 1, 2 * p + 1, height, width, channels),
             (rows, pixels, columns, pixels, columns, depth),
         )
-        picked = torch.arange(count, device=images.device)
-        return windows[picked, top, left].permute(0, 3, 1, 2)
+        index = torch.arange(count, device=images.device)
+        return windows[index, top, left].permute(0, 3, 1, 2)
 
 
-class HorizontalFlip(ImageTransform):
-    """Left to right, every second image."""
+class Flip(ImageTransform):
+    """Flip an image along a dimension of (B, C, H, W), with probability `p`."""
 
     numbers = 1
 
+    def __init__(self, dim: int, p: float):
+        self.dim, self.p = dim, p
+
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
-        return torch.where((numbers < 0.5)[..., None, None], images.flip(3), images)
+        return torch.where((numbers < self.p)[..., None, None], images.flip(self.dim), images)
 
 
 def resized_boxes(images: Tensor, box: Box, size: list[int]) -> Tensor:
-    """(B, C, H, W) uint8 to (B, C, *size) uint8: what torch's interpolate makes of each box.
+    """Resize a box of each of (B, C, H, W) uint8 to (B, C, *size), as torch's interpolate does.
 
     Bilinear resizing, with antialiasing or without, adds pixels up along rows and then columns,
-    so it is a product with two matrices, which every image has its own of.
+    so it is a product with two matrices of each image's own.
     """
     count, channels, height, width = images.shape
     top, left, high, wide = box
@@ -137,12 +141,12 @@ def resized_boxes(images: Tensor, box: Box, size: list[int]) -> Tensor:
 
 
 def _weights(start: Tensor, length: Tensor, source: int, target: int) -> Tensor:
-    """(B, target, source): how much of each pixel of a line is in each of the resized box."""
+    """Return (B, target, source): how much each pixel of a line weighs in each of the result."""
     start, end = start[:, None, None], (start + length)[:, None, None]
     step = (end - start) / target
     pixel = torch.arange(source, device=start.device) + 0.5
-    centre = start + step * (torch.arange(target, device=start.device) + 0.5)[:, None]
-    weights = (1 - (pixel - centre).abs() / step.clamp(min=1)).clamp_(min=0)
+    center = start + step * (torch.arange(target, device=start.device) + 0.5)[:, None]
+    weights = (1 - (pixel - center).abs() / step.clamp(min=1)).clamp_(min=0)
     weights *= (pixel > start) & (pixel < end)
     return weights / weights.sum(2, keepdim=True)
 
@@ -163,5 +167,9 @@ def random_crop(*, padding: Annotated[int, Field(gt=0, le=512)]) -> Transform:
     return RandomCrop(padding)
 
 
-def horizontal_flip() -> Transform:
-    return HorizontalFlip()
+def horizontal_flip(*, p: Probability = 0.5) -> Transform:
+    return Flip(3, p)
+
+
+def vertical_flip(*, p: Probability = 0.5) -> Transform:
+    return Flip(2, p)

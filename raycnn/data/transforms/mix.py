@@ -1,4 +1,4 @@
-"""Mixing an image with the next of its global batch, after normalisation; the labels go along.
+"""Mix-up and CutMix: mix an image, and its label, with the next of its global batch, normalized.
 
 B images of C channels, H x W pixels, and one more: the partner of the last.
 """
@@ -18,13 +18,13 @@ Alpha = Annotated[float, Field(ge=0.01, le=100)]
 
 
 class Mix(Transform):
-    """A step that mixes pairs of images. The first of its numbers follows Beta(alpha, alpha)."""
+    """A transform that mixes pairs of images. Its first number follows Beta(alpha, alpha)."""
 
     def __init__(self, alpha: float):
         self.alpha = alpha
 
     def weights(self, numbers: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Of each image itself: of its pixels, (B, 1, H or 1, W or 1), and of its label, (B,)."""
+        """Return the weights of own pixels, (B, 1, H or 1, W or 1), and of own labels, (B,)."""
         raise NotImplementedError
 
 
@@ -38,17 +38,17 @@ class Mixup(Mix):
 
 
 class Cutmix(Mix):
-    """Put a box of the other image into its place in the first: Yun et al. 2019 (arXiv:1905.04899).
+    """Paste a box of the other image into the first: Yun et al. 2019 (arXiv:1905.04899).
 
-    The box has the image's proportions, and its middle is anywhere; a label weighs as much as is
-    seen of its image, also where the box is cut off at the border.
+    The box has the image's proportions, and its center is anywhere; a label weighs as much as is
+    visible of its image, also where the box is clipped at the border.
     """
 
     numbers = 3
 
     def weights(self, numbers: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        kept, y, x = numbers.unbind(1)
-        side = (1 - kept).sqrt() / 2
+        weight, y, x = numbers.unbind(1)
+        side = (1 - weight).sqrt() / 2
         top, bottom = _span(y, side, height)
         left, right = _span(x, side, width)
         box = top, left, bottom - top, right - left
@@ -56,18 +56,18 @@ class Cutmix(Mix):
         return (~inside(box, height, width)).float(), 1 - cut
 
 
-def _span(place: Tensor, half: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    middle, reach = (place * length).floor(), (half * length).floor()
+def _span(center: Tensor, half: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    middle, reach = (center * length).floor(), (half * length).floor()
     return (middle - reach).clamp(min=0), (middle + reach).clamp(max=length)
 
 
 def count(mixes: Sequence[Mix]) -> int:
-    """How many random numbers each image needs: one draws which of them it is."""
+    """Return how many random numbers each image needs: the first chooses the mix."""
     return 1 + sum(mix.numbers for mix in mixes) if mixes else 0
 
 
 def _columns(mixes: Sequence[Mix]) -> Iterator[tuple[Mix, slice]]:
-    """Where each has its numbers, after the one that draws."""
+    """Yield each mix and the columns of its numbers, after the one that chooses."""
     start = 1
     for mix in mixes:
         yield mix, slice(start, start + mix.numbers)
@@ -75,7 +75,7 @@ def _columns(mixes: Sequence[Mix]) -> Iterator[tuple[Mix, slice]]:
 
 
 def to_beta(mixes: Sequence[Mix], numbers: NDArray[np.float32]) -> None:
-    """Of (B, count(mixes)) uniform numbers, make those that are weights follow their law."""
+    """Make those of (B, count(mixes)) uniform numbers that are weights follow Beta, in place."""
     from scipy.special import betaincinv  # slow to import
 
     for mix, columns in _columns(mixes):
@@ -84,20 +84,20 @@ def to_beta(mixes: Sequence[Mix], numbers: NDArray[np.float32]) -> None:
 
 
 def mixed(mixes: Sequence[Mix], images: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Each of (B + 1, C, H, W) with the next, in place: (B, C, H, W), and own labels' weight (B,).
+    """Mix each of (B + 1, C, H, W) with the next: (B, C, H, W), and weights of own labels (B,).
 
-    An image's numbers, (B + 1, count(mixes)), are its own: the last row's go unused here.
+    `images` is overwritten. The last row of `numbers`, (B + 1, count(mixes)), is not used.
     """
     height, width = images.shape[2:]
     numbers = numbers[:-1]
-    drawn = (numbers[:, 0] * len(mixes)).long()
-    own, kept = torch.zeros_like(numbers[:, :1, None, None]), torch.zeros_like(numbers[:, 0])
+    chosen = (numbers[:, 0] * len(mixes)).long()
+    own, weights = torch.zeros_like(numbers[:, :1, None, None]), torch.zeros_like(numbers[:, 0])
     for index, (mix, columns) in enumerate(_columns(mixes)):
         pixels, label = mix.weights(numbers[:, columns], height, width)
-        own = torch.where((drawn == index)[:, None, None, None], pixels, own)
-        kept = torch.where(drawn == index, label, kept)
-    others = images[1:] * (1 - own)
-    return images[:-1].mul_(own).add_(others), kept
+        own = torch.where((chosen == index)[:, None, None, None], pixels, own)
+        weights = torch.where(chosen == index, label, weights)
+    partners = images[1:] * (1 - own)
+    return images[:-1].mul_(own).add_(partners), weights
 
 
 def mixup(*, alpha: Alpha = 0.2) -> Transform:

@@ -1,6 +1,6 @@
-"""What is done to a batch of images, whole, on the device.
+"""The transforms of a job, applied to whole batches on the device.
 
-Every image's randomness is the row of numbers that `seeds.uniform` gives it for (seed, epoch,
+Every image's randomness is the row of numbers that `rng.uniform` gives it for (seed, epoch,
 sample), so it does not matter which worker, or which batch, an image is in.
 """
 
@@ -23,7 +23,7 @@ from raycnn.shape import Shape
 
 
 class Pipeline:
-    """The transforms of a job and its normalisation, for training or for evaluation."""
+    """The transforms of a job and its normalization, for training or for evaluation."""
 
     def __init__(self, steps: Sequence[Transform], mean: list[float], std: list[float]):
         self.steps, self.mean, self.std = steps, mean, std
@@ -40,27 +40,29 @@ class Pipeline:
         """How many random numbers each image needs: the transforms' first, then the mixes'."""
         return sum(step.numbers for step in self.transforms) + mix.count(self.mixes)
 
-    def draw(self, seed: int, epoch: int, samples: NDArray[np.integer]) -> NDArray[np.float32]:
-        """(samples, self.numbers): what these samples are augmented by in this epoch."""
+    def random_numbers(
+        self, seed: int, epoch: int, samples: NDArray[np.integer]
+    ) -> NDArray[np.float32]:
+        """Return (samples, self.numbers), by which these samples are augmented in this epoch."""
         numbers = rng.uniform(seed, epoch, samples, self.numbers)
         if self.mixes:
             mix.to_beta(self.mixes, numbers[:, -mix.count(self.mixes) :])
         return numbers
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 and (B, self.numbers) to (B, C, H', W') float32, normalised."""
+        """Transform (B, C, H, W) uint8, by (B, self.numbers), to normalized float32."""
         start = 0
         for transform in self.transforms:
             stop = start + transform.numbers
             images = transform(images, numbers[:, start:stop])
             start = stop
-        return self._normalise(images)
+        return self._normalize(images)
 
     def mixed(self, images: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Each of (B + 1, C, H, W) normalised images with the next: see `mix.mixed`."""
+        """Mix each of (B + 1, C, H, W) normalized images with the next: see `mix.mixed`."""
         return mix.mixed(self.mixes, images, numbers[:, -mix.count(self.mixes) :])
 
-    def _normalise(self, images: Tensor) -> Tensor:
+    def _normalize(self, images: Tensor) -> Tensor:
         layout = DEVICE_KINDS[images.device.type].layout
         mean, std = self._scale(images.device)
         # Into a new tensor, since the strides of one with a single channel leave its layout open,
@@ -69,7 +71,7 @@ class Pipeline:
         return torch.sub(images, mean, out=floats).div_(std)
 
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, (1, C, 1, 1), moved once: each move waits for the device."""
+        """Return mean and deviation, (1, C, 1, 1), moved once: each move waits for the device."""
         if self._scales is None or self._scales[0].device != device:
             rows = torch.tensor([self.mean, self.std]).mul_(255).to(device)
             mean, std = rows.view(2, 1, -1, 1, 1).unbind()
@@ -78,7 +80,7 @@ class Pipeline:
 
 
 def shape_after(choices: Sequence[ComponentConfig], shape: Shape) -> Shape:
-    """The shape a network sees. Raises SpecError for what this shape or their order forbids."""
+    """Return the shape a network sees. Raises SpecError where it or the order does not fit."""
     last = ""
     for choice in choices:
         step = TRANSFORMS.build(choice)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raycnn.data.images import store as storing
-from raycnn.data.images.decode import BadImage
+from raycnn.data.images.decode import BadImage, Decoded
 from raycnn.data.images.store import open_store
 from raycnn.data.sources.base import Split
 from raycnn.data.sources.digits import Digits
@@ -106,10 +106,19 @@ class _Watching:
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         self.asked.append(len(rows))
-        for row in rows.tolist():
-            if row in self.bad:
-                raise BadImage(f"image {row} is bad")
         return self.images[rows]
+
+
+class _Spoilt(_Watching):
+    """Images of which some cannot be read, and the others had to be converted."""
+
+    def decode(self, rows: np.ndarray) -> list[Decoded | BadImage]:
+        return [
+            BadImage(f"image {row} is bad")
+            if row in self.bad
+            else Decoded(self.images[row], ("images made up",))
+            for row in rows.tolist()
+        ]
 
 
 class Spoilt(Noise):
@@ -124,7 +133,7 @@ class Spoilt(Noise):
         splits = super().read()
         train = splits["train"]
         names = np.array([f"{row}.png".encode() for row in range(40)])
-        spoilt = Split(_Watching(train.images, [], self.bad), train.labels, names)
+        spoilt = Split(_Spoilt(train.images, [], self.bad), train.labels, names)
         return splits | {"train": spoilt}
 
 
@@ -134,6 +143,7 @@ def test_bad_images_are_left_out_as_many_as_may_be(tmp_path: Path) -> None:
     good = [row for row in range(40) if row not in source.bad]
     train, whole = store.splits["train"], Noise(tmp_path / "file", 40).read()["train"]
     assert store.left_out == [f"image {row} is bad" for row in source.bad]
+    assert store.warnings == ["28 images made up"]
     assert (train.images == whole.images[good]).all() and (train.labels == whole.labels[good]).all()
     assert [train.name(i) for i in range(28)] == [f"{row}.png" for row in good]
     assert len(train.sums) == len(train.hashes) == 28
@@ -156,12 +166,12 @@ def test_more_bad_images_than_may_be_are_counted_and_the_first_ten_named(
 def test_who_waits_is_told_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int]] = []
     monkeypatch.setattr(storing, "CHUNK_IMAGES", 4)
-    open_store("noise", Noise(tmp_path / "one"), {}, tell=lambda *now: told.append(now))
+    open_store("noise", Noise(tmp_path / "one"), {}, progress=lambda *now: told.append(now))
     assert told == [(20, 20)]  # not more often than a few times a second
-    monkeypatch.setattr(storing, "TELL_S", -1)
+    monkeypatch.setattr(storing, "PROGRESS_S", -1)
     two = Noise(tmp_path / "two")
     for _ in range(2):
-        open_store("noise", two, {}, tell=lambda *now: told.append(now))
+        open_store("noise", two, {}, progress=lambda *now: told.append(now))
     assert told[1:] == [(done, 20) for done in (4, 8, 10, 14, 18, 20)]
 
 
@@ -192,5 +202,51 @@ def test_a_cache_that_cannot_be_written_is_said_and_where_to_move_it(
 ) -> None:
     (tmp_path / "a-file").touch()
     monkeypatch.setenv("RAYCNN_CACHE", str(tmp_path / "a-file"))
-    with pytest.raises(EnvironmentUnavailable, match="RAYCNN_CACHE moves it"):
+    with pytest.raises(EnvironmentUnavailable, match="RAYCNN_CACHE"):
         open_store("noise", Noise(tmp_path / "file"), {})
+
+
+def test_a_stream_is_not_told_to_stream_when_the_cache_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cache in (tmp_path / "a-file", Path("/proc/raycnn")):
+        if cache.parent == tmp_path:
+            cache.touch()
+        monkeypatch.setenv("RAYCNN_CACHE", str(cache))
+        with pytest.raises(EnvironmentUnavailable, match="RAYCNN_CACHE") as caught:
+            open_store("noise", Noise(tmp_path / "file"), {}, how="stream")
+        assert "data.cache" not in str(caught.value)
+
+
+def test_a_lock_that_another_process_holds_is_waited_for_aloud(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Noise(tmp_path / "file")
+    own_cache.mkdir()
+    monkeypatch.setattr("raycnn.io.NOTICE_S", 0.2)
+    monkeypatch.setattr(storing, "LOCK_S", 0.6)
+    (name,) = [f"noise-{storing._key(source, {})}.lock"]
+    hold = (
+        "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire();"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(own_cache / name)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        told: list[str] = []
+        with pytest.raises(EnvironmentUnavailable, match=name):
+            open_store("noise", source, {}, note=told.append)
+        assert len(told) == 1 and name in told[0]
+    finally:
+        holder.communicate()
+    assert len(open_store("noise", source, {}).splits["train"].labels) == 10
+
+
+def test_an_image_larger_than_memory_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    source = Noise(tmp_path / "file")
+    source.shape = Shape(3, 10**7, 10**7)
+    with pytest.raises(DataError, match="3x10000000x10000000"):
+        open_store("noise", source, {})

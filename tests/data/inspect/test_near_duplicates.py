@@ -62,7 +62,7 @@ def test_the_search_finds_what_comparing_all_with_all_finds(
     every = [
         (i, j)
         for i, j in itertools.combinations(range(len(vectors)), 2)
-        if np.linalg.norm(vectors[i] - vectors[j]) < near_duplicates.ALIKE
+        if np.linalg.norm(vectors[i] - vectors[j]) < near_duplicates.THRESHOLD
     ]
     pairs = near_duplicates.near_duplicates(thumbs)
     assert sorted(pair[:2] for pair in pairs) == every and len(every) > 100

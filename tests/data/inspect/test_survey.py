@@ -34,7 +34,7 @@ def surveyed(call: Call, *words: object) -> dict[str, Any]:
 
 
 def names(twins: dict[str, Any]) -> set[tuple[str, str]]:
-    return {(place["split"], place["name"]) for place in twins["places"]}
+    return {(place["split"], place["name"]) for place in twins["occurrences"]}
 
 
 def test_images_are_counted_and_measured(call: Call, pictures: Path) -> None:
@@ -45,7 +45,7 @@ def test_images_are_counted_and_measured(call: Call, pictures: Path) -> None:
     pixels = np.stack([np.asarray(Image.open(file)) for file in files]) / 255
     assert found["mean"]["train"] == pytest.approx(pixels.mean((0, 1, 2)))
     assert found["std"]["train"] == pytest.approx(pixels.std((0, 1, 2)))
-    assert found["same"] == found["near"] == found["left_out"] == []
+    assert found["duplicates"] == found["near_duplicates"] == found["left_out"] == []
 
 
 def test_the_same_image_in_two_classes_and_in_two_splits_is_named(
@@ -54,19 +54,19 @@ def test_the_same_image_in_two_classes_and_in_two_splits_is_named(
     for place in ("train/dog/copy.png", "test/cat/copy.png"):
         shutil.copy(pictures / "train/cat/0.png", pictures / place)
     found = surveyed(call, "folder", "--root", pictures)
-    assert found["near"] == [] and len(found["same"]) == 1
-    assert names(found["same"][0]) == {
+    assert found["near_duplicates"] == [] and len(found["duplicates"]) == 1
+    assert names(found["duplicates"][0]) == {
         ("train", "cat/0.png"), ("train", "dog/copy.png"), ("test", "cat/copy.png"),
     }  # fmt: skip
     _, out, _ = call("folder", f"root={pictures}")
-    assert "twins, pixel for pixel: 1 (1 across classes, 1 across splits)" in out
+    assert "1 (1 across classes, 1 across splits)" in out
     assert "train cat/0.png (cat) = train dog/copy.png (dog) = test cat/copy.png (cat)" in out
 
 
 def test_an_image_saved_anew_is_named_with_its_difference(call: Call, pictures: Path) -> None:
     original = Image.open(pictures / "train/cat/1.png")
     original.save(pictures / "test/cat/anew.jpg", quality=95, subsampling=0)
-    (twins,) = surveyed(call, "folder", "--root", pictures)["near"]
+    (twins,) = surveyed(call, "folder", "--root", pictures)["near_duplicates"]
     assert names(twins) == {("train", "cat/1.png"), ("test", "cat/anew.jpg")}
     assert 0 < twins["difference"] < 0.08
     assert f"{twins['difference']:.1%}  train cat/1.png" in call("folder", f"root={pictures}")[1]
@@ -89,7 +89,7 @@ def test_a_job_is_surveyed_in_the_splits_it_trains_on(
     )
     found = surveyed(call, "mine.yaml", "data.val=0.2")
     assert found["counts"] == {"test": [3, 3], "val": [1, 1], "train": [4, 4]}
-    assert len(found["same"]) == 1
+    assert len(found["duplicates"]) == 1
     elsewhere = shutil.copytree(pictures, tmp_path / "elsewhere")
     (elsewhere / "test/cat/0.png").unlink()
     assert surveyed(call, "mine.yaml", "--root", elsewhere)["counts"]["test"] == [2, 3]
@@ -130,11 +130,21 @@ def test_data_that_is_not_there_is_refused(
 
 def test_thirteen_test_images_of_signs_stand_in_train(call: Call, real_data: Path) -> None:
     found = surveyed(call, "hdf5", "path=signs", "--root", real_data)
-    across = [twins for twins in found["near"] if len({p["split"] for p in twins["places"]}) > 1]
+    across = [
+        twins
+        for twins in found["near_duplicates"]
+        if len({p["split"] for p in twins["occurrences"]}) > 1
+    ]
     of_test = {name for twins in across for split, name in names(twins) if split == "test"}
-    assert len(found["near"]) == len(across) == len(of_test) == 13
-    assert all(len({place["label"] for place in twins["places"]}) == 1 for twins in found["near"])
-    assert all(len({place["split"] for place in twins["places"]}) == 1 for twins in found["same"])
+    assert len(found["near_duplicates"]) == len(across) == len(of_test) == 13
+    assert all(
+        len({place["label"] for place in twins["occurrences"]}) == 1
+        for twins in found["near_duplicates"]
+    )
+    assert all(
+        len({place["split"] for place in twins["occurrences"]}) == 1
+        for twins in found["duplicates"]
+    )
 
 
 def test_flowers_that_stand_twice_are_found(call: Call, real_data: Path, tmp_path: Path) -> None:
@@ -161,5 +171,7 @@ def test_flowers_that_stand_twice_are_found(call: Call, real_data: Path, tmp_pat
         place.parent.mkdir(parents=True, exist_ok=True)
         os.symlink(path, place)
     found = surveyed(call, "folder", "size=48", "--root", tmp_path / "flowers")
-    assert {frozenset(p["name"] for p in t["places"]) for t in found["same"]} == same
-    assert {frozenset(p["name"] for p in t["places"]) for t in found["near"]} == near
+    assert {frozenset(p["name"] for p in t["occurrences"]) for t in found["duplicates"]} == same
+    assert {
+        frozenset(p["name"] for p in t["occurrences"]) for t in found["near_duplicates"]
+    } == near

@@ -1,4 +1,5 @@
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,10 @@ def test_names_may_be_of_any_script_and_what_is_no_picture_is_counted(
     (tmp_path / "README").touch()
     splits = open_splits(job(data={"name": "folder", "root": str(tmp_path)}))
     assert splits.classes == tuple(classes)
-    assert sum(len(split.labels) for split in splits.store.splits.values()) == 15
-    assert splits.warnings == [f"{tmp_path}: hidden files, other files and folders, ignored: 7"]
+    assert sum(len(split.labels) for split in splits.store.splits.values()) == 18
+    (said,) = splits.warnings
+    assert said.startswith(f"{tmp_path}") and "6 (" in said
+    assert "3 hidden" in said and "1 of type .db" in said and "1 of type .txt" in said
 
 
 def test_pictures_are_brought_to_the_size_and_mode_asked_for(tmp_path: Path) -> None:
@@ -124,9 +127,7 @@ def test_pictures_that_differ_are_named_with_the_option_that_helps(tmp_path: Pat
     odd = tmp_path / "b" / "1.png"
     odd.write_bytes(png((7, 4)))
     said = refusal("folder", tmp_path)
-    assert f"{odd} is 7x4, not 6x4: `data.size`" in said
-    odd.write_bytes(png((6, 4), mode="L"))
-    assert f"{odd} is grey, not colour: `data.size` and `data.mode`" in refusal("folder", tmp_path)
+    assert f"{odd} is 7x4, not 6x4" in said and "`data.size`" in said
 
 
 @pytest.mark.parametrize(
@@ -136,3 +137,134 @@ def test_pictures_that_differ_are_named_with_the_option_that_helps(tmp_path: Pat
 def test_wrong_options_are_refused(option: str, value: object) -> None:
     with pytest.raises(SpecError, match=f"data.{option}"):
         source_of(Data(name="folder", root="x", **{option: value}))
+
+
+def test_pictures_at_any_depth_below_a_class_are_its_own(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "cat", ["more", "more/still"], 30)
+    write_pictures(tmp_path, ["cat"], 3)
+    write_pictures(tmp_path / "n01443537", ["images"], 5)
+    made = source("folder", tmp_path, test=0.2)
+    assert made.classes == ("cat", "n01443537")
+    counts = [np.bincount(split.labels) for split in made.read().values()]
+    assert sum(counts).tolist() == [63, 5]
+    assert b"cat/more/still/7.png" in {n for s in made.read().values() for n in s.names.tolist()}
+
+
+def test_a_link_to_a_folder_above_is_not_followed_and_one_to_nothing_is_counted(
+    tmp_path: Path,
+) -> None:
+    write_pictures(tmp_path / "data", ["a", "b"], 4)
+    (tmp_path / "data" / "a" / "loop").symlink_to(tmp_path / "data" / "a")
+    (tmp_path / "data" / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    write_pictures(tmp_path / "elsewhere", ["more"], 3)
+    (tmp_path / "data" / "b" / "linked").symlink_to(tmp_path / "elsewhere" / "more")
+    splits = source("folder", tmp_path / "data").read()
+    assert sum(np.bincount(s.labels, minlength=2) for s in splits.values()).tolist() == [4, 7]
+    (said,) = splits["train"].warnings
+    assert "1 links to a folder above" in said and "1 links to nothing" in said
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Training", "Validation", "Testing"),
+        ("TRAIN", "VALID", "TEST"),
+        ("trn", "dev", "eval"),
+        ("seg_train", "seg_valid", "seg_test"),
+        ("train-images", "val-images", "test-images"),
+    ],
+)
+def test_splits_are_found_by_any_of_their_usual_names(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    for count, name in enumerate(names, 2):
+        write_pictures(tmp_path / name, ["x", "y"], count)
+    made = source("folder", tmp_path)
+    assert made.classes == ("x", "y")
+    sizes = {name: len(split.images) for name, split in made.read().items()}
+    assert sizes == {"train": 4, "val": 6, "test": 8}
+
+
+def test_what_lies_beside_the_splits_is_counted(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write_pictures(tmp_path / name, ["x", "y"], 2)
+    write_pictures(tmp_path, ["extra"], 7)
+    (tmp_path / "labels.csv").touch()
+    said = " ".join(source("folder", tmp_path).read()["train"].warnings)
+    assert f"{tmp_path}/extra" in said and "7 pictures" in said and "ignored: 1" in said
+
+
+def test_a_test_folder_without_classes_is_not_used_and_that_is_said(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "train", ["x", "y"], 5)
+    write_pictures(tmp_path, ["test"], 7)
+    splits = source("folder", tmp_path, test=0.2).read()
+    assert len(splits["train"].labels) == 8 and len(splits["test"].labels) == 2
+    assert any("/test" in said and "7 pictures" in said for said in splits["train"].warnings)
+
+
+def test_folders_of_splits_that_hold_pictures_are_no_classes(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["train", "test"], 4)
+    assert str(tmp_path) in refusal("folder", tmp_path)
+
+
+@pytest.mark.parametrize("outer", ["all/all", "archive/flowers"])
+def test_a_lone_folder_around_the_classes_is_gone_into(tmp_path: Path, outer: str) -> None:
+    write_pictures(tmp_path / outer, ["a", "b"], 3)
+    made = source("folder", tmp_path)
+    assert made.classes == ("a", "b") and made.read()["train"].warnings
+    write_pictures(tmp_path / "two" / "train" / "train", ["a", "b"], 3)
+    assert source("folder", tmp_path / "two").classes == ("a", "b")
+
+
+def test_what_systems_leave_behind_is_no_class_and_no_picture(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["a", "b", "__MACOSX", "@eaDir", ".ipynb_checkpoints"], 3)
+    write_pictures(tmp_path / "a", ["__MACOSX"], 3)
+    (tmp_path / "a" / "._0.png").write_bytes(b"\0")
+    splits = source("folder", tmp_path, test=0.34).read()
+    assert sum(len(split.labels) for split in splits.values()) == 6
+    assert any("5 hidden" in said for said in splits["train"].warnings)
+
+
+def test_classes_of_one_picture_keep_it_in_train_and_that_is_said(
+    tmp_path: Path, job: MakeJob
+) -> None:
+    write_pictures(tmp_path, [f"class{k:02}" for k in range(40)], 1)
+    write_pictures(tmp_path, ["class00", "class01"], 30)
+    splits = open_splits(job(data={"name": "folder", "root": str(tmp_path), "val": 0.2}))
+    assert np.bincount(splits.labels("train"), minlength=40).min() == 1
+    assert len(splits.labels("test")) and len(splits.labels("val"))
+    assert any(said.startswith("38 classes have a single image") for said in splits.warnings)
+
+
+def test_a_split_may_lack_classes_and_that_is_said(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "train", ["a", "b", "c"], 3)
+    write_pictures(tmp_path / "test", ["a", "c"], 2)
+    made = source("folder", tmp_path)
+    test = made.read()["test"]
+    assert made.classes == ("a", "b", "c") and test.labels.tolist() == [0, 0, 2, 2]
+    assert any("1 classes: b" in said for said in test.warnings)
+
+
+def test_class_names_of_two_unicode_forms_are_one(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "train", [unicodedata.normalize("NFC", "café"), "b"], 3)
+    write_pictures(tmp_path / "test", [unicodedata.normalize("NFD", "café"), "b"], 2)
+    made = source("folder", tmp_path)
+    assert made.classes == ("b", "caf\u00e9")
+    assert made.read()["test"].labels.tolist() == [0, 0, 1, 1]
+
+
+def test_grey_among_color_pictures_is_converted_and_counted(tmp_path: Path, job: MakeJob) -> None:
+    write_pictures(tmp_path, ["a", "b"], 10)
+    for name in ("0", "1"):
+        (tmp_path / "a" / f"{name}.png").write_bytes(png((6, 4), 200, mode="L"))
+    splits = open_splits(job(data={"name": "folder", "root": str(tmp_path)}))
+    assert splits.store.shape == (3, 4, 6)
+    assert any(said.startswith("2 grey pictures") for said in splits.warnings)
+
+
+def test_a_class_folder_without_pictures_names_what_it_holds(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["a", "b", "c"], 2)
+    for path in (tmp_path / "b").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    said = refusal("folder", tmp_path)
+    assert f"{tmp_path}/b" in said and "2 of type .heic" in said

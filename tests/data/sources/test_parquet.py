@@ -3,11 +3,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raycnn.config.schema import Data
+from raycnn.data.sources.base import files_of
 from raycnn.data.splits import source_of
-from raycnn.errors import SpecError
+from raycnn.errors import DataError, SpecError
 from tests.support.images import pixels, png, refusal, source, write_parquet
 
 SIX = [png((5, 4), colour) for colour in range(6)]
@@ -62,8 +65,9 @@ def test_files_can_be_named_by_globs(tmp_path: Path) -> None:
 
 def test_pictures_are_brought_to_the_size_asked_for(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", [*SIX, png((40, 9), 7, "L")], [0, 1, 0, 1, 0, 1, 1])
-    assert "row 6 is grey, not colour" in refusal("parquet", tmp_path)
-    assert "row 6 is 40x9, not 5x4: `data.size`" in refusal("parquet", tmp_path, mode="grey")
+    for mode in (None, "grey"):
+        said = refusal("parquet", tmp_path, mode=mode)
+        assert "row 6 is 40x9, not 5x4" in said and "`data.size`" in said
     made = source("parquet", tmp_path, size=[6, 7], mode="rgb")
     assert pixels(made.read()["train"]).shape[1:] == (6, 7, 3)
 
@@ -71,8 +75,8 @@ def test_pictures_are_brought_to_the_size_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cells", "labels", "said"),
     [
-        ([*SIX[:5], b"<html>"], [0, 1] * 3, "train-0.parquet: row 5 holds no image"),
-        ([*SIX[:5], None], [0, 1] * 3, "train-0.parquet: row 5 holds no image"),
+        ([*SIX[:5], b"<html>"], [0, 1] * 3, "train-0.parquet: row 5"),
+        ([*SIX[:5], None], [0, 1] * 3, "train-0.parquet: row 5"),
         (SIX, [0, 1, 0, 1, 0, None], "train-0.parquet: row 5 has label None"),
         (SIX, [0, 1, 0, 1, 0, -1], "train-0.parquet: row 5 has label -1"),
     ],
@@ -84,7 +88,7 @@ def test_a_faulty_row_is_named(tmp_path: Path, cells: Any, labels: Any, said: st
 
 @pytest.mark.parametrize(
     ("labels", "said"),
-    [(["cat"] * 6, "row 0 has label 'cat'"), ([0.5] * 6, "row 0 has label 0.5")],
+    [([[0, 1]] * 5 + [[1]], "row 0 has label"), ([0.5] * 6, "row 0 has label 0.5")],
 )
 def test_labels_that_are_no_numbers_are_named(tmp_path: Path, labels: Any, said: str) -> None:
     write_parquet(tmp_path / "train-0.parquet", SIX, labels)
@@ -105,10 +109,8 @@ def test_a_label_too_large_for_a_class_number_is_refused(tmp_path: Path) -> None
 def test_columns_that_cannot_be_found_are_asked_for(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", SIX, ["x"] * 6, label="text")
     said = refusal("parquet", tmp_path)
-    assert "columns ['image', 'text'], where image and class numbers are due" in said
-    assert "`data.image` and `data.label`" in said
-    assert "where photo and" in refusal("parquet", tmp_path, image="photo")
-    assert "where text and text are due" in refusal("parquet", tmp_path, image="text", label="text")
+    assert "['image', 'text']" in said and "`data.image` and `data.label`" in said
+    assert "photo" in refusal("parquet", tmp_path, image="photo")
 
 
 def test_absent_and_broken_files_are_named(tmp_path: Path) -> None:
@@ -125,3 +127,77 @@ def test_absent_and_broken_files_are_named(tmp_path: Path) -> None:
 def test_paths_that_climb_are_refused(path: str) -> None:
     with pytest.raises(SpecError, match="data.path"):
         source_of(Data(name="parquet", root="x", path=path))
+
+
+NAMES = ["dog", "cat", "dog", "cat", "eel", "eel"]
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_labels_that_are_names_are_classes_in_their_order(tmp_path: Path, dictionary: bool) -> None:
+    labels = pa.array(NAMES).dictionary_encode() if dictionary else NAMES
+    write_parquet(tmp_path / "train-0.parquet", SIX, labels)
+    write_parquet(tmp_path / "test-0.parquet", SIX[:2], ["eel", "cat"])
+    made = source("parquet", tmp_path)
+    assert made.classes == ("cat", "dog", "eel")
+    assert made.read()["train"].labels.tolist() == [1, 0, 1, 0, 2, 2]
+    assert made.read()["test"].labels.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    "labels", [[0.0, 1.0] * 3, [False, True] * 3, [[1, 0], [0, 1]] * 3, [1, 2] * 3, ["a", "b"] * 3]
+)
+def test_labels_of_every_kind_are_class_indices(tmp_path: Path, labels: list[Any]) -> None:
+    write_parquet(tmp_path / "train-0.parquet", SIX, labels)
+    train = source("parquet", tmp_path, test=0.34).read()["train"]
+    assert train.labels.tolist() == [red % 2 for red in reds(train)] and len(train.labels) == 4
+
+
+def test_a_name_that_train_does_not_have_is_named_with_its_row(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", SIX, NAMES)
+    write_parquet(tmp_path / "test-0.parquet", SIX[:2], ["cat", "cow"])
+    assert "test-0.parquet: row 1 has label 'cow'" in refusal("parquet", tmp_path)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_pictures_may_be_given_by_their_paths(tmp_path: Path, relative: bool) -> None:
+    (tmp_path / "files").mkdir()
+    cells = []
+    for number, content in enumerate(SIX):
+        (tmp_path / "files" / f"{number}.png").write_bytes(content)
+        path = f"files/{number}.png" if relative else str(tmp_path / "files" / f"{number}.png")
+        cells.append({"bytes": None, "path": path})
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"image": pa.array(cells, kind), "label": [0, 1] * 3})
+    pq.write_table(table, tmp_path / "train-0.parquet", row_group_size=2)
+    made = source("parquet", tmp_path, test=0.34)
+    assert made.classes == ("0", "1") and made.shape == (3, 4, 5)
+    assert sorted([*reds(made.read()["train"]), *reds(made.read()["test"])]) == list(range(6))
+    assert len(made.files()) == 7, "a changed picture is other data"
+    (tmp_path / "files" / "3.png").unlink()
+    assert "3.png" in str(pytest.raises(DataError, files_of, made).value)
+
+
+def test_a_test_split_without_labels_is_not_used_and_that_is_said(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", SIX, [0, 1] * 3)
+    for labels in ([-1, -1], [None, None]):
+        write_parquet(tmp_path / "test-0.parquet", SIX[:2], pa.array(labels, pa.int64()))
+        splits = source("parquet", tmp_path, test=0.34).read()
+        assert len(splits["test"].labels) == 2 and len(splits["train"].labels) == 4
+        assert any("2 images of test" in said for said in splits["train"].warnings)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train.parquet", "train/0000.parquet", "data/train-0.parquet", "default/train/0.parquet"],
+)
+def test_files_are_found_where_hugging_face_puts_them(tmp_path: Path, name: str) -> None:
+    write_parquet(tmp_path / name, SIX, [0, 1] * 3)
+    assert source("parquet", tmp_path).files() == [str(tmp_path / name)]
+
+
+def test_a_row_group_larger_than_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path / "train-0.parquet", SIX, [0, 1] * 3)
+    monkeypatch.setattr("raycnn.runtime.memory.available", lambda: 100)
+    assert "train-0.parquet" in refusal("parquet", tmp_path)

@@ -180,7 +180,7 @@ def test_training_and_evaluation_see_the_shape_that_was_said(choice: ComponentCo
     said = shape_after([choice], Shape(3, 9, 12))
     training = Pipeline([TRANSFORMS.build(choice)], [0.5] * 3, [0.2] * 3)
     for each in (training, training.evaluation()):
-        drawn = torch.from_numpy(each.draw(0, 0, np.arange(5)))
+        drawn = torch.from_numpy(each.random_numbers(0, 0, np.arange(5)))
         assert each(images(5), drawn).shape == (5, *said)
     assert training.evaluation().numbers == 0
 
@@ -213,7 +213,7 @@ def test_evaluation_keeps_only_what_is_not_random() -> None:
 @pytest.mark.parametrize("alpha", [0.1, 1.0, 8.0])
 def test_mixed_up_images_are_weighted_sums_by_a_beta_law(alpha: float) -> None:
     mixup = pipeline("mixup", alpha=alpha)
-    drawn = torch.from_numpy(mixup.draw(1, 0, np.arange(3001)))
+    drawn = torch.from_numpy(mixup.random_numbers(1, 0, np.arange(3001)))
     batch = mixup(images(3001, 3, 2, 2), drawn)
     own, other = batch[:-1].clone(), batch[1:].clone()
     mixed, kept = mixup.mixed(batch, drawn)
@@ -225,7 +225,7 @@ def test_mixed_up_images_are_weighted_sums_by_a_beta_law(alpha: float) -> None:
 
 def test_cut_images_are_in_part_the_other_and_the_label_knows_how_much() -> None:
     cutmix = pipeline("cutmix")
-    drawn = torch.from_numpy(cutmix.draw(1, 0, np.arange(501)))
+    drawn = torch.from_numpy(cutmix.random_numbers(1, 0, np.arange(501)))
     batch = torch.arange(501.0).view(-1, 1, 1, 1).repeat(1, 3, 20, 31)  # each its own number
     mixed, kept = cutmix.mixed(batch, drawn)
     own = torch.arange(500.0).view(-1, 1, 1, 1)
@@ -241,7 +241,7 @@ def test_cut_images_are_in_part_the_other_and_the_label_knows_how_much() -> None
 
 def test_with_mixup_and_cutmix_each_image_draws_one() -> None:
     both = pipeline("mixup", "cutmix", alpha=1.0)
-    drawn = torch.from_numpy(both.draw(1, 0, np.arange(401)))
+    drawn = torch.from_numpy(both.random_numbers(1, 0, np.arange(401)))
     batch = torch.arange(401.0).view(-1, 1, 1, 1).repeat(1, 3, 16, 16)
     mixed, kept = both.mixed(batch, drawn)
     assert torch.allclose(mixed.mean((1, 2, 3)), torch.arange(400) + 1 - kept, atol=1e-3)

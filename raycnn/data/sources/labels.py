@@ -1,0 +1,177 @@
+"""Labels as people's files have them, made indices into the classes.
+
+Whole numbers (as integers, fractions such as 2.0, or booleans), one-hot rows, or names.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycnn.data.sources.base import at_least_two, listed
+from raycnn.errors import DataError
+
+MOST_CLASSES = 100_000  # of classes without names: a larger label is no class number
+UNLABELED = -1  # what Hugging Face puts where labels are withheld
+
+Values = NDArray[Any]
+
+
+class Column(NamedTuple):
+    """The labels of one file."""
+
+    file: str
+    values: Values
+    """(N,), or (N, K) one-hot."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    classes: tuple[str, ...]
+    splits: dict[str, NDArray[np.int64]]
+    """(N,) of each split that has labels, each an index into the classes."""
+    warnings: tuple[str, ...]
+
+
+def encode_labels(
+    columns: Mapping[str, Sequence[Column]], names: tuple[str, ...] | None, where: object
+) -> Labels:
+    """Return the labels of `train` and other splits as class indices.
+
+    Classes are `names`, or the sorted names or numbers of train. A split other than train that has
+    no labels at all is left out, with a warning. Raises DataError that names the file and row of
+    the first label that is none.
+    """
+    warnings: list[str] = []
+    plain: dict[str, list[Column]] = {}
+    for split, files in columns.items():
+        if split != "train" and all(_unlabeled(column.values) for column in files):
+            count = sum(len(column.values) for column in files)
+            warnings.append(f"{where}: the {count:,} images of {split} have no labels: not used")
+            continue
+        plain[split] = [Column(file, _plain(values, file, warnings)) for file, values in files]
+    train = [column.values for column in plain["train"]]
+    direct = all(values.dtype.kind in "iu" for values in train)
+    if names is None:
+        names, direct = _find_names(train, direct, where, warnings)
+    at_least_two(names, where)
+    index = None if direct else {name: k for k, name in enumerate(names)}
+    encoded = {
+        split: np.concatenate([_encode(column, names, index) for column in files])
+        for split, files in plain.items()
+    }
+    return Labels(names, encoded, tuple(dict.fromkeys(warnings)))
+
+
+def check_labels(labels: Values, classes: int, path: object) -> NDArray[np.int64]:
+    """Return integer labels as int64. Raises DataError at the first row that is no class index."""
+    if not len(labels):
+        raise DataError(f"{path} holds no labels")
+    if labels.dtype.kind not in "iu":
+        values = labels.tolist()
+        row = next((i for i, value in enumerate(values) if not isinstance(value, int)), 0)
+        raise DataError(f"{path}: row {row} has label {values[row]!r}, which is no class number")
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            f"{path}: row {row} has label {labels[row]}, where 0 to {classes - 1} are classes "
+            f"({len(wrong)} such rows)"
+        )
+    return labels.astype(np.int64)
+
+
+def _unlabeled(values: Values) -> bool:
+    if values.dtype.kind == "O":
+        return all(value in (None, UNLABELED, "") for value in values.ravel().tolist())
+    if values.dtype.kind == "f":
+        return bool((np.isnan(values) | (values == UNLABELED)).all())
+    return values.dtype.kind == "i" and bool((values == UNLABELED).all())
+
+
+def _plain(values: Values, file: str, warnings: list[str]) -> Values:
+    """Return labels (N,) of integers, or of str."""
+    if not values.size:
+        raise DataError(f"{file} holds no labels")
+    if values.ndim > 1:
+        values = _one_axis(values, file, warnings)
+    if values.dtype.kind in "OSU":
+        return _from_objects(values, file)
+    if values.dtype.kind == "b":
+        return values.astype(np.int64)
+    if values.dtype.kind == "f":
+        whole = np.isfinite(values) & (values == np.rint(values))
+        if not whole.all():
+            row = int(np.argmin(whole))
+            raise DataError(f"{file}: row {row} has label {values[row]}, which is no class number")
+        return values.astype(np.int64)
+    return values
+
+
+def _one_axis(values: Values, file: str, warnings: list[str]) -> Values:
+    """Return (N,) labels of (N, 1, ...), (1, N), or one-hot (N, K)."""
+    if values.size == max(values.shape):
+        return values.ravel()
+    if values.ndim == 2 and values.dtype.kind in "biuf":
+        hot = values == 1
+        wrong = (hot.sum(1) != 1) | ((values != 0) & ~hot).any(1)
+        if not wrong.any():
+            warnings.append(f"{file}: the labels are one-hot rows of {values.shape[1]} classes")
+            return hot.argmax(1)
+        row = int(np.argmax(wrong))
+        raise DataError(f"{file}: row {row} has label {values[row].tolist()}, which is not one-hot")
+    raise DataError(f"{file}: the labels are {values.shape}, where (N,) is expected")
+
+
+def _from_objects(values: Values, file: str) -> Values:
+    """Return names as str, and integers among objects as int64."""
+    cells = [_text(cell) for cell in values.tolist()]
+    kinds = {type(cell) for cell in cells}
+    if kinds == {str}:
+        return np.array(cells, object)
+    if kinds <= {int, bool}:
+        return np.array(cells, np.int64)
+    common = str if str in kinds else int
+    row = next(i for i, cell in enumerate(cells) if not isinstance(cell, common))
+    raise DataError(f"{file}: row {row} has label {cells[row]!r}, which is no class")
+
+
+def _text(cell: Any) -> Any:
+    return cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell
+
+
+def _find_names(
+    train: Sequence[Values], numbers: bool, where: object, warnings: list[str]
+) -> tuple[tuple[str, ...], bool]:
+    """Return class names for labels that come without, and whether labels are indices of them."""
+    if not numbers:
+        return tuple(sorted({str(value) for values in train for value in values.tolist()})), False
+    found = np.unique(np.concatenate(train))
+    least, largest = int(found[0]), int(found[-1])
+    if largest >= MOST_CLASSES:
+        raise DataError(f"{where}: label {largest}, where at most {MOST_CLASSES:,} classes can be")
+    if least < 0 or len(found) > largest:
+        return tuple(map(str, range(largest + 1))), True
+    warnings.append(
+        f"{where}: labels are {len(found):,} of the numbers {least} to {largest}: each that occurs "
+        f"in train is a class ({listed(found.tolist())})"
+    )
+    return tuple(map(str, found.tolist())), False
+
+
+def _encode(
+    column: Column, names: tuple[str, ...], index: dict[str, int] | None
+) -> NDArray[np.int64]:
+    file, values = column
+    if index is None:
+        return check_labels(values, len(names), file)
+    try:
+        return np.array([index[str(value)] for value in values.tolist()], np.int64)
+    except KeyError:
+        cells = values.tolist()
+        row = next(i for i, cell in enumerate(cells) if str(cell) not in index)
+        raise DataError(
+            f"{file}: row {row} has label {cells[row]!r}, which is no class ({listed(names)})"
+        ) from None

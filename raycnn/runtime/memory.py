@@ -1,0 +1,43 @@
+"""Memory that this process may still take: the machine's, and its container's."""
+
+from pathlib import Path
+
+from raycnn.errors import DataError
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+UNKNOWN = 2**62  # where the system does not say: nothing is refused
+
+
+def available() -> int:
+    """Return how many bytes can be taken without swapping, or UNKNOWN."""
+    return min(_machine(), _container())
+
+
+def require(size: int, what: str) -> None:
+    """Raise DataError when `size` bytes, which `what` takes, are more than are available."""
+    if size > (free := available()):
+        raise DataError(
+            f"{what} takes {size / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} are free"
+        )
+
+
+def _machine() -> int:
+    try:
+        lines = MEMINFO.read_text().splitlines()
+        return next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
+        )
+    except (OSError, StopIteration, ValueError):  # not Linux
+        return UNKNOWN
+
+
+def _container() -> int:
+    """Return what the limit of control group v2 leaves; cached files do not count as used."""
+    try:
+        limit = int((CGROUP / "memory.max").read_text())  # "max" where there is none
+        used = int((CGROUP / "memory.current").read_text())
+        pairs = (line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(dict(pairs)["inactive_file"]))
+    except (OSError, KeyError, ValueError):
+        return UNKNOWN
