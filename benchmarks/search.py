@@ -1,9 +1,9 @@
-"""What a trial of a search costs besides its training: seconds, two ways in one run.
+"""Measure what a trial of a search costs besides its training, in seconds, two ways in one run.
 
-    uv run python benchmarks/search.py [--trials N]
+    uv run python benchmarks/search.py [--trials N] [--only]
 
-One after another, trials of one worker on the embedded digits: by `raycnn tune`, which trains them
-in a Tune process that stays, and by the pattern of Ray's documentation, a Tune function that starts
+Trials of one worker on the embedded digits run one after another: by `raycnn tune`, which trains
+them in an actor that stays, and by the pattern of Ray's documentation, a Tune function that starts
 a TorchTrainer for each, with the same loop in its worker. A trial takes from the end of the one
 before it to its own; the first, which pays for the start, is left out. What is not training is
 overhead: validation, checkpoints and the test that `raycnn train` ends with are in it.
@@ -36,10 +36,11 @@ from ray.tune.integration.ray_train import TuneReportCallback
 def train(config):
     from raycnn.config.load import job_from_tree
     from raycnn.launch.worker import work
+    from raycnn.runs.channel import FolderChannel
     from raycnn.runs.directory import Run
     job = job_from_tree(config["job"]).change({"optimizer.lr": config["lr"]})
     run = Run.create(job)
-    work(job, run, torch.device("cpu"))
+    work(job, run, torch.device("cpu"), FolderChannel(run, 60))
     last = run.rows()[-1]
     ray.train.report({"acc1": float(last["val/acc1"]), "training_s": float(last["time_s"])})
 
@@ -76,7 +77,7 @@ tune.Tuner(
 
 
 def raycnn(folder: Path, trials: int) -> list[list[float]]:
-    """Of each trial when it ended, in seconds since 1970, and how long it was trained."""
+    """Return when each trial ended, in seconds since 1970, and how long it was trained."""
     space = "space: {optimizer.lr: {loguniform: [1e-3, 1e-1]}}, pools: [{device: cpu}]"
     (folder / "tiny.tune.yaml").write_text(
         JOB.replace("workers: {cpus: 1}\n", "")
@@ -107,8 +108,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--trials", type=int, default=5, help="of each way; the first is left out")
-    trials = parser.parse_args().trials
-    for way, measure in {"raycnn tune": raycnn, "TorchTrainer in a Tune function": nested}.items():
+    parser.add_argument("--only", action="store_true", help="measure `raycnn tune` alone")
+    args = parser.parse_args()
+    trials, ways = args.trials, {"raycnn tune": raycnn}
+    if not args.only:
+        ways["TorchTrainer in a Tune function"] = nested
+    for way, measure in ways.items():
         with tempfile.TemporaryDirectory() as folder:
             ends = sorted(measure(Path(folder), trials))
         walls = [later[0] - earlier[0] for earlier, later in zip(ends, ends[1:], strict=False)]
