@@ -362,7 +362,7 @@ class Search:
         from raycnn.search.leaderboard import leaderboard, winners
 
         board = leaderboard(self._search)
-        shown = {"state": self.state, "trials": f"{len(board)} of {len(self._search.wanted())}"}
+        shown = {"state": self.state, "trials": f"{len(board)} of {len(self._search.spec.trials())}"}
         for name, entry in winners(board).items():
             shown[name] = f"{self._search.spec.tune.metric} {entry.metric:.4g} ({entry.trial})"
         return _html(f"search {self.name}", shown | {"folder": str(self.folder)})
@@ -396,7 +396,7 @@ def _search(
         except KeyboardInterrupt:
             raise Interrupted("stopped at once; `tune` of its folder goes on") from None
     board = leaderboard(search)
-    if not search.waiting() and not winners(board):
+    if not search.unfinished() and not winners(board):
         raise JobFailed(f"no trial came to its end: {board[0].reason}")
     return search
 

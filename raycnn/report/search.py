@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycnn.config.schema import JobSpec
-from raycnn.search.folder import Search, Trial
-from raycnn.search.leaderboard import LeaderboardEntry
+from raycnn.search.folder import Search
+from raycnn.search.leaderboard import LeaderboardEntry, entry_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,7 +101,7 @@ def _curves(axes: "Axes", search: Search, board: list[LeaderboardEntry]) -> bool
         best.setdefault(entry.architecture, entry.trial)
     colours = dict(_colours(search))
     for entry in reversed(board):
-        rows = [r for r in Trial(search.folder / "trials" / entry.trial).rows() if metric in r]
+        rows = [row for row in entry_rows(search, entry) if metric in row]
         leads = best[entry.architecture] == entry.trial
         axes.plot(
             [row["epoch"] for row in rows],

@@ -99,6 +99,21 @@ def draw_entry(search: Search, architecture: str, number: int) -> LeaderboardEnt
     return _entry(search, begun, len(own))
 
 
+def entry_rows(search: Search, entry: LeaderboardEntry) -> list[dict[str, float]]:
+    """Return the metrics of an entry after each epoch; of folds their mean."""
+    tables = [search.trial(name).rows() for name in _trial_ids(search, entry)]
+    return [
+        {key: fmean(row[key] for row in rows) for key in rows[0] if all(key in r for r in rows)}
+        for rows in zip(*tables, strict=False)
+    ]
+
+
+def _trial_ids(search: Search, entry: LeaderboardEntry) -> list[str]:
+    if not search.spec.tune.folds:
+        return [entry.trial]
+    return [f"{entry.trial}-fold{fold}" for fold in search.spec.folds]
+
+
 def ranked(entries: list[LeaderboardEntry], sign: int) -> list[LeaderboardEntry]:
     """Sort entries, best first."""
 
@@ -181,9 +196,8 @@ def write(search: Search) -> list[LeaderboardEntry]:
     write_json(search.folder / "leaderboard.json", shown)
     _write_csv(search, board)
     for name, entry in best.items():
-        fold = "-fold0" if search.spec.tune.folds else ""
-        job = search.trial(f"{entry.trial}{fold}").run.job()
-        search.write_best(name, job.change({"data.fold": None}) if fold else job)
+        job = search.trial(_trial_ids(search, entry)[0]).run.job()
+        search.write_best(name, job.change({"data.fold": None}))
     return board
 
 
