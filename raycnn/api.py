@@ -362,7 +362,10 @@ class Search:
         from raycnn.search.leaderboard import leaderboard, winners
 
         board = leaderboard(self._search)
-        shown = {"state": self.state, "trials": f"{len(board)} of {len(self._search.spec.trials())}"}
+        shown = {
+            "state": self.state,
+            "trials": f"{len(board)} of {len(self._search.spec.trials())}",
+        }
         for name, entry in winners(board).items():
             shown[name] = f"{self._search.spec.tune.metric} {entry.metric:.4g} ({entry.trial})"
         return _html(f"search {self.name}", shown | {"folder": str(self.folder)})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycnn.config.search import Pool, TuneSpec
@@ -26,6 +26,7 @@ from raycnn.paths import cache_folder, data_root
 from raycnn.runtime.device import DEVICE_KINDS
 from raycnn.search.folder import Search, SearchView, Trial
 from raycnn.search.queue import TrialQueue
+from raycnn.training.callbacks import WorkersRestarted
 
 POLL_INTERVAL_S = 0.5  # of the view, and of a request to stop
 NODES_INTERVAL_S = 5
@@ -162,6 +163,8 @@ class _Executor:
         call, actor.call = actor.call, None
         try:
             fault = ray.get(call)
+        except RayTaskError:  # a bug, with its traceback
+            raise
         except RayError:
             self.actors.remove(actor)
             self._lose(finished)
@@ -180,7 +183,13 @@ class _Executor:
                 self.fault = "Ray's processes are lost as soon as they start"
             return
         self.losses[lost.id] += 1
-        if self.losses[lost.id] <= lost.run.job().failure.retries:
+        retry, retries = self.losses[lost.id], lost.run.job().failure.retries
+        if retry <= retries:
+            error = "the process of a trial, or its node, ended"
+            with suppress(OSError):
+                lost.run.add_event(
+                    WorkersRestarted(error=error, cause="lost", retry=retry, retries=retries)
+                )
             self.queue.put_back(lost)
             return
         reason = "its worker was lost more often than failure.retries allows"
