@@ -160,7 +160,7 @@ class WeightsLoaded(Event):
 
     @property
     def message(self) -> str:
-        new = f"new, for another number of classes: {', '.join(self.new_layers)}"
+        new = f"new, for other classes: {', '.join(self.new_layers)}"
         parts = [f"loaded the weights of {self.source}", *self.changes]
         return "; ".join([*parts, new] if self.new_layers else parts)
 

@@ -20,7 +20,7 @@ PUBLISHED = (
     "resnets with stem: large, vggs with pooled: 7"
 )
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
-COMPILED = "_orig_mod."  # torch.compile puts it before the names of a module's own
+WRAPPERS = ("_orig_mod", "module")  # torch.compile and DDP put them before a module's own names
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of no use after training
 EXTRAS = ("n_averaged",)  # of torch's AveragedModel, beside the weights
 Weights = Mapping[str, Tensor]
@@ -37,7 +37,7 @@ class Adapted(NamedTuple):
     tensors: dict[str, Tensor]
     """Those that are taken."""
     new_layers: list[str]
-    """Keys of the last layer that keep their fresh weights: the number of classes differs."""
+    """Keys of the last layer that keep their fresh weights: of other classes, or absent."""
     changes: list[str]
     """What was done to them, for people."""
 
@@ -95,7 +95,7 @@ def _adapt(own: Weights, tensors: Weights, choice: Model) -> Adapted:
         changes.append(f"{len(counters)} num_batches_tracked are absent, and begin at 0")
     _fit_channels(own, tensors, changes)
     head = _head(own)
-    new = [key for key in head if key in tensors and tensors[key].shape != own[key].shape]
+    new = [key for key in head if key not in tensors or tensors[key].shape != own[key].shape]
     differ = [
         f"{key}: {checkpoint.words(tensors.get(key))} in the weights, "
         f"{checkpoint.words(own.get(key))} in the network"
@@ -114,9 +114,10 @@ def _adapt(own: Weights, tensors: Weights, choice: Model) -> Adapted:
 
 def _rename(own: Weights, tensors: Weights, changes: list[str]) -> dict[str, Tensor]:
     """Strip what wrappers put before the names: torch.compile, DDP, Lightning, a model's model."""
-    plain = {key.replace(COMPILED, ""): tensor for key, tensor in tensors.items()}
+    plain = {".".join(p for p in k.split(".") if p not in WRAPPERS): t for k, t in tensors.items()}
     if plain.keys() != tensors.keys():
-        changes.append(f"{COMPILED!r} is stripped from the names")
+        there = (name for name in WRAPPERS if any(name in key.split(".") for key in tensors))
+        changes.append(f"{', '.join(there)} are stripped from the names")
     counts = Counter(key[: -len(name)] for key in plain for name in _endings(key) if name in own)
     prefix, count = max(counts.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
     if not prefix or count <= counts.get("", 0):

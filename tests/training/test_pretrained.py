@@ -59,6 +59,7 @@ def wrapped(form: str, tensors: dict[str, torch.Tensor]) -> Any:
         "a training loop": {"model_state_dict": tensors, "optimizer_state_dict": {"lr": 0.1}},
         "one mapping": {"ema_weights": tensors, "epoch": 3, "args": {"lr": 0.1}},
         "state_dict and its average": {"state_dict": tensors, "state_dict_ema": tensors},
+        "DDP inside": {k.replace("layer1.", "layer1.module."): t for k, t in tensors.items()},
         "averaged": {"n_averaged": torch.tensor(3)}
         | {f"module.{k}": t for k, t in tensors.items()},
         "before num_batches_tracked": {k: t for k, t in tensors.items() if "num_batches" not in k},
@@ -70,7 +71,7 @@ def wrapped(form: str, tensors: dict[str, torch.Tensor]) -> Any:
     [
         "compiled", "compiled in DDP", "a compiled layer", "Lightning", "Lightning with a loss",
         "a training loop", "one mapping", "state_dict and its average", "averaged",
-        "before num_batches_tracked",
+        "DDP inside", "before num_batches_tracked",
     ],
 )  # fmt: skip
 def test_weights_come_as_other_tools_save_them(form: str, tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_a_prefix_is_stripped_from_safetensors_too(tmp_path: Path) -> None:
     save_file(
         {f"module.{k}": t for k, t in theirs.state_dict().items()}, tmp_path / "w.safetensors"
     )
-    assert "module." in load(ours, tmp_path / "w.safetensors")
+    assert "module" in load(ours, tmp_path / "w.safetensors")
     assert same(theirs.state_dict(), ours.state_dict())
 
 
@@ -242,3 +243,19 @@ def test_a_job_begins_with_the_best_weights_of_a_run(job: Callable[..., JobSpec]
     then, now = weights(first, "best"), weights(second)
     assert {k for k in now if not torch.equal(now[k], then[k])} == {"head.weight", "head.bias"}
     assert happened(second, WeightsLoaded)[0].source == str(first.folder)
+
+
+def test_a_backbone_without_the_last_layer_gets_a_new_one(tmp_path: Path) -> None:
+    theirs, ours = build(), build()
+    fresh = ours.fc.weight.clone()
+    for prefix, head in (("module.encoder.", None), ("backbone.", "head.fc.")):
+        tensors = {
+            (head or "") + k[3:] if k.startswith("fc.") else prefix + k: t
+            for k, t in theirs.state_dict().items()
+            if head or not k.startswith("fc.")
+        }
+        torch.save({"state_dict": tensors}, tmp_path / "w.pt")
+        loaded = pretrained.load(ours, Model(name="resnet18", weights=str(tmp_path / "w.pt")))
+        assert loaded.new_layers == ["fc.weight", "fc.bias"]
+        assert torch.equal(ours.conv1.weight, theirs.conv1.weight)
+        assert torch.equal(ours.fc.weight, fresh)

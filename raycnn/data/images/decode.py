@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
-from raycnn.data.images.levels import find_max_value, scale_to_uint8
+from raycnn.data.images.levels import DARK, find_max_value, scale_to_uint8
 from raycnn.errors import DataError
 from raycnn.shape import Shape
 
@@ -130,7 +130,12 @@ def _common_size(headers: Sequence[Header]) -> tuple[int, int]:
 
 
 def _common_max_value(headers: Sequence[Header]) -> float | None:
-    deep = [header for header in headers if header.levels]
+    for header in headers:
+        if header.levels and header.shape.channels == 3 and header.levels[1] < 256 * DARK:
+            raise DataError(
+                f"{header.name} has 16 bits a channel and uses the lower ones alone: save it with 8"
+            )
+    deep = [header for header in headers if header.levels and header.shape.channels == 1]
     if not deep:
         return None
     low = min(header.levels[0] for header in deep if header.levels)
@@ -150,7 +155,7 @@ def read_header(picture: Named, levels: bool = True) -> Header:
     name, origin = picture
     try:
         with _open(origin) as opened:
-            deep = levels and opened.mode[0] in "IF"
+            deep = levels and (opened.mode[0] in "IF" or _is_deep_color(opened))
             turned = opened.getexif().get(0x0112, 1) >= 5  # on its side
             width, height = reversed(opened.size) if turned else opened.size
             shape = Shape(1 if opened.mode in GREY else 3, height, width)
@@ -159,7 +164,16 @@ def read_header(picture: Named, levels: bool = True) -> Header:
         raise _bad(name, error) from None
     if pixels is None:
         return Header(name, shape, None)
+    if shape.channels == 3:  # Pillow gives the upper half of 16 bits
+        return Header(name, shape, (0, int(pixels.max()) * 256 + 255, True))
     return Header(name, shape, (pixels.min(), pixels.max(), pixels.dtype.kind in "iu"))
+
+
+def _is_deep_color(image: Image.Image) -> bool:
+    """Whether a color picture has 16 bits a channel."""
+    return image.mode in ("RGB", "RGBA") and any(
+        ";16" in str(tile[-1]) for tile in getattr(image, "tile", ())
+    )
 
 
 def decode(picture: Named, form: ImageFormat) -> Decoded:

@@ -178,3 +178,31 @@ def test_a_gif_of_several_frames_is_its_first_and_it_is_told() -> None:
 def test_pictures_of_several_sizes_are_refused_naming_one_and_the_option() -> None:
     with pytest.raises(DataError, match=r"picture 2 is 7x5, not 8x8.*`data\.size`"):
         formed(png((8, 8)), png((8, 8)), png((7, 5)))
+
+
+def png_of_16_bit_colors(pixels: np.ndarray) -> bytes:
+    """Return a PNG of (H, W, 3) uint16, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + kind + content + checksum
+
+    height, width, _ = pixels.shape
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    parts = [
+        (b"IHDR", size + bytes([16, 2, 0, 0, 0])),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def test_colors_of_16_bits_are_read_unless_they_use_the_lower_ones_alone() -> None:
+    colors = np.repeat(RAMP[..., None], 3, 2)
+    picture = png_of_16_bit_colors(colors * 1024)
+    form = formed(picture)
+    assert form.max_value is None and form.shape == Shape(3, 8, 8)
+    assert (decode(("it", picture), form).pixels == colors * 4).all()
+    with pytest.raises(DataError, match="picture 0"):
+        formed(png_of_16_bit_colors(colors * 64))
