@@ -107,7 +107,7 @@ def _run(spec: TuneSpec, open_search: "Callable[[], Search]") -> "Search":
 
     def opened() -> "Search":
         search = open_search()
-        view.note(f"search {search.folder}")
+        view.note(f"search {search.home}")
         for architecture in spec.architectures:
             count = architecture.trials(spec.tune.trials)
             if architecture.drawn and count < (spec.tune.trials or 0):

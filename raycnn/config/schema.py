@@ -40,6 +40,7 @@ def _path_or_uri(place: str) -> str:
 
 
 SafePath = Annotated[str, AfterValidator(_no_traversal)]
+Uri = Annotated[str, AfterValidator(check_uri)]
 PathOrUri = Annotated[str, AfterValidator(_path_or_uri)]
 """A path, or a URI that pyarrow.fs or fsspec opens: s3://bucket/folder?region=eu-west-1."""
 Positive = Annotated[float, Field(gt=0)]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,13 +15,16 @@ from raycnn.data.inspect.duplicates import SplitIndices, duplicates
 from raycnn.data.loader import Loader
 from raycnn.data.sampling import stratified_fold, stratified_sample
 from raycnn.data.sources.base import Source, listed
+from raycnn.data.sources.remote import RemoteSource
 from raycnn.data.transforms.pipeline import Pipeline, shape_after
 from raycnn.errors import DataError, SpecError
+from raycnn.filesystem import is_uri
 from raycnn.paths import data_root
 from raycnn.runtime import memory, rng
 from raycnn.shape import Shape
 from raycnn.training import pretrained
 
+COPIED = ("folder", "hdf5")  # sources that read local files alone
 LIMIT, VAL = 1, 2  # what a sample is for: the two must not choose alike
 
 
@@ -64,7 +68,7 @@ class Splits:
 
 def source_of(data: Data) -> Source:
     """Return the source a job names. Raises SpecError when its settings do not fit the source."""
-    source = DATASETS.build(data, data_root(data.root), data.download)
+    source = _build(data)
     for key, values in vars(data.normalize).items() if data.normalize else ():
         if len(values) != source.shape.channels:
             raise SpecError(
@@ -72,6 +76,17 @@ def source_of(data: Data) -> Source:
                 f"data.normalize.{key}",
             )
     return source
+
+
+def _build(data: Data) -> Source:
+    """Build the source below the data root; or below a copy of the files, where a URI has them."""
+    path = DATASETS.options(data).get("path")
+    if not (path and is_uri(path) and data.name in COPIED):
+        return DATASETS.build(data, data_root(data.root), data.download)
+    local = data.model_copy(update={"path": None})
+    named = [v for key, v in DATASETS.options(data).items() if key.endswith("_file") and v]
+    build = partial(DATASETS.build, local)
+    return RemoteSource(path, lambda folder: build(folder, data.download), named or None)
 
 
 def shape_seen(data: Data, source: Source) -> Shape:

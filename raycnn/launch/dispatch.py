@@ -40,7 +40,8 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
     with connection.connected(job.workers) as nodes:
         from raycnn.launch.ray import trainer  # what it imports was imported while Ray started
 
-        return trainer.train(job, open_run, nodes, view)
+        run = trainer.train(job, open_run, nodes, view)
+        return Run.open(run.home)  # with what workers on other machines wrote
 
 
 def slots(spec: "TuneSpec") -> "list[Slot]":
@@ -86,7 +87,7 @@ def _search(open_search: "Callable[[], Search]", train: "Callable[[Search], None
     from raycnn.search.leaderboard import write
 
     opened = open_search()
-    again = f"`raycnn tune --resume {opened.folder}`"
+    again = f"`raycnn tune --resume {opened.home}`"
     with opened.lock():
         try:
             train(opened)

@@ -145,12 +145,14 @@ class WorkingCopy:
         checkpoint.install(temporary, target)
 
     def _pull(self, there: list[RemoteFile] | None = None) -> None:
+        removable = {*TRANSIENT} if there is None else {*TRANSIENT} & {*FACTS}
         if there is None:
             there = self.remote.files("", recursive=True)
         wanted = [file for file in there if _is_kept_alike(file.name)]
-        for name in {*TRANSIENT} - {file.name for file in wanted}:
+        for name in removable - {file.name for file in wanted}:
             if self._manifest().get(name):
                 self._path(name).unlink(missing_ok=True)
+                self._record({name: []})
         changed = [f for f in wanted if not (self._is_known(f) and self._path(f.name).exists())]
         with ThreadPoolExecutor(THREADS) as pool:
             self._record(dict(pool.map(self._pull_file, changed)))

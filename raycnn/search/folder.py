@@ -9,6 +9,7 @@ runs/<search>/<n>/
     *.png                   see report/search.py
 """
 
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,9 @@ from raycnn.config.schema import JobSpec
 from raycnn.config.search import Pool, TrialKey, TuneSpec, load_resolved_search
 from raycnn.config.yaml_file import Tree
 from raycnn.errors import EnvironmentUnavailable
+from raycnn.filesystem import is_uri, local_path
 from raycnn.io import atomic_path, is_locked, lock, read_json, write_json
+from raycnn.runs import storage
 from raycnn.runs.directory import (
     LOCK_S,
     Run,
@@ -29,9 +32,13 @@ from raycnn.runs.directory import (
     list_folders,
     resolve_run,
 )
+from raycnn.runs.storage import SearchCopy
 from raycnn.search.schedulers import RULES, LearningCurve, Pbt, Rule
+from raycnn.training.callbacks import Event
 
 ENDED = ("done", "stopped", "failed")
+log = logging.getLogger("raycnn")
+
 LOCK_TIMEOUT_S = 60  # for a worker that outlived its driver to notice, and release the trial
 
 
@@ -98,17 +105,25 @@ class Trial:
 class Search:
     """One execution of a search."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, copy: SearchCopy | None = None):
+        self.folder, self.copy = folder, copy
+        self.home: Path | str = copy.uri if copy else folder
+        """Where a person finds it: the folder, or the URI that the folder is a copy of."""
 
     @classmethod
     def create(cls, search: TuneSpec) -> "Search":
         """Create a folder, numbered after the existing ones. Raises EnvironmentUnavailable."""
-        parent = Path(search.architectures[0].job.storage.path).absolute() / search.name
+        path = search.architectures[0].job.storage.path
+        if is_uri(path):
+            copy = SearchCopy.of(storage.create_numbered(path, search.name))
+            created = cls(copy.folder, copy)
+            created._initialize(search)
+            copy.push_files()
+            return created
+        parent = Path(path).absolute() / search.name
         try:
             created = cls(create_numbered(parent))
-            (created.folder / "trials").mkdir()
-            _write(created.folder / "search.yaml", search.tree())
+            created._initialize(search)
         except OSError as error:
             raise EnvironmentUnavailable(
                 f"storage.path: cannot write to {parent}: {error}"
@@ -118,10 +133,24 @@ class Search:
     @classmethod
     def find(cls, text: str, root: str = "runs") -> "Search":
         """Find one by its folder, by `search/n`, or the latest of `search`. Raises SpecError."""
-        return cls(Path(resolve_run("search", text, root, "search.yaml")))
+        home = resolve_run("search", text, root, "search.yaml")
+        if isinstance(home, Path):
+            return cls(home)
+        copy = SearchCopy.of(storage.open_copy(home))
+        copy.pull_all()
+        return cls(copy.folder, copy)
+
+    def _initialize(self, search: TuneSpec) -> None:
+        (self.folder / "trials").mkdir()
+        _write(self.folder / "search.yaml", search.tree())
 
     @classmethod
     def all(cls, root: str = "runs") -> list["Search"]:
+        if is_uri(root := local_path(root)):
+            copies = map(SearchCopy.of, storage.list_copies(root, "search.yaml"))
+            for copy in (found := list(copies)):
+                copy.pull()
+            return [cls(copy.folder, copy) for copy in found]
         return [cls(folder) for folder in list_folders(root, "search.yaml")]
 
     @property
@@ -191,16 +220,28 @@ class Search:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep every other process from searching in this folder."""
-        busy = f"{self.folder} is being searched by another process"
+        """Keep every other process from searching in this folder.
+
+        Meanwhile what is written in it is uploaded, where the search is kept at a URI.
+        """
+        busy = f"{self.home} is being searched by another process"
         with lock(self.folder / ".lock", busy, LOCK_S):
-            yield
+            if not self.copy:
+                yield
+                return
+            timeout_s = self.spec.architectures[0].job.storage.timeout_s
+            with self.copy.leased(), self.copy.syncing(0, timeout_s, _log_event):
+                yield
 
     def best_job(self, architecture: str) -> Path:
         return self.folder / f"best-{architecture}.yaml"
 
     def write_best(self, architecture: str, job: JobSpec) -> None:
         _write(self.best_job(architecture), job.tree())
+
+
+def _log_event(event: Event) -> None:
+    log.warning(event.message)
 
 
 def _write(path: Path, tree: Tree) -> None:

@@ -8,6 +8,8 @@ from raycnn.config.load import job_from_tree
 from raycnn.config.search import Architecture, Domain, TuneSpec
 from raycnn.data.sources.base import Source, files_of
 from raycnn.errors import SpecError
+from raycnn.filesystem import is_uri
+from raycnn.runs.storage import check_reachable
 from raycnn.search.schedulers import RULES, Pbt
 from raycnn.training.preflight import check_settings, writable
 
@@ -40,7 +42,11 @@ def check(search: TuneSpec, *, elsewhere: bool = False) -> None:
         return
     for source in sources:
         files_of(source)
-    writable(Path(search.architectures[0].job.storage.path).absolute())
+    path = search.architectures[0].job.storage.path
+    if is_uri(path):
+        check_reachable(path)
+    else:
+        writable(Path(path).absolute())
 
 
 def _check_search(search: TuneSpec) -> None:

@@ -18,6 +18,7 @@ from raycnn.errors import EnvironmentUnavailable
 from raycnn.launch import local
 from raycnn.runs import storage
 from raycnn.runs.directory import Run
+from raycnn.search.folder import Search
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Event, StorageReached, StorageUnreachable, Warned
 from tests.conftest import Call, happened, numbers, same, train, weights
@@ -283,3 +284,34 @@ def test_any_file_system_of_fsspec_keeps_runs(
     other_machine()
     again = Run.open("memory://bucket/runs/tiny/1")
     assert again.state() == "done" and same(weights(again), weights(run))
+
+
+SEARCH = """\
+name: found
+data: {name: digits, limit: 200, transforms: [{name: resize, size: 12}]}
+model: {name: lenet, activation: relu}
+optimizer: {name: sgd, lr: 0.05}
+train: {epochs: 2, batch_size: 32}
+workers: {launcher: local}
+tune: {space: {optimizer.lr: {grid: [0.01, 0.05]}}}
+"""
+
+
+def test_a_search_at_a_uri_is_resumed_elsewhere(
+    s3: Server, bucket: str, call: Call, tmp_path: Path, other_machine: Callable[[], None]
+) -> None:
+    (tmp_path / "found.tune.yaml").write_text(SEARCH)
+    root = s3.uri(bucket)
+    code, _, said = call("tune", "found.tune.yaml", f"storage.path={root}")
+    assert code == 0, said
+    names = s3.names(bucket)
+    assert {"runs/found/1/search.yaml", "runs/found/1/leaderboard.json"} <= {*names}
+    assert sum(name.endswith("/checkpoints/index.json") for name in names) == 2
+
+    other_machine()
+    code, out, _ = call("list", "runs", "--runs", root)
+    assert code == 0 and out.split()[:2] == ["found/1", "done"]
+    code, out, said = call("tune", "--resume", "found", "--runs", root)
+    assert code == 0, said
+    found = Search.find("found", root)
+    assert all(trial.run.weights("last").is_dir() for trial in found.trials())

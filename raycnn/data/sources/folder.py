@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raycnn.config.schema import SafePath
+from raycnn.config.schema import PathOrUri
 from raycnn.data.images.decode import (
     ENDINGS,
     FIT,
@@ -330,7 +330,7 @@ def folder(
     root: Path,
     download: bool,
     *,
-    path: SafePath | None = None,
+    path: PathOrUri | None = None,
     test: Share = 0.2,
     size: Size | None = None,
     fit: Fit = FIT,

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from raycnn.config.schema import SafePath
+from raycnn.config.schema import PathOrUri, SafePath
 from raycnn.data.images.decode import MaxValue
 from raycnn.data.images.levels import find_max_value, scale_to_uint8
 from raycnn.data.sources.base import Share, Source, Split, common_class_names, hold_out
@@ -325,7 +325,7 @@ def hdf5(
     root: Path,
     download: bool,
     *,
-    path: SafePath | None = None,
+    path: PathOrUri | None = None,
     train_file: SafePath = SIGNS[0],
     train_labels_file: SafePath | None = None,
     val_file: SafePath | None = None,

@@ -7,7 +7,6 @@ Local files, or any URI that pyarrow.fs opens (`s3://bucket/folder`).
 
 import json
 import os
-import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
-from pydantic import AfterValidator
 
-from raycnn.config.schema import SafePath
+from raycnn.config.schema import SafePath, Uri
 from raycnn.data.images.decode import (
     FIT,
     SAMPLE,
@@ -42,6 +40,7 @@ from raycnn.data.images.decode import (
 from raycnn.data.sources.base import Share, Source, Split, common_class_names, hold_out
 from raycnn.data.sources.labels import Column, Labels, Values, check_labels, encode_labels
 from raycnn.errors import DataError
+from raycnn.filesystem import open_filesystem
 from raycnn.runtime import memory
 from raycnn.shape import Shape
 
@@ -61,13 +60,7 @@ CACHE_BYTES = 2**28  # of the pictures of row groups that are held for the next 
 SAMPLED_GROUPS = 4  # row groups that pictures are sampled from
 
 
-def _uri(path: str) -> str:
-    if not re.match(r"[a-z][a-z0-9+.-]*://", path) or ".." in path.split("/"):
-        raise ValueError("is neither a plain path nor a URI (s3://bucket/folder)")
-    return path
-
-
-PathOrUri = SafePath | Annotated[str, AfterValidator(_uri)]
+PathOrUri = SafePath | Uri
 
 
 class Table:
@@ -222,7 +215,7 @@ class Table:
 
 def system_of(path: str) -> tuple[Any, str]:
     """Return the file system of a path or a URI, and the path there."""
-    return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+    return open_filesystem(path)
 
 
 def _null_count(group: Any, path: str) -> int | None:

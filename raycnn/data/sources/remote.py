@@ -1,0 +1,126 @@
+"""Files of a data set at a URI, copied to this machine before they are read.
+
+The copy lies below the cache, keyed by the names, sizes and times of the files there. It is made
+once, whole, by one process of a machine.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from raycnn import io
+from raycnn.data.sources.base import Source, Split
+from raycnn.errors import DataError, EnvironmentUnavailable, first_line
+from raycnn.filesystem import RemoteFile, RemoteFolder, base_name, errors
+from raycnn.paths import cache_folder
+from raycnn.shape import Shape
+
+THREADS = 16  # files that are copied at once
+LOCK_S = 3600  # the longest that another process may take to copy the same files
+
+log = logging.getLogger("raycnn")
+
+
+class RemoteSource:
+    """A source whose files are copied when something of it is asked for."""
+
+    def __init__(self, uri: str, build: Callable[[Path], Source], names: Sequence[str] | None):
+        """`names` are the files that are read, where that is not all that lies at the URI."""
+        self.uri, self.build, self.names = uri, build, names
+
+    @cached_property
+    def source(self) -> Source:
+        return self.build(copy_files(self.uri, self.names))
+
+    @property
+    def shape(self) -> Shape:
+        return self.source.shape
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    def files(self) -> Sequence[Path | str]:
+        return self.source.files()
+
+    def read(self) -> dict[str, Split]:
+        return self.source.read()
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a source of its kind has."""
+        if name.startswith("_") or name == "source":
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+
+def copy_files(uri: str, names: Sequence[str] | None = None) -> Path:
+    """Return a local folder with the files below a URI, or those of these names.
+
+    Raises DataError where they cannot be read, EnvironmentUnavailable where they do not fit.
+    """
+    try:
+        remote = RemoteFolder.open(uri)
+        files = _listed(remote, names)
+        facts = json.dumps([uri, sorted(files)])
+        key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+        folder = cache_folder() / "downloads" / key / base_name(uri)
+        if not folder.exists():
+            _copy(remote, files, folder)
+    except errors() as error:
+        raise DataError(f"cannot read the data: {uri}: {first_line(error)}") from None
+    return folder
+
+
+def _listed(remote: RemoteFolder, names: Sequence[str] | None) -> list[RemoteFile]:
+    if names is None:
+        if files := remote.files():
+            return files
+        raise FileNotFoundError("there are no files")
+    found = [file for name in names if (file := remote.file(name))]
+    if not found:
+        raise FileNotFoundError(f"there is no {', '.join(names)}")
+    return found  # the source itself says what lacks
+
+
+def _copy(remote: RemoteFolder, files: list[RemoteFile], folder: Path) -> None:
+    size = sum(file.size for file in files)
+    above = folder.parent
+    try:
+        above.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(above).free
+    except OSError as error:
+        raise EnvironmentUnavailable(
+            f"cannot use the cache {above}: {error}; RAYCNN_CACHE moves it"
+        ) from None
+    if size > free:
+        raise EnvironmentUnavailable(
+            f"{remote.uri} has {size / 1e6:,.1f} MB of files, and {above} has {free / 1e6:,.1f} MB "
+            "for them: RAYCNN_CACHE moves it"
+        )
+    busy = f"another process has been copying {remote.uri} for {LOCK_S} s"
+    with io.lock(above / ".lock", busy, LOCK_S):
+        if folder.exists():
+            return
+        log.info(f"copying {len(files):,} files, {size / 1e6:,.1f} MB, from {remote.uri}")
+        with (
+            TemporaryDirectory(prefix=".copy-", dir=above) as temporary,
+            ThreadPoolExecutor(THREADS) as pool,
+        ):
+            whole = Path(temporary) / "files"
+            list(pool.map(lambda file: _copy_file(remote, file, whole), files))
+            whole.rename(folder)
+
+
+def _copy_file(remote: RemoteFolder, file: RemoteFile, folder: Path) -> None:
+    target = folder / file.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remote.download(file.name, target)
+    os.utime(target, ns=(file.modified_ns, file.modified_ns))
