@@ -36,6 +36,7 @@ TINY = {
     "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
     "schedule": {"name": "cosine", "warmup": 0.2},
     "train": {"epochs": 3, "batch_size": 32},
+    "storage": {"report": False},
 }
 
 SomeEvent = TypeVar("SomeEvent", bound=Event)

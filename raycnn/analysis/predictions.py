@@ -13,7 +13,6 @@ The metadata also has the epoch, counted from 1, whose weights predicted.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 
 from raycnn.data.splits import Splits
 from raycnn.errors import DataError
+from raycnn.io import atomic_path
 from raycnn.training.predictions import TOP, SplitPredictions
 
 FILE = "predictions.parquet"
@@ -74,17 +74,15 @@ def write(path: Path, predictions: Predictions) -> None:
     splits = _alike(predictions.splits)
     about = {"classes": predictions.classes, "epoch": predictions.epoch}
     schema = _schema(splits).with_metadata({METADATA: json.dumps(about).encode()})
-    temporary = path.with_name(f".{path.name}")
-    try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as file:
-            for split, own in splits.items():
-                step = max(1, ROW_GROUP // own.probabilities.shape[1])
-                for start in range(0, len(own), step):
-                    rows = slice(start, start + step)
-                    file.write_table(_table(split, own, predictions.files[split], rows, schema))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as f,
+    ):
+        for split, own in splits.items():
+            step = max(1, ROW_GROUP // own.probabilities.shape[1])
+            for start in range(0, len(own), step):
+                rows = slice(start, start + step)
+                f.write_table(_table(split, own, predictions.files[split], rows, schema))
 
 
 def read(path: Path) -> Predictions:

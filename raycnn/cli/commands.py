@@ -23,6 +23,8 @@ GROUPS = {
     "Use": {
         "eval": ("eval:evaluate", "Evaluate a run, class by class"),
         "predict": ("predict:predict", "Classify pictures"),
+        "report": ("report:report", "Write the report of a run or search"),
+        "compare": ("compare:compare", "Show what sets runs apart"),
         "export": ("export:export", "Write a network for other programs"),
     },
     "Cluster": {

@@ -228,6 +228,8 @@ class Storage(Frozen):
     """
     every_steps: PositiveInt | None = None
     """Save also each time so many steps are done; the end of an epoch is always saved."""
+    report: bool = True
+    """Write report.html and its pictures when the run ends; else `raycnn report RUN` does."""
 
 
 class Failure(Frozen):

@@ -68,7 +68,7 @@ def search(
     if spec.architectures[0].job.workers.launcher == "local":
         from raycnn.launch import trial
 
-        return _search(open_search, lambda opened: trial.run_here(opened, view))
+        return _search(open_search, view, lambda opened: trial.run_here(opened, view))
     from raycnn.launch.ray import connection
 
     workers = _worker_configs(spec)
@@ -79,11 +79,13 @@ def search(
     with connection.connected(workers[0]) as nodes:
         from raycnn.launch.ray import tune
 
-        return _search(open_search, lambda opened: tune.run(opened, nodes, view))
+        return _search(open_search, view, lambda opened: tune.run(opened, nodes, view))
 
 
-def _search(open_search: "Callable[[], Search]", train: "Callable[[Search], None]") -> "Search":
-    from raycnn.report.search import draw
+def _search(
+    open_search: "Callable[[], Search]", view: "SearchView", train: "Callable[[Search], None]"
+) -> "Search":
+    from raycnn.report.search import publish
     from raycnn.search.leaderboard import write
 
     opened = open_search()
@@ -96,7 +98,7 @@ def _search(open_search: "Callable[[], Search]", train: "Callable[[Search], None
         except ClusterError as error:
             raise ClusterError(f"{error}: {again} continues") from None
         finally:
-            draw(opened, write(opened))
+            publish(opened, write(opened), view.note)
     return opened
 
 

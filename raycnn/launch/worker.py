@@ -10,6 +10,7 @@ import torch
 from raycnn.analysis import predictions
 from raycnn.config.schema import JobSpec
 from raycnn.errors import Interrupted, OutOfMemory, RaycnnError, WorkerLost
+from raycnn.report import run as report
 from raycnn.runs.directory import Run
 from raycnn.runs.heartbeats import Channel, failure_of
 from raycnn.runs.recorder import Recorder
@@ -39,6 +40,8 @@ def work(
     try:
         trained = fit(job, device, recorder, recorder.callbacks)
         distributed.raise_on_any_rank(lambda: finish(trained, recorder))
+        if trained.predictions and job.storage.report:  # on rank 0; the others need not wait
+            report.publish(run, job, trained, recorder.callbacks)
     except Interrupted as error:
         raise Interrupted(f"{error}: `raycnn resume {run.home}` goes on from there") from None
     except OutOfMemory as error:  # whoever started the workers may start them again

@@ -1,90 +1,186 @@
-"""Pictures of a search: PNGs in its folder, each drawn where there is something to show."""
+"""The report of a search: report.html and its pictures as PNGs, in the search's folder."""
 
-from collections.abc import Callable, Iterator
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from raycnn.config.schema import JobSpec
+from raycnn.config.search import Architecture, Domain
+from raycnn.report import page, style
+from raycnn.report.style import INK, MUTED, SERIES, SOFT
 from raycnn.search.folder import Search
-from raycnn.search.leaderboard import LeaderboardEntry, entry_rows
+from raycnn.search.leaderboard import LeaderboardEntry, entry_rows, winners
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Picture = Callable[["Axes", Search, list[LeaderboardEntry]], bool]
+Board = Sequence[LeaderboardEntry]
+Picture = Callable[["Axes", Search, Board], bool]
 
-SIZE = (8.0, 5.0)  # inches
-DPI = 120
+FILE = "report.html"
 FEWEST = 5  # trials of an architecture, to say what mattered in them
+ROWS = 200  # of the leaderboard that the page shows
+TITLES = {
+    "lr": "Learning rate", "epochs": "Epochs", "curves": "Every trial, epoch by epoch",
+    "importance": "What mattered", "pareto": "Quality against time",
+}  # fmt: skip
+
+log = logging.getLogger("raycnn")
 
 
-def draw(search: Search, board: list[LeaderboardEntry]) -> list[Path]:
-    """lr, epochs, curves, importance and pareto .png; returns those there was something for."""
+def publish(search: Search, board: Board, note: Callable[[str], None] = log.warning) -> None:
+    """Write the report of a search that ended; a failure is a note, and never the search's."""
+    try:
+        write(search, board)
+    except Exception as error:
+        log.warning("the report is not written", exc_info=error)
+        note(f"the report is not written: {error}; `raycnn report {search.name}` tries again")
+
+
+def write(search: Search, board: Board) -> Path:
+    """Write report.html and the PNGs; returns the page's path. Raises OSError."""
+    pictures = _pictures(search, board)
+    best = winners(list(board))
+    overall = next(iter(best.values()), None)
+    values: dict[str, Any] = {
+        "search": search, "name": search.name, "state": search.state(), "tune": search.spec.tune,
+        "metric": _metric_title(search), "is_accuracy": _is_accuracy(search),
+        "board": board[:ROWS], "count": len(board),
+        "wanted": len({(key.architecture.name, key.number) for key in search.spec.trials()}),
+        "best": best, "overall": overall,
+        "pictures": pictures, "colors": dict(_colors(search)),
+        "spaces": [_space(search, a, board) for a in search.spec.architectures],
+        "ended_early": [e for e in board if e.state != "done"][:ROWS],
+        "yaml": _yaml(search, overall), "seconds": sum(entry.seconds for entry in board),
+        "commands": _commands(search, overall),
+    }  # fmt: skip
+    page.save(search.folder / FILE, page.render("search.html", f"{search.name} · raycnn", **values))
+    return search.folder / FILE
+
+
+def draw(search: Search, board: Board) -> list[Path]:
+    """Write the PNGs that there is something to show in; returns their paths."""
+    return [search.folder / f"{name}.png" for name in _pictures(search, board)]
+
+
+def _pictures(search: Search, board: Board) -> dict[str, Markup]:
+    """Draw each picture that there is something for: for the page, and as a PNG."""
     known = [entry for entry in board if entry.metric is not None]
-    drawn = []
     pictures: dict[str, Picture] = {
-        "lr": partial(_against, key="optimizer.lr", log=True),
-        "epochs": partial(_against, key="train.epochs", log=False),
         "curves": _curves,
         "importance": _importance,
+        "lr": partial(_against, key="optimizer.lr", log=True),
+        "epochs": partial(_against, key="train.epochs", log=False),
         "pareto": _pareto,
     }
-    for name, picture in pictures.items():
-        path = search.folder / f"{name}.png"
-        path.unlink(missing_ok=True)
-        if known and _draw(path, picture, search, known):
-            drawn.append(path)
+    drawn = {}
+    with style.styled():
+        for name, picture in pictures.items():
+            path = search.folder / f"{name}.png"
+            path.unlink(missing_ok=True)
+            shown = False
+
+            def show(axes: "Axes", picture: Picture = picture) -> None:
+                nonlocal shown
+                shown = picture(axes, search, known)
+
+            if known:
+                figure = style.draw(show)
+                if shown:
+                    drawn[name] = Markup(style.svg(figure, TITLES[name]))
+                    style.save_png(figure, path)
     return drawn
 
 
-def _draw(path: Path, picture: Picture, search: Search, known: list[LeaderboardEntry]) -> bool:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
-    from matplotlib.figure import Figure
-
-    figure = Figure(SIZE, layout="constrained")
-    FigureCanvasAgg(figure)
-    shown = picture(figure.add_subplot(), search, known)
-    if shown:
-        figure.savefig(path, dpi=DPI)
-    return shown
+def _is_accuracy(search: Search) -> bool:
+    return "acc" in search.spec.tune.metric
 
 
-def _colours(search: Search) -> Iterator[tuple[str, str]]:
-    """Of every architecture, whatever is in a picture."""
+def _metric_title(search: Search) -> str:
+    names = {
+        "val/acc1": "validation accuracy", "val/acc5": "validation top-5 accuracy",
+        "val/loss": "validation loss", "train/acc1": "training accuracy",
+        "train/loss": "training loss",
+    }  # fmt: skip
+    metric = search.spec.tune.metric
+    return names.get(metric, metric)
+
+
+def _label(search: Search) -> str:
+    return _metric_title(search) + (" (%)" if _is_accuracy(search) else "")
+
+
+def _scaled(search: Search, value: float | None) -> float:
+    return (value or 0.0) * (100 if _is_accuracy(search) else 1)
+
+
+def _colors(search: Search) -> Iterator[tuple[str, str]]:
+    """Yield each architecture and its color, whatever is in a picture."""
     for index, architecture in enumerate(search.spec.architectures):
-        yield architecture.name, f"C{index % 10}"
+        yield architecture.name, SERIES[index % len(SERIES)]
 
 
-def _against(
-    axes: "Axes", search: Search, board: list[LeaderboardEntry], key: str, log: bool
-) -> bool:
-    """The metric against one setting."""
+def _points(
+    axes: "Axes", search: Search, board: Board, x: Callable[[LeaderboardEntry], float]
+) -> None:
+    """Draw a dot for each trial: hollow where it was ended early, ringed where it won."""
+    overall = next(iter(winners(list(board)).values()), None)
+    for name, color in _colors(search):
+        own = [entry for entry in board if entry.architecture == name]
+        for done in (True, False):
+            some = [entry for entry in own if (entry.state == "done") is done]
+            if some:
+                axes.scatter(
+                    [x(entry) for entry in some],
+                    [_scaled(search, entry.metric) for entry in some], 30, alpha=0.8,
+                    facecolors=color if done else "none", edgecolors=color, linewidths=1.2,
+                    label=name if done else f"{name}, ended early",
+                )  # fmt: skip
+    if overall:
+        axes.scatter(
+            [x(overall)], [_scaled(search, overall.metric)], 130, facecolors="none",
+            edgecolors=INK, linewidths=1.4, label=f"best, {overall.trial}",
+        )  # fmt: skip
+
+
+def _against(axes: "Axes", search: Search, board: Board, key: str, log: bool) -> bool:
+    """Draw the metric against one setting."""
     jobs = {a.name: a.job for a in search.spec.architectures}
-    values = [value_of(jobs[entry.architecture], entry, key) for entry in board]
-    if not all(isinstance(value, int | float) for value in values) or len(set(values)) < 2:
+    values = {e.trial: value_of(jobs[e.architecture], e, key) for e in board}
+    if not all(isinstance(value, int | float) for value in values.values()):
         return False
-    for name, colour in _colours(search):
-        points = [
-            (value, entry.metric)
-            for value, entry in zip(values, board, strict=True)
-            if entry.architecture == name
-        ]
-        if points:
-            axes.scatter(*zip(*points, strict=True), label=name, color=colour, alpha=0.7)
+    if len(set(values.values())) < 2:
+        return False
+    _points(axes, search, board, lambda entry: float(values[entry.trial]))
     if log:
-        axes.set_xscale("log")
-    axes.set(xlabel=key, ylabel=search.spec.tune.metric, title=f"{search.name}: best epoch")
-    axes.grid(alpha=0.3)
+        _plain_log(axes)
+    axes.set(xlabel=key, title=f"{TITLES['lr' if log else 'epochs']}: {_label(search)}")
     axes.legend()
     return True
 
 
+def _plain_log(axes: "Axes") -> None:
+    """Make the x axis logarithmic, with numbers as people write them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    subs = (1.0,) if high / max(low, 1e-300) > 100 else (1.0, 2.0, 5.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def value_of(job: JobSpec, entry: LeaderboardEntry, key: str) -> Any:
-    """What a trial had for a dotted key: its own change, or the job's setting."""
+    """Return what a trial had for a dotted key: its own change, or the job's setting."""
     if key in entry.changes:
         return entry.changes[key]
     value: Any = job.tree()
@@ -93,59 +189,68 @@ def value_of(job: JobSpec, entry: LeaderboardEntry, key: str) -> Any:
     return value
 
 
-def _curves(axes: "Axes", search: Search, board: list[LeaderboardEntry]) -> bool:
-    """Every trial epoch by epoch; the best of each architecture is heavy."""
+def _curves(axes: "Axes", search: Search, board: Board) -> bool:
+    """Draw every trial epoch by epoch: the best of each architecture heavy, the others faint."""
     metric = search.spec.tune.metric
-    best: dict[str, str] = {}
-    for entry in board:
-        best.setdefault(entry.architecture, entry.trial)
-    colours = dict(_colours(search))
+    best = {entry.trial for entry in winners(list(board)).values()}
+    colors = dict(_colors(search))
     for entry in reversed(board):
+        leads, color = entry.trial in best, colors[entry.architecture]
         rows = [row for row in entry_rows(search, entry) if metric in row]
-        leads = best[entry.architecture] == entry.trial
         axes.plot(
-            [row["epoch"] for row in rows],
-            [row[metric] for row in rows],
-            color=colours[entry.architecture],
-            label=entry.trial if leads else None,
-            linewidth=2.5 if leads else 0.8,
-            alpha=1.0 if leads else 0.4,
-            marker="." if len(rows) < 20 else None,
-        )
-    axes.set(xlabel="epoch", ylabel=metric, title=f"{search.name}: all trials")
-    axes.grid(alpha=0.3)
+            [row["epoch"] for row in rows], [_scaled(search, row[metric]) for row in rows],
+            color=color, label=entry.trial if leads else None, linewidth=2.2 if leads else 0.9,
+            alpha=1.0 if leads else 0.45, marker="." if len(rows) < 20 else None,
+            zorder=3 if leads else 2,
+        )  # fmt: skip
+        if rows and entry.state != "done":
+            axes.plot(
+                rows[-1]["epoch"], _scaled(search, rows[-1][metric]), "x", color=color,
+                markersize=5, markeredgewidth=1.4,
+            )  # fmt: skip
+    if any(entry.state != "done" for entry in board):
+        axes.plot([], [], "x", color=SOFT, label="ended early")
+    axes.set(xlabel="epoch", title=f"Every trial: {_label(search)}")
+    axes.locator_params(axis="x", integer=True)
     axes.legend()
     return True
 
 
-def _importance(axes: "Axes", search: Search, board: list[LeaderboardEntry]) -> bool:
-    """How much of the metric's variation each key explains, for each architecture."""
+def _importance(axes: "Axes", search: Search, board: Board) -> bool:
+    """Draw how much of the metric's variation each key explains, for each architecture."""
     shown = {}
-    for name, colour in _colours(search):
+    for name, color in _colors(search):
         own = [entry for entry in board if entry.architecture == name]
         if shares := importance(own):
-            shown[name] = (colour, shares)
+            shown[name] = (color, shares)
     keys = sorted({key for _, shares in shown.values() for key in shares})
     if len(keys) < 2:
         return False
     height = 0.8 / len(shown)
-    for index, (name, (colour, shares)) in enumerate(shown.items()):
+    for index, (name, (color, shares)) in enumerate(shown.items()):
         places = np.arange(len(keys)) + index * height
-        axes.barh(places, [shares.get(k, 0.0) for k in keys], height, color=colour, label=name)
+        axes.barh(
+            places, [100 * shares.get(k, 0.0) for k in keys], 0.9 * height, color=color, label=name
+        )
     axes.set_yticks(np.arange(len(keys)) + 0.4 - height / 2, keys)
-    axes.set(xlabel="share of the variation explained (random forest)", title=search.name)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlabel="share of the variation explained (%, random forest)", title="What mattered")
     axes.legend()
     return True
 
 
-def importance(board: list[LeaderboardEntry]) -> dict[str, float]:
-    """Of the trials of one architecture, shares of each key, which add up to 1.
+def importance(board: Board) -> dict[str, float]:
+    """Return the share of each key, of the trials of one architecture; they add up to 1.
 
-    Impurity decrease in a random forest; {} where there are too few trials, or nothing varies.
+    Impurity decrease in a random forest (Breiman, Machine Learning 45 (2001), pages 5 to 32); {}
+    where there are too few trials, or nothing varies.
     """
+    if len(board) < FEWEST:
+        return {}
     keys = [key for key in board[0].changes if len({str(e.changes[key]) for e in board}) > 1]
     metrics = np.array([entry.metric for entry in board], np.float64)
-    if len(board) < FEWEST or not keys or np.ptp(metrics) == 0:
+    if not keys or np.ptp(metrics) == 0:
         return {}
     from sklearn.ensemble import RandomForestRegressor  # slow to import
 
@@ -161,31 +266,97 @@ def _numbers(values: list[Any]) -> NDArray[np.float64]:
     return np.array([kinds.index(str(value)) for value in values], np.float64)
 
 
-def _pareto(axes: "Axes", search: Search, board: list[LeaderboardEntry]) -> bool:
-    """The metric against the time it took, and the trials that none beats in both."""
+def _pareto(axes: "Axes", search: Search, board: Board) -> bool:
+    """Draw the metric against the time it took, and the trials that none beats in both."""
     board = [entry for entry in board if entry.seconds > 0]
     if not board:
         return False
-    for name, colour in _colours(search):
-        points = [(e.seconds, e.metric) for e in board if e.architecture == name]
-        if points:
-            axes.scatter(*zip(*points, strict=True), label=name, color=colour, alpha=0.7)
-    best = front(board, search.spec.tune.sign)
+    best = front(list(board), search.spec.tune.sign)
     axes.plot(
-        [entry.seconds for entry in best],
-        [entry.metric or 0.0 for entry in best],
-        "k--", linewidth=1, drawstyle="steps-post", label="none is better and quicker",
+        [entry.seconds for entry in best], [_scaled(search, entry.metric) for entry in best],
+        color=MUTED, ls=(0, (3, 3)), linewidth=1, drawstyle="steps-post", zorder=1,
+        label="none is better and quicker",
     )  # fmt: skip
-    axes.set(xlabel="seconds", ylabel=search.spec.tune.metric, title=search.name, xscale="log")
-    axes.grid(alpha=0.3)
+    _points(axes, search, board, lambda entry: entry.seconds)
+    _plain_log(axes)
+    axes.set(xlabel="seconds of a trial", title=f"Quality against time: {_label(search)}")
     axes.legend()
     return True
 
 
 def front(board: list[LeaderboardEntry], sign: int) -> list[LeaderboardEntry]:
-    """The Pareto front, quickest first: each is better than all that are quicker."""
+    """Return the Pareto front, quickest first: each is better than all that are quicker."""
     found: list[LeaderboardEntry] = []
     for entry in sorted(board, key=lambda e: (e.seconds, -sign * (e.metric or 0.0))):
         if not found or sign * (entry.metric or 0.0) > sign * (found[-1].metric or 0.0):
             found.append(entry)
     return found
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One key of a space: where the trials' values lie in it, and the best one's."""
+
+    key: str
+    kind: str
+    ends: list[str]
+    places: list[float]
+    """From 0 to 1, of all trials."""
+    best: float | None
+    value: str
+    """Of the best trial."""
+    at_edge: bool
+    """Whether the best lies so near an end that the space may be too narrow."""
+
+
+def _space(search: Search, architecture: Architecture, board: Board) -> tuple[str, list[Strip]]:
+    own = [entry for entry in board if entry.architecture == architecture.name]
+    winner = winners(own).get(architecture.name)
+    strips = []
+    for key, domain in architecture.space.items():
+        places = [p for e in own if (p := place_in(domain, e.changes.get(key))) is not None]
+        value = winner.changes.get(key) if winner else None
+        best = place_in(domain, value)
+        ranged = domain.kind not in ("choice", "grid")
+        strips.append(
+            Strip(
+                key, domain.kind, [page.plain(end) for end in domain.ends], places, best,
+                "" if value is None else page.plain(value),
+                ranged and best is not None and len(own) > 3 and not 0.05 < best < 0.95,
+            )
+        )  # fmt: skip
+    return architecture.name, strips
+
+
+def place_in(domain: Domain, value: Any) -> float | None:
+    """Return where a value lies in its domain, from 0 to 1; None where it is not in it."""
+    if domain.kind in ("choice", "grid"):
+        if value not in domain.ends:
+            return None
+        return (domain.ends.index(value) + 0.5) / len(domain.ends)
+    if not isinstance(value, int | float):
+        return None
+    low, high = domain.ends
+    if domain.kind == "loguniform":
+        place = math.log(value / low) / math.log(high / low) if value > 0 else 0.0
+    else:
+        place = (value - low) / (high - low)
+    return min(1.0, max(0.0, place))
+
+
+def _yaml(search: Search, overall: LeaderboardEntry | None) -> str:
+    if not overall:
+        return ""
+    path = search.best_job(overall.architecture)
+    return path.read_text() if path.is_file() else ""
+
+
+def _commands(search: Search, overall: LeaderboardEntry | None) -> list[tuple[str, str]]:
+    commands = []
+    if search.unfinished():
+        commands.append((f"raycnn tune --resume {search.name}", "train what is left"))
+    if overall:
+        job = f"best-{overall.architecture}.yaml"
+        commands.append((f"raycnn train {job}", "the winner, with a test; the file is beside this"))
+        commands.append((f"raycnn train {job} data.val=0", "on the held-out images too"))
+    return commands

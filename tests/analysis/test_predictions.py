@@ -16,8 +16,9 @@ from raycnn.config.schema import JobSpec
 from raycnn.data.splits import open_splits
 from raycnn.errors import DataError
 from raycnn.runs.directory import Run
+from raycnn.training.callbacks import Warned
 from raycnn.training.predictions import TOP, PredictionCollector, SplitPredictions
-from tests.conftest import ended, train, workers
+from tests.conftest import ended, happened, train, workers
 
 MakeJob = Callable[..., JobSpec]
 
@@ -65,7 +66,7 @@ def test_a_run_keeps_its_result_when_predictions_cannot_be_written(
     monkeypatch.setattr(predictions, "write", full)
     run = train(job(train__epochs=1))
     assert run.result() and not (run.folder / predictions.FILE).exists()
-    assert any("No space left" in event for event in run.events())
+    assert any("No space left" in event.text for event in happened(run, Warned))
 
 
 def test_of_too_many_probabilities_the_largest_are_kept(job: MakeJob, tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
 """Pictures of a search, and the numbers behind them."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from raycnn.report.search import draw, front, importance, value_of
+from raycnn.config.search import Domain
+from raycnn.report import search as search_report
+from raycnn.report.page import LIMIT
+from raycnn.report.search import draw, front, importance, place_in, value_of, write
 from raycnn.search.folder import Search
 from raycnn.search.leaderboard import LeaderboardEntry
+from tests.conftest import TINY, Call
 from tests.support.searches import Read
 
 PLAIN = LeaderboardEntry(
@@ -64,3 +69,46 @@ def test_a_setting_that_was_not_searched_is_the_jobs(read: Read, tmp_path: Path)
     assert value_of(architecture.job, entry(0, 0.5, optimizer__lr=0.3), "optimizer.lr") == 0.3
     assert value_of(architecture.job, entry(0, 0.5), "optimizer.lr") == 0.05
     assert value_of(architecture.job, entry(0, 0.5), "optimizer.none") is None
+
+
+def test_where_a_value_lies_in_its_space() -> None:
+    assert place_in(Domain(loguniform=[0.001, 0.1]), 0.01) == pytest.approx(0.5)
+    assert place_in(Domain(uniform=[1, 3]), 1.5) == pytest.approx(0.25)
+    assert place_in(Domain(choice=["a", "b"]), "b") == 0.75
+    assert place_in(Domain(choice=["a", "b"]), "c") is None
+
+
+def test_a_page_tells_the_best_the_stopped_and_why(read: Read) -> None:
+    search = Search.create(read())
+    board = [entry(n, 0.9 - n / 9, n + 1.0, optimizer__lr=10.0**-n) for n in range(3)]
+    board[1] = replace(board[1], state="stopped", reason="<script>late</script> & slow")
+    board.append(replace(PLAIN, trial="lenet-009", state="failed", metric=None, low=None, high=None,
+                         val_acc1=None, reason="not finite"))  # fmt: skip
+    text = write(search, board).read_text()
+    assert "90.00\N{NO-BREAK SPACE}%" in text or "90.00<small>%" in text
+    assert "&lt;script&gt;late" in text and "<script>late" not in text and "not finite" in text
+    assert "://" not in text and len(text.encode()) < LIMIT
+    assert f"raycnn tune --resume {search.name}" in text
+
+
+def test_a_search_that_ends_has_a_page_and_one_that_fails_to_draw_it_still_ends(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = {**TINY, "storage": {"path": str(tmp_path / "runs")}, "workers": {"launcher": "local"}}
+    tree["train"] = {"epochs": 1, "batch_size": 32}
+    tree["tune"] = {
+        "pools": [{"device": "cpu", "cpus": 1}],
+        "space": {"optimizer.lr": {"grid": [0.05, 0.1]}},
+    }
+    (tmp_path / "tiny.tune.yaml").write_text(json.dumps(tree))
+    code, _, err = call("tune", tmp_path / "tiny.tune.yaml")
+    assert code == 0, err
+    page = tmp_path / "runs" / "tiny" / "1" / "report.html"
+    assert "validation accuracy" in page.read_text()
+    page.unlink()
+    assert call("report", "tiny")[0] == 0 and page.exists()
+
+    monkeypatch.setattr(search_report, "write", lambda *_: 1 / 0)
+    notes: list[str] = []
+    search_report.publish(Search.find("tiny"), [], notes.append)
+    assert len(notes) == 1 and "raycnn report tiny/1" in notes[0]

@@ -1,0 +1,222 @@
+"""What sets runs apart: their specs, their tests image by image, their classes and curves."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from raycnn.analysis.evaluate import kept, per_class
+from raycnn.analysis.predictions import Predictions
+from raycnn.errors import DataError, SpecError
+from raycnn.runs.directory import Run
+from raycnn.training import checkpoint
+
+EXACT = 25  # discordant images, below which McNemar's test is the exact binomial one
+UNTOLD = {"name", "storage.path", "tune"}  # say where a run lies, not what it does
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One run, read once."""
+
+    name: str
+    state: str
+    spec: dict[str, Any]
+    """Dotted keys and values."""
+    rows: list[dict[str, float]]
+    result: dict[str, Any] | None
+    fingerprint: str | None
+    """Of the images and labels; None where no checkpoint tells."""
+    predictions: Predictions | None
+
+    @property
+    def accuracy(self) -> float | None:
+        return self.result["test"]["acc1"] if self.result else None
+
+    @property
+    def best_val(self) -> float | None:
+        return max((row["val/acc1"] for row in self.rows if "val/acc1" in row), default=None)
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two runs on the same test images (McNemar, Psychometrika 12 (1947), pages 153 to 157)."""
+
+    one: str
+    other: str
+    only_one: int
+    """Images that `one` alone gets right."""
+    only_other: int
+    count: int
+    p_value: float | None
+    """Of no difference, two-sided; None where the tests cannot be compared."""
+    exact: bool
+    refused: str = ""
+    """Why they cannot be compared."""
+
+    @property
+    def difference(self) -> float:
+        """Accuracy of `other` less that of `one`."""
+        return (self.only_other - self.only_one) / max(1, self.count)
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """Runs that differ in their seed alone."""
+
+    runs: list[str]
+    seeds: list[int]
+    mean: float
+    """Of the test accuracies."""
+    deviation: float | None
+    """Sample standard deviation; None for one run."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    runs: list[ComparedRun]
+    differing: dict[str, list[Any]]
+    """Dotted keys of the specs that differ, with the value in each run."""
+    groups: list[SeedGroup]
+    paired: list[PairedTest]
+    classes: dict[str, list[float]]
+    """Recall of each class in each run, the largest spread first; {} where classes differ."""
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Compare two runs or more. Raises SpecError for fewer, or for the same run twice."""
+    if len(runs) < 2:
+        raise SpecError("takes two runs or more", "compare")
+    twice = [
+        str(path) for path, n in Counter(run.folder.resolve() for run in runs).items() if n > 1
+    ]
+    if twice:
+        raise SpecError(f"{twice[0]} is named twice", "compare")
+    names = _names(runs)
+    found = [_read(run, name) for run, name in zip(runs, names, strict=True)]
+    return Comparison(
+        found,
+        differing_keys([run.spec for run in found]),
+        seed_groups(found),
+        [paired_test(one, other) for one, other in combinations(found, 2)],
+        class_differences(found),
+    )
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Return `job/n` of each run, or the whole path where two have the same."""
+    counts = Counter(run.name for run in runs)
+    return [run.name if counts[run.name] == 1 else str(run.folder) for run in runs]
+
+
+def _read(run: Run, name: str) -> ComparedRun:
+    rows = [{key: float(value) for key, value in row.items() if value} for row in run.rows()]
+    fingerprint = found = None
+    try:
+        fingerprint = checkpoint.read_state(run.weights("best"))["about"]["data"]
+        found = kept(run)
+    except DataError:
+        pass  # no epoch is done, or the checkpoint is damaged: no test to compare
+    return ComparedRun(
+        name, run.state(), flat(run.job().tree()), rows, run.result(), fingerprint, found
+    )
+
+
+def flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Return dotted keys and values of a nested mapping."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        dotted = f"{path}{key}"
+        found |= flat(value, f"{dotted}.") if isinstance(value, dict) and value else {dotted: value}
+    return found
+
+
+def differing_keys(specs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Return the keys whose values are not the same in all specs, in the order of the specs."""
+    keys = dict.fromkeys(key for spec in specs for key in spec if key not in UNTOLD)
+    values = {key: [spec.get(key) for spec in specs] for key in keys}
+    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
+
+
+def seed_groups(runs: Sequence[ComparedRun]) -> list[SeedGroup]:
+    """Group tested runs whose specs and data are the same but for the seed."""
+    groups: dict[str, list[ComparedRun]] = {}
+    for run in runs:
+        if run.accuracy is not None:
+            own = {k: v for k, v in run.spec.items() if k not in UNTOLD | {SEED}}
+            groups.setdefault(repr((sorted(own.items()), run.fingerprint)), []).append(run)
+    found = []
+    for group in groups.values():
+        accuracies = [run.accuracy or 0.0 for run in group]
+        found.append(
+            SeedGroup(
+                [run.name for run in group],
+                [run.spec[SEED] for run in group],
+                fmean(accuracies),
+                stdev(accuracies) if len(group) > 1 else None,
+            )
+        )
+    return found
+
+
+def paired_test(one: ComparedRun, other: ComparedRun) -> PairedTest:
+    """Test whether two runs differ on the same test images, or say why they cannot be compared."""
+    refused = _refusal(one, other)
+    if refused or not one.predictions or not other.predictions:
+        return PairedTest(one.name, other.name, 0, 0, 0, None, False, refused)
+    first, second = (run.predictions.splits["test"] for run in (one, other) if run.predictions)
+    right = first.predicted == first.labels, second.predicted == second.labels
+    only_one, only_other = (int((a & ~b).sum()) for a, b in (right, right[::-1]))
+    p_value, exact = mcnemar(only_one, only_other)
+    return PairedTest(one.name, other.name, only_one, only_other, len(first), p_value, exact)
+
+
+def _refusal(one: ComparedRun, other: ComparedRun) -> str:
+    for run in (one, other):
+        if run.fingerprint is None:
+            return f"{run.name} has no whole checkpoint"
+    if one.fingerprint != other.fingerprint:
+        return "their data is not the same"
+    for run in (one, other):
+        if not run.predictions or "test" not in run.predictions.splits:
+            return f"{run.name} keeps no predictions: `raycnn eval {run.name}` makes them"
+    first, second = (run.predictions.splits["test"] for run in (one, other) if run.predictions)
+    same = np.array_equal(first.samples, second.samples)
+    if not same or not np.array_equal(first.labels, second.labels):
+        return "their test images are not the same"
+    return ""
+
+
+def mcnemar(b: int, c: int) -> tuple[float, bool]:
+    """Return the two-sided p-value of b and c discordant images, and whether it is exact.
+
+    Below EXACT of them the binomial test; else chi-squared with Edwards' continuity correction
+    (Psychometrika 13 (1948), pages 185 to 187).
+    """
+    from scipy import stats  # slow to import
+
+    if b + c < EXACT:
+        return (float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0), True
+    statistic = max(0, abs(b - c) - 1) ** 2 / (b + c)
+    return float(stats.chi2.sf(statistic, 1)), False
+
+
+def class_differences(runs: Sequence[ComparedRun]) -> dict[str, list[float]]:
+    """Return each class's recall in every run that keeps predictions, if all do, of one data."""
+    found = [run.predictions for run in runs]
+    if len({run.fingerprint for run in runs}) > 1:
+        return {}
+    recalls = [
+        {row["class"]: row["recall"] for row in per_class(own.splits["test"], own.classes)}
+        for own in found
+        if own and "test" in own.splits
+    ]
+    if len(recalls) < len(runs):
+        return {}
+    table = {name: [recall[name] for recall in recalls] for name in recalls[0]}
+    return dict(sorted(table.items(), key=lambda item: min(item[1]) - max(item[1])))

@@ -1,0 +1,40 @@
+"""Where a network looks: Grad-CAM (Selvaraju et al., ICCV 2017, arXiv:1610.02391)."""
+
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LEAST = 4  # rows and columns of a feature map that still says where something is
+
+
+def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None:
+    """Return how much each pixel speaks for a class (B, H, W) in 0 to 1, of images (B, C, H, W).
+
+    `classes` (B,) are explained. The feature map is the last of at least LEAST rows and columns;
+    None where the network has none. The model must be in evaluation mode, as it is left.
+    """
+    maps: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, out: Any) -> None:
+        if isinstance(out, Tensor) and out.ndim == 4 and min(out.shape[2:]) >= LEAST:
+            maps[:] = [out]
+
+    with torch.enable_grad(), ExitStack() as hooks:
+        if "torch._dynamo" in sys.modules:  # else nothing was compiled, and it takes long to import
+            hooks.enter_context(torch.compiler.set_stance("force_eager"))
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_hook(keep))
+        # A network whose layers are all frozen has gradients all the same.
+        logits = model(images.detach().requires_grad_())
+        if not maps or maps[0].shape[0] != len(images):
+            return None
+        chosen = logits.gather(1, classes[:, None]).sum()
+        (gradient,) = torch.autograd.grad(chosen, maps[0])
+    weights = gradient.mean((2, 3), keepdim=True)
+    seen = F.relu((weights * maps[0].detach()).sum(1, keepdim=True))
+    seen = F.interpolate(seen, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    return seen / seen.amax((1, 2), keepdim=True).clamp_min(torch.finfo(seen.dtype).tiny)

@@ -1,0 +1,125 @@
+"""`raycnn compare`."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raycnn.cli.arguments import Runs
+from raycnn.errors import EnvironmentUnavailable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from raycnn.analysis.compare import Comparison
+
+CLASSES = 10  # that the terminal shows
+WIDEST = 120
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN...", help="Two runs or more: folders, or job/n.")
+    ],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with curves, too.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
+    root: Runs = "runs",
+) -> None:
+    """Show what sets runs apart: their specs, tests image by image, seeds and classes."""
+    from raycnn.analysis.compare import compare as compare_runs
+    from raycnn.runs.directory import Run
+
+    found = compare_runs([Run.find(name, root) for name in runs])
+    if html:
+        from raycnn.report import compare as compare_page
+
+        try:
+            compare_page.write(html, found)
+        except OSError as error:
+            raise EnvironmentUnavailable(f"cannot write {html}: {error}") from None
+    if as_json:
+        print(json.dumps(_plain(found), indent=1))
+        return
+    from rich.console import Console
+
+    console = Console(width=min(WIDEST, shutil.get_terminal_size().columns), highlight=False)
+    _show(console, found)
+    if html:
+        console.print(f"\nopen {html}", soft_wrap=True)
+
+
+def _plain(found: "Comparison") -> dict[str, Any]:
+    shown = asdict(found)
+    for run in shown["runs"]:
+        del run["predictions"]
+    return shown
+
+
+def _show(console: "Console", found: "Comparison") -> None:
+    names = [run.name for run in found.runs]
+    settings = _table("what is different", *names)
+    for key, values in found.differing.items():
+        settings.add_row(key, *map(_said, values))
+    console.print(settings if found.differing else "the specs are the same")
+
+    tests = _table("run", "epochs", "best val", "test", "95 %", "state")
+    for run in found.runs:
+        tested = run.result["test"] if run.result else None
+        tests.add_row(
+            run.name,
+            str(len(run.rows)),
+            "" if run.best_val is None else f"{run.best_val:.2%}",
+            f"{tested['acc1']:.2%}" if tested else "",
+            "{:.2%} to {:.2%}".format(*tested["interval95"]) if tested else "",
+            run.state,
+        )
+    console.print(tests)
+
+    for group in found.groups:
+        if group.deviation is not None:
+            seeds = ", ".join(map(str, group.seeds))
+            console.print(
+                f"seeds {seeds}: test {group.mean:.2%} ± {group.deviation:.2%} (mean ± deviation)"
+            )
+    for pair in found.paired:
+        two = f"{pair.one} and {pair.other}"
+        if pair.p_value is None:
+            console.print(f"{two}: tests not compared, {pair.refused}", markup=False)
+            continue
+        how = "exact" if pair.exact else "chi-squared"
+        console.print(
+            f"{two}: {pair.difference:+.2%}; right alone: {pair.only_one:,} and "
+            f"{pair.only_other:,} of {pair.count:,}; McNemar p = {pair.p_value:.2g} ({how})",
+            markup=False,
+        )
+    if found.classes:
+        classes = _table("recall of class", *names)
+        for name, recalls in list(found.classes.items())[:CLASSES]:
+            classes.add_row(name, *(f"{recall:.1%}" for recall in recalls))
+        console.print(classes)
+        if len(found.classes) > CLASSES:
+            console.print(f"the {CLASSES} classes that differ most, of {len(found.classes):,}")
+
+
+def _table(first: str, *others: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold", max_width=36)
+    for name in others:
+        table.add_column(name, justify="right", overflow="fold")
+    table.title = None
+    return table
+
+
+def _said(value: Any) -> str:
+    from rich.markup import escape
+
+    return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,57 @@
+"""`raycnn report`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raycnn.cli.arguments import Device, Runs
+from raycnn.errors import EnvironmentUnavailable, SpecError
+
+if TYPE_CHECKING:
+    from raycnn.runs.directory import Run
+    from raycnn.search.folder import Search
+
+
+def report(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="RUN|SEARCH", help="A folder, or name/n, or name for its latest."),
+    ],
+    device: Device = "cpu",
+    root: Annotated[
+        str | None, typer.Option("--root", help="Folder that holds the data, if it has moved.")
+    ] = None,
+    runs: Runs = "runs",
+) -> None:
+    """Write report.html and its pictures into the folder of a run or a search.
+
+    A job or search that ends has written it already. Images are shown where the data is found.
+    """
+    from raycnn.report import run as run_report
+    from raycnn.report import search as search_report
+    from raycnn.search.folder import Search
+    from raycnn.search.leaderboard import leaderboard
+
+    found = _find(name, runs)
+    try:
+        if isinstance(found, Search):
+            path = search_report.write(found, leaderboard(found))
+        else:
+            path = run_report.write_from_folder(found, device, root)
+            found.flush()
+    except OSError as error:
+        raise EnvironmentUnavailable(f"cannot write the report: {error}") from None
+    print(path)
+
+
+def _find(name: str, root: str) -> "Run | Search":
+    """Return the run or search of this name. Raises SpecError with the names there are."""
+    from raycnn.runs.directory import Run
+    from raycnn.search.folder import Search
+
+    for kind in (Search, Run):
+        try:
+            return kind.find(name, root)
+        except SpecError as error:
+            refused = error
+    raise refused

@@ -1,0 +1,93 @@
+"""The page that sets runs side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from raycnn.analysis.compare import ComparedRun, Comparison
+from raycnn.report import page, style
+from raycnn.report.figures import POINTS, short
+from raycnn.report.style import SERIES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CLASSES = 40  # of a table and picture, those that differ most
+
+
+def write(path: Path, found: Comparison) -> None:
+    """Write the page of a comparison. Raises OSError."""
+    names = [run.name for run in found.runs]
+    with style.styled():
+        values = _values(found)
+    page.save(path, page.render("compare.html", f"{' and '.join(names[:3])} · raycnn", **values))
+
+
+def _values(found: Comparison) -> dict[str, Any]:
+    classes = list(found.classes.items())[:CLASSES]
+    return {
+        "found": found,
+        "colors": [color_of(place) for place in range(len(found.runs))],
+        "differing": [
+            (key, [page.plain(value) for value in row]) for key, row in found.differing.items()
+        ],
+        "curves": _curves(found.runs),
+        "classes": classes,
+        "class_picture": _classes(found, classes) if classes and len(found.runs) <= 7 else None,
+        "grouped": any(len(group.runs) > 1 for group in found.groups),
+    }
+
+
+def color_of(place: int) -> str:
+    return SERIES[place % len(SERIES)]
+
+
+def _curves(runs: Sequence[ComparedRun]) -> list[Markup]:
+    """Draw validation accuracy, of training where there is none, by epoch and by second."""
+    drawn = []
+    for key, label in (("epoch", "epoch"), ("time_s", "seconds of training")):
+
+        def picture(axes: "Axes", key: str = key, label: str = label) -> None:
+            for place, run in enumerate(runs):
+                metric = "val/acc1" if run.best_val is not None else "train/acc1"
+                rows = [row for row in run.rows if metric in row and key in row]
+                rows = rows[:: max(1, -(-len(rows) // POINTS))]
+                axes.plot(
+                    [row[key] for row in rows], [100 * row[metric] for row in rows],
+                    color=color_of(place), label=run.name, marker="o", markersize=2.5,
+                    ls="-" if place < len(SERIES) else "--",
+                )  # fmt: skip
+            axes.set(xlabel=label, title=f"Validation accuracy (%) by {label.split()[0]}")
+            axes.legend(loc="lower right")
+
+        if any(run.rows for run in runs):
+            title = f"Validation accuracy by {key}"
+            drawn.append(Markup(style.svg(style.draw(picture), title)))
+    return drawn
+
+
+def _classes(found: Comparison, classes: Sequence[tuple[str, list[float]]]) -> Markup:
+    """Draw the recall of each class in each run, as dots on a line."""
+
+    def picture(axes: "Axes") -> None:
+        for line, (_, recalls) in enumerate(classes):
+            low, high = 100 * min(recalls), 100 * max(recalls)
+            axes.plot([low, high], [line, line], color=style.LINE, lw=3, zorder=1)
+        for place, run in enumerate(found.runs):
+            points = [100 * recalls[place] for _, recalls in classes]
+            axes.scatter(
+                points, range(len(classes)), 26, color=color_of(place), label=run.name,
+                zorder=2, alpha=0.9, lw=0,
+            )  # fmt: skip
+        axes.set_yticks(range(len(classes)), [short(name) for name, _ in classes])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set(title="Recall of each class (%)")
+
+    return Markup(
+        style.svg(style.draw(picture, (4.8, 1.1 + 0.24 * len(classes))), "Recall by class")
+    )

@@ -1,0 +1,84 @@
+"""What happened to a run, in order, and at which epoch: for the marks on its curves."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raycnn.runs.directory import Run
+from raycnn.training import callbacks
+from raycnn.training.callbacks import Event
+
+MARKS: dict[type[Event], str] = {
+    callbacks.Resumed: "resumed",
+    callbacks.WorkersRestarted: "worker lost",
+    callbacks.RolledBack: "rolled back",
+    callbacks.WorldResized: "resized",
+    callbacks.StoppedEarly: "stopped early",
+    callbacks.StoppedOnRequest: "stopped",
+    callbacks.MicroBatchHalved: "out of memory",
+    callbacks.CheckpointSkipped: "checkpoint skipped",
+    callbacks.SettingChanged: "setting changed",
+    callbacks.Failed: "failed",
+}
+SERIOUS = (
+    callbacks.WorkersRestarted, callbacks.RolledBack, callbacks.MicroBatchHalved,
+    callbacks.CheckpointSkipped, callbacks.Failed,
+)  # fmt: skip
+# What the curves and the verdict show already.
+SHOWN = (
+    callbacks.EpochEnded, callbacks.CheckpointSaved, callbacks.RunOpened, callbacks.Evaluated,
+    callbacks.ConnectingToRay,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Happening:
+    """An event as a report shows it."""
+
+    when: str
+    epoch: float | None
+    """Epochs that were done; None before the first one is."""
+    mark: str
+    """A word or two on the curves; empty for what is only listed."""
+    text: str
+    serious: bool
+
+
+def happenings(run: Run) -> list[Happening]:
+    """Return what the run's events tell, oldest first."""
+    events = run.events()
+    return [
+        Happening(
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time)),
+            epoch,
+            MARKS.get(type(event), ""),
+            event.message,
+            isinstance(event, SERIOUS),
+        )
+        for event, epoch in zip(events, _epochs(events), strict=True)
+        if not isinstance(event, SHOWN)
+    ]
+
+
+def _epochs(events: Sequence[Event]) -> list[float | None]:
+    """Return where on the axis of epochs each event lies.
+
+    What sends a training back lies where the training goes on from: at the next `Resumed`.
+    """
+    places: list[float | None] = []
+    last: float | None = None
+    for event in events:
+        match event:
+            case callbacks.EpochEnded():
+                last = event.metrics["epoch"]
+            case callbacks.Resumed() | callbacks.StoppedOnRequest():
+                last = float(event.epoch)
+        places.append(last)
+    following: float | None = None
+    for index in reversed(range(len(events))):
+        match events[index]:
+            case callbacks.Resumed():
+                following = places[index]
+            case callbacks.WorkersRestarted() | callbacks.RolledBack() if following:
+                places[index] = following
+    return places

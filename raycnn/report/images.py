@@ -1,0 +1,133 @@
+"""Images for a page and as contact sheets: as the network sees them, and where it looks."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from raycnn.analysis.grad_cam import grad_cam
+from raycnn.config.schema import JobSpec
+from raycnn.data.loader import Batch
+from raycnn.data.splits import Splits
+from raycnn.data.transforms.pipeline import Pipeline
+from raycnn.io import atomic_path
+from raycnn.report.style import INK, MUTED, PAPER
+from raycnn.runtime import distributed
+
+SIDE = 144  # pixels of a thumbnail's longer side, at most
+TINY = 64  # up to which an image is shown pixel by pixel
+AT_ONCE = 8  # images of a Grad-CAM in memory together
+BATCH = 24  # images of a batch that are shown
+HEAT = 0.5  # of a pixel, where the network looks
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network with its data, to take pictures of."""
+
+    job: JobSpec
+    splits: Splits
+    model: nn.Module
+    """With the best weights."""
+    device: torch.device
+
+    def inputs(self, split: str, samples: NDArray[np.int64]) -> Tensor:
+        """Return images (B, C, H, W) of a split as the network sees them, normalized."""
+        stored, _ = self.splits.members[split]
+        pixels = self.splits.store.splits[stored].images[samples].transpose(0, 3, 1, 2)
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
+        pipeline = self.splits.pipeline.evaluation()
+        return pipeline(images, torch.zeros(len(images), 0, device=self.device))
+
+    def heat(self, images: Tensor, classes: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Return Grad-CAM (B, H, W) of these classes; None where the network has no feature map."""
+        self.model.eval()
+        of = torch.from_numpy(classes).to(self.device)
+        parts = []
+        for start in range(0, len(images), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            found = grad_cam(self.model, images[some], of[some])
+            if found is None:
+                return None
+            parts.append(found.float().cpu().numpy())
+        return np.concatenate(parts) if parts else None
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """An image inside a page."""
+
+    uri: str
+    width: int
+    height: int
+    tiny: bool
+    """Whether its pixels are to be seen."""
+
+
+def pixels_of(images: Tensor, pipeline: Pipeline) -> Pixels:
+    """Return normalized images (B, C, H, W) as pixels (B, H, W, 3)."""
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (pipeline.mean, pipeline.std))
+    shown = (images.float().cpu() * std + mean).clamp(0, 1).mul(255).round().byte()
+    array = shown.permute(0, 2, 3, 1).numpy()
+    return np.ascontiguousarray(array if array.shape[3] == 3 else array[..., :1].repeat(3, 3))
+
+
+def overlay(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
+    """Lay heat (H, W) in 0 to 1 over pixels (H, W, 3), which become gray beneath it."""
+    from matplotlib import colormaps  # slow to import
+
+    gray = pixels.mean(2, keepdims=True)
+    color = 255 * colormaps["inferno"](heat)[..., :3]
+    return ((1 - HEAT) * gray + HEAT * color).astype(np.uint8)
+
+
+def thumbnail(pixels: Pixels) -> Thumbnail:
+    """Return pixels (H, W, 3) for a page."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((SIDE, SIDE))
+    tiny = max(image.size) <= TINY
+    file = BytesIO()
+    if tiny:
+        image.save(file, "PNG", optimize=True)
+    else:
+        image.save(file, "JPEG", quality=80, optimize=True)
+    kind = "png" if tiny else "jpeg"
+    data = base64.b64encode(file.getvalue()).decode()
+    return Thumbnail(f"data:image/{kind};base64,{data}", *image.size, tiny)
+
+
+def training_batch(subject: Subject) -> Batch:
+    """Return the first BATCH images that the network was trained on, augmented as it saw them."""
+    loader = subject.splits.loader("train", subject.job, subject.device, training=True)
+    loader.batch_size = BATCH * distributed.world_size()  # of which this worker has its share
+    return next(iter(loader.epoch(0)))
+
+
+def sheet(path: Path, tiles: Sequence[Pixels], captions: Sequence[str], columns: int = 6) -> None:
+    """Write a PNG of images (H, W, 3), each above its caption."""
+    side, gap, text = SIDE, 10, 16
+    rows = -(-len(tiles) // columns)
+    font = ImageFont.load_default(11)
+    height = side * tiles[0].shape[0] // tiles[0].shape[1]
+    width = side
+    step = height + text + gap
+    canvas = Image.new("RGB", (gap + columns * (width + gap), gap + rows * step), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for place, (pixels, caption) in enumerate(zip(tiles, captions, strict=True)):
+        left, top = gap + place % columns * (width + gap), gap + place // columns * step
+        resample = Image.Resampling.NEAREST if pixels.shape[1] <= TINY else Image.Resampling.LANCZOS
+        canvas.paste(Image.fromarray(pixels).resize((width, height), resample), (left, top))
+        while caption and font.getlength(caption) > width:
+            caption = caption[:-2] + "…" if len(caption) > 2 else ""
+        draw.text((left, top + height + 2), caption, INK if caption else MUTED, font)
+    with atomic_path(path) as temporary:
+        canvas.save(temporary, "PNG", optimize=True)

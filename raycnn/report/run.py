@@ -1,0 +1,436 @@
+"""The report of a run: report.html and its pictures as PNGs, in the run's folder.
+
+Pictures of images need the data and the weights; everything else is read from the run's folder.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from raycnn.analysis import evaluate
+from raycnn.analysis.compare import flat
+from raycnn.analysis.predictions import Predictions, from_training
+from raycnn.config.schema import JobSpec
+from raycnn.data.splits import open_splits
+from raycnn.errors import DataError, RaycnnError
+from raycnn.io import read_json
+from raycnn.report import figures, images, page, style
+from raycnn.report.history import Happening, happenings
+from raycnn.report.images import Subject, Thumbnail
+from raycnn.report.page import clip, percent
+from raycnn.runs.directory import Run
+from raycnn.runtime.device import find
+from raycnn.training import checkpoint
+from raycnn.training.callbacks import Callback, Warned
+from raycnn.training.loop import TrainResult, fresh_state
+from raycnn.training.metrics import confidence_interval
+from raycnn.training.predictions import SplitPredictions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+log = logging.getLogger("raycnn")
+
+FILE = "report.html"
+MISTAKES, ISSUES = 24, 16  # images that are shown; issues of each split
+MATRIX = 30  # classes, up to which the confusion matrix is shown whole
+PAIRS = 15  # confused pairs, above
+TABLE = 300  # classes that a table lists, the worst
+FEW = 100  # validation images, below which the choice of the best epoch is said to be unsure
+WARNINGS, HAPPENINGS = 20, 40  # that are shown
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Card:
+    """An image, where the network looked, and what is to be said of it."""
+
+    images: list[Thumbnail]
+    label: str
+    predicted: str
+    label_probability: float
+    probability: float
+    file: str
+
+
+def write(run: Run, found: Predictions | None, subject: Subject | None, missing: str = "") -> Path:
+    """Write report.html and the PNGs, from the run's predictions; returns the page's path.
+
+    Without a `subject` it shows no images, for the reason that `missing` says.
+    """
+    drawings = _Drawings(run.folder)
+    with style.styled():
+        values = _values(run, found, subject, missing, drawings)
+    title = f"{run.name} · raycnn"
+    text = page.render("run.html", title, **values)
+    if len(text.encode()) > page.LIMIT:  # the largest things in it are images
+        values |= {"mistakes": [], "issues": [], "batch": None}
+        values["missing"] = "the images are left out: they are too many bytes; see the PNGs"
+        text = page.render("run.html", title, **values)
+    page.save(run.folder / FILE, text)
+    return run.folder / FILE
+
+
+def subject_of(run: Run, device: str = "cpu", root: str | None = None) -> Subject:
+    """Return the network and data of a run. Raises a RaycnnError where one of them is missing."""
+    job = run.job()
+    if root:
+        job = job.change({"data.root": root})
+    path = run.weights("best")
+    splits = open_splits(job)
+    chosen = find(device).select(0)
+    state = fresh_state(job, splits, chosen)
+    if checkpoint.read_state(path)["about"]["data"] != state.about["data"]:
+        raise DataError("the images or labels are not the ones this run was trained on")
+    checkpoint.load_weights(state.model, path)
+    return Subject(job, splits, state.model, chosen)
+
+
+def publish(run: Run, job: JobSpec, result: TrainResult, callback: Callback) -> None:
+    """Write the report of a run that ended; a failure is a warning, and never the run's."""
+    try:
+        best = result.state.best or result.state.epoch
+        found = from_training(result.splits, best, result.predictions)
+        model = result.state.model
+        device = next(model.parameters()).device
+        write(run, found, Subject(job, result.splits, model, device))
+        run.flush()
+    except Exception as error:
+        log.warning("the report is not written", exc_info=error)
+        again = f"`raycnn report {run.name}` tries again"
+        callback.on_event(Warned(text=f"the report is not written: {error}; {again}"))
+
+
+def write_from_folder(run: Run, device: str = "cpu", root: str | None = None) -> Path:
+    """Write the report of a run from its folder, with images where its data is found."""
+    try:
+        subject, missing = subject_of(run, device, root), ""
+    except RaycnnError as error:
+        subject, missing = None, str(error)
+    try:
+        found = evaluate.kept(run)
+    except DataError:  # no epoch is done, or its weights are damaged
+        found = None
+    return write(run, found, subject, missing)
+
+
+class _Drawings:
+    """Draws each picture once: into the page, and as a PNG into the folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __call__(
+        self,
+        name: str,
+        title: str,
+        picture: Callable[["Axes"], None],
+        size: tuple[float, float] = style.SIZE,
+    ) -> Markup:
+        figure = style.draw(picture, size)
+        found = Markup(style.svg(figure, title))
+        style.save_png(figure, self.folder / f"{name}.png")
+        return found
+
+
+def _values(
+    run: Run, found: Predictions | None, subject: Subject | None, missing: str, draw: _Drawings
+) -> dict[str, Any]:
+    """Return everything that the template shows."""
+    job, result = run.job(), run.result()
+    rows = [{key: float(value) for key, value in row.items() if value} for row in run.rows()]
+    test = found.splits.get("test") if found else None
+    best = result["best_epoch"] if result else _best_epoch(run)
+    what = happenings(run)
+    spec, changed = flat(job.tree()), flat(job.model_dump(mode="json", exclude_defaults=True))
+    return {
+        "name": run.name, "state": run.state(), "result": result, "best": best, "rows": rows,
+        "facts": _facts(run, rows, result, best, subject),
+        "notes": _notes(rows, subject, result), "missing": missing,
+        "happenings": what[-HAPPENINGS:],
+        "curves": _curves(rows, best, what, draw),
+        "classes": _class_rows(test, found), "class_count": len(found.classes) if found else 0,
+        "confusion": _confusion(test, found, draw),
+        "mistakes": _mistakes(test, found, subject, draw.folder),
+        "mistake_count": int((test.predicted != test.labels).sum()) if test else 0,
+        "issues": _issues(found, subject, draw.folder),
+        **_confidence(test, draw),
+        "data": _data(subject, job.data.name), "warnings": _warnings(subject),
+        "batch": _batch(subject, draw.folder),
+        "changed": [(key, page.plain(value)) for key, value in spec.items() if key in changed],
+        "defaults": [(key, page.plain(value)) for key, value in spec.items() if key not in changed],
+        "environment": _environment(run), "commands": _commands(run, result),
+    }  # fmt: skip
+
+
+def _best_epoch(run: Run) -> int | None:
+    try:
+        return int(checkpoint.read_state(run.weights("best"))["epoch"])
+    except DataError:
+        return None
+
+
+def _facts(
+    run: Run,
+    rows: Sequence[dict[str, float]],
+    result: dict[str, Any] | None,
+    best: int | None,
+    subject: Subject | None,
+) -> list[tuple[str, str]]:
+    job, environment = run.job(), read_json(run.folder / "environment.json") or {}
+    facts = [("Best epoch", f"{best} of {len(rows)}" if best else "none yet")]
+    if best and rows and "val/acc1" in rows[min(best, len(rows)) - 1]:
+        val = percent(rows[min(best, len(rows)) - 1]["val/acc1"])
+        facts.append(("Validation, best epoch", val))
+    if result:
+        facts.append(("Top-5 accuracy", percent(result["test"]["acc5"])))
+    if rows:
+        facts.append(("Training time", page.duration(rows[-1]["time_s"])))
+        facts.append(("Images per second", f"{rows[-1]['images_per_s']:,.0f}"))
+    network = job.model.name
+    if subject:
+        count = sum(parameter.numel() for parameter in subject.model.parameters())
+        network += f", {count:,} parameters"
+    facts.append(("Network", network))
+    devices = environment.get("devices") or []
+    named = devices[0] if devices else f"CPU, {environment.get('cpus', '?')} cores"
+    workers = job.workers.most
+    facts.append(("Device", f"{clip(named)}{f' × {workers} workers' if workers > 1 else ''}"))
+    facts.append(("Data", job.data.name))
+    return facts
+
+
+def _notes(
+    rows: Sequence[dict[str, float]], subject: Subject | None, result: dict[str, Any] | None
+) -> list[str]:
+    """Return what a reader of the number should bear in mind."""
+    notes = []
+    val = len(subject.splits.labels("val")) if subject else None
+    if rows and "val/acc1" not in rows[-1]:
+        notes.append("No image was held out: the last epoch counts as the best.")
+    elif val and val < FEW and rows:
+        best = max(row.get("val/acc1", 0.0) for row in rows)
+        low, high = confidence_interval(round(best * val), val)
+        notes.append(
+            f"Only {val} validation images choose the best epoch: its {percent(best, 1)} could be "
+            f"anything from {percent(low, 1)} to {percent(high, 1)}. Raise data.val."
+        )
+    if result and result["test"]["count"] < FEW:
+        notes.append(f"The test has only {result['test']['count']} images: see its interval.")
+    return notes
+
+
+def _curves(
+    rows: Sequence[dict[str, float]],
+    best: int | None,
+    what: Sequence[Happening],
+    draw: _Drawings,
+) -> list[Markup]:
+    if not rows:
+        return []
+    marks = [figures.Mark(h.epoch, h.mark, h.serious) for h in what if h.epoch and h.mark]
+    shown = marks[-8:]
+    return [
+        draw(
+            "accuracy", "Accuracy by epoch", lambda a: figures.curve(a, rows, "acc1", best, shown)
+        ),
+        draw("loss", "Loss by epoch", lambda a: figures.curve(a, rows, "loss", best, shown)),
+    ]
+
+
+def _class_rows(test: SplitPredictions | None, found: Predictions | None) -> list[dict[str, Any]]:
+    if not test or not found:
+        return []
+    rows = evaluate.per_class(test, found.classes)
+    if len(rows) > TABLE:
+        rows = sorted(rows, key=lambda row: (row["count"] == 0, row["recall"]))[:TABLE]
+    return rows
+
+
+def _confusion(
+    test: SplitPredictions | None, found: Predictions | None, draw: _Drawings
+) -> Markup | None:
+    if not test or not found:
+        return None
+    classes = found.classes
+    if len(classes) <= MATRIX:
+        counts = evaluate.confusion(test, len(classes))
+        side = 4.6 if len(classes) <= 16 else 6.4
+        return draw(
+            "confusion", "Confusion matrix",
+            lambda axes: figures.confusion(axes, counts, classes), (side, side),
+        )  # fmt: skip
+    pairs = evaluate.most_confused(test, len(classes), PAIRS)
+    if not pairs:
+        return None
+    return draw(
+        "confusion", "Most confused classes",
+        lambda axes: figures.most_confused(axes, pairs, classes), (4.8, 1 + 0.26 * len(pairs)),
+    )  # fmt: skip
+
+
+def _confidence(test: SplitPredictions | None, draw: _Drawings) -> dict[str, Any]:
+    if not test or not len(test):
+        return {"reliability": None, "coverage": None, "ece": None, "covered": []}
+    found = evaluate.calibration(test)
+    covered, accuracy = evaluate.risk_coverage(test)
+    at = [(share, float(accuracy[np.searchsorted(covered, share)])) for share in (0.5, 0.8, 0.9, 1)]
+    return {
+        "reliability": draw(
+            "reliability", "Reliability diagram", lambda axes: figures.reliability(axes, found)
+        ),
+        "coverage": draw(
+            "coverage", "Accuracy against coverage",
+            lambda axes: figures.coverage(axes, covered, accuracy),
+        ),
+        "ece": found.ece, "covered": at,
+    }  # fmt: skip
+
+
+def _cards(
+    found: Predictions,
+    split: str,
+    indices: NDArray[np.int64],
+    others: NDArray[np.int64],
+    subject: Subject | None,
+    png: Path,
+    heat: bool,
+) -> list[Card]:
+    """Return a card for each image, and write their contact sheet.
+
+    `others` are the classes that are set against the labels.
+    """
+    if not len(indices):
+        png.unlink(missing_ok=True)
+        return []
+    own = found.splits[split]
+    pictures: list[list[Thumbnail]] = [[] for _ in indices]
+    captions = [
+        f"{found.classes[own.labels[i]]} → {found.classes[k]}"
+        for i, k in zip(indices, others, strict=True)
+    ]
+    if subject:
+        inputs = subject.inputs(split, own.samples[indices])
+        pixels = images.pixels_of(inputs, subject.splits.pipeline)
+        seen = subject.heat(inputs, others) if heat else None
+        for place, image in enumerate(pixels):
+            pictures[place].append(images.thumbnail(image))
+            if seen is not None:
+                pictures[place].append(images.thumbnail(images.overlay(image, seen[place])))
+        images.sheet(png, list(pixels), captions)
+    return [
+        Card(
+            pictures[place],
+            clip(found.classes[own.labels[i]], 40),
+            clip(found.classes[k], 40),
+            _probability(own, i, int(own.labels[i])),
+            _probability(own, i, int(k)),
+            clip(found.name(split, int(i))),
+        )
+        for place, (i, k) in enumerate(zip(indices, others, strict=True))
+    ]
+
+
+def _probability(own: SplitPredictions, index: int, of: int) -> float:
+    if own.classes is None:
+        return float(own.probabilities[index, of])
+    return float(own.probabilities[index, own.classes[index] == of].sum())
+
+
+def _mistakes(
+    test: SplitPredictions | None, found: Predictions | None, subject: Subject | None, folder: Path
+) -> list[Card]:
+    if not test or not found:
+        return []
+    worst = evaluate.worst_mistakes(test, MISTAKES)
+    png = folder / "mistakes.png"
+    return _cards(found, "test", worst, test.predicted[worst], subject, png, heat=True)
+
+
+def _issues(found: Predictions | None, subject: Subject | None, folder: Path) -> list[Any]:
+    """Return (split, how many, cards) of the held-out splits that have likely wrong labels."""
+    sections = []
+    for split in ("test", "val"):
+        if not found or split not in found.splits:
+            continue
+        issues = evaluate.label_issues(found.splits[split], len(found.classes))
+        shown = issues[:ISSUES]
+        cards = _cards(
+            found, split, np.array([i.index for i in shown], np.int64),
+            np.array([i.suggested for i in shown], np.int64), subject,
+            folder / f"labels-{split}.png", heat=False,
+        )  # fmt: skip
+        if cards:
+            sections.append((split, len(issues), cards))
+    return sections
+
+
+def _data(subject: Subject | None, name: str) -> dict[str, Any] | None:
+    """Return images of each split, and of each class in each."""
+    if not subject:
+        return None
+    splits = subject.splits
+    size = len(splits.classes)
+    counts = {s: np.bincount(splits.labels(s), minlength=size) for s in SPLITS}
+    rare = np.argsort(counts["train"], kind="stable")[:TABLE]
+    order = range(size) if size <= TABLE else rare
+    return {
+        "name": name, "shape": tuple(splits.shape), "stored": tuple(splits.store.shape),
+        "splits": [
+            (split, int(own.sum()), int(own.min()), int(own.max())) for split, own in counts.items()
+        ],
+        "classes": [
+            (clip(splits.classes[k]), *(int(counts[s][k]) for s in SPLITS)) for k in order
+        ],
+        "mean": [round(v, 4) for v in splits.pipeline.mean],
+        "std": [round(v, 4) for v in splits.pipeline.std],
+    }  # fmt: skip
+
+
+def _warnings(subject: Subject | None) -> list[str]:
+    found = subject.splits.warnings if subject else []
+    more = [f"and {len(found) - WARNINGS:,} more"] if len(found) > WARNINGS else []
+    return [clip(text, 400) for text in found[:WARNINGS]] + more
+
+
+def _batch(subject: Subject | None, folder: Path) -> list[tuple[Thumbnail, str]] | None:
+    """Return the first images of training as the network saw them, with their labels."""
+    if not subject:
+        return None
+    batch = images.training_batch(subject)
+    pixels = images.pixels_of(batch.images[: images.BATCH], subject.splits.pipeline)
+    labels = batch.labels[: len(pixels)].tolist()
+    classes = [clip(subject.splits.classes[k], 24) for k in labels]
+    if batch.mixed_labels is not None and batch.mix_weights is not None:
+        mixed = zip(classes, batch.mix_weights.tolist(), batch.mixed_labels.tolist(), strict=False)
+        classes = [
+            f"{name} {share:.0%} + {clip(subject.splits.classes[k], 24)}"
+            for name, share, k in mixed
+        ]
+    images.sheet(folder / "augmented.png", list(pixels), classes)
+    return [(images.thumbnail(p), name) for p, name in zip(pixels, classes, strict=True)]
+
+
+def _environment(run: Run) -> list[tuple[str, str]]:
+    found = read_json(run.folder / "environment.json") or {}
+    packages = found.pop("packages", {})
+    rows = [(key, page.plain(value)) for key, value in found.items() if value is not None]
+    return rows + [(name, str(version)) for name, version in packages.items() if version]
+
+
+def _commands(run: Run, result: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if not result:
+        return [(f"raycnn resume {run.name}", "go on from the last checkpoint")]
+    longer = 2 * int(result["epochs"])
+    return [
+        (f"raycnn predict {run.name} pictures/", "classify a folder of pictures"),
+        (f"raycnn eval {run.name} --split val", "any split, class by class"),
+        (f"raycnn resume {run.name} train.epochs={longer}", "train longer"),
+        (f"raycnn compare {run.name} OTHER", "what sets two runs apart"),
+    ]

@@ -1,0 +1,226 @@
+"""The report of a run: what it says is true, it stands alone, and it never fails a job."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raycnn.analysis import evaluate
+from raycnn.config.schema import JobSpec
+from raycnn.report import page, run
+from raycnn.report.history import happenings
+from raycnn.runs.directory import Run
+from raycnn.training.callbacks import EpochEnded, Resumed, Warned, WorkersRestarted
+from tests.conftest import Call, happened, train
+
+MakeJob = Callable[..., JobSpec]
+PNGS = {"accuracy", "loss", "confusion", "reliability", "coverage", "mistakes", "augmented"}
+HOSTILE = ["<script>alert(1)</script>", "$\\frac{1$ & \"quoted\" 'name'", "猫 \U0001f33b"]
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and its visible text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    handle_startendtag = handle_starttag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    def addresses(self) -> set[str]:
+        """Return what the page would load or lead to."""
+        keys = ("src", "href", "xlink:href", "action", "data", "srcset", "poster")
+        return {value or "" for _, a in self.tags for key, value in a.items() if key in keys}
+
+
+def read(found: Run) -> Page:
+    return Page((found.folder / run.FILE).read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of two epochs with its report, as every job ends."""
+    from raycnn.config.load import job_from_tree
+    from tests.conftest import TINY
+
+    root = str(tmp_path_factory.mktemp("reported"))
+    changes = {"storage.path": root, "storage.report": True, "train.epochs": 2}
+    return train(job_from_tree(TINY).change(changes))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on a folder of pictures whose classes and files have the worst of names."""
+    from raycnn.config.load import job_from_tree
+    from tests.conftest import TINY
+
+    root = tmp_path_factory.mktemp("hostile")
+    numbers = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for k, name in enumerate(HOSTILE):
+            folder = root / "pictures" / split / name.replace("/", "∕")
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = numbers.integers(0, 80 * (k + 1), (16, 16, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}<b onclick='x'>.png")
+    job = {
+        **TINY,
+        "data": {"name": "folder", "path": "pictures", "size": 16, "root": str(root), "val": 0.25},
+        "train": {"epochs": 1, "batch_size": 8},
+        "storage": {"path": str(root / "runs")},
+    }
+    return train(job_from_tree(job))
+
+
+def test_a_page_needs_nothing_from_outside_and_is_small(trained: Run, hostile: Run) -> None:
+    for found in (trained, hostile):
+        text = (found.folder / run.FILE).read_text()
+        assert len(text.encode()) < page.LIMIT
+        own = Page(text)
+        assert all(a.startswith(("data:image/", "#")) for a in own.addresses())
+        assert not re.search(r"url\((?!#|&quot;#)|@import|https?://|[\"'(]//\w", text)
+        policy = next(a for tag, a in own.tags if a.get("http-equiv") == "Content-Security-Policy")
+        assert (policy["content"] or "").startswith("default-src 'none'")
+
+
+def test_the_verdict_is_the_result(trained: Run) -> None:
+    result, text = trained.result() or {}, read(trained).text
+    low, high = result["test"]["interval95"]
+    assert f"{100 * result['test']['acc1']:.2f} %" in text
+    assert f"{page.percent(low)} to {page.percent(high)}".replace("\xa0", " ") in text
+    assert "357 of 357 images" in text and f"{result['best_epoch']} of 2" in text
+
+
+def test_every_class_stands_in_the_table_with_its_numbers(trained: Run) -> None:
+    found = evaluate.kept(trained)
+    assert found
+    text = read(trained).text
+    for row in evaluate.per_class(found.splits["test"], found.classes):
+        assert f"{row['count']} {page.percent(row['recall'], 1)}".replace("\xa0", " ") in text
+
+
+def test_the_worst_mistakes_are_shown_with_where_the_network_looked(trained: Run) -> None:
+    found = evaluate.kept(trained)
+    assert found
+    wrong = int((found.splits["test"].predicted != found.splits["test"].labels).sum())
+    images = [a["alt"] or "" for tag, a in read(trained).tags if tag == "img"]
+    mistakes = [alt for alt in images if alt.startswith("label ")]
+    assert len(mistakes) == 2 * min(wrong, run.MISTAKES), "each with its Grad-CAM"
+    assert sum("Grad-CAM" in alt for alt in mistakes) == len(mistakes) // 2
+
+
+def test_pictures_lie_beside_the_page(trained: Run) -> None:
+    there = {path.stem for path in trained.folder.glob("*.png")}
+    assert there >= PNGS
+    for path in trained.folder.glob("*.png"):
+        with Image.open(path) as image:
+            assert min(image.size) > 100
+
+
+def test_hostile_names_are_text(hostile: Run) -> None:
+    own = read(hostile)
+    scripts = [a for tag, a in own.tags if tag == "script"]
+    assert len(scripts) == 1, "the page's own"
+    assert not any(key.startswith("on") for _, a in own.tags for key in a)
+    for name in HOSTILE:
+        assert name.replace("/", "∕") in own.text
+    assert "<b onclick='x'>" in own.text
+
+
+def test_settings_that_are_not_default_are_told_apart(trained: Run) -> None:
+    text = read(trained).text
+    changed, _, others = text.partition("at their defaults")
+    assert "optimizer.lr 0.05" in changed and "train.epochs 2" in changed
+    assert "train.precision fp32" in others and "train.precision" not in changed
+
+
+def test_a_report_without_data_says_so_and_shows_the_rest(
+    job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = train(job(train__epochs=1))
+    assert not (trained.folder / run.FILE).exists(), "storage.report is false"
+
+    def gone(*_: object) -> None:
+        from raycnn.errors import DataError
+
+        raise DataError("the pictures are gone")
+
+    monkeypatch.setattr(run, "open_splits", gone)
+    run.write_from_folder(trained)
+    own = read(trained)
+    assert "the pictures are gone" in own.text and "Confusion matrix" in own.text
+    assert not any(tag == "img" for tag, _ in own.tags)
+
+
+def test_an_unfinished_run_has_a_report(job: MakeJob) -> None:
+    untrained = Run.create(job())
+    run.write_from_folder(untrained)
+    assert "no test yet" in read(untrained).text
+    with pytest.raises(Exception, match="stopped"):
+        train(job(), untrained, stop_at=8)
+    run.write_from_folder(untrained)
+    text = read(untrained).text
+    assert "after 1 epochs" in text and "raycnn resume" in text
+
+
+def test_a_report_that_fails_is_an_event_and_no_failure(
+    job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no such color")
+
+    monkeypatch.setattr(run, "_values", fail)
+    trained = train(job(train__epochs=1, storage__report=True))
+    assert trained.result() and trained.state() == "done"
+    assert any("no such color" in event.text for event in happened(trained, Warned))
+    assert not (trained.folder / run.FILE).exists()
+
+
+def test_events_are_marked_at_their_epochs(job: MakeJob) -> None:
+    trained = Run.create(job())
+    for event in (
+        EpochEnded(metrics={"epoch": 4.0}),
+        WorkersRestarted(error="killed", cause="lost", retry=1, retries=2),
+        Resumed(epoch=3, step=0),
+        Warned(text="a warning"),
+    ):
+        trained.add_event(event)
+    found = [(h.mark, h.epoch, h.serious) for h in happenings(trained)]
+    assert found == [("worker lost", 3, True), ("resumed", 3, False), ("", 3, False)]
+
+
+def test_a_page_that_is_too_large_goes_without_its_images(
+    trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = (trained.folder / run.FILE).stat().st_size
+    monkeypatch.setattr(page, "LIMIT", whole - 1)
+    run.write_from_folder(trained)
+    own = read(trained)
+    assert not any(tag == "img" for tag, _ in own.tags) and "left out" in own.text
+
+
+def test_many_classes_are_cut_to_the_worst(
+    job: MakeJob, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "MATRIX", 5)
+    monkeypatch.setattr(run, "TABLE", 4)
+    trained = train(job(train__epochs=1))
+    assert call("report", trained.folder)[0] == 0
+    text = read(trained).text
+    assert "Most confused" in text and "The 4 classes of the lowest recall, of 10" in text
