@@ -261,6 +261,8 @@ class JobSpec(Frozen):
     workers: Workers = Workers()
     storage: Storage = Storage()
     failure: Failure = Failure()
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = ["tensorboard"]
+    """Where metrics go besides the run folder; each but tensorboard is a package of its own."""
 
     file_keys: ClassVar = ["extends"]  # of a file, beside the fields
 

@@ -14,6 +14,7 @@ from raycnn.runs.metrics_file import MetricsWriter
 from raycnn.runs.rank_log import RankLog
 from raycnn.runs.result import PER_CLASS, RESULT
 from raycnn.runs.tensorboard import TensorBoardWriter
+from raycnn.runs.trackers import Tracker, trackers_of
 from raycnn.runtime import distributed
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import (
@@ -41,17 +42,17 @@ class Recorder:
         self.run, self.channel = run, channel
         self._log = RankLog(run.folder / "logs" / f"rank-{distributed.rank()}.log")
         own: list[Callback] = [HeartbeatSender(channel), self._log]
-        self._tensorboard = None
+        self._trackers: list[Tracker | TensorBoardWriter] = []
         if distributed.is_rank_zero():
-            self._tensorboard = TensorBoardWriter(run.folder / "logs" / "tensorboard")
+            self._trackers = trackers_of(run, run.job().trackers)
             metrics = MetricsWriter(run.folder / "metrics.csv")
-            own += [EventWriter(run), ProgressWriter(run), metrics, self._tensorboard]
+            own += [EventWriter(run), ProgressWriter(run), metrics, *self._trackers]
         self.callbacks = CallbackList([*own, *callbacks], distributed.rank())
         log.info(f"rank {distributed.rank()} of {distributed.world_size()}, process {os.getpid()}")
 
     def close(self) -> None:
-        if self._tensorboard:
-            self._tensorboard.close()
+        for tracker in self._trackers:
+            tracker.close()
         self._log.close()
 
     def restore(self, state: TrainingState) -> bool:

@@ -21,6 +21,7 @@ from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.filesystem import is_uri
 from raycnn.paths import cache_folder
 from raycnn.runs.storage import check_reachable
+from raycnn.runs.trackers import check_installed
 from raycnn.runtime import device
 from raycnn.shape import Shape
 from raycnn.training import pretrained
@@ -51,6 +52,8 @@ def check(job: JobSpec, *, elsewhere: bool = False, checkpoints: Path | None = N
     """
     source, shape, model = check_settings(job)
     files = files_of(source)
+    if not elsewhere:
+        check_installed(job.trackers)
     warnings = examine(source)
     if is_uri(job.storage.path):
         check_reachable(job.storage.path)

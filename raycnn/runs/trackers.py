@@ -1,0 +1,229 @@
+"""Experiment trackers, each a callback and an optional package: wandb, MLflow and trackio.
+
+Each has a thread of its own, so that a server that is slow or away delays no step. A tracker that
+fails is logged once and then left alone. The trackers' own environment variables decide where they
+write (`WANDB_MODE=offline`, `MLFLOW_TRACKING_URI`, `TRACKIO_DIR`, ...).
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+from raycnn.errors import EnvironmentUnavailable
+from raycnn.io import read_json, write_json
+from raycnn.runs.directory import Run
+from raycnn.runs.tensorboard import TensorBoardWriter
+from raycnn.training.callbacks import (
+    EpochEnded,
+    Evaluated,
+    Event,
+    Failed,
+    StoppedOnRequest,
+)
+
+IDS = "trackers.json"  # in the run folder: a resumed run goes on in the same place
+CLOSE_S = 60  # for a tracker to write what it was sent, at the end
+VALUE_LENGTH = 500  # characters of a parameter, which is what MLflow's oldest servers take
+
+log = logging.getLogger("raycnn")
+
+
+class Tracker:
+    """A callback that hands events to a tracker's client, in a thread beside training."""
+
+    name: ClassVar[str]
+    package: ClassVar[str]
+
+    def __init__(self, run: Run):
+        self.run = run
+        self._events: queue.Queue[Event | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
+
+    def on_event(self, event: Event) -> None:
+        """Take an event; the first one starts the tracker."""
+        if event.passing:
+            return
+        self._events.put(event)
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def close(self) -> None:
+        """Wait until everything is written, but not for ever."""
+        if self._thread.ident is None:
+            return
+        self._events.put(None)
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            log.warning(f"{self.name}: not all is written after {CLOSE_S} s")
+
+    def _work(self) -> None:
+        state = "finished"
+        try:
+            self.start()
+            while event := self._events.get():
+                if isinstance(event, EpochEnded):
+                    self.log_metrics(event.metrics, int(event.metrics["epoch"]))
+                elif isinstance(event, Evaluated):
+                    self.log_test({f"test/{key}": value for key, value in event.metrics.items()})
+                elif isinstance(event, Failed | StoppedOnRequest):
+                    state = "failed" if isinstance(event, Failed) else "stopped"
+            self.finish(state)
+        except Exception as error:  # whatever a client, or its server, comes to
+            log.warning(f"{self.name} is off: {type(error).__name__}: {error}")
+
+    def start(self) -> None:
+        """Begin, or go on with, the tracker's own run."""
+        raise NotImplementedError
+
+    def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Write one row of metrics.csv."""
+        raise NotImplementedError
+
+    def log_test(self, metrics: Mapping[str, float]) -> None:
+        """Write `test/acc1` and its like."""
+        raise NotImplementedError
+
+    def finish(self, state: str) -> None:
+        """End the tracker's own run, which is finished, failed or stopped."""
+        raise NotImplementedError
+
+    @property
+    def id(self) -> str | None:
+        """Of the tracker's own run, once it has one."""
+        return (read_json(self.run.folder / IDS) or {}).get(self.name)
+
+    def keep_id(self, own: str) -> None:
+        """Have a resumed run go on in the tracker's run of this id."""
+        known = read_json(self.run.folder / IDS) or {}
+        write_json(self.run.folder / IDS, known | {self.name: own})
+
+
+class WandbTracker(Tracker):
+    """Weights & Biases; offline where WANDB_MODE says so, and where no key is known."""
+
+    name = package = "wandb"
+
+    def start(self) -> None:
+        wandb: Any = import_module(self.package)
+        job = self.run.job()
+        known = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        self.own = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", job.name), name=self.run.name, mode=known,
+            id=self.id, resume="allow", config=job.tree(), dir=self.run.folder / "logs",
+            settings=wandb.Settings(console="off", silent=True, disable_git=True),
+        )  # fmt: skip
+        self.keep_id(self.own.id)
+
+    def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
+        self.own.log(dict(metrics), step=epoch)
+
+    def log_test(self, metrics: Mapping[str, float]) -> None:
+        self.own.summary.update(dict(metrics))
+
+    def finish(self, state: str) -> None:
+        self.own.finish(exit_code=int(state == "failed"))
+
+
+class MlflowTracker(Tracker):
+    """MLflow: an experiment named like the job."""
+
+    name = package = "mlflow"
+
+    def start(self) -> None:
+        mlflow: Any = import_module(self.package)
+        self.entities: Any = import_module("mlflow.entities")
+        uri = (
+            os.environ.get("MLFLOW_TRACKING_URI")
+            or f"sqlite:///{self.run.home.parent.parent}/mlflow.db"
+        )
+        self.client = mlflow.MlflowClient(uri)
+        self.own = self.id or self._create()
+
+    def _create(self) -> str:
+        job = self.run.job()
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", job.name)
+        there = self.client.get_experiment_by_name(name)
+        experiment = there.experiment_id if there else self.client.create_experiment(name)
+        own = str(self.client.create_run(experiment, run_name=self.run.name).info.run_id)
+        params = [
+            self.entities.Param(key, str(value)[:VALUE_LENGTH])
+            for key, value in flatten(job.tree())
+        ]
+        self.client.log_batch(own, params=params)
+        self.client.set_tag(own, "raycnn.folder", str(self.run.folder))
+        self.keep_id(own)
+        return own
+
+    def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
+        now = int(1000 * time.time())
+        entries = [self.entities.Metric(key, value, now, epoch) for key, value in metrics.items()]
+        self.client.log_batch(self.own, metrics=entries)
+
+    def log_test(self, metrics: Mapping[str, float]) -> None:
+        self.log_metrics(metrics, 0)
+
+    def finish(self, state: str) -> None:
+        states = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+        self.client.set_terminated(self.own, states[state])
+
+
+class TrackioTracker(Tracker):
+    """trackio: a project named like the job."""
+
+    name = package = "trackio"
+
+    def start(self) -> None:
+        trackio: Any = import_module(self.package)
+        job = self.run.job()
+        own = self.run.name.replace("/", "-")
+        resume = "must" if self.id else "never"
+        self.own = trackio.init(
+            project=job.name, name=own, config=job.tree(), resume=resume, embed=False
+        )
+        self.keep_id(own)
+
+    def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
+        self.own.log(dict(metrics), step=epoch)
+
+    def log_test(self, metrics: Mapping[str, float]) -> None:
+        self.own.log(dict(metrics))
+
+    def finish(self, state: str) -> None:
+        self.own.finish()
+
+
+TRACKERS: dict[str, type[Tracker]] = {
+    kind.name: kind for kind in (WandbTracker, MlflowTracker, TrackioTracker)
+}
+
+
+def check_installed(names: Iterable[str]) -> None:
+    """Raises EnvironmentUnavailable for a tracker whose package is not installed."""
+    for name in names:
+        if name in TRACKERS and find_spec(TRACKERS[name].package) is None:
+            raise EnvironmentUnavailable(
+                f"trackers: {name} is not installed: pip install {TRACKERS[name].package}"
+            )
+
+
+def trackers_of(run: Run, names: Iterable[str]) -> list[Tracker | TensorBoardWriter]:
+    """Return the callbacks of the trackers that a job names, to be closed at the end."""
+    events = run.folder / "logs" / "tensorboard"
+    return [
+        TRACKERS[name](run) if name in TRACKERS else TensorBoardWriter(events) for name in names
+    ]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of a spec, with their values."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
