@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 from raycnn.errors import EnvironmentUnavailable
@@ -138,10 +139,9 @@ class MlflowTracker(Tracker):
     def start(self) -> None:
         mlflow: Any = import_module(self.package)
         self.entities: Any = import_module("mlflow.entities")
-        uri = (
-            os.environ.get("MLFLOW_TRACKING_URI")
-            or f"sqlite:///{self.run.home.parent.parent}/mlflow.db"
-        )
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri and isinstance(self.run.home, Path):
+            uri = f"sqlite:///{self.run.home.parent.parent}/mlflow.db"
         self.client = mlflow.MlflowClient(uri)
         self.own = self.id or self._create()
 

@@ -209,6 +209,24 @@ class Resumed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingStarted(Event):
+    """Data, network and device are ready, and the first step follows."""
+
+    model: str
+    parameters: int
+    images: dict[str, int]
+    """Of each split."""
+    device: str
+    workers: int
+
+    @property
+    def message(self) -> str:
+        images = ", ".join(f"{count:,} {split}" for split, count in self.images.items())
+        where = f"{self.workers} x {self.device}" if self.workers > 1 else self.device
+        return f"{self.model}, {self.parameters:,} parameters; images: {images}; on {where}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class MicroBatchHalved(Event):
     """The device ran out of memory; fewer images go through the network at once from here on."""
 

@@ -19,7 +19,7 @@ from raycnn.data.loader import Loader
 from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import Diverged, Interrupted, OutOfMemory, SpecError
 from raycnn.runtime import distributed
-from raycnn.runtime.device import layout, peak_mib
+from raycnn.runtime.device import DEVICE_KINDS, layout, peak_mib
 from raycnn.training import pretrained
 from raycnn.training.callbacks import (
     Callback,
@@ -31,6 +31,7 @@ from raycnn.training.callbacks import (
     RolledBack,
     StoppedEarly,
     StoppedOnRequest,
+    TrainingStarted,
     Warned,
     WeightsLoaded,
 )
@@ -115,6 +116,8 @@ def fit(
             for split in ("train", "val", "test")
         }
         step = prepare(state, splits, job.train.epochs * len(loaders["train"]), job, callbacks)
+        if not lr_backoffs:
+            callbacks.on_event(started(job, state, splits, device))
         try:
             return train(step, splits, loaders, control, callbacks, test_once)
         except Diverged as error:
@@ -138,6 +141,20 @@ def fit(
                 ) from None
             job = job.change({"train.micro_batch": size})
         del step, state  # the next ones need their memory
+
+
+def started(
+    job: JobSpec, state: TrainingState, splits: Splits, device: torch.device
+) -> TrainingStarted:
+    """Return what is about to be trained, for people."""
+    names = DEVICE_KINDS[device.type].names()
+    return TrainingStarted(
+        model=job.model.name,
+        parameters=sum(parameter.numel() for parameter in state.model.parameters()),
+        images={split: len(splits.labels(split)) for split in ("train", "val", "test")},
+        device=names[device.index or 0] if names else device.type,
+        workers=distributed.world_size(),
+    )
 
 
 def init_or_restore(
