@@ -17,6 +17,7 @@ SAMPLES: dict[Any, Any] = {
     str | None: None,
     list[str]: ["fc.weight"],
     dict[str, float]: {"epoch": 1.0, "acc1": 0.5, "count": 10.0},
+    dict[str, int]: {"train": 2},
 }
 
 
