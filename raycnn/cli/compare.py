@@ -112,10 +112,9 @@ def _table(first: str, *others: str) -> "Table":
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold", max_width=36)
+    table.add_column(first, no_wrap=True)
     for name in others:
         table.add_column(name, justify="right", overflow="fold")
-    table.title = None
     return table
 
 
