@@ -75,11 +75,11 @@ def train(job: Job, *, progress: bool = True, **changes: Any) -> "Run":
     from raycnn.launch import launcher
     from raycnn.runs.directory import Run as Directory
     from raycnn.training.callbacks import SpecWritten
-    from raycnn.training.preflight import check
+    from raycnn.training.preflight import check_job
 
     made = _from_folder(job, changes)
     spec = made.job if made else load(job, **changes)
-    check(spec, elsewhere=launcher.elsewhere(spec.workers))
+    check_job(spec, elsewhere=launcher.elsewhere(spec.workers))
 
     def create(view: "Callback") -> "directory.Run":
         run = Directory.create(spec)
@@ -100,14 +100,14 @@ def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes
     from raycnn.cli.train import launch
     from raycnn.launch import launcher
     from raycnn.runs.compatibility import validate_resume
-    from raycnn.training.preflight import check
+    from raycnn.training.preflight import check_job
 
     found = _find(run)
     spec = load(found.job(), **changes)
     done = validate_resume(found, spec)
     if found.result() and (done >= spec.train.epochs or spec == found.job()):
         return Run(found.home)
-    check(spec, elsewhere=launcher.elsewhere(spec.workers), checkpoints=found.checkpoints)
+    check_job(spec, elsewhere=launcher.elsewhere(spec.workers), checkpoints=found.checkpoints)
 
     def reopen(view: "Callback") -> "directory.Run":
         for change in found.reopen(spec):
@@ -124,7 +124,7 @@ def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) 
     """
     from raycnn.config.search import load_search
     from raycnn.search.folder import Search as Folder
-    from raycnn.search.preflight import check
+    from raycnn.search.preflight import check_search
 
     path = Path(search).expanduser()
     if path.is_dir():
@@ -132,7 +132,7 @@ def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) 
         return Search((_search(found.spec, lambda: found, progress)).folder)
     pairs = [f"{key}={json.dumps(value)}" for key, value in _dotted(changes).items()]
     spec = load_search(path, pairs)
-    check(spec)
+    check_search(spec)
     return Search(_search(spec, lambda: Folder.create(spec), progress).folder)
 
 

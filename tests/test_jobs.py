@@ -8,15 +8,15 @@ import pytest
 from raycnn.config.load import load_job
 from raycnn.config.schema import JobSpec
 from raycnn.config.search import load_search
-from raycnn.search.preflight import check as check_search
-from raycnn.training.preflight import check
+from raycnn.search.preflight import check_search
+from raycnn.training.preflight import check_job
 from tests.conftest import JOBS, ROOT, SEARCHES, train
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_a_job_checks(path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYCNN_DATA", str(real_data))
-    assert check(load_job(path)).parameters > 10_000
+    assert check_job(load_job(path)).parameters > 10_000
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)

@@ -15,7 +15,7 @@ from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import SpecError
 from raycnn.models.dropout import Dropout
 from raycnn.runtime import device
-from raycnn.training.loop import fresh_state, load_pretrained, loss_weights
+from raycnn.training.loop import fresh_state, load_initial_weights, loss_weights
 from raycnn.training.optim import Schedule
 from raycnn.training.step import TrainStep
 
@@ -86,7 +86,7 @@ def compare(job: JobSpec, names: Sequence[str], steps: int) -> Iterator[Gap]:
 def _traced(job: JobSpec, splits: Splits, schedule: Schedule, chosen: torch.device) -> _Traced:
     state = fresh_state(job, splits, chosen)
     if job.model.weights:
-        load_pretrained(state, job)
+        load_initial_weights(state, job)
     models.begin_training(state.model)
     for module in state.model.modules():
         if isinstance(module, Dropout):

@@ -163,7 +163,7 @@ def most_confused(own: SplitPredictions, classes: int, most: int) -> Confusion:
 
 def per_class(own: SplitPredictions, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     """Return count, precision, recall and F1 of every class, and the 95 % interval of recall."""
-    rows = metrics.per_class(confusion_pairs(own, len(classes)), classes)
+    rows = metrics.class_metrics(confusion_pairs(own, len(classes)), classes)
     for row in rows:
         hits = round(row["recall"] * row["count"])
         row["recall_interval95"] = list(confidence_interval(hits, row["count"]))

@@ -14,7 +14,7 @@ from raycnn import models
 from raycnn.config.schema import JobSpec
 from raycnn.data.splits import open_splits
 from raycnn.errors import JobFailed
-from raycnn.training.loop import fresh_state, load_pretrained, loss_weights
+from raycnn.training.loop import fresh_state, load_initial_weights, loss_weights
 from raycnn.training.optim import Rates
 from raycnn.training.step import TrainStep
 
@@ -60,7 +60,7 @@ def find_lr(
     splits = open_splits(job)
     state = fresh_state(job, splits, device)
     if job.model.weights:
-        load_pretrained(state, job)
+        load_initial_weights(state, job)
     growth = (high / low) ** (1 / (steps - 1))
     step = TrainStep(
         replica=state.model, state=state, job=job,

@@ -127,7 +127,7 @@ def build(metadata: dict[str, Any], device: torch.device) -> Network:
     """Return the network that a checkpoint's metadata describes, its weights to be loaded."""
     job: JobSpec = job_from_tree(metadata["spec"])
     classes = tuple(metadata["classes"])
-    module = models.build(job.model, Shape(*metadata["shape"]), len(classes))
+    module = models.build_model(job.model, Shape(*metadata["shape"]), len(classes))
     module.to(device).to(memory_format=layout(device, job.train.channels_last)).eval()
     transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
     pipeline = Pipeline(transforms, metadata["mean"], metadata["std"]).evaluation()

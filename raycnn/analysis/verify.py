@@ -24,7 +24,7 @@ from raycnn.runs.directory import Run
 from raycnn.runs.environment import environment
 from raycnn.runtime import device
 from raycnn.training import checkpoint
-from raycnn.training.preflight import check_settings
+from raycnn.training.preflight import resolve_job
 
 EPOCHS, STEPS = 3, 12  # of the shortened job: at most so many steps an epoch
 TRIES = 3
@@ -172,7 +172,7 @@ def _saved_steps(run: Run) -> int:
 def _whole(run: Run) -> VerifyCheck:
     """The checksums of a run's checkpoints."""
     paths = sorted(run.checkpoints.glob("[0-9]*-[0-9]*"))
-    faults = [fault for path in paths if (fault := checkpoint.verify(path))]
+    faults = [fault for path in paths if (fault := checkpoint.verify_checkpoint(path))]
     text = f"{len(paths) - len(faults)} of {len(paths)} checkpoints of {run.name} are whole"
     return VerifyCheck("; ".join([text, *faults]), not faults)
 
@@ -217,7 +217,7 @@ def _counted(run: Run) -> VerifyCheck:
 def _close(one: Run, other: Run, job: JobSpec) -> VerifyCheck:
     """The same but for the order in which floats are summed."""
     text = f"{_workers(other.job().workers.most)} instead"
-    *_, model = check_settings(job)
+    model = resolve_job(job).model
     if any(isinstance(part, _BatchNorm) for part in model.modules()):
         return VerifyCheck(f"{text}: not compared, for a batch norm sees each worker's share", None)
     paths = (run.weights("last") / checkpoint.MODEL for run in (one, other))

@@ -35,9 +35,9 @@ def lr_finder(
     from raycnn.analysis.lr_finder import find_lr
     from raycnn.report.lr_finder import draw
     from raycnn.runtime import device as devices
-    from raycnn.training.preflight import check_settings
+    from raycnn.training.preflight import resolve_job
 
-    check_settings(resolved)
+    resolve_job(resolved)
     own = float(resolved.optimizer.options["lr"])
     chosen = devices.find(device).select(0, resolved.workers.cpus)
     with resolved.located():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raycnn.cli.arguments import Address, Changes
-from raycnn.config.load import load_job, read
+from raycnn.config.load import load_job, read_spec
 from raycnn.config.schema import JobSpec
 from raycnn.config.search import load_search
 from raycnn.errors import DataError, SpecError
@@ -73,16 +73,16 @@ def _checked(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
     """What the file says, checked as far as that can be done without the cluster's files."""
     from raycnn.launch.jobs.client import each
     from raycnn.search import preflight
-    from raycnn.training.preflight import check_settings
+    from raycnn.training.preflight import resolve_job
 
-    searched = "tune" in read(file, changes)[0]
+    searched = "tune" in read_spec(file, changes)[0]
     asked = load_search(file, changes) if searched else load_job(file, changes)
     seen = each(asked, _without_weights)
     try:
         if isinstance(seen, JobSpec):
-            check_settings(seen)
+            resolve_job(seen)
         else:
-            preflight.check(seen, elsewhere=True)
+            preflight.check_search(seen, elsewhere=True)
     except DataError as error:
         print(f"left to the cluster to check: {error}")
     return asked

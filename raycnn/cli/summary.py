@@ -48,13 +48,14 @@ def summary(
     from raycnn.analysis.summary import summarise
 
     if is_job(network):
-        from raycnn.training.preflight import check_settings
+        from raycnn.training.preflight import resolve_job
 
-        _, shape, model = check_settings(load_job(Path(network), changes or []))
+        resolved = resolve_job(load_job(Path(network), changes or []))
+        shape, model = resolved.shape, resolved.model
     else:
         choice = chosen(schema.Model, "model", network, changes)
         with torch.device("meta"):
-            model = models.build(choice, shape, classes or 1000)
+            model = models.build_model(choice, shape, classes or 1000)
     found = summarise(model, shape)
     if as_json:
         print(json.dumps({"image": shape, **asdict(found)}, indent=1))

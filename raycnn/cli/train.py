@@ -36,13 +36,13 @@ def train(
     from raycnn.launch import launcher
     from raycnn.runs.directory import Run
     from raycnn.training.callbacks import SpecWritten
-    from raycnn.training.preflight import check, check_settings
+    from raycnn.training.preflight import check_job, resolve_job
 
     if show:
-        check_settings(resolved)
+        resolve_job(resolved)
         yaml_file.dump(resolved.tree(), sys.stdout)
         return
-    check(resolved, elsewhere=launcher.elsewhere(resolved.workers))
+    check_job(resolved, elsewhere=launcher.elsewhere(resolved.workers))
 
     def create(view: "Callback") -> Run:
         run = Run.create(resolved)
@@ -58,7 +58,7 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
     from raycnn.launch import launcher
     from raycnn.runs.compatibility import validate_resume
     from raycnn.runs.directory import Run
-    from raycnn.training.preflight import check
+    from raycnn.training.preflight import check_job
 
     found = Run.find(run, runs)
     resolved = found.job().change(changes or [])
@@ -70,7 +70,7 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
         print(f"{found.name} is done: {done} epochs; {longer} goes on")
         return
     elsewhere = launcher.elsewhere(resolved.workers)
-    check(resolved, elsewhere=elsewhere, checkpoints=found.checkpoints)
+    check_job(resolved, elsewhere=elsewhere, checkpoints=found.checkpoints)
     with found.lock():  # else another process trains it: said before anything starts
         pass
 

@@ -47,7 +47,7 @@ def tune(
     if file is not None and resume is not None:
         raise SpecError(f"--resume {resume} continues as it is: leave out {file}")
     from raycnn.search.folder import Search
-    from raycnn.search.preflight import check
+    from raycnn.search.preflight import check_search
 
     if resume is not None:
         found = Search.find(resume, runs)
@@ -60,7 +60,7 @@ def tune(
         return
     assert file
     spec = load_search(file, changes or [])
-    check(spec)
+    check_search(spec)
     if dry_run:
         _print_plan(spec)
     else:

@@ -27,11 +27,11 @@ def verify(
     """Train a job briefly, kill it, resume it, and compare with an unbroken training of it."""
     from raycnn.analysis.verify import verify as put_to_the_test
     from raycnn.runs.directory import Run
-    from raycnn.training.preflight import check
+    from raycnn.training.preflight import check_job
 
     run = None if is_job(job) else Run.find(job, runs)
     resolved = run.job().change(changes or []) if run else load_job(Path(job), changes or [])
-    check(resolved)
+    check_job(resolved)
     certificate = put_to_the_test(resolved, run, lambda text: print(text, file=sys.stderr))
     show = _as_json if as_json else _as_text
     print(show(certificate))

@@ -18,7 +18,7 @@ def parse_changes(changes: Iterable[str]) -> Tree:
         key, equals, text = change.partition("=")
         if not equals or not key.strip():
             raise SpecError(f"{change!r} is not a change: write key=value, e.g. train.epochs=3")
-        pairs[key.strip()] = _expand(key.strip(), yaml_file.value_of(text))
+        pairs[key.strip()] = _expand(key.strip(), yaml_file.parse_value(text))
     return pairs
 
 

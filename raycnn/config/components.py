@@ -59,7 +59,7 @@ MODELS: "Registry[nn.Module]" = Registry(
         **_in("models.vgg", "vgg11", "vgg13", "vgg16", "vgg19"),
     },
     group="raycnn.models",
-    families={"torchvision": "raycnn.models.torchvision:named"},
+    families={"torchvision": "raycnn.models.torchvision:builder_of"},
 )
 """A builder takes (shape, classes, *, options)."""
 

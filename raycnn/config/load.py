@@ -16,13 +16,13 @@ MAX_EXTENDS = 8
 
 def load_job(path: Path, changes: Iterable[str] = ()) -> JobSpec:
     """The job of a file, with what it `extends` beneath it and the changes above it."""
-    tree, where = read(path, changes)
+    tree, where = read_spec(path, changes)
     if "tune" in tree:
         raise SpecError(f"{path} is a search: `raycnn tune {path}`")
     return validate(JobSpec, tree, where)
 
 
-def read(path: Path, changes: Iterable[str] = ()) -> tuple[Tree, Where]:
+def read_spec(path: Path, changes: Iterable[str] = ()) -> tuple[Tree, Where]:
     """What a file and the changes say, unchecked, and where each key stands."""
     file = find_job_file(path)
     return apply_changes(*_read(file, file, 0), parse_changes(changes))
@@ -33,7 +33,7 @@ def job_from_tree(tree: Tree) -> JobSpec:
 
 
 def _read(path: Path, shown: Path, depth: int) -> tuple[Tree, Where]:
-    tree, where = yaml_file.load(path, str(shown))
+    tree, where = yaml_file.load_yaml(path, str(shown))
     base = tree.pop("extends", None)
     if base is None:
         return tree, where

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError, create_model
 
-from raycnn.config import signature
+from raycnn.config import renamed, signature
 from raycnn.config.messages import describe
 from raycnn.config.schema import ComponentConfig, Frozen
 from raycnn.errors import EnvironmentUnavailable, RaycnnError, SpecError, first_line, unknown
@@ -24,9 +24,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """A table of builders, each a function or the `module:name` of one.
+    """A table of builders for one section of the spec, each a function or the `module:name` of one.
 
-    `section` is the key of the spec that chooses here: it is in every error. `families` maps the
+    `kind` is what an entry is called, `section` the key of the spec that chooses one: both are in
+    every error. `group` is the entry-point group that other packages add to. `families` maps the
     prefix of names `FAMILY:NAME` to what makes the builder of NAME.
     """
 
@@ -48,6 +49,7 @@ class Registry(Generic[T]):
         return {point.name: point for point in points}
 
     def names(self) -> list[str]:
+        """Return all names, sorted."""
         return sorted({*self._builders, *self._plugins})
 
     def builder(self, name: str) -> Callable[..., T]:
@@ -63,6 +65,8 @@ class Registry(Generic[T]):
         family, colon, member = name.partition(":")
         if colon and family in self.families:
             return cast(Callable[..., T], _imported(self.families[family])(member))
+        if moved := renamed.renamed(renamed.NAMES, self.section, name):
+            raise SpecError(moved, f"{self.section}.name")
         raise SpecError(self._unknown(name), f"{self.section}.name")
 
     def _unknown(self, name: str) -> str:
@@ -109,6 +113,7 @@ class Registry(Generic[T]):
         return {name: getattr(valid, name) for name in model.model_fields}
 
     def build(self, choice: ComponentConfig, *args: Any) -> T:
+        """Build an entry from positional arguments and the options of a choice."""
         return self.builder(choice.name)(*args, **self.options(choice))
 
     def _explain(
@@ -116,9 +121,12 @@ class Registry(Generic[T]):
     ) -> tuple[str, str]:
         detail = error.errors()[0]
         option = str(detail["loc"][0])
+        message = describe(detail)
         if detail["type"] == "extra_forbidden":
-            return unknown(f"{name} option", option, model.model_fields), f"{self.section}.{option}"
-        return describe(detail), f"{self.section}.{option}"
+            message = renamed.renamed(renamed.OPTIONS, self.section, option) or unknown(
+                f"{name} option", option, model.model_fields
+            )
+        return message, f"{self.section}.{option}"
 
 
 def _imported(target: Any) -> Any:

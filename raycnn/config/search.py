@@ -21,7 +21,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from raycnn.config.changes import apply_changes
-from raycnn.config.load import job_from_tree, read
+from raycnn.config.load import job_from_tree, read_spec
 from raycnn.config.messages import describe, locate, validate
 from raycnn.config.packaged import find_job_file
 from raycnn.config.schema import ComponentConfig, Frozen, JobSpec, Positive, Workers, json_schema
@@ -300,7 +300,7 @@ class _Sections(Frozen, extra="ignore"):
 def load_search(path: Path, changes: Iterable[str] = ()) -> TuneSpec:
     """Read a search from a file. Raises SpecError, with file and line, for what is invalid."""
     path = find_job_file(path)
-    tree, where = read(path, changes)
+    tree, where = read_spec(path, changes)
     if "tune" not in tree:
         raise SpecError(f"{path}: tune: is missing: it says what to search, and how")
     sections: _Sections = validate(_Sections, tree, where)
@@ -346,7 +346,7 @@ def search_json_schema() -> dict[str, Any]:
 
 def load_resolved_search(path: Path) -> TuneSpec:
     """Read a search from a file that `TuneSpec.tree` was saved in."""
-    return validate(TuneSpec, *read(path))
+    return validate(TuneSpec, *read_spec(path))
 
 
 def _architecture(
@@ -360,7 +360,7 @@ def _architecture(
         if key.startswith(f"{place}.")
     }
     if entry.job is not None:
-        tree, below = read(_job_file(path, entry.job, where, f"{place}.job"))
+        tree, below = read_spec(_job_file(path, entry.job, where, f"{place}.job"))
     else:
         below = where | {"": where[place]}
         if "model" not in changes and entry.name:

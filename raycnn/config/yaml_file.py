@@ -22,7 +22,7 @@ Tree = dict[str, Any]
 Where = dict[str, str]  # dotted key -> "file:line"
 
 
-def load(path: Path, name: str) -> tuple[Tree, Where]:
+def load_yaml(path: Path, name: str) -> tuple[Tree, Where]:
     """The mapping in a file, which errors call `name`. Raises SpecError for anything else."""
     try:
         size = path.stat().st_size
@@ -44,7 +44,7 @@ def load(path: Path, name: str) -> tuple[Tree, Where]:
     return value, where
 
 
-def value_of(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """The value of one `key=value` of the command line."""
     return _parse(text, "command line")[0]
 
@@ -85,7 +85,7 @@ def _flow(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_flow, value)) + "]"
     if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_/][\w./-]*", value) and value_of(value) == value
+        plain = re.fullmatch(r"[A-Za-z_/][\w./-]*", value) and parse_value(value) == value
         return value if plain else json.dumps(value, ensure_ascii=False)
     return json.dumps(value)
 

@@ -24,7 +24,7 @@ def stratified_sample(
     first = first[quota[first] < most[first]]
     quota[first[:short]] += 1
 
-    order = np.lexsort((rng.words(seed, np.arange(len(labels))), labels))
+    order = np.lexsort((rng.random_bits(seed, np.arange(len(labels))), labels))
     ends = np.cumsum(sizes)
     chosen = [
         order[end - size : end - size + n] for end, size, n in zip(ends, sizes, quota, strict=True)
@@ -37,7 +37,7 @@ def stratified_fold(labels: NDArray[np.integer], fold: int, folds: int, seed: in
 
     The parts of one seed are disjoint, and together hold every index.
     """
-    order = np.lexsort((rng.words(seed, np.arange(len(labels))), labels))
+    order = np.lexsort((rng.random_bits(seed, np.arange(len(labels))), labels))
     return np.sort(order[fold::folds])
 
 
@@ -48,12 +48,12 @@ def balanced_sample(labels: NDArray[np.integer], seed: int, epoch: int) -> tuple
     """
     classes, sizes = np.unique(labels, return_counts=True)
     quota = np.full(len(classes), len(labels) // len(classes))
-    quota[np.argsort(rng.words(seed, epoch, classes))[: len(labels) % len(classes)]] += 1
+    quota[np.argsort(rng.random_bits(seed, epoch, classes))[: len(labels) % len(classes)]] += 1
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
     picked, again = [], []
     for members, size, due in zip(by_class, sizes, quota, strict=True):
         times = np.arange(-(-due // size))
-        keys = rng.words(seed, epoch, times[:, None], members[None, :])
+        keys = rng.random_bits(seed, epoch, times[:, None], members[None, :])
         picked.append(members[np.argsort(keys, axis=1, kind="stable")].ravel()[:due])
         again.append(np.repeat(times, size)[:due])
     return np.concatenate(picked), np.concatenate(again)

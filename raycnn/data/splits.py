@@ -19,10 +19,10 @@ from raycnn.data.sources.remote import RemoteSource
 from raycnn.data.transforms.pipeline import Pipeline, shape_after
 from raycnn.errors import DataError, SpecError
 from raycnn.filesystem import is_uri
+from raycnn.models.weights import published_normalization
 from raycnn.paths import data_root
 from raycnn.runtime import memory, rng
 from raycnn.shape import Shape
-from raycnn.training import pretrained
 
 COPIED = ("folder", "hdf5")  # sources that read local files alone
 LIMIT, VAL = 1, 2  # what a sample is for: the two must not choose alike
@@ -186,7 +186,7 @@ def _normalization(
     """Return mean and standard deviation of each channel, on the scale 0 to 1."""
     if job.data.normalize:
         return job.data.normalize.mean, job.data.normalize.std
-    if expected := pretrained.normalization(job.model, store.shape.channels):
+    if expected := published_normalization(job.model, store.shape.channels):
         return expected
     pixels = len(rows) * store.shape.height * store.shape.width
     total, squares = store.splits["train"].sums[rows].sum(0).astype(np.float64)

@@ -57,14 +57,14 @@ def _meet(kind: DeviceKind, workers: Workers) -> None:
         if not distributed.is_peer_loss(error):
             raise
         raise ClusterError(
-            f"{distributed.started()} workers did not meet within {workers.timeout_s} s "
-            f"(workers.timeout_s): {first_line(error)}"
+            f"{distributed.launched_world_size()} workers did not meet within "
+            f"{workers.timeout_s} s (workers.timeout_s): {first_line(error)}"
         ) from None
 
 
 def check_world(workers: Workers) -> None:
     """Raises SpecError unless as many processes are here as workers are asked for."""
-    here = distributed.started()
+    here = distributed.launched_world_size()
     if not workers.least <= here <= workers.most:
         how = "torchrun started" if distributed.launched() else "this process is"
         raise SpecError(f"{workers.asked} workers are asked for, {how} {here}", "workers.count")

@@ -12,7 +12,7 @@ from raycnn.shape import Shape
 LARGEST = 512
 
 
-def build(choice: Model, shape: Shape, classes: int) -> nn.Module:
+def build_model(choice: Model, shape: Shape, classes: int) -> nn.Module:
     """A network with fresh weights, its frozen parts without gradients.
 
     Raises SpecError when the images are too small for it, or nothing is left to train.

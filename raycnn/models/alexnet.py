@@ -28,7 +28,7 @@ LARGE: list[Row] = [
 SMALL_BELOW = 63  # pixels: the least that the large form takes
 
 
-def features(channels: int, rows: list[Row], batch_norm: bool) -> nn.Sequential:
+def _features(channels: int, rows: list[Row], batch_norm: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for row in rows:
         if len(row) == 2:
@@ -45,7 +45,7 @@ def features(channels: int, rows: list[Row], batch_norm: bool) -> nn.Sequential:
 class SmallAlexNet(nn.Module):
     def __init__(self, shape: Shape, classes: int, dropout: float, batch_norm: bool):
         super().__init__()
-        self.features = features(shape.channels, SMALL, batch_norm)
+        self.features = _features(shape.channels, SMALL, batch_norm)
         self.flatten = nn.Flatten()
         self.classifier = nn.Sequential(
             nn.Linear(width(self.features, shape), 4608), nn.ReLU(inplace=True), Dropout(dropout),
@@ -62,7 +62,7 @@ class SmallAlexNet(nn.Module):
 class AlexNet(nn.Module):
     def __init__(self, shape: Shape, classes: int, dropout: float, batch_norm: bool):
         super().__init__()
-        self.features = features(shape.channels, LARGE, batch_norm)
+        self.features = _features(shape.channels, LARGE, batch_norm)
         width(self.features, shape)  # the average pool would make up for what is not there
         self.avgpool = nn.AdaptiveAvgPool2d(6)
         self.flatten = nn.Flatten()

@@ -20,19 +20,22 @@ from raycnn.shape import Shape
 AUXILIARY = {"googlenet", "inception_v3"}  # with heads of no use after training
 
 
-def named(name: str) -> Callable[..., nn.Module]:
-    """The builder of a network. Raises SpecError for a name that torchvision does not know."""
+def builder_of(name: str) -> Callable[..., nn.Module]:
+    """Return the builder of a network. Raises SpecError for a name that torchvision lacks."""
     from torchvision import models  # slow to import
 
     names = models.list_models(module=models)
     if name not in names:
         raise SpecError(unknown("torchvision model", name, names), "model.name")
-    return partial(build, name)
+    return partial(build_classifier, name)
 
 
-def build(name: str, shape: Shape, classes: int) -> nn.Module:
-    """Raises SpecError for images that the network cannot take."""
-    model = fresh(name, classes)
+def build_classifier(name: str, shape: Shape, classes: int) -> nn.Module:
+    """Return a network of torchvision's with raycnn's dropout and batch norm.
+
+    Raises SpecError for images that the network cannot take.
+    """
+    model = plain_classifier(name, classes)
     for parent in [*model.modules()]:
         for key, child in parent.named_children():
             if isinstance(child, nn.Dropout):
@@ -44,8 +47,8 @@ def build(name: str, shape: Shape, classes: int) -> nn.Module:
     return model
 
 
-def fresh(name: str, classes: int = 1000) -> nn.Module:
-    """torchvision's own network."""
+def plain_classifier(name: str, classes: int = 1000) -> nn.Module:
+    """Return torchvision's own network, with fresh weights."""
     from torchvision import models
 
     extra = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}

@@ -19,7 +19,7 @@ DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2,
 CHANNELS = (64, 128, 256, 512, 512)
 
 
-def features(channels: int, depths: tuple[int, ...], batch_norm: bool) -> nn.Sequential:
+def _features(channels: int, depths: tuple[int, ...], batch_norm: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for depth, wide in zip(depths, CHANNELS, strict=True):
         for _ in range(depth):
@@ -34,15 +34,21 @@ def features(channels: int, depths: tuple[int, ...], batch_norm: bool) -> nn.Seq
 
 class VGG(nn.Module):
     def __init__(
-        self, shape: Shape, classes: int, depth: int, batch_norm: bool, dropout: float, pooled: int
+        self,
+        shape: Shape,
+        classes: int,
+        depth: int,
+        batch_norm: bool,
+        dropout: float,
+        pool_size: int,
     ):
         super().__init__()
-        self.features = features(shape.channels, DEPTHS[depth], batch_norm)
+        self.features = _features(shape.channels, DEPTHS[depth], batch_norm)
         width(self.features, shape)  # the average pool would make up for what is not there
-        self.avgpool = nn.AdaptiveAvgPool2d(pooled)
+        self.avgpool = nn.AdaptiveAvgPool2d(pool_size)
         self.flatten = nn.Flatten()
         self.classifier = nn.Sequential(
-            nn.Linear(512 * pooled**2, 4096), nn.ReLU(inplace=True), Dropout(dropout),
+            nn.Linear(512 * pool_size**2, 4096), nn.ReLU(inplace=True), Dropout(dropout),
             nn.Linear(4096, 4096), nn.ReLU(inplace=True), Dropout(dropout),
             nn.Linear(4096, classes),
         )  # fmt: skip
@@ -61,11 +67,11 @@ def vgg(
     *,
     batch_norm: bool = False,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
-    pooled: PositiveInt | None = None,
+    pool_size: PositiveInt | None = None,
 ) -> nn.Module:
-    """`pooled` is the side of the features that are classified: 7, or less where there is less."""
+    """Build a VGG; `pool_size` is the side of the features to classify: 7, or what is left."""
     side = min(shape.height, shape.width) // 2 ** len(CHANNELS)
-    model = VGG(shape, classes, depth, batch_norm, dropout, pooled or max(1, min(7, side)))
+    model = VGG(shape, classes, depth, batch_norm, dropout, pool_size or max(1, min(7, side)))
     init(model, linear_std=0.01)
     return model
 

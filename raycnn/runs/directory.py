@@ -258,7 +258,7 @@ class Run:
         name = checkpoint.read_index(self.checkpoints).get(which)
         if not name:
             raise DataError(f"{self.home} has no {which} checkpoint: no epoch of it is done")
-        fault = checkpoint.verify(self.checkpoints / name)
+        fault = checkpoint.verify_checkpoint(self.checkpoints / name)
         if fault:
             raise DataError(fault)
         return self.checkpoints / name

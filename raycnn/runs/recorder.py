@@ -79,7 +79,7 @@ class Recorder:
         if not distributed.is_rank_zero():
             return
         try:
-            checkpoint.save(state, self.run.checkpoints)
+            checkpoint.save_checkpoint(state, self.run.checkpoints)
             self.run.flush()
         except OSError as error:
             raise EnvironmentUnavailable(

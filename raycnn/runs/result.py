@@ -3,7 +3,7 @@
 from typing import Any
 
 from raycnn.training.checkpoint import TrainingState
-from raycnn.training.metrics import EpochMetrics, confidence_interval, per_class
+from raycnn.training.metrics import EpochMetrics, class_metrics, confidence_interval
 
 RESULT, PER_CLASS = "result.json", "per_class.json"
 
@@ -25,5 +25,5 @@ def result_of(state: TrainingState, test: EpochMetrics) -> dict[str, Any]:
         "epochs": state.epoch,
         "time_s": state.history[-1]["time_s"] if state.history else 0.0,
         "confusion": test.confusion,
-        "per_class": per_class(test.confusion, tuple(state.about["classes"])),
+        "per_class": class_metrics(test.confusion, tuple(state.about["classes"])),
     }

@@ -1,4 +1,4 @@
-"""The kinds of device: one row each, with what the rest of raycnn must know of them."""
+"""The table of device kinds: one row each, with all that differs between them."""
 
 import importlib
 import os
@@ -17,23 +17,23 @@ from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
 
 @dataclass(frozen=True)
 class DeviceKind:
-    """What raycnn must know of a kind of device."""
+    """One kind of device."""
 
     name: str
-    """As in `workers.device`, and torch's device type."""
+    """The value of `workers.device`, and torch's device type."""
     backend: str
-    """Of the process group; CPU tensors go through gloo on every kind."""
+    """The process group's backend; CPU tensors go through gloo on every kind."""
     resource: str
-    """What Ray calls one of them."""
+    """The name of Ray's resource."""
     count: Callable[[], int]
-    """How many this process sees."""
+    """Return how many devices this process sees."""
     fused: bool
     """Whether torch has fused optimizer kernels for it."""
     layout: torch.memory_format
-    """Of images and weights, whichever its convolutions are quicker in."""
+    """The memory format of images and weights in which its convolutions are faster."""
 
     def select(self, local_rank: int, threads: int | None = None) -> torch.device:
-        """Make one device this process's own, and give CPU work so many threads."""
+        """Make device `local_rank` the current one and return it; set torch's CPU threads."""
         if threads:
             torch.set_num_threads(threads)
         if self.name == "cpu":
@@ -43,7 +43,7 @@ class DeviceKind:
         return device
 
     def names(self) -> list[str]:
-        """What the maker calls each of them; nothing for CPUs."""
+        """Return the model name of each device; none for CPUs."""
         count = self.count() if self.name != "cpu" else 0
         return [torch.get_device_module(self.name).get_device_name(k) for k in range(count)]
 
@@ -59,7 +59,7 @@ def _cpus() -> int:
 
 
 def _npus() -> int:
-    """Loads torch_npu only where there is an NPU's driver: never by accident."""
+    """Count NPUs, importing torch_npu only where there is a driver for one."""
     if not sys.modules.get("torch_npu"):
         if not npu_driver():
             return 0
@@ -78,9 +78,9 @@ DEVICE_KINDS = {
 
 
 def find(name: str) -> DeviceKind:
-    """Return the kind asked for; `auto` is the first that is there.
+    """Return the kind of this name; `auto` is the first with a device here.
 
-    Raises EnvironmentUnavailable, saying what lacks.
+    Raises SpecError for an unknown name, EnvironmentUnavailable where the kind has no device here.
     """
     if name not in {*DEVICE_KINDS, "auto"}:
         raise SpecError(unknown("device", name, [*DEVICE_KINDS, "auto"]))
@@ -97,13 +97,15 @@ def find(name: str) -> DeviceKind:
 
 
 def npu_driver() -> bool:
+    """Return whether this machine has the device files of an Ascend NPU's driver."""
     return any(Path("/dev").glob("davinci[0-9]*"))
 
 
 def load_npu() -> None:
     """Import torch_npu.
 
-    Raises EnvironmentUnavailable, saying what lacks: the package, its pair, or CANN.
+    Raises EnvironmentUnavailable where the package is missing, is for another torch, or CANN is
+    missing.
     """
     found, wanted = package("torch_npu"), minor(torch.__version__)
     if not found:
@@ -122,24 +124,23 @@ def load_npu() -> None:
     try:
         importlib.import_module("torch_npu")
     except Exception as error:  # whatever an import meets where libraries are missing
-        set_npu_aside()
+        hide_npu()
         raise EnvironmentUnavailable(
             f"workers.device: npu: torch_npu does not load ({error}): is CANN installed, and was "
             "its set_env.sh sourced?"
         ) from None
 
 
-def set_npu_aside() -> None:
-    """Have torch_npu seem not to be installed, until `load_npu`.
+def hide_npu() -> None:
+    """Make torch_npu appear not to be installed, until `load_npu` is called.
 
-    Ray imports it wherever it is installed (air/_internal/device_manager/npu.py), and with it
-    fails where the CANN libraries are missing.
+    Ray imports it wherever it is installed, and fails where the CANN libraries are missing.
     """
     sys.modules.setdefault("torch_npu", None)  # type: ignore[arg-type]
 
 
 def package(name: str) -> str | None:
-    """The version that is installed."""
+    """Return the installed version of a package, or None."""
     try:
         return installed(name)
     except PackageNotFoundError:
@@ -147,12 +148,12 @@ def package(name: str) -> str | None:
 
 
 def minor(version: str) -> str:
-    """`2.14` of `2.14.0+cu130`."""
+    """Return `2.14` of `2.14.0+cu130`."""
     return ".".join(version.split(".")[:2])
 
 
 def peak_mib(device: torch.device) -> float:
-    """The most memory that tensors took since this was last asked, in MiB."""
+    """Return the peak memory of tensors since the last call, in MiB."""
     module = torch.get_device_module(device)
     most = module.max_memory_allocated(device) / 2**20
     module.reset_peak_memory_stats(device)
@@ -160,14 +161,14 @@ def peak_mib(device: torch.device) -> float:
 
 
 def layout(device: torch.device, channels_last: bool | None) -> torch.memory_format:
-    """Of images and weights: as asked for, or what is quicker on the device."""
+    """Return the memory format of images and weights: the job's, or the faster on the device."""
     if channels_last is None:
         return DEVICE_KINDS[device.type].layout
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def check_training(settings: Train, kind: str) -> None:
-    """Raises SpecError where this kind of device cannot train like this."""
+    """Raise SpecError where this kind of device cannot train with these settings."""
     if settings.sync_batch_norm and kind == "cpu":
         raise SpecError("is for cuda and npu: torch has none for cpu", "train.sync_batch_norm")
     if settings.precision != "bf16" or kind in ("cpu", "auto") or not DEVICE_KINDS[kind].count():

@@ -1,4 +1,4 @@
-"""The workers of a job, as one of them sees it. Alone, every function here does nothing.
+"""Collectives over the workers of a job. In a single process every function here does nothing.
 
 Nothing else in raycnn imports torch.distributed or asks for a rank to decide what to do.
 """
@@ -22,52 +22,59 @@ _known = signature(nn.parallel.DistributedDataParallel).parameters
 _buffers = "forward_sync_buffers" if "forward_sync_buffers" in _known else "broadcast_buffers"
 OWN: dict[str, Any] = {_buffers: False}  # each worker has its own buffers
 
-met = False  # whether this process has met other workers by itself: it is to end with care then
+met = False  # whether init_process_group was called here: such a process must end with care
 
 
 def rank() -> int:
+    """Return this worker's rank, 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Return the number of workers, 1 in a single process."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_rank_zero() -> bool:
+    """Return whether this is the worker that writes and speaks."""
     return rank() == 0
 
 
 def launched() -> bool:
-    """Whether torchrun, or something that sets the same variables, started this process."""
+    """Return whether torchrun, or something that sets its variables, started this process."""
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
-def started() -> int:
-    """How many processes torchrun started, or 1."""
+def launched_world_size() -> int:
+    """Return how many processes torchrun started, or 1."""
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def backends() -> list[str]:
-    """The collective backends that torch has here."""
+    """Return the names of the collective backends that torch has here."""
     there = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available}
     known = [name for name, is_there in there.items() if is_there()]
     return known + (["hccl"] if "hccl" in dist.Backend.backend_list else [])
 
 
 def init_process_group(backend: str, timeout_s: int) -> None:
-    """Meet the other workers that torchrun started."""
+    """Join the process group of the workers that torchrun started.
+
+    Collectives in it fail after `timeout_s` seconds of waiting for another worker.
+    """
     global met
     met = True
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
 def destroy_process_group() -> None:
+    """Leave the process group, where this process is in one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum over the workers of a tensor on the CPU, on every worker."""
+    """Return the sum over all ranks of a CPU tensor, which is overwritten with it."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
@@ -86,7 +93,7 @@ def all_gather(values: Tensor) -> Tensor:
 
 
 def all_reduce_max(value: float) -> float:
-    """The largest of what the workers have."""
+    """Return the largest value of any rank."""
     held = torch.tensor(value, dtype=torch.float64)
     if dist.is_initialized():
         dist.all_reduce(held, dist.ReduceOp.MAX)
@@ -114,13 +121,17 @@ def gather_rows(rows: Tensor) -> Tensor | None:
 
 
 def raise_on_any_rank(work: Callable[[], T]) -> T:
-    """Do something on every worker; if it is refused on one, raise its error on all."""
+    """Call `work` on every rank and return its result.
+
+    Where it raises a RaycnnError on some rank, the first such error is raised on all ranks, so
+    that none is left waiting for another.
+    """
     error: RaycnnError | None = None
     result: Any = None
     try:
         result = work()
-    except RaycnnError as refused:
-        error = refused
+    except RaycnnError as raised:
+        error = raised
     errors: list[RaycnnError | None] = [error]
     if dist.is_initialized():
         errors = [None] * world_size()
@@ -132,7 +143,7 @@ def raise_on_any_rank(work: Callable[[], T]) -> T:
 
 
 def broadcast_from_rank_zero(work: Callable[[], T]) -> T:
-    """Do something on rank 0 alone, and have its result, or its error, on every worker."""
+    """Call `work` on rank 0 alone; return its result, or raise its RaycnnError, on all ranks."""
     result = raise_on_any_rank(lambda: work() if rank() == 0 else None)
     if dist.is_initialized():
         held = [result]
@@ -142,22 +153,22 @@ def broadcast_from_rank_zero(work: Callable[[], T]) -> T:
 
 
 def is_peer_loss(error: BaseException) -> bool:
-    """Whether a collective failed because another worker is gone, and not by a fault of its own."""
+    """Return whether a collective failed because another rank ended or did not answer."""
     closed = isinstance(error, RuntimeError) and "gloo" in str(error)
     return closed or isinstance(error, dist.DistError)
 
 
 def is_timeout(error: RuntimeError) -> bool:
-    """Whether a collective waited for another worker as long as it may."""
+    """Return whether a collective failed because it timed out waiting for another rank."""
     return is_peer_loss(error) and "timed out" in str(error).lower()
 
 
 def replicate(model: nn.Module, image: Tensor) -> nn.Module:
-    """The model, with its gradients averaged over the workers (PyTorch's DDP).
+    """Wrap the model in DistributedDataParallel, which averages gradients over the ranks.
 
-    After its first backward pass DDP lays its buckets out anew, and with them the order in which
-    floats are summed. One pass here, over one image (1, C, H, W) and without effect, has that
-    behind us: step k of a resumed run sums as step k of an unbroken one.
+    After its first backward pass DDP rebuilds its buckets, and with them the order in which floats
+    are summed. One pass here, over one image (1, C, H, W) and without effect, does that
+    beforehand: step k of a resumed run then sums as step k of an uninterrupted one.
     """
     if not dist.is_initialized():
         return model
@@ -170,26 +181,26 @@ def replicate(model: nn.Module, image: Tensor) -> nn.Module:
 
 
 def no_sync(replica: nn.Module, wanted: bool) -> AbstractContextManager[None]:
-    """Let gradients add up without averaging them yet, for all parts of a batch but the last."""
+    """Accumulate gradients without averaging them, for all micro-batches but the last."""
     if wanted and isinstance(replica, nn.parallel.DistributedDataParallel):
         return cast(AbstractContextManager[None], replica.no_sync())
     return nullcontext()
 
 
 def sync_batch_norm(model: nn.Module) -> nn.Module:
-    """The model, with its batch norms over the batch of all workers (PyTorch's SyncBatchNorm)."""
+    """Return the model with SyncBatchNorm, which normalizes over the batch of all ranks."""
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world_size() > 1 else model
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give every worker rank 0's buffers: in training each has its own."""
+    """Overwrite every rank's buffers with rank 0's; during training each rank has its own."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 class StopConsensus:
-    """Does any worker want to stop? Voted on each step, known one step later, without waiting."""
+    """Agree at each step whether to stop, without waiting: the result is known a step later."""
 
     def __init__(self) -> None:
         self.stop = False
@@ -197,6 +208,7 @@ class StopConsensus:
         self._pending: Any = None
 
     def vote(self, mine: bool) -> None:
+        """Start an all-reduce of whether this rank wants to stop, after finishing the last one."""
         if not dist.is_initialized():
             self.stop |= mine
             return
@@ -205,7 +217,7 @@ class StopConsensus:
         self._pending = dist.all_reduce(self._votes, async_op=True)
 
     def count(self) -> None:
-        """Have the last vote counted: every worker then knows the same `stop`."""
+        """Finish the last vote: `stop` is then the same on every rank."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None

@@ -1,27 +1,27 @@
 """All randomness of a job: numbers that depend on (seed, epoch, sample) and on nothing else.
 
-Not on what was drawn before, nor on how many workers draw: that is what makes a resumed run equal
-an unbroken one, and two workers equal one. The mixer is splitmix64 (Steele, Lea, Flood, "Fast
+Not on earlier random numbers, nor on how many workers there are: that is what makes a resumed run
+equal an unbroken one, and two workers equal one. The mixer is splitmix64 (Steele, Lea, Flood, "Fast
 splittable pseudorandom number generators", OOPSLA 2014, figure 17), whole arrays at a time.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-Words = NDArray[np.uint64]
+Bits = NDArray[np.uint64]
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _scramble(z: Words) -> Words:
+def _scramble(z: Bits) -> Bits:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
-def words(seed: int, *keys: int | NDArray[np.integer]) -> Words:
-    """64 random bits for every element of the keys, which broadcast against one another."""
-    state: Words = np.array([seed & (2**64 - 1)], dtype=np.uint64)
+def random_bits(seed: int, *keys: int | NDArray[np.integer]) -> Bits:
+    """Return 64 random bits for each element of the keys, which broadcast against one another."""
+    state: Bits = np.array([seed & (2**64 - 1)], dtype=np.uint64)
     with np.errstate(over="ignore"):  # the arithmetic is modulo 2**64
         for key in keys:
             state = _scramble(state + GOLDEN) ^ np.asarray(key).astype(np.uint64)
@@ -29,16 +29,16 @@ def words(seed: int, *keys: int | NDArray[np.integer]) -> Words:
 
 
 def number(seed: int, *keys: int) -> int:
-    """One seed for a generator, out of a seed and what it is for: 0 ≤ number < 2**63."""
-    return int(words(seed, *keys)[0] >> np.uint64(1))
+    """Return a seed for a generator from a seed and its purpose: 0 ≤ number < 2**63."""
+    return int(random_bits(seed, *keys)[0] >> np.uint64(1))
 
 
 def uniform(seed: int, epoch: int, samples: NDArray[np.integer], count: int) -> NDArray[np.float32]:
-    """(samples, count) numbers in [0, 1), for the augmentation of these samples in this epoch."""
-    bits = words(seed, epoch, np.asarray(samples)[:, None], np.arange(count)[None, :])
+    """Return (samples, count) numbers in [0, 1) to augment these samples in this epoch."""
+    bits = random_bits(seed, epoch, np.asarray(samples)[:, None], np.arange(count)[None, :])
     return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)  # 24 bits: never 1.0
 
 
 def order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """The permutation of `count` samples that is trained on in this epoch."""
-    return np.argsort(words(seed, epoch, np.arange(count)), kind="stable")
+    """Return the order (count,) in which this epoch visits `count` samples."""
+    return np.argsort(random_bits(seed, epoch, np.arange(count)), kind="stable")

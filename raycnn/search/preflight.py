@@ -11,7 +11,7 @@ from raycnn.errors import SpecError
 from raycnn.filesystem import is_uri
 from raycnn.runs.storage import check_reachable
 from raycnn.search.schedulers import RULES, Pbt
-from raycnn.training.preflight import check_settings, writable
+from raycnn.training.preflight import check_writable, resolve_job
 
 # Searched, these would have trials differ in what they are measured on, or in nothing at all.
 NOT_SEARCHABLE = (
@@ -20,7 +20,7 @@ NOT_SEARCHABLE = (
 )  # fmt: skip
 
 
-def check(search: TuneSpec, *, elsewhere: bool = False) -> None:
+def check_search(search: TuneSpec, *, elsewhere: bool = False) -> None:
     """Raise SpecError, DataError or EnvironmentUnavailable for the first thing that cannot work.
 
     With `elsewhere` data and storage are another machine's, and are not checked.
@@ -46,7 +46,7 @@ def check(search: TuneSpec, *, elsewhere: bool = False) -> None:
     if is_uri(path):
         check_reachable(path)
     else:
-        writable(Path(path).absolute())
+        check_writable(Path(path).absolute())
 
 
 def _check_search(search: TuneSpec) -> None:
@@ -65,7 +65,7 @@ def _check_search(search: TuneSpec) -> None:
 
 def _check_job(search: TuneSpec, architecture: Architecture) -> Source:
     job = architecture.job
-    source, _, _ = check_settings(job)
+    source = resolve_job(job).source
     if job.workers.most > 1:
         raise search.error(
             "workers.count",
@@ -112,7 +112,7 @@ def _check_values(search: TuneSpec, architecture: Architecture, key: str, domain
     for value in domain.ends:
         try:
             tree, _ = apply_changes(architecture.job.tree(), {}, {key: value})
-            check_settings(job_from_tree(tree))
+            resolve_job(job_from_tree(tree))
         except SpecError as error:
             message = f"{value!r} makes no job of {architecture.name}: {error}"
             raise search.error(place, message) from None

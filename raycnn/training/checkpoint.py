@@ -1,13 +1,12 @@
-"""The state of a training, saved whole or not at all. No pickle: safetensors and JSON.
+"""Checkpoints: the state of a training, saved whole or not at all, as safetensors and JSON.
 
 A checkpoint is a folder `EPOCH-STEP` (epochs done, steps done of the next one) written under a
-temporary name, synced and renamed. `index.json` names the last and the best one and is renamed
-after it; the one before the last is kept until then, and still after, in case the last is damaged.
+temporary name, synced and renamed. `index.json` names the last, the previous and the best one and
+is renamed after it; the previous one stays in case the last is damaged. Nothing is unpickled.
 """
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from raycnn import io
 from raycnn.errors import DataError
 from raycnn.training.ema import EMA, copy
 from raycnn.training.loss_scale import LossScale
@@ -38,18 +38,18 @@ Row = dict[str, float]
 
 @dataclass
 class TrainingState:
-    """Everything that a training needs to go on from here."""
+    """Everything that a training needs to resume from here."""
 
     model: nn.Module
     optimizer: Optimizer
     about: dict[str, Any]
-    """The resolved spec, class names, input shape, normalisation, data fingerprint, versions."""
+    """Metadata: the spec, class names, input shape, normalization, data fingerprint, versions."""
     epoch: int = 0
     """Epochs done."""
     step: int = 0
-    """Steps done of the epoch under way."""
+    """Steps done of the current epoch."""
     seen: EpochMetrics = field(default_factory=EpochMetrics)
-    """What those steps saw."""
+    """Of those steps."""
     history: list[Row] = field(default_factory=list)
     """One row of metrics for each epoch done."""
     best: int | None = None
@@ -57,10 +57,11 @@ class TrainingState:
     scale: LossScale | None = None
     average: EMA | None = None
     lr_backoffs: list[float] = field(default_factory=list)
-    """A factor of the learning rate for each time that a loss was not finite."""
+    """A factor of the learning rate for each rollback after a loss that was not finite."""
 
     @property
     def name(self) -> str:
+        """The name of its checkpoint's folder."""
         return f"{self.epoch:05d}-{self.step:08d}"
 
     @property
@@ -68,6 +69,7 @@ class TrainingState:
         return self.best == self.epoch and not self.step
 
     def close_epoch(self, row: Row) -> None:
+        """Count an epoch as done, with its row of metrics."""
         self.epoch, self.step, self.seen = self.epoch + 1, 0, EpochMetrics()
         self.history.append(row)
         if self.best is None or _selection_key(row) > _selection_key(self.history[self.best - 1]):
@@ -75,19 +77,22 @@ class TrainingState:
 
 
 def _selection_key(row: Row) -> tuple[float, float]:
-    """Accuracy on held-out images, then their loss; without any, the later epoch is the better."""
+    """Order epochs by validation accuracy, then loss; without validation the later is better."""
     if "val/acc1" not in row:
         return row["epoch"], 0.0
     return row["val/acc1"], -row["val/loss"]
 
 
-def save(state: TrainingState, folder: Path) -> None:
-    """Write the state into `folder`, then the index. OSError leaves what was there."""
+def save_checkpoint(state: TrainingState, folder: Path) -> None:
+    """Write the state into `folder`, then the index.
+
+    Raises OSError where the disk refuses; what was there stays.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _clean(folder)
     index = read_index(folder)
     again = index.get("last") == state.name
-    if not again or verify(folder / state.name):
+    if not again or verify_checkpoint(folder / state.name):
         _write(state, folder)
     new = {
         "last": state.name,
@@ -99,14 +104,14 @@ def save(state: TrainingState, folder: Path) -> None:
 
 
 def drop_others(folder: Path, names: Collection[str | None]) -> None:
-    """Remove every checkpoint that has none of these names, and what is left of saves."""
+    """Remove every checkpoint with another name, and what interrupted saves left."""
     for path in folder.iterdir():
         if path.is_dir() and path.name not in names:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def prune(folder: Path) -> None:
-    """Keep the last and the best checkpoint alone, of a training that has ended."""
+    """Keep only the last and the best checkpoint, of a training that has ended."""
     if index := read_index(folder):
         index |= {"previous": None}
         write_index(index, folder)
@@ -114,7 +119,7 @@ def prune(folder: Path) -> None:
 
 
 def copy_all(source: Path, target: Path) -> None:
-    """Put the last and the best checkpoint of one folder in the place of all those of another."""
+    """Replace the checkpoints of folder `target` by the last and the best one of `source`."""
     temporary = target.with_name(f".{target.name}")
     for path in (temporary, target):
         shutil.rmtree(path, ignore_errors=True)
@@ -122,10 +127,10 @@ def copy_all(source: Path, target: Path) -> None:
     for name in {name for name in index.values() if name}:
         shutil.copytree(source / name, temporary / name)
         for path in (*(temporary / name).iterdir(), temporary / name):
-            _sync(path)
+            io.fsync(path)
     write_index(index, temporary)
     temporary.rename(target)
-    _sync(target.parent)
+    io.fsync(target.parent)
 
 
 def _write(state: TrainingState, folder: Path) -> None:
@@ -139,45 +144,43 @@ def _write(state: TrainingState, folder: Path) -> None:
         keys = ("about", "epoch", "step", "history", "best", "lr_backoffs")
         saved = {key: getattr(state, key) for key in keys}
         body = {"files": files, "seen": asdict(state.seen), **saved}
-        _write_json(temporary / STATE, {"sha256": _digest(body), **body})
+        io.write_json(temporary / STATE, {"sha256": _digest(body), **body})
         install(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def install(temporary: Path, final: Path) -> None:
-    """Give a checkpoint whose files are written its name."""
+    """Rename a checkpoint whose files are written from its temporary name to its own."""
     for path in (*temporary.iterdir(), temporary):
-        _sync(path)
-    if final.exists():  # damaged, or it would have been gone on from
+        io.fsync(path)
+    if final.exists():  # damaged: a whole one would have been resumed from
         shutil.rmtree(final)
     temporary.rename(final)
-    _sync(final.parent)
+    io.fsync(final.parent)
 
 
 def weights(state: TrainingState) -> dict[str, Tensor]:
-    """What is validated, tested and shipped: (averaged) parameters, and buffers."""
+    """Return what is validated, tested and shipped: buffers, and parameters or their EMA."""
     return state.model.state_dict() | (state.average.tensors if state.average else {})
 
 
 def _training_tensors(state: TrainingState) -> dict[str, Tensor]:
-    """What training needs besides."""
-    tensors = state.optimizer.state() | (state.scale.state() if state.scale else {})
+    """Return what else is needed to resume."""
+    tensors = state.optimizer.state_dict() | (state.scale.state_dict() if state.scale else {})
     if state.average:
         tensors |= {f"{RAW}{name}": p for name, p in state.average.named.items()}
     return tensors
 
 
 def point_to(checkpoint: Path, best: bool) -> None:
-    """Have the index name this one as the last, where a kill or damage left it naming another."""
+    """Make the index name this checkpoint as the last, after a kill or damage left another."""
     index = read_index(checkpoint.parent) | {"last": checkpoint.name}
     write_index(index | ({"best": checkpoint.name} if best else {}), checkpoint.parent)
 
 
 def write_index(index: dict[str, str | None], folder: Path) -> None:
-    _write_json(folder / f".{INDEX}", index)
-    os.replace(folder / f".{INDEX}", folder / INDEX)
-    _sync(folder)
+    io.write_json(folder / INDEX, index, durable=True)
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -188,32 +191,29 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def read_index(folder: Path) -> dict[str, str | None]:
-    try:
-        index = json.loads((folder / INDEX).read_text())
-    except (OSError, ValueError):
-        return {}
-    return index if isinstance(index, dict) else {}
+    """Return the names of the `last`, `previous` and `best` checkpoint; {} where none is."""
+    return io.read_json(folder / INDEX) or {}
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with any newer one.
+    """Return the newest valid checkpoint, and what is wrong with each newer one.
 
-    Raises DataError when there are checkpoints and none is whole.
+    Raises DataError when there are checkpoints and none is valid.
     """
     names = sorted(path.name for path in folder.glob("[0-9]*-[0-9]*") if path.is_dir())
     faults: list[str] = []
     for name in reversed(names):
-        fault = verify(folder / name)
+        fault = verify_checkpoint(folder / name)
         if not fault:
             return folder / name, faults
         faults.append(fault)
     if faults:
-        raise DataError("no checkpoint is whole: " + "; ".join(faults))
+        raise DataError("no valid checkpoint: " + "; ".join(faults))
     return None, []
 
 
-def verify(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+def verify_checkpoint(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files, or None."""
     try:
         files = read_state(checkpoint)["files"]
         for name in TENSORS:
@@ -225,7 +225,7 @@ def verify(checkpoint: Path) -> str | None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The JSON of a checkpoint. Raises DataError when it is not what was written."""
+    """Return the JSON of a checkpoint. Raises DataError when it is not what was written."""
     try:
         state = dict(json.loads((checkpoint / STATE).read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -236,16 +236,16 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def restore(state: TrainingState, checkpoint: Path) -> None:
-    """Put a checkpoint into a state of the same job."""
+    """Load a checkpoint into a state of the same job."""
     saved = read_state(checkpoint)
     load_weights(state.model, checkpoint)
-    beside = read_tensors(checkpoint / OPTIMIZER)
-    state.optimizer.load(beside)
+    training = read_tensors(checkpoint / OPTIMIZER)
+    state.optimizer.load_state_dict(training)
     if state.scale:
-        state.scale.load(beside)
+        state.scale.load_state_dict(training)
     if state.average:
         copy(state.average.named, state.average.tensors)
-    raw = {key.removeprefix(RAW): tensor for key, tensor in beside.items() if key.startswith(RAW)}
+    raw = {key.removeprefix(RAW): tensor for key, tensor in training.items() if key.startswith(RAW)}
     copy(raw, {name: p for name, p in state.model.named_parameters() if name in raw})
     state.epoch, state.step = saved["epoch"], saved["step"]
     state.history, state.best = saved["history"], saved["best"]
@@ -257,9 +257,10 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     tensors = read_tensors(checkpoint / MODEL)
     own = model.state_dict()
     differ = [
-        f"{key}: {words(tensors.get(key))} in the checkpoint, {words(own.get(key))} in the model"
+        f"{key}: {format_shape(tensors.get(key))} in the checkpoint, "
+        f"{format_shape(own.get(key))} in the model"
         for key in sorted({*tensors, *own})
-        if words(tensors.get(key)) != words(own.get(key))
+        if format_shape(tensors.get(key)) != format_shape(own.get(key))
     ]
     if differ:
         raise DataError(f"{checkpoint} is of another network: {'; '.join(differ[:5])}")
@@ -273,8 +274,8 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
         raise DataError(f"cannot read {path}: {error}") from None
 
 
-def words(tensor: Tensor | None) -> str:
-    """The shape of a tensor, for people."""
+def format_shape(tensor: Tensor | None) -> str:
+    """Return the shape of a tensor, for people."""
     return "nothing" if tensor is None else "x".join(map(str, tensor.shape)) or "a number"
 
 
@@ -290,22 +291,7 @@ def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _write_json(path: Path, value: Any) -> None:
-    with path.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _clean(folder: Path) -> None:
-    """Remove what a process that was killed had half written."""
+    """Remove what a killed process left half written."""
     for path in folder.glob(".*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,4 +1,4 @@
-"""A running average of the weights under training."""
+"""The exponential moving average (EMA) of the weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,9 +9,10 @@ from torch.nn import Parameter
 
 
 class EMA:
-    """A running average of the weights (Polyak and Juditsky 1992), whose decay rises to its own.
+    """An exponential moving average of parameters, whose decay warms up to `decay`.
 
-    What is kept and shipped is the average; the weights under training are kept beside it.
+    Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992. The average
+    is what is validated, tested and saved as the model; the raw weights are saved for resuming.
     """
 
     def __init__(self, decay: float, named: Mapping[str, Parameter]):
@@ -20,13 +21,13 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After step `step` of the run, counted from 0."""
+        """Average in the parameters after step `step` of the run, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))  # early weights are soon forgotten
         torch._foreach_lerp_(list(self.tensors.values()), list(self.named.values()), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Have the average in the network meanwhile."""
+        """Put the average into the parameters for the duration of a block."""
         raw = {name: p.detach().clone() for name, p in self.named.items()}
         copy(self.tensors, self.named)
         try:
@@ -37,6 +38,6 @@ class EMA:
 
 @torch.no_grad()
 def copy(tensors: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> None:
-    """Put the tensors into the parameters, or other tensors, of the same names."""
+    """Copy tensors into the parameters, or other tensors, of the same names."""
     for name, tensor in named.items():
         tensor.copy_(tensors[name])

@@ -119,7 +119,7 @@ def fit(
         if not lr_backoffs:
             callbacks.on_event(started(job, state, splits, device))
         try:
-            return train(step, splits, loaders, control, callbacks, test_once)
+            return run_epochs(step, splits, loaders, control, callbacks, test_once)
         except Diverged as error:
             lr_backoffs = [*state.lr_backoffs, job.failure.rollback_lr]
             if len(lr_backoffs) > job.failure.rollbacks:
@@ -168,7 +168,7 @@ def init_or_restore(
     for warning in splits.warnings:
         callbacks.on_event(Warned(text=warning))
     if job.model.weights:
-        loaded = distributed.raise_on_any_rank(lambda: load_pretrained(state, job))
+        loaded = distributed.raise_on_any_rank(lambda: load_initial_weights(state, job))
         callbacks.on_event(
             WeightsLoaded(
                 source=job.model.weights, new_layers=loaded.new_layers, changes=loaded.changes
@@ -177,7 +177,7 @@ def init_or_restore(
     return state
 
 
-def save(state: TrainingState, control: Control, callbacks: Callback) -> None:
+def _save(state: TrainingState, control: Control, callbacks: Callback) -> None:
     """Save the state, and tell so once it is saved."""
     distributed.raise_on_any_rank(lambda: control.save(state))
     callbacks.on_event(
@@ -185,7 +185,7 @@ def save(state: TrainingState, control: Control, callbacks: Callback) -> None:
     )
 
 
-def train(
+def run_epochs(
     step: TrainStep,
     splits: Splits,
     loaders: Mapping[str, Loader],
@@ -214,7 +214,7 @@ def train(
         before = state.history[-1]["time_s"] if state.history else 0.0
         row |= peak_memory(state) | {"time_s": before + seen.seconds}
         state.close_epoch(row)
-        save(state, control, callbacks)
+        _save(state, control, callbacks)
         callbacks.on_event(EpochEnded(metrics=row))
 
     if state.epoch < job.train.epochs and job.train.patience:
@@ -237,7 +237,7 @@ def train(
 def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> TrainingState:
     """First weights: the same on every worker, and for every launcher."""
     torch.manual_seed(job.seed)
-    model = models.build(job.model, splits.shape, len(splits.classes))
+    model = models.build_model(job.model, splits.shape, len(splits.classes))
     if job.train.sync_batch_norm:
         model = distributed.sync_batch_norm(model)
     model.to(device).to(memory_format=layout(device, job.train.channels_last))
@@ -250,9 +250,9 @@ def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> TrainingS
     return state
 
 
-def load_pretrained(state: TrainingState, job: JobSpec) -> pretrained.Adapted:
+def load_initial_weights(state: TrainingState, job: JobSpec) -> pretrained.Adapted:
     """Put the weights that the job names into a fresh state; return what was taken."""
-    loaded = pretrained.load(state.model, job.model)
+    loaded = pretrained.load_pretrained(state.model, job.model)
     if state.average:
         copy(state.average.named, state.average.tensors)
     return loaded
@@ -287,12 +287,12 @@ def loss_weights(job: JobSpec, splits: Splits, device: torch.device) -> Tensor |
 
 
 def apply_stage(step: TrainStep, job: JobSpec) -> TrainStep:
-    """The step with the settings of the epoch under way; what the optimizer keeps is kept."""
+    """Return the step with the settings of the epoch under way; the optimizer keeps its state."""
     if not job.stages:
         return step
     state, now = step.state, job.after(step.state.epoch)
     optimizer = OPTIMIZERS.build(now.optimizer, state.model.named_parameters())
-    optimizer.kept = state.optimizer.kept
+    optimizer.state = state.optimizer.state
     state.optimizer = optimizer
     return replace(step, job=now)
 
@@ -352,7 +352,7 @@ def train_epoch(
             consensus.count()  # before validation, which may outlast the time there is left
         if consensus.stop or (every and state.step % every == 0):
             meter.sync_metrics(state)
-            save(state, control, callbacks)
+            _save(state, control, callbacks)
         if consensus.stop:
             consensus.count()  # a vote under way when the workers part could end one of them badly
             stopped = StoppedOnRequest(epoch=state.epoch, step=state.step)

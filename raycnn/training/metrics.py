@@ -1,4 +1,4 @@
-"""How good a network is: sums kept on the device, brought together once per epoch."""
+"""Loss and accuracy: accumulated on the device, reduced over all ranks once per epoch."""
 
 import math
 from dataclasses import dataclass, field
@@ -43,13 +43,14 @@ class EpochMetrics:
         return self.top5 / max(1, self.count)
 
     def plus(self, other: "EpochMetrics") -> "EpochMetrics":
+        """Return the sums over both."""
         sums = {key: getattr(self, key) + getattr(other, key) for key in ("loss", "hits", "top5")}
         both = self.count + other.count, self.seconds + other.seconds
         return EpochMetrics(**sums, count=both[0], seconds=both[1], bad_step=other.bad_step)
 
 
 class MetricAccumulator:
-    """Takes each step's results as they are, without waiting for the device."""
+    """Accumulates each step's results without waiting for the device."""
 
     def __init__(self, classes: int, evaluating: bool = False):
         self.classes, self.evaluating = classes, evaluating
@@ -60,7 +61,7 @@ class MetricAccumulator:
         self.count = 0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, count: int) -> None:
-        """Of one share: the summed loss (), logits (B, K), labels (B,), how many of them count."""
+        """Add a batch: the summed loss (), logits (B, K), labels (B,), how many samples count."""
         self._losses.append(loss.detach())
         best = logits.detach().argmax(1)
         self._hits.append((best == labels).sum())
@@ -71,7 +72,7 @@ class MetricAccumulator:
             self._pairs.append(labels * self.classes + best)
 
     def all_reduce(self, seconds: float = 0.0) -> EpochMetrics:
-        """The sums over all workers: one wait for the device, one reduction."""
+        """Return the sums over all ranks: one wait for the device, one all-reduce."""
         losses = torch.stack(self._losses) if self._losses else torch.zeros(1)
         if self.evaluating:  # workers may have had more or fewer shares
             losses = losses.sum()[None]
@@ -102,7 +103,7 @@ def _total(values: list[Tensor]) -> Tensor:
 
 
 def confidence_interval(hits: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy: Wilson, JASA 22 (1927), pages 209 to 212."""
+    """Return the 95 % interval of an accuracy (Wilson, JASA 22, 1927, pages 209 to 212)."""
     if not count:
         return 0.0, 1.0
     share, slack = hits / count, Z95**2 / count
@@ -111,7 +112,7 @@ def confidence_interval(hits: int, count: int) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + slack)), min(1.0, (middle + half) / (1 + slack))
 
 
-def per_class(confusion: Confusion, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+def class_metrics(confusion: Confusion, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     """Return precision, recall and F1 of every class."""
     true, predicted, hits = ([0] * len(classes) for _ in range(3))
     for label, prediction, count in confusion:

@@ -1,7 +1,8 @@
 """Optimizers and learning-rate schedules by name. A rate is a function of the step alone.
 
 The update rules are torch's own functional ones. Its Optimizer classes are left out: constructing
-one imports torch._dynamo, which takes longer than everything else before the first step.
+one imports torch._dynamo, about 9 s of CPU time, which is longer than everything else before the
+first step and cannot run beside it, because an import holds the interpreter.
 """
 
 import math
@@ -21,29 +22,34 @@ from raycnn.runtime.device import DEVICE_KINDS
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Between = Annotated[float, Field(gt=0, lt=1)]
+Betas = Annotated[list[BelowOne], Field(min_length=2, max_length=2)]
 
 
 class Rates(NamedTuple):
     """What a schedule sets for one step."""
 
     factor: float
-    """Of the optimizer's `lr`."""
+    """Multiplies the optimizer's `lr`."""
     momentum: float | None = None
-    """In place of the optimizer's own (Adam's first beta), where the schedule cycles it."""
+    """Replaces the optimizer's momentum (Adam's first beta) where the schedule cycles it."""
 
 
 Schedule = Callable[[int], Rates]
-Named = Iterable[tuple[str, Parameter]]
+"""From a step of the run, counted from 0, to its rates."""
+NamedParameters = Iterable[tuple[str, Parameter]]
 
 
 class Optimizer:
-    """An update rule over named parameters, and the tensors it keeps for each of them."""
+    """An update rule over named parameters, and its state: some tensors for each of them."""
 
-    def __init__(self, named: Named, lr: float, kept: tuple[str, ...]):
+    def __init__(self, named: NamedParameters, lr: float, state_keys: tuple[str, ...]):
         self.parameters = {name: p for name, p in named if p.requires_grad}
         self.lr = lr
-        self.kept: dict[str, list[Any]] = {key: [None] * len(self.parameters) for key in kept}
-        """Tensors, and None before the first step."""
+        self.state: dict[str, list[Any]] = {
+            key: [None] * len(self.parameters) for key in state_keys
+        }
+        """By key, a tensor for each parameter; None before the first step."""
 
     @torch.no_grad()
     def step(self, rates: Rates, skip: Tensor | None = None) -> None:
@@ -57,6 +63,7 @@ class Optimizer:
         self._update(parameters, gradients, rates, fused, skip if fused else None)
 
     def gradients(self) -> list[Tensor]:
+        """Return the gradients that are there."""
         return [p.grad for p in self.parameters.values() if p.grad is not None]
 
     def _update(
@@ -70,35 +77,39 @@ class Optimizer:
         raise NotImplementedError
 
     def zero_grad(self) -> None:
+        """Remove the gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def state(self) -> dict[str, Tensor]:
-        """The kept tensors, as `kind/parameter`; none before the first step."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state's tensors by `key/parameter`; none before the first step."""
         return {
             f"{key}/{name}": tensor
-            for key, tensors in self.kept.items()
+            for key, tensors in self.state.items()
             for name, tensor in zip(self.parameters, tensors, strict=True)
             if tensor is not None
         }
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        for key, tensors in self.kept.items():
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` returned, also on another device."""
+        for key, tensors in self.state.items():
             for index, (name, parameter) in enumerate(self.parameters.items()):
                 saved = state.get(f"{key}/{name}")
-                tensors[index] = None if saved is None else self._placed(saved, parameter)
+                tensors[index] = None if saved is None else self._like(saved, parameter)
 
-    def _placed(self, saved: Tensor, parameter: Tensor) -> Tensor:
-        """On the device and in the layout of its parameter, as the fused kernels need it."""
+    def _like(self, saved: Tensor, parameter: Tensor) -> Tensor:
+        """Return it on the device and in the layout of its parameter, for the fused kernels."""
         if saved.shape == parameter.shape:
             return torch.empty_like(parameter).copy_(saved)
         return saved.to(parameter.device) if DEVICE_KINDS[parameter.device.type].fused else saved
 
 
 class Sgd(Optimizer):
+    """Stochastic gradient descent with momentum (Sutskever et al., ICML 2013), as torch has it."""
+
     def __init__(
         self,
-        named: Named,
+        named: NamedParameters,
         lr: float,
         momentum: float,
         nesterov: bool,
@@ -115,12 +126,12 @@ class Sgd(Optimizer):
         fused: bool,
         skip: Tensor | None,
     ) -> None:
-        if skip is not None and self.kept["momentum"][0] is None:  # a first step that is skipped
-            self.kept["momentum"] = [torch.zeros_like(p) for p in parameters]  # would leave noise
+        if skip is not None and self.state["momentum"][0] is None:  # a first step that is skipped
+            self.state["momentum"] = [torch.zeros_like(p) for p in parameters]  # would leave noise
         sgd_rule(
             parameters,
             gradients,
-            self.kept["momentum"],
+            self.state["momentum"],
             lr=self.lr * rates.factor,
             momentum=self.momentum if rates.momentum is None else rates.momentum,
             nesterov=self.nesterov,
@@ -138,7 +149,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        named: Named,
+        named: NamedParameters,
         lr: float,
         betas: tuple[float, float],
         eps: float,
@@ -157,18 +168,18 @@ class Adam(Optimizer):
         fused: bool,
         skip: Tensor | None,
     ) -> None:
-        if self.kept["steps"][0] is None:
-            self.kept["mean"] = [torch.zeros_like(p) for p in parameters]
-            self.kept["square"] = [torch.zeros_like(p) for p in parameters]
+        if self.state["steps"][0] is None:
+            self.state["mean"] = [torch.zeros_like(p) for p in parameters]
+            self.state["square"] = [torch.zeros_like(p) for p in parameters]
             where = parameters[0].device if fused else "cpu"  # as torch's own classes keep it
-            self.kept["steps"] = [torch.zeros((), device=where) for _ in parameters]
+            self.state["steps"] = [torch.zeros((), device=where) for _ in parameters]
         adam_rule(
             parameters,
             gradients,
-            self.kept["mean"],
-            self.kept["square"],
+            self.state["mean"],
+            self.state["square"],
             [],
-            self.kept["steps"],
+            self.state["steps"],
             lr=self.lr * rates.factor,
             beta1=self.betas[0] if rates.momentum is None else rates.momentum,
             beta2=self.betas[1],
@@ -184,7 +195,7 @@ class Adam(Optimizer):
 
 
 def sgd(
-    named: Named,
+    named: NamedParameters,
     *,
     lr: Positive,
     momentum: BelowOne = 0.0,
@@ -197,51 +208,52 @@ def sgd(
 
 
 def adam(
-    named: Named,
+    named: NamedParameters,
     *,
     lr: Positive,
-    beta1: BelowOne = 0.9,
-    beta2: BelowOne = 0.999,
+    betas: Betas = [0.9, 0.999],  # noqa: B006  read only
     eps: Positive = 1e-8,
     weight_decay: NotNegative = 0.0,
 ) -> Optimizer:
-    return Adam(named, lr, (beta1, beta2), eps, weight_decay, decoupled=False)
+    return Adam(named, lr, (betas[0], betas[1]), eps, weight_decay, decoupled=False)
 
 
 def adamw(
-    named: Named,
+    named: NamedParameters,
     *,
     lr: Positive,
-    beta1: BelowOne = 0.9,
-    beta2: BelowOne = 0.999,
+    betas: Betas = [0.9, 0.999],  # noqa: B006  read only
     eps: Positive = 1e-8,
     weight_decay: NotNegative = 0.01,
 ) -> Optimizer:
-    return Adam(named, lr, (beta1, beta2), eps, weight_decay, decoupled=True)
+    return Adam(named, lr, (betas[0], betas[1]), eps, weight_decay, decoupled=True)
 
 
 def constant(steps: int, *, warmup: BelowOne = 0.0) -> Schedule:
-    """The same rate throughout."""
+    """Keep the rate as it is, after a warm-up over the share `warmup` of the run."""
     return _warmed(steps, warmup, lambda done: 1.0)
 
 
 def step(
     steps: int,
     *,
-    at: list[Annotated[float, Field(gt=0, lt=1)]] = [0.5, 0.75],  # noqa: B006  read only
+    milestones: list[Between] = [0.5, 0.75],  # noqa: B006  read only
     gamma: Positive = 0.1,
     warmup: BelowOne = 0.0,
 ) -> Schedule:
-    """Times `gamma` at each of these shares of the run."""
-    return _warmed(steps, warmup, lambda done: gamma ** sum(done >= share for share in at))
+    """Multiply the rate by `gamma` at each milestone, a share of the run."""
+    return _warmed(steps, warmup, lambda done: gamma ** sum(done >= m for m in milestones))
 
 
-def cosine(steps: int, *, final: BelowOne = 0.0, warmup: BelowOne = 0.0) -> Schedule:
-    """Down along half a cosine ("SGDR", Loshchilov and Hutter, arXiv:1608.03983, equation 5)."""
+def cosine(steps: int, *, end_factor: BelowOne = 0.0, warmup: BelowOne = 0.0) -> Schedule:
+    """Lower the rate along half a cosine, to `end_factor` of it.
+
+    "SGDR", Loshchilov and Hutter 2016, arXiv:1608.03983, equation 5.
+    """
 
     def factor(done: float) -> float:
         eased = (done - warmup) / (1 - warmup)
-        return final + (1 - final) * (1 + math.cos(math.pi * eased)) / 2
+        return end_factor + (1 - end_factor) * (1 + math.cos(math.pi * eased)) / 2
 
     return _warmed(steps, warmup, factor)
 
@@ -249,35 +261,46 @@ def cosine(steps: int, *, final: BelowOne = 0.0, warmup: BelowOne = 0.0) -> Sche
 def one_cycle(
     steps: int,
     *,
-    rise: Annotated[float, Field(gt=0, lt=1)] = 0.3,
-    start: Positive = 0.04,
-    final: Positive = 4e-6,
-    momentum: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] | None = None,
+    pct_start: Between = 0.3,
+    div_factor: Positive = 25.0,
+    final_div_factor: Positive = 1e4,
+    max_momentum: BelowOne | None = None,
+    base_momentum: BelowOne | None = None,
 ) -> Schedule:
-    """Up to `lr` and down again ("Super-Convergence", Smith and Topin 2017, arXiv:1708.07120).
+    """Raise the rate to `lr` over the share `pct_start` of the run, and lower it again.
 
-    `start` and `final` are factors of `lr`; `momentum: [0.95, 0.85]` goes the other way round.
+    It begins at lr / div_factor and ends at lr / div_factor / final_div_factor, as torch's
+    OneCycleLR does; the momentum, where given, goes from its maximum to its base and back.
+    "Super-Convergence", Smith and Topin 2017, arXiv:1708.07120.
     """
-    top = max(1e-9, rise * steps - 1)
+    if (max_momentum is None) != (base_momentum is None):
+        raise SpecError("needs both max_momentum and base_momentum, or neither", "schedule")
+    start = 1 / div_factor
+    final = start / final_div_factor
+    top = max(1e-9, pct_start * steps - 1)
 
     def rates(k: int) -> Rates:
         up = k <= top
         t = k / top if up else (k - top) / max(1e-9, steps - 1 - top)
         factor = _ease(start, 1.0, t) if up else _ease(1.0, final, t)
-        if momentum is None:
+        if max_momentum is None or base_momentum is None:
             return Rates(factor)
-        high, low = momentum
-        return Rates(factor, _ease(high, low, t) if up else _ease(low, high, t))
+        ends = (max_momentum, base_momentum) if up else (base_momentum, max_momentum)
+        return Rates(factor, _ease(*ends, t))
 
     return rates
 
 
 def _ease(begin: float, end: float, t: float) -> float:
+    """Return the value at the share `t` of the way, along half a cosine."""
     return end + (begin - end) * (1 + math.cos(math.pi * min(1.0, t))) / 2
 
 
 def _warmed(steps: int, warmup: float, factor: Callable[[float], float]) -> Schedule:
-    """Linearly up during the share `warmup` of the run, then as `factor` of the share done says."""
+    """Return a schedule that rises linearly over the share `warmup` of the run.
+
+    Then it is `factor` of the share of the run that is done.
+    """
     rising = math.ceil(warmup * steps)
 
     def rates(k: int) -> Rates:
@@ -287,7 +310,7 @@ def _warmed(steps: int, warmup: float, factor: Callable[[float], float]) -> Sche
 
 
 def scale_lr(schedule: Schedule, factor: float) -> Schedule:
-    """The schedule with its learning rates times `factor`."""
+    """Return the schedule with its learning rates times `factor`."""
 
     def rates(k: int) -> Rates:
         own = schedule(k)

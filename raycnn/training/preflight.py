@@ -1,4 +1,4 @@
-"""A job against reality before it starts: names, options, shapes, data, devices, storage.
+"""Whether a job can be trained: its parts built and checked, then data, storage and devices.
 
 What can be known without reading images comes first, so that a slip in the spec costs no waiting.
 """
@@ -25,63 +25,90 @@ from raycnn.runs.trackers import check_installed
 from raycnn.runtime import device
 from raycnn.shape import Shape
 from raycnn.training import pretrained
+from raycnn.training.optim import Optimizer
 from raycnn.training.step import class_weights
 
-KEPT = 4  # checkpoints at once: the last, the one before, the best, and the one being written
+CHECKPOINTS = 4  # at once: the last, the one before, the best, and the one being written
 MB = 1e6
 
 
 @dataclass(frozen=True)
-class CheckReport:
-    """What a check came to: for people to read."""
+class ResolvedJob:
+    """The parts that a job names, built and checked against one another."""
 
+    job: JobSpec
+    source: Source
     shape: Shape
-    classes: int
-    parameters: int
+    """Of an image as the network sees it."""
+    model: nn.Module
+    """On the meta device: shapes, and no memory."""
+    optimizer: Optimizer
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+@dataclass(frozen=True)
+class CheckedJob(ResolvedJob):
+    """A resolved job that can be trained with the data, the storage and the devices at hand."""
+
     files: list[File]
+    """What is read."""
     kind: str
+    """Of the device."""
     warnings: list[str]
     """What a person should know of the data: what is ignored, converted, or cannot be learned."""
 
 
-def check(job: JobSpec, *, elsewhere: bool = False, checkpoints: Path | None = None) -> CheckReport:
-    """Raises SpecError, DataError or EnvironmentUnavailable for the first thing that cannot work.
+def check_job(
+    job: JobSpec, *, elsewhere: bool = False, checkpoints: Path | None = None
+) -> CheckedJob:
+    """Resolve a job, and look whether data, storage and devices are there for it.
 
     With `elsewhere` the devices may be another machine's, and are not looked for here. A run that
-    goes on has its `checkpoints` on the disk already.
+    is resumed has its `checkpoints` on the disk already. Raises SpecError, DataError or
+    EnvironmentUnavailable for the first thing that cannot work.
     """
-    source, shape, model = check_settings(job)
-    files = files_of(source)
+    resolved = resolve_job(job)
+    files = files_of(resolved.source)
     if not elsewhere:
         check_installed(job.trackers)
-    warnings = examine(source)
+    warnings = examine(resolved.source)
     if is_uri(job.storage.path):
         check_reachable(job.storage.path)
     else:
-        writable(Path(job.storage.path).absolute())
-    roomy(checkpoints or _working_folder(job), job, model)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+        check_writable(Path(job.storage.path).absolute())
+    check_room(checkpoints or _working_folder(job), resolved)
     kind = job.workers.device if elsewhere else device.find(job.workers.device).name
     with job.located():
         device.check_training(job.train, kind)
-    return CheckReport(shape, len(source.classes), parameters, files, kind, warnings)
+    return CheckedJob(**vars(resolved), files=files, kind=kind, warnings=warnings)
 
 
-def check_settings(job: JobSpec) -> tuple[Source, Shape, nn.Module]:
-    """What the spec says, without a look at data or devices; the model is on the meta device."""
+def resolve_job(job: JobSpec) -> ResolvedJob:
+    """Build and check what a job names, without a look at data or devices.
+
+    This is the one answer to whether a job is valid. Raises SpecError with the file and line of
+    the key at fault, DataError where a source must be looked at to know its shape and is not there.
+    """
     with job.located():
         for choice in job.data.transforms:
             TRANSFORMS.options(choice)
         source = source_of(job.data)
         shape = shape_seen(job.data, source)
         with torch.device("meta"):
-            model = models.build(job.model, shape, len(source.classes))
-            OPTIMIZERS.build(job.optimizer, model.named_parameters())
+            model = models.build_model(job.model, shape, len(source.classes))
+            optimizer = OPTIMIZERS.build(job.optimizer, model.named_parameters())
             _check_stages(job, model)
-        pretrained.check(model, job.model)
+        pretrained.check_weights(model, job.model)
         class_weights(job.train.class_weights, np.ones(len(source.classes), np.int64))
         SCHEDULES.build(job.schedule, job.train.epochs)
-    return source, shape, model
+    return ResolvedJob(job, source, shape, model, optimizer)
 
 
 def _check_stages(job: JobSpec, model: nn.Module) -> None:
@@ -92,19 +119,19 @@ def _check_stages(job: JobSpec, model: nn.Module) -> None:
             raise SpecError(str(error), f"stages.{index}.changes") from None
 
 
-def roomy(folder: Path, job: JobSpec, model: nn.Module) -> None:
-    """Raises EnvironmentUnavailable when the checkpoints of the model do not fit in the folder."""
-    optimizer = OPTIMIZERS.build(job.optimizer, model.named_parameters())
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+def check_room(folder: Path, resolved: ResolvedJob) -> None:
+    """Raise EnvironmentUnavailable when the checkpoints of a job do not fit in the folder."""
+    optimizer = resolved.optimizer
+    weights = sum(tensor.nbytes for tensor in resolved.model.state_dict().values())
     trained = sum(parameter.nbytes for parameter in optimizer.parameters.values())
-    one = weights + trained * (len(optimizer.kept) + bool(job.train.ema))
+    one = weights + trained * (len(optimizer.state) + bool(resolved.job.train.ema))
     there = nearest(folder)
     held = sum(path.stat().st_size for path in folder.glob("[0-9]*-[0-9]*/*"))
     free = shutil.disk_usage(there).free + held
-    if KEPT * one > free:
+    if CHECKPOINTS * one > free:
         raise EnvironmentUnavailable(
             f"storage.path: {there} has {free / MB:,.1f} MB for checkpoints, and they take "
-            f"{KEPT * one / MB:,.1f} MB: {KEPT} of up to {one / MB:,.1f} MB"
+            f"{CHECKPOINTS * one / MB:,.1f} MB: {CHECKPOINTS} of up to {one / MB:,.1f} MB"
         )
 
 
@@ -114,12 +141,12 @@ def _working_folder(job: JobSpec) -> Path:
 
 
 def nearest(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """Return the folder, or the nearest one above it that exists."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def writable(folder: Path) -> None:
-    """The folder, or the nearest one above it that exists, can be written to."""
+def check_writable(folder: Path) -> None:
+    """Raise EnvironmentUnavailable unless the folder, or the nearest above it, is writable."""
     there = nearest(folder)
     if not there.is_dir():
         raise EnvironmentUnavailable(f"storage.path: {there} is a file, not a folder")

@@ -12,23 +12,18 @@ from torch import Tensor, nn
 from raycnn.config.schema import Model
 from raycnn.errors import DataError, SpecError
 from raycnn.models import torchvision
+from raycnn.models.weights import IMAGENET, torchvision_name
 from raycnn.training import checkpoint
 
-IMAGENET = "imagenet"
 PUBLISHED = (
     ": ImageNet's are of alexnet with form: large, googlenet with kernel: 3 and stem: large, "
-    "resnets with stem: large, vggs with pooled: 7"
+    "resnets with stem: large, vggs with pool_size: 7"
 )
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 WRAPPERS = ("_orig_mod", "module")  # torch.compile and DDP put them before a module's own names
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of no use after training
 EXTRAS = ("n_averaged",)  # of torch's AveragedModel, beside the weights
 Weights = Mapping[str, Tensor]
-
-# What a network expects of its images; some weights were trained elsewhere.
-NORMALIZATION = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-HALVES = ([0.5] * 3, [0.5] * 3)
-TRAINED_ELSEWHERE = {"efficientnet_v2_l", "googlenet", "inception_v3"}
 
 
 class Adapted(NamedTuple):
@@ -42,21 +37,10 @@ class Adapted(NamedTuple):
     """What was done to them, for people."""
 
 
-def normalization(choice: Model, channels: int = 3) -> tuple[list[float], list[float]] | None:
-    """Return mean and deviation of each channel that ImageNet's weights were trained with.
-
-    Grey images have the average of the three colors'.
-    """
-    if choice.weights != IMAGENET:
-        return None
-    mean, std = HALVES if published(choice) in TRAINED_ELSEWHERE else NORMALIZATION
-    return (mean, std) if channels == 3 else ([sum(mean) / 3] * channels, [sum(std) / 3] * channels)
-
-
-def check(model: nn.Module, choice: Model) -> list[str]:
+def check_weights(model: nn.Module, choice: Model) -> list[str]:
     """Return what would be done to the weights that a job names, in words.
 
-    Files are read, ImageNet's weights are not. Raises SpecError and DataError as `load` does.
+    Files are read, ImageNet's weights are not. Raises the errors of `load_pretrained`.
     """
     if not choice.weights:
         return []
@@ -64,14 +48,14 @@ def check(model: nn.Module, choice: Model) -> list[str]:
         return _adapt(model.state_dict(), _local(Path(choice.weights)), choice).changes
     from torchvision import models  # slow to import
 
-    if published(choice) not in models.list_models(module=models):
+    if torchvision_name(choice) not in models.list_models(module=models):
         raise SpecError(f"torchvision has no {choice.name} trained on ImageNet", "model.weights")
     with torch.device("meta"):
-        peer = torchvision.fresh(published(choice))
+        peer = torchvision.plain_classifier(torchvision_name(choice))
     return _adapt(model.state_dict(), peer.state_dict(), choice).changes
 
 
-def load(model: nn.Module, choice: Model) -> Adapted:
+def load_pretrained(model: nn.Module, choice: Model) -> Adapted:
     """Put the weights that a job names into its network; return which, and what was done to them.
 
     The last layer keeps its fresh weights where the number of classes differs. Raises SpecError
@@ -97,8 +81,8 @@ def _adapt(own: Weights, tensors: Weights, choice: Model) -> Adapted:
     head = _head(own)
     new = [key for key in head if key not in tensors or tensors[key].shape != own[key].shape]
     differ = [
-        f"{key}: {checkpoint.words(tensors.get(key))} in the weights, "
-        f"{checkpoint.words(own.get(key))} in the network"
+        f"{key}: {checkpoint.format_shape(tensors.get(key))} in the weights, "
+        f"{checkpoint.format_shape(own.get(key))} in the network"
         for key in sorted({*tensors, *own} - {*new, *counters})
         if key not in own or key not in tensors or tensors[key].shape != own[key].shape
     ]
@@ -178,7 +162,7 @@ def _local(path: Path) -> Weights:
         best = checkpoint.read_index(path / "checkpoints").get("best")
         if not best:
             raise SpecError(f"{path} is no run folder with a best checkpoint", "model.weights")
-        if fault := checkpoint.verify(path / "checkpoints" / best):
+        if fault := checkpoint.verify_checkpoint(path / "checkpoints" / best):
             raise DataError(fault)
         return checkpoint.read_tensors(path / "checkpoints" / best / checkpoint.MODEL)
     if not path.is_file():
@@ -220,16 +204,10 @@ def _is_state_dict(value: Any) -> bool:
     return bool(tensors and value)
 
 
-def published(choice: Model) -> str:
-    """Return torchvision's name of a network."""
-    name = choice.name.removeprefix("torchvision:")
-    return f"{name}_bn" if choice.options.get("batch_norm") else name
-
-
 def _imagenet(choice: Model) -> Weights:
     from torchvision import models
 
-    name = published(choice)
+    name = torchvision_name(choice)
     weights = models.get_model_weights(name).DEFAULT
     try:
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)

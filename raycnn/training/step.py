@@ -152,7 +152,7 @@ def try_step(step: TrainStep, shape: tuple[int, ...], size: int) -> None:
     """Forward and backward over `size` images, without effect, beside what a step will hold."""
     optimizer, kind = step.state.optimizer, next(step.state.model.parameters()).device
     torch.get_device_module(kind).empty_cache()
-    room = [torch.empty_like(p) for p in optimizer.parameters.values() for _ in optimizer.kept]
+    room = [torch.empty_like(p) for p in optimizer.parameters.values() for _ in optimizer.state]
     batch = Batch(
         images=torch.zeros(size, *shape, device=kind),
         labels=torch.zeros(size, dtype=torch.int64, device=kind),

@@ -164,7 +164,7 @@ def test_safetensors_stand_in_the_layout_of_hugging_face(
 def test_timm_knows_the_keys_that_are_said_to_be_its_own(name: str) -> None:
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
-        own = models.build(Model(name=name), Shape(3, 64, 64), 7).state_dict()
+        own = models.build_model(Model(name=name), Shape(3, 64, 64), 7).state_dict()
         other = timm.create_model(model_card.TIMM[name], num_classes=7).state_dict()
     assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in other.items()}
 

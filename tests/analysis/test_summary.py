@@ -23,7 +23,9 @@ def on_meta(build: Callable[..., nn.Module], *args: object, **options: object) -
 
 
 def summary_of(name: str, shape: Shape, classes: int = 10, **options: object) -> Summary:
-    return summarise(on_meta(models.build, Model(name=name, **options), shape, classes), shape)
+    return summarise(
+        on_meta(models.build_model, Model(name=name, **options), shape, classes), shape
+    )
 
 
 def named(summary: Summary, name: str) -> Layer:
@@ -32,7 +34,7 @@ def named(summary: Summary, name: str) -> Layer:
 
 @pytest.mark.parametrize("name", models.MODELS.names())
 def test_the_layers_of_every_network_add_up_to_what_torch_counts(name: str) -> None:
-    model = on_meta(models.build, Model(name=name), PHOTO, 10)
+    model = on_meta(models.build_model, Model(name=name), PHOTO, 10)
     found = summarise(model, PHOTO)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *PHOTO, device="meta"))
@@ -151,8 +153,8 @@ def test_the_fields_of_known_networks_are_the_published_ones() -> None:
 
     theirs = on_meta(googlenet, aux_logits=False, init_weights=False)
     for network, layer, size in (
-        (on_meta(models.build, Model(name="alexnet"), PHOTO, 9), "features.12", 195),
-        (on_meta(models.build, Model(name="vgg16"), PHOTO, 9), "features.30", 212),
+        (on_meta(models.build_model, Model(name="alexnet"), PHOTO, 9), "features.12", 195),
+        (on_meta(models.build_model, Model(name="vgg16"), PHOTO, 9), "features.30", 212),
         (on_meta(resnet18), "layer4.1.relu", 435),
         (theirs, "maxpool4", 27 + 2 * 16 + 16 + 5 * 32 + 16),
         (on_meta(convnext_tiny), "features.1.2.block.5", 4 + 3 * 6 * 4),  # channels last within

@@ -143,7 +143,7 @@ def test_a_run_passes_over_a_truncated_checkpoint_says_so_and_ends_the_same(job:
     assert same(weights(unbroken), weights(run))
     for path in run.checkpoints.glob("0*"):
         (path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(DataError, match="no checkpoint is whole"):
+    with pytest.raises(DataError, match="no valid checkpoint"):
         train(spec.change({"train.epochs": 4}), run)
 
 
@@ -161,4 +161,4 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(job: MakeJob) -> None:
 
     with pytest.raises(SpecError, match="seed: cannot change in a run that has begun"):
         train(job(seed=1), other)
-    assert checkpoint.verify(one.weights("last")) is None
+    assert checkpoint.verify_checkpoint(one.weights("last")) is None

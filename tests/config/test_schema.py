@@ -33,10 +33,10 @@ def refusal(folder: Path, text: str, *changes: str) -> str:
 
 
 def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path: Path) -> None:
-    job = load_job(write(tmp_path, GOOD + "schedule: {name: on, at: [0o10, 1_000]}\n"))
+    job = load_job(write(tmp_path, GOOD + "schedule: {name: on, milestones: [0o10, 1_000]}\n"))
     assert job.optimizer.options == {"lr": 0.001}
     assert job.schedule.name == "on"
-    assert job.schedule.options == {"at": [8, 1000]}
+    assert job.schedule.options == {"milestones": [8, 1000]}
 
 
 def test_a_spec_is_frozen_and_survives_printing(tmp_path: Path) -> None:

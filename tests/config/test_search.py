@@ -7,7 +7,7 @@ import pytest
 from raycnn.config.search import Pool, load_resolved_search
 from raycnn.config.yaml_file import dump
 from raycnn.errors import SpecError
-from raycnn.search.preflight import check
+from raycnn.search.preflight import check_search
 from tests.support.searches import BASE, SPACE, Read
 
 
@@ -131,14 +131,14 @@ def test_what_makes_no_job_is_refused_before_anything_starts(
     read: Read, text: str, said: str
 ) -> None:
     with pytest.raises(SpecError) as caught:
-        check(read(text))
+        check_search(read(text))
     assert said in str(caught.value) and caught.value.exit_code == 2
 
 
 def test_a_metric_on_held_out_images_needs_some(read: Read) -> None:
     with pytest.raises(SpecError, match="data.val: 0 leaves no images for tune.metric val/acc1"):
-        check(read(SPACE, "data.val=0"))
-    check(read(SPACE, "data.val=0", "tune.metric=train/loss"))
+        check_search(read(SPACE, "data.val=0"))
+    check_search(read(SPACE, "data.val=0", "tune.metric=train/loss"))
 
 
 def test_what_nobody_would_read_is_refused(read: Read, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_what_is_ignored_and_lone_pictures_are_told(call: Call, tmp_path: Path) 
 
 @pytest.mark.parametrize("classes", [10, 3])
 def test_weights_are_read(call: Call, tmp_path: Path, classes: int) -> None:
-    network = models.build(Model(name="lenet", activation="relu"), Shape(1, 16, 16), classes)
+    network = models.build_model(Model(name="lenet", activation="relu"), Shape(1, 16, 16), classes)
     torch.save(network.state_dict(), tmp_path / "w.pt")
     data = "name: digits, transforms: [{name: resize, size: 16}]"
     model = f"{{name: lenet, activation: relu, weights: {tmp_path / 'w.pt'}}}"

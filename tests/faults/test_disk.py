@@ -11,7 +11,7 @@ from raycnn.errors import EnvironmentUnavailable
 from raycnn.launch.worker import work
 from raycnn.runs.channel import FolderChannel
 from raycnn.runs.directory import Run
-from raycnn.training.preflight import check
+from raycnn.training.preflight import check_job
 from tests.conftest import mounted, numbers, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
@@ -52,9 +52,9 @@ def test_too_small_a_disk_is_refused_before_anything_starts(job: MakeJob, disk: 
     with pytest.raises(
         EnvironmentUnavailable, match=r"has 1.0 MB for checkpoints, and they take [\d,.]+ MB: 4 of"
     ):
-        check(spec)
+        check_job(spec)
     assert not any(disk.iterdir())
-    check(job(storage__path=str(disk / "runs")))
+    check_job(job(storage__path=str(disk / "runs")))
 
 
 def test_a_run_that_goes_on_counts_the_checkpoints_it_has(job: MakeJob, disk: Path) -> None:
@@ -64,8 +64,8 @@ def test_a_run_that_goes_on_counts_the_checkpoints_it_has(job: MakeJob, disk: Pa
     with filler.open("r+b") as file:
         file.truncate(filler.stat().st_size - 300_000)
     with pytest.raises(EnvironmentUnavailable):
-        check(spec)
-    check(spec, checkpoints=run.checkpoints)
+        check_job(spec)
+    check_job(spec, checkpoints=run.checkpoints)
 
 
 def test_decoded_images_that_do_not_fit_are_refused_when_they_must_be_kept(

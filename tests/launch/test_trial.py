@@ -31,7 +31,7 @@ def begin(search: Search, rates: list[float]) -> list[Trial]:
 
 def go(search: Search, *trials: Trial, deadline: float | None = None) -> None:
     for one in trials:
-        trial.train(one, partial(trial.work_on, search, one, torch.device("cpu"), deadline))
+        trial.run_trial(one, partial(trial.work_on, search, one, torch.device("cpu"), deadline))
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def states(search: Search) -> dict[str, Any]:
 def test_the_best_job_comes_to_the_metric_of_its_trial(search: Search) -> None:
     trials = begin(search, [0.001, 0.05, 0.1])
     go(search, *trials)
-    found = leaderboard.write(search)
+    found = leaderboard.write_leaderboard(search)
     assert found[0].metric == max(entry.metric or 0 for entry in found) > 0.1
     run = train(load_job(search.best_job("lenet")))
     best = Trial(search.folder / "trials" / found[0].trial)
@@ -76,7 +76,7 @@ def _counting(seen: list[int]) -> Any:
 def test_a_trial_that_fails_is_recorded_and_the_others_go_on(search: Search) -> None:
     trials = begin(search, [1e30, 0.05])
     go(search, *trials)
-    found = leaderboard.write(search)
+    found = leaderboard.write_leaderboard(search)
     assert [(e.trial, e.state) for e in found] == [("lenet-001", "done"), ("lenet-000", "failed")]
     assert "the loss is not finite" in found[1].reason
     assert leaderboard.winners(found).keys() == {"lenet"}
@@ -124,7 +124,7 @@ def test_a_trial_that_a_kill_left_half_made_is_made_again(search: Search) -> Non
 
 def test_a_leaderboard_says_what_every_trial_came_to(search: Search) -> None:
     go(search, *begin(search, [0.05, 0.1]))
-    leaderboard.write(search)
+    leaderboard.write_leaderboard(search)
     said = json.loads((search.folder / "leaderboard.json").read_text())
     first = said["trials"][0]
     assert said["overall"] == said["winners"]["lenet"] == first["trial"]

@@ -21,7 +21,7 @@ GREY, COLOUR, PHOTO = Shape(1, 28, 28), Shape(3, 32, 32), Shape(3, 224, 224)
 
 
 def build(name: str, shape: Shape, classes: int = 10, **options: object) -> nn.Module:
-    return models.build(Model(name=name, **options), shape, classes)
+    return models.build_model(Model(name=name, **options), shape, classes)
 
 
 def parameters(model: nn.Module) -> int:
@@ -195,7 +195,9 @@ def test_one_lone_value_does_not_break_batch_norm() -> None:
 
 
 def test_frozen_parts_are_not_trained_and_keep_their_statistics() -> None:
-    model = models.build(Model(name="resnet18", freeze=["conv1", "bn1", "layer1.0"]), COLOUR, 5)
+    model = models.build_model(
+        Model(name="resnet18", freeze=["conv1", "bn1", "layer1.0"]), COLOUR, 5
+    )
     models.begin_training(model)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {
@@ -203,9 +205,11 @@ def test_frozen_parts_are_not_trained_and_keep_their_statistics() -> None:
     }
     assert not model.bn1.training and model.layer2[0].bn1.training
     with pytest.raises(SpecError, match="did you mean 'layer1'"):
-        models.build(Model(name="resnet18", freeze=["layer_1"]), COLOUR, 5)
+        models.build_model(Model(name="resnet18", freeze=["layer_1"]), COLOUR, 5)
     with pytest.raises(SpecError, match="nothing is left to train"):
-        models.build(Model(name="lenet", freeze=["stage1", "stage2", "hidden", "head"]), GREY, 5)
+        models.build_model(
+            Model(name="lenet", freeze=["stage1", "stage2", "hidden", "head"]), GREY, 5
+        )
 
 
 SMALLEST = ["alexnet", "googlenet", "lenet", "resnet18", "resnet50", "vgg11"]  # of each kind

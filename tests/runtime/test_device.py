@@ -12,7 +12,8 @@ import torch
 from raycnn.config.schema import JobSpec, Workers
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.launch.ray import connection
-from raycnn.runs.directory import Run, environment
+from raycnn.runs.directory import Run
+from raycnn.runs.environment import environment
 from raycnn.runtime import device
 from tests.conftest import raycnn
 from tests.support.npu import WITHOUT_CANN, installed

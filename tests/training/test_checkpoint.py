@@ -12,7 +12,7 @@ import torch
 from raycnn.config.components import OPTIMIZERS
 from raycnn.config.schema import ComponentConfig, Model
 from raycnn.errors import DataError
-from raycnn.models import build
+from raycnn.models import build_model
 from raycnn.shape import Shape
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import TrainingState
@@ -22,7 +22,7 @@ from raycnn.training.optim import Rates
 def state(epoch: int = 0, step: int = 0) -> TrainingState:
     """One that has taken a step, so that its optimizer has something to keep."""
     torch.manual_seed(epoch)
-    model = build(Model(name="lenet"), Shape(1, 12, 12), 3)
+    model = build_model(Model(name="lenet"), Shape(1, 12, 12), 3)
     optimizer = OPTIMIZERS.build(ComponentConfig(name="adam", lr=0.1), model.named_parameters())
     model(torch.randn(2, 1, 12, 12)).sum().backward()
     optimizer.step(Rates(1.0))
@@ -37,21 +37,21 @@ def names(folder: Path) -> list[str]:
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     saved, other = state(2, 5), state(0)
-    checkpoint.save(saved, tmp_path)
+    checkpoint.save_checkpoint(saved, tmp_path)
     path, faults = checkpoint.newest(tmp_path)
     assert path and not faults
     checkpoint.restore(other, path)
     for key, tensor in saved.model.state_dict().items():
         assert torch.equal(tensor, other.model.state_dict()[key])
-    for key, tensor in saved.optimizer.state().items():
-        assert torch.equal(tensor, other.optimizer.state()[key])
+    for key, tensor in saved.optimizer.state_dict().items():
+        assert torch.equal(tensor, other.optimizer.state_dict()[key])
     assert (other.epoch, other.step, other.best, other.history) == (2, 5, 2, saved.history)
 
 
 def test_the_last_the_one_before_and_the_best_are_kept_and_no_more(tmp_path: Path) -> None:
-    checkpoint.save(state(1), tmp_path)
+    checkpoint.save_checkpoint(state(1), tmp_path)
     for step in (3, 6, 9):
-        checkpoint.save(state(1, step), tmp_path)
+        checkpoint.save_checkpoint(state(1, step), tmp_path)
     kept = ["00001-00000000", "00001-00000006", "00001-00000009"]
     assert names(tmp_path) == [*kept, "index.json"]
     index = checkpoint.read_index(tmp_path)
@@ -59,10 +59,10 @@ def test_the_last_the_one_before_and_the_best_are_kept_and_no_more(tmp_path: Pat
 
 
 def test_saving_twice_at_one_step_changes_nothing(tmp_path: Path) -> None:
-    checkpoint.save(state(1), tmp_path)
-    checkpoint.save(state(1, 3), tmp_path)
+    checkpoint.save_checkpoint(state(1), tmp_path)
+    checkpoint.save_checkpoint(state(1, 3), tmp_path)
     before = checkpoint.read_index(tmp_path)
-    checkpoint.save(state(1, 3), tmp_path)
+    checkpoint.save_checkpoint(state(1, 3), tmp_path)
     assert checkpoint.read_index(tmp_path) == before
 
 
@@ -71,8 +71,8 @@ def test_saving_twice_at_one_step_changes_nothing(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(
     tmp_path: Path, file: str, harm: str
 ) -> None:
-    checkpoint.save(state(1), tmp_path)
-    checkpoint.save(state(1, 3), tmp_path)
+    checkpoint.save_checkpoint(state(1), tmp_path)
+    checkpoint.save_checkpoint(state(1, 3), tmp_path)
     victim = tmp_path / "00001-00000003" / file
     content = bytearray(victim.read_bytes())
     if harm == "remove":
@@ -89,23 +89,23 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(
 
 
 def test_when_no_checkpoint_is_whole_training_does_not_begin_anew(tmp_path: Path) -> None:
-    checkpoint.save(state(1), tmp_path)
+    checkpoint.save_checkpoint(state(1), tmp_path)
     (tmp_path / "00001-00000000" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(DataError, match="no checkpoint is whole"):
+    with pytest.raises(DataError, match="no valid checkpoint"):
         checkpoint.newest(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_written_anew_when_its_step_comes_again(tmp_path: Path) -> None:
-    checkpoint.save(state(1), tmp_path)
-    checkpoint.save(state(1, 3), tmp_path)
+    checkpoint.save_checkpoint(state(1), tmp_path)
+    checkpoint.save_checkpoint(state(1, 3), tmp_path)
     (tmp_path / "00001-00000003" / "model.safetensors").write_bytes(b"")
-    checkpoint.save(state(1, 3), tmp_path)
+    checkpoint.save_checkpoint(state(1, 3), tmp_path)
     assert checkpoint.newest(tmp_path) == (tmp_path / "00001-00000003", [])
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     """A limit on the size of a file stands in for the disk: the write really fails half-way."""
-    checkpoint.save(state(1), tmp_path)
+    checkpoint.save_checkpoint(state(1), tmp_path)
     code = f"""
 import resource, signal
 from pathlib import Path
@@ -114,7 +114,7 @@ late = state(2)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
-    checkpoint.save(late, Path({str(tmp_path)!r}))
+    checkpoint.save_checkpoint(late, Path({str(tmp_path)!r}))
 except OSError:
     raise SystemExit(7)
 """
@@ -126,7 +126,7 @@ except OSError:
 
 @pytest.mark.parametrize("moment", ["safetensors.torch.save_file", "os.replace", "os.fsync"])
 def test_killed_while_writing_the_checkpoint_before_stays(tmp_path: Path, moment: str) -> None:
-    checkpoint.save(state(1), tmp_path)
+    checkpoint.save_checkpoint(state(1), tmp_path)
     module, _, name = moment.rpartition(".")
     code = f"""
 import os, signal
@@ -138,21 +138,21 @@ def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 module.{name} = checkpoint.save_file = die if {name!r} == "save_file" else checkpoint.save_file
 module.{name} = die
-checkpoint.save(late, Path({str(tmp_path)!r}))
+checkpoint.save_checkpoint(late, Path({str(tmp_path)!r}))
 """
     root = Path(__file__).parents[2]
     killed = subprocess.run([sys.executable, "-c", code], cwd=root).returncode
     assert killed == -signal.SIGKILL
     path, _ = checkpoint.newest(tmp_path)
-    assert path and checkpoint.verify(path) is None
+    assert path and checkpoint.verify_checkpoint(path) is None
     assert checkpoint.read_index(tmp_path)["last"] == "00001-00000000"
-    checkpoint.save(state(2, 4), tmp_path)
+    checkpoint.save_checkpoint(state(2, 4), tmp_path)
     assert not [name for name in names(tmp_path) if name.startswith(".")]
 
 
 def test_weights_of_another_network_are_refused_with_their_shapes(tmp_path: Path) -> None:
-    checkpoint.save(state(1), tmp_path)
-    other = build(Model(name="lenet"), Shape(1, 12, 12), 4)
+    checkpoint.save_checkpoint(state(1), tmp_path)
+    other = build_model(Model(name="lenet"), Shape(1, 12, 12), 4)
     with pytest.raises(DataError, match="head.bias: 3 in the checkpoint, 4 in the model"):
         checkpoint.load_weights(other, tmp_path / "00001-00000000")
 
@@ -162,7 +162,7 @@ def test_no_pickle_is_executed(tmp_path: Path) -> None:
         def __reduce__(self) -> object:
             return os.mkdir, (str(tmp_path / "executed"),)
 
-    checkpoint.save(state(1), tmp_path)
+    checkpoint.save_checkpoint(state(1), tmp_path)
     for name in ("model.safetensors", "optimizer.safetensors"):
         (tmp_path / "00001-00000000" / name).write_bytes(pickle.dumps(Evil()))
     with pytest.raises(DataError):
@@ -171,6 +171,6 @@ def test_no_pickle_is_executed(tmp_path: Path) -> None:
 
 
 def test_checkpoints_can_be_moved(tmp_path: Path) -> None:
-    checkpoint.save(state(1), tmp_path / "here")
+    checkpoint.save_checkpoint(state(1), tmp_path / "here")
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert checkpoint.newest(tmp_path / "there") == (tmp_path / "there" / "00001-00000000", [])

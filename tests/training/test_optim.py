@@ -37,7 +37,7 @@ def test_an_optimizer_steps_as_torchs_own(
     name: str, options: dict[str, Any], theirs: Callable[[Any], Any], layout: torch.memory_format
 ) -> None:
     torch.manual_seed(0)
-    model = models.build(Model(name="lenet", activation="tanh"), Shape(3, 16, 16), 10)
+    model = models.build_model(Model(name="lenet", activation="tanh"), Shape(3, 16, 16), 10)
     twin = copy.deepcopy(model)
     model.to(memory_format=layout)
     ours = OPTIMIZERS.build(ComponentConfig(name=name, **options), model.named_parameters())
@@ -63,7 +63,7 @@ def test_one_cycle_is_torchs_own_momentum_included() -> None:
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=1, momentum=0.9)
     theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.4, total_steps=50)
-    for ours in rates("one_cycle", 50, momentum=[0.95, 0.85]):
+    for ours in rates("one_cycle", 50, max_momentum=0.95, base_momentum=0.85):
         group = optimizer.param_groups[0]
         assert math.isclose(0.4 * ours.factor, group["lr"], abs_tol=1e-12)
         assert math.isclose(ours.momentum or 0, group["momentum"], abs_tol=1e-12)
@@ -73,14 +73,14 @@ def test_one_cycle_is_torchs_own_momentum_included() -> None:
 
 
 def test_cosine_falls_from_one_to_its_end() -> None:
-    factors = [rate.factor for rate in rates("cosine", 100, final=0.1)]
+    factors = [rate.factor for rate in rates("cosine", 100, end_factor=0.1)]
     assert factors[0] == 1 and factors == sorted(factors, reverse=True)
     assert math.isclose(factors[50], 0.55)
     assert 0.1 < factors[-1] < 0.101
 
 
 def test_step_falls_at_its_shares_of_the_run() -> None:
-    factors = [rate.factor for rate in rates("step", 100, at=[0.5, 0.75], gamma=0.1)]
+    factors = [rate.factor for rate in rates("step", 100, milestones=[0.5, 0.75], gamma=0.1)]
     assert factors[49] == 1 and math.isclose(factors[50], 0.1) and math.isclose(factors[75], 0.01)
 
 
@@ -120,9 +120,9 @@ def test_a_wrong_rate_is_refused(options: dict[str, Any], said: str) -> None:
 def test_the_state_of_an_optimizer_is_named_after_its_parameters() -> None:
     layer = torch.nn.Linear(2, 2)
     adam = OPTIMIZERS.build(ComponentConfig(name="adam", lr=0.1), layer.named_parameters())
-    assert adam.state() == {}
+    assert adam.state_dict() == {}
     layer(torch.ones(1, 2)).sum().backward()
     adam.step(Rates(1.0))
-    assert set(adam.state()) == {
+    assert set(adam.state_dict()) == {
         f"{k}/{n}" for k in ("mean", "square", "steps") for n in ("weight", "bias")
     }

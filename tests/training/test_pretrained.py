@@ -13,6 +13,7 @@ from raycnn import models
 from raycnn.config.schema import JobSpec, Model
 from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, SpecError
+from raycnn.models.weights import published_normalization
 from raycnn.shape import Shape
 from raycnn.training import pretrained
 from raycnn.training.callbacks import WeightsLoaded
@@ -22,12 +23,12 @@ IMAGE = Shape(3, 32, 32)
 
 
 def build(classes: int = 10) -> torch.nn.Module:
-    return models.build(Model(name="resnet18"), IMAGE, classes)
+    return models.build_model(Model(name="resnet18"), IMAGE, classes)
 
 
 def load(model: torch.nn.Module, source: object) -> str:
     """Load weights into a network, and return what was done to them."""
-    loaded = pretrained.load(model, Model(name="resnet18", weights=str(source)))
+    loaded = pretrained.load_pretrained(model, Model(name="resnet18", weights=str(source)))
     return "; ".join([*loaded.changes, *loaded.new_layers])
 
 
@@ -80,9 +81,9 @@ def test_weights_come_as_other_tools_save_them(form: str, tmp_path: Path) -> Non
     choice = Model(name="resnet18", weights=str(tmp_path / "w.pt"))
     said = load(ours, tmp_path / "w.pt")
     assert same(theirs.state_dict(), ours.state_dict())
-    assert all(change in said for change in pretrained.check(ours, choice))
+    assert all(change in said for change in pretrained.check_weights(ours, choice))
     if form not in ("a training loop", "one mapping", "state_dict and its average"):
-        assert pretrained.check(ours, choice), "what was done is said"
+        assert pretrained.check_weights(ours, choice), "what was done is said"
 
 
 def test_a_prefix_is_stripped_from_safetensors_too(tmp_path: Path) -> None:
@@ -104,14 +105,14 @@ def test_of_several_mappings_without_a_usual_name_none_is_guessed(tmp_path: Path
 def test_grey_images_see_color_weights_as_a_grey_color_image_would(tmp_path: Path) -> None:
     theirs = build()
     torch.save(theirs.state_dict(), tmp_path / "w.pt")
-    ours = models.build(Model(name="resnet18"), Shape(1, 32, 32), 10)
+    ours = models.build_model(Model(name="resnet18"), Shape(1, 32, 32), 10)
     assert "conv1.weight" in load(ours, tmp_path / "w.pt")
     grey = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
         expected = theirs.eval()(grey.expand(2, 3, 32, 32))
         assert torch.allclose(ours.eval()(grey), expected, atol=1e-4)
     imagenet = Model(name="resnet18", weights="imagenet")
-    mean, std = pretrained.normalization(imagenet, 1) or ([], [])
+    mean, std = published_normalization(imagenet, 1) or ([], [])
     assert mean == pytest.approx([0.449]) and std == pytest.approx([0.226])
 
 
@@ -126,7 +127,9 @@ def test_another_number_of_classes_gets_a_new_last_layer(tmp_path: Path) -> None
 
 
 def test_weights_of_another_network_are_refused_with_their_shapes(tmp_path: Path) -> None:
-    save_file(models.build(Model(name="lenet"), IMAGE, 10).state_dict(), tmp_path / "w.safetensors")
+    save_file(
+        models.build_model(Model(name="lenet"), IMAGE, 10).state_dict(), tmp_path / "w.safetensors"
+    )
     with pytest.raises(SpecError, match=r"bn1.bias: nothing in the weights, 64 in the network"):
         load(build(), tmp_path / "w.safetensors")
 
@@ -170,8 +173,8 @@ def test_imagenet_names_torchvisions_weights(
 ) -> None:
     peer = cached("googlenet", tmp_path, monkeypatch, init_weights=True)
     choice = Model(name="googlenet", kernel=3, weights="imagenet")
-    ours = models.build(choice, Shape(3, 96, 96), 5)
-    assert pretrained.load(ours, choice).new_layers
+    ours = models.build_model(choice, Shape(3, 96, 96), 5)
+    assert pretrained.load_pretrained(ours, choice).new_layers
     assert torch.equal(
         ours.inception4a.branch3[1].conv.weight, peer["inception4a.branch3.1.conv.weight"]
     )
@@ -187,21 +190,21 @@ def test_without_a_network_the_download_fails_clearly(
 
 
 def test_a_network_that_torchvision_never_trained_is_refused() -> None:
-    model = models.build(Model(name="lenet"), IMAGE, 10)
+    model = models.build_model(Model(name="lenet"), IMAGE, 10)
     with pytest.raises(SpecError, match="no lenet trained on ImageNet"):
-        pretrained.check(model, Model(name="lenet", weights="imagenet"))
+        pretrained.check_weights(model, Model(name="lenet", weights="imagenet"))
 
 
 def test_a_form_that_published_weights_do_not_fit_is_refused_before_they_are_fetched() -> None:
     for size, fits in ((32, False), (64, True)):
         choice = Model(name="resnet18", weights="imagenet")
         with torch.device("meta"):
-            model = models.build(choice, Shape(3, size, size), 5)
+            model = models.build_model(choice, Shape(3, size, size), 5)
         if fits:
-            pretrained.check(model, choice)
+            pretrained.check_weights(model, choice)
         else:
             with pytest.raises(SpecError, match="conv1.weight: .*resnets with stem: large"):
-                pretrained.check(model, choice)
+                pretrained.check_weights(model, choice)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x05\x06" + bytes(18)])
@@ -216,7 +219,7 @@ def test_images_are_normalised_as_the_weights_expect(job: Callable[..., JobSpec]
 
     for name in theirs.list_models(module=theirs):
         transforms = theirs.get_model_weights(name).DEFAULT.transforms()
-        found = pretrained.normalization(Model(name=f"torchvision:{name}", weights="imagenet"))
+        found = published_normalization(Model(name=f"torchvision:{name}", weights="imagenet"))
         # These two change what they are given to (x - 0.5) / 0.5 themselves; raycnn gives them that.
         own = ([0.5] * 3, [0.5] * 3) if name in ("googlenet", "inception_v3") else None
         assert found == (own or (transforms.mean, transforms.std)), name
@@ -255,7 +258,9 @@ def test_a_backbone_without_the_last_layer_gets_a_new_one(tmp_path: Path) -> Non
             if head or not k.startswith("fc.")
         }
         torch.save({"state_dict": tensors}, tmp_path / "w.pt")
-        loaded = pretrained.load(ours, Model(name="resnet18", weights=str(tmp_path / "w.pt")))
+        loaded = pretrained.load_pretrained(
+            ours, Model(name="resnet18", weights=str(tmp_path / "w.pt"))
+        )
         assert loaded.new_layers == ["fc.weight", "fc.bias"]
         assert torch.equal(ours.conv1.weight, theirs.conv1.weight)
         assert torch.equal(ours.fc.weight, fresh)

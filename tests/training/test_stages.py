@@ -10,7 +10,7 @@ from raycnn.config.load import load_job
 from raycnn.config.schema import JobSpec
 from raycnn.errors import Interrupted, SpecError
 from raycnn.runs.directory import Run
-from raycnn.training.preflight import check_settings
+from raycnn.training.preflight import resolve_job
 from tests.conftest import numbers, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
@@ -70,7 +70,9 @@ def test_schedules_are_factors_of_the_stages_own_rate(job: MakeJob) -> None:
 def test_a_run_resumed_inside_a_stage_equals_the_unbroken_one(job: MakeJob, optimizer: str) -> None:
     """180 images are trained on in 6 steps an epoch: stages begin at steps 6 and 12."""
     stages = (
-        STAGED if optimizer == "sgd" else [stage(1, optimizer__beta1=0.5), STAGED[0] | {"epoch": 2}]
+        STAGED
+        if optimizer == "sgd"
+        else [stage(1, optimizer__betas=[0.5, 0.999]), STAGED[0] | {"epoch": 2}]
     )
     options = {"momentum": 0.9} if optimizer == "sgd" else {}
     staged = job(optimizer={"name": optimizer, "lr": 0.01, **options}, stages=stages)
@@ -124,5 +126,5 @@ def test_a_stage_that_cannot_be_is_refused_with_its_line(
     path = tmp_path / "tiny.yaml"
     path.write_text(f"{TEXT}stages: {stages}\n")
     with pytest.raises(SpecError) as caught:
-        check_settings(load_job(path))
+        resolve_job(load_job(path))
     assert said in str(caught.value)

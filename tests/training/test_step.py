@@ -168,13 +168,13 @@ def test_training_stops_when_validation_is_not_better_for_long(job: MakeJob) -> 
 def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
     scale, weight = LossScale(torch.device("cpu")), torch.nn.Parameter(torch.ones(2))
     optimizer = sgd([("w", weight)], lr=1.0, momentum=0.9)
-    for gradient, expected in ((float("inf"), 1.0), (scale.FIRST / 2, 0.0)):
+    for gradient, expected in ((float("inf"), 1.0), (scale.INIT_SCALE / 2, 0.0)):
         weight.grad = torch.full((2,), gradient)
         scale.unscale(optimizer.gradients())
         optimizer.step(Rates(1.0), scale.overflow)
         scale.update()
         assert weight.tolist() == [expected] * 2
-    assert scale.factor.item() == scale.FIRST / 2
+    assert scale.factor.item() == scale.INIT_SCALE / 2
 
 
 def test_a_batch_too_large_for_the_device_is_halved_until_it_fits() -> None:

@@ -195,7 +195,7 @@ def _build(
     building.mkdir()
     try:
         digest = hashlib.sha256(json.dumps([source.shape, source.classes]).encode())
-        done = Progress(sum(len(split.labels) for split in splits.values()), progress)
+        done = DecodeProgress(sum(len(split.labels) for split in splits.values()), progress)
         left_out: list[str] = []
         conversions: Counter[str] = Counter()
         for name, split in sorted(splits.items()):
@@ -231,7 +231,7 @@ def _few_enough(left_out: list[str], max_bad: int) -> None:
 
 
 @dataclass
-class Progress:
+class DecodeProgress:
     """How many images are decoded, told now and then."""
 
     total: int
@@ -277,7 +277,7 @@ def _write(
     shape: Shape,
     keep: bool,
     digest: Any,
-    done: Progress,
+    done: DecodeProgress,
     reader: Reader,
 ) -> int:
     """Go through a split once, chunk by chunk; returns how many of its images can be read."""

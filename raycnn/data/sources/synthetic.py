@@ -51,7 +51,7 @@ class Stripes:
         return ((clean * (256 - share) + self._noise(rows) * share) >> 8).astype(np.uint8)
 
     def _random(self, *keys: int | NDArray[np.int64]) -> NDArray[np.int64]:
-        return (rng.words(self.seed, *keys) >> np.uint64(32)).astype(np.int64)
+        return (rng.random_bits(self.seed, *keys) >> np.uint64(32)).astype(np.int64)
 
     def _noise(self, rows: NDArray[np.int64]) -> NDArray[np.uint16]:
         """Return (B, H, W, C), 0 to 255."""

@@ -2,4 +2,4 @@
 
 from raycnn.runtime import device
 
-device.set_npu_aside()
+device.hide_npu()

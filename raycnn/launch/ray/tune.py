@@ -288,7 +288,7 @@ class _Trainer:
         search, chosen = Search(Path(search_folder)), Trial(Path(trial_folder))
         if not chosen.run.folder.is_dir():
             return f"a node does not see {chosen.run.folder}: storage.path must be shared"
-        return trial.train(chosen, lambda: _work(search, chosen, slot, deadline)) or ""
+        return trial.run_trial(chosen, lambda: _work(search, chosen, slot, deadline)) or ""
 
 
 def _work(search: Search, chosen: Trial, slot: Slot, deadline: float | None) -> trial.Ending:

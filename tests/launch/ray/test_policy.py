@@ -21,7 +21,7 @@ MakeJob = Callable[..., JobSpec]
 def wild(job: MakeJob, **changes: object) -> JobSpec:
     """Finite in its first epoch, in the second not, unless the rate is smaller by then."""
     return job(
-        optimizer__lr=2e-3, schedule={"name": "step", "at": [1 / 3], "gamma": 1e33},
+        optimizer__lr=2e-3, schedule={"name": "step", "milestones": [1 / 3], "gamma": 1e33},
         storage__every_steps=4, failure__rollback_lr=1e-33, **changes,
     )  # fmt: skip
 
