@@ -80,14 +80,36 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+NAMES_SHOWN = 40
+SYNONYMS = {
+    "arch": "model", "architecture": "model", "network": "model", "dataset": "data",
+    "lr_scheduler": "schedule", "scheduler": "schedule",
+    "learning_rate": "lr", "wd": "weight_decay", "betas": "beta1",
+    "bs": "batch_size", "batch": "batch_size", "max_epochs": "epochs", "num_epochs": "epochs",
+    "grad_clip": "clip_norm", "early_stopping": "patience", "amp": "precision",
+    "num_workers": "count", "gpus": "count", "accelerator": "device", "image_size": "size",
+}  # fmt: skip
+"""What other programs call a setting."""
+
+
 def unknown(kind: str, found: str, names: Iterable[str]) -> str:
     """The sentence for a name nobody knows: the nearest one, and all there are."""
     names = sorted(names)
-    there = ", ".join(names) or "none"
-    return f"unknown {kind} {found!r}{did_you_mean(found, names)} ({kind}s: {there})"
+    there = ", ".join(names[:NAMES_SHOWN]) or "none"
+    if len(names) > NAMES_SHOWN:
+        there += f" and {len(names) - NAMES_SHOWN:,} more"
+    return f"unknown {kind} {shortened(found)}{did_you_mean(found, names)} ({kind}s: {there})"
+
+
+def shortened(value: object, length: int = 80) -> str:
+    """Return a value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def did_you_mean(found: str, names: Iterable[str]) -> str:
     """Return the question that ends a sentence about an unknown name, where one is near."""
-    near = get_close_matches(str(found), names, n=1)
+    names = list(names)
+    synonym = SYNONYMS.get(str(found))
+    near = [synonym] if synonym in names else get_close_matches(str(found)[:100], names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

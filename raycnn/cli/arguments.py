@@ -25,7 +25,13 @@ RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, or job/n, or job for its latest run.")
 ]
 Runs = Annotated[str, typer.Option("--runs", help="Folder that holds the runs.")]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="Of a submitted job: raycnn list --jobs.")]
+JobId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", help="A submitted job's id (raycnn list --jobs); or job/n, or job, there."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")]
 Address = Annotated[
     str | None,
     typer.Option(

@@ -1,10 +1,12 @@
 """`raycnn check`."""
 
-from raycnn.cli.arguments import Changes, Job
+import json
+
+from raycnn.cli.arguments import AsJson, Changes, Job
 from raycnn.config.load import load_job
 
 
-def check_job(job: Job, changes: Changes = None) -> None:
+def check(job: Job, changes: Changes = None, as_json: AsJson = False) -> None:
     """Check a job without training it: names, options, shapes, data, devices, storage."""
     resolved = load_job(job, changes or [])
     from raycnn.launch import dispatch, launcher
@@ -13,7 +15,22 @@ def check_job(job: Job, changes: Changes = None) -> None:
     found = check_job(resolved, elsewhere=launcher.elsewhere(resolved.workers))
     with resolved.located():
         dispatch.require(resolved.workers)
-    where = launcher.launcher_of(resolved.workers)
+    facts = {
+        "job": resolved.name,
+        "data": resolved.data.name,
+        "classes": len(found.classes),
+        "files": len(found.files),
+        "model": resolved.model.name,
+        "image": list(found.shape),
+        "parameters": found.parameters,
+        "workers": resolved.workers.count,
+        "device": found.kind,
+        "warnings": list(found.warnings),
+        "launcher": launcher.launcher_of(resolved.workers),
+    }
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
     print(f"{job}: job {resolved.name}")
     print(
         f"  data     {resolved.data.name}: {len(found.classes)} classes, {len(found.files)} files"
@@ -23,4 +40,5 @@ def check_job(job: Job, changes: Changes = None) -> None:
     )
     for warning in found.warnings:
         print(f"  warning  {warning}")
-    print(f"  workers  {resolved.workers.asked} on {found.kind}, launcher {where}")
+    print(f"  workers  {resolved.workers.asked} on {found.kind}, launcher {facts['launcher']}")
+    print(f"next: raycnn train {job}")

@@ -34,7 +34,7 @@ def evaluate(
     from raycnn.analysis.evaluate import evaluate_run
     from raycnn.runs.directory import Run
 
-    result = evaluate_run(Run.find(run, runs), split, weights, device, root)
+    result = evaluate_run(Run.find(run, runs, trained=True), split, weights, device, root)
     if as_json:
         print(json.dumps(result, indent=1))
         return

@@ -27,7 +27,9 @@ def export(
     from raycnn.analysis import export as exporting
     from raycnn.runs.directory import Run
 
-    made = exporting.export(Run.find(run, runs), kind, folder=output, weights=weights, root=root)
+    made = exporting.export(
+        Run.find(run, runs, trained=True), kind, folder=output, weights=weights, root=root
+    )
     print(made.file)
     print(
         f"equal to the run: {made.hits:,} of {made.images:,} test images right, "

@@ -14,7 +14,9 @@ def fetch(
     ],
     to: Annotated[
         Path | None,
-        typer.Option("--to", metavar="FOLDER", help="Becomes the copy; when absent runs/job/n."),
+        typer.Option(
+            "--to", metavar="FOLDER", help="The copy; else runs/job/n, or the next number."
+        ),
     ] = None,
     address: Address = None,
 ) -> None:
@@ -22,4 +24,7 @@ def fetch(
     from raycnn.cli.remote import reach
     from raycnn.launch.jobs import download
 
-    print(download.fetch(reach(address), run, to).absolute())
+    folder = download.fetch(reach(address), run, to).absolute()
+    print(folder)
+    what = "resume" if (folder / "job.yaml").is_file() else "tune --resume"
+    print(f"next: raycnn {what} {folder}")

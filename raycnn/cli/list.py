@@ -1,15 +1,23 @@
 """`raycnn list`."""
 
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raycnn.cli.arguments import Address, Runs
+from raycnn.cli.arguments import Address, AsJson, Runs
 from raycnn.errors import EnvironmentUnavailable, SpecError, first_line, unknown
 
 if TYPE_CHECKING:
     from raycnn.config.registry import Registry
+    from raycnn.runs.listing import RunSummary
 
+HEADER = ["run", "state", "epochs", "val", "test", "model", "seconds", "start", "changed"]
+SORTS = ["name", "state", "val", "test", "seconds", "start"]
 TABLES = ["datasets", "models", "optimizers", "schedules", "transforms"]
 
 
@@ -21,23 +29,51 @@ def show(
     runs: Runs = "runs",
     jobs: Annotated[bool, typer.Option("--jobs", help="The jobs submitted to a cluster.")] = False,
     address: Address = None,
+    sort: Annotated[
+        str, typer.Option("--sort", help="Runs by name, state, val, test, seconds or start.")
+    ] = "name",
+    as_json: AsJson = False,
 ) -> None:
     """List what a spec can name, with options; the runs and searches; or a cluster's jobs."""
     if jobs:
-        from raycnn.cli.remote import reach, show_jobs
-
-        show_jobs(reach(address))
+        _show_jobs(address, as_json)
         return
+    if sort not in SORTS:
+        raise SpecError(unknown("order", sort, SORTS))
     if what == "runs":
-        _show_runs(runs)
+        _show_runs(runs, sort, as_json)
         return
     if what and what not in TABLES:
         raise SpecError(unknown("table", what, [*TABLES, "runs"]))
-    for name, table in _tables().items():
-        if what in ("", name):
+    tables = {name: table for name, table in _tables().items() if what in ("", name)}
+    if as_json:
+        print(json.dumps({name: _entries(table) for name, table in tables.items()}, indent=1))
+    else:
+        for name, table in tables.items():
             print(f"{name}:")
             for entry in table.names():
                 print(f"  {entry:<20}{_options(table, entry)}".rstrip())
+
+
+def _show_jobs(address: str | None, as_json: bool) -> None:
+    from raycnn.cli.remote import job_facts, reach, show_jobs
+
+    cluster = reach(address)
+    if as_json:
+        print(json.dumps([job_facts(job) for job in cluster.jobs()], indent=1))
+    else:
+        show_jobs(cluster)
+
+
+def _entries(table: "Registry[Any]") -> dict[str, Any]:
+    """Return the JSON schema of the options of each name; null where a package cannot be used."""
+    found: dict[str, Any] = {}
+    for name in table.names():
+        try:
+            found[name] = table.described(name).model_json_schema().get("properties", {})
+        except EnvironmentUnavailable:
+            found[name] = None
+    return found
 
 
 def _tables() -> "dict[str, Registry[Any]]":
@@ -55,17 +91,54 @@ def _options(table: "Registry[Any]", entry: str) -> str:
     return ", ".join(n if f.is_required() else f"{n}={f.default}" for n, f in fields)
 
 
-def _show_runs(root: str) -> None:
-    from raycnn.runs.directory import Run
+def _show_runs(root: str, sort: str, as_json: bool) -> None:
+    from raycnn.runs.listing import run_folders, summarize_runs
+
+    if "://" in root:
+        from raycnn.runs.directory import Run
+
+        folders = [run.folder for run in Run.all(root)]
+    else:
+        folders = run_folders(Path(root).expanduser())
+    runs = summarize_runs(folders)
+    if sort != "name":
+        runs.sort(key=lambda run: (getattr(run, sort) is None, getattr(run, sort)))
+    if as_json:
+        print(json.dumps([asdict(run) for run in runs], indent=1))
+        return
+    if runs:
+        _print_table([HEADER, *map(_row, runs)])
+    if "://" in root or any(Path(root).expanduser().glob("*/*/search.yaml")):
+        _show_searches(root)
+
+
+def _row(run: "RunSummary") -> list[str]:
+    return [
+        run.name,
+        run.state,
+        str(run.epochs),
+        "" if run.val is None else f"{run.val:.2%}",
+        "" if run.test is None else f"{run.test:.2%}",
+        run.model,
+        f"{run.seconds:,.0f}",
+        run.start,
+        " ".join(f"{key}={value}" for key, value in run.changed.items()),
+    ]
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    """Print columns; on a terminal a row is cut where it would break in two."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    limit = get_terminal_size().columns if sys.stdout.isatty() else None
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        print("  ".join(cell.ljust(width) for cell, width in cells).rstrip()[:limit])
+
+
+def _show_searches(root: str) -> None:
     from raycnn.search.folder import Search
     from raycnn.search.leaderboard import leaderboard, winners
 
-    for run in Run.all(root):
-        rows, result = run.rows(), run.result()
-        best = max((float(row["val/acc1"]) for row in rows if row["val/acc1"]), default=None)
-        val = f"val {best:.2%}" if best is not None else ""
-        test = f"test {result['test']['acc1']:.2%}" if result else ""
-        print(f"{run.name:<28}{run.state():<9}{len(rows):>4} epochs  {val:<12}{test}".rstrip())
     for search in Search.all(root):
         try:
             board = leaderboard(search)

@@ -10,15 +10,16 @@ from raycnn.cli.arguments import Address, JobId
 def logs(
     job: JobId,
     on: Annotated[
-        bool, typer.Option("-f", "--follow", help="Go on until the job ends, and end as it does.")
+        bool,
+        typer.Option("-f", "--follow", help="Follow it, and end with its exit code."),
     ] = False,
     address: Address = None,
 ) -> None:
-    """Show what a submitted job has said."""
-    from raycnn.cli.remote import follow, reach
+    """Show what a submitted job has printed."""
+    from raycnn.cli.remote import find_job, follow, reach
 
     cluster = reach(address)
-    name = cluster.job(job).submission_id or job
+    name = find_job(cluster, job).submission_id or job
     if on:
         follow(cluster, name)
     else:

@@ -1,7 +1,7 @@
 """What the verbs share that look at jobs on a cluster."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -21,17 +21,35 @@ def reach(address: str | None) -> "Cluster":
     return Cluster(server)
 
 
-def show_jobs(cluster: "Cluster") -> None:
-    for job in cluster.jobs():
-        about = job.metadata or {}
-        print(
-            f"{job.submission_id:<52}{job.status.value:<11}{about['user']:<12}{_since(job)}".rstrip()
-        )
+def find_job(cluster: "Cluster", name: str) -> "JobDetails":
+    """Return a job by its id, or the latest on a run: its folder, job/n, or job.
+
+    Raises SpecError, with the nearest name, for none.
+    """
+    if any(job.submission_id == name for job in cluster.jobs()):
+        return cluster.job(name)
+    return cluster.find(name)[0]
 
 
-def _since(job: "JobDetails") -> str:
+def job_facts(job: "JobDetails") -> dict[str, Any]:
+    """Return what a list says of a job, as plain values."""
+    about = job.metadata or {}
     began = datetime.fromtimestamp((job.start_time or 0) / 1000)
-    return f"{began:%Y-%m-%d %H:%M}"
+    keys = ("name", "verb", "user", "raycnn")
+    return {
+        "id": job.submission_id,
+        "state": job.status.value,
+        "start": f"{began:%Y-%m-%d %H:%M}",
+        **{key: about.get(key, "") for key in keys},
+    }
+
+
+def show_jobs(cluster: "Cluster") -> None:
+    """Print a line for each job, which fits into 80 columns where its id does."""
+    rows = [job_facts(job) for job in cluster.jobs()]
+    width = max((len(row["id"]) for row in rows), default=0)
+    for row in rows:
+        print(f"{row['id']:<{width}}  {row['state']:<9}  {row['start']}  {row['user']}".rstrip())
 
 
 def follow(cluster: "Cluster", name: str, ours: bool = False) -> None:

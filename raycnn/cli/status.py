@@ -1,36 +1,64 @@
 """`raycnn status`."""
 
-from typing import Annotated
+import json
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raycnn.cli.arguments import Address
+from raycnn.cli.arguments import Address, AsJson
+
+if TYPE_CHECKING:
+    from raycnn.launch.jobs.client import Cluster
 
 
 def status(
     job: Annotated[
-        str, typer.Argument(metavar="ID", help="Of a submitted job; else all, and the nodes.")
+        str,
+        typer.Argument(metavar="ID", help="A submitted job's id, or job/n, or job; else all."),
     ] = "",
     address: Address = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Show how a submitted job stands; or a cluster's nodes and jobs."""
-    from raycnn.cli.remote import reach, show_jobs
+    """Show how a submitted job is doing; or a cluster's nodes and jobs."""
+    from raycnn.cli.remote import job_facts, reach, show_jobs
     from raycnn.launch.ray.connection import table
 
     cluster = reach(address)
-    if not job:
+    if job:
+        facts = _facts(cluster, job)
+        print(json.dumps(facts, indent=1) if as_json else _text(facts))
+    elif as_json:
+        nodes = [{"address": node.address, "total": node.total} for node in cluster.nodes()]
+        jobs = [job_facts(job) for job in cluster.jobs()]
+        print(json.dumps({"nodes": nodes, "jobs": jobs}, indent=1))
+    else:
         print(table(cluster.nodes()))
         show_jobs(cluster)
-        return
-    found = cluster.job(job)
-    about = found.metadata or {}
-    said = cluster.log(job).strip().splitlines()
-    print(f"state    {found.status.value}")
-    print(
-        f"job      {about['name']}, {about['verb']}, by {about['user']}, raycnn {about['raycnn']}"
-    )
-    print(f"folder   {cluster.folder(found) or 'none yet'}")
-    if found.driver_exit_code is not None:
-        print(f"ended    with exit code {found.driver_exit_code}")
-    if said:
-        print(f"last     {said[-1]}")
+
+
+def _facts(cluster: "Cluster", name: str) -> dict[str, Any]:
+    from raycnn.cli.remote import find_job, job_facts
+
+    found = find_job(cluster, name)
+    said = cluster.log(found.submission_id or name).strip().splitlines()
+    return job_facts(found) | {
+        "folder": cluster.folder(found),
+        "exit_code": found.driver_exit_code,
+        "last_line": said[-1] if said else None,
+    }
+
+
+def _text(facts: dict[str, Any]) -> str:
+    name, ended = facts["id"], facts["exit_code"] is not None
+    lines = [
+        f"id       {name}",
+        f"state    {facts['state']}",
+        f"job      {facts['name']}, {facts['verb']}, by {facts['user']}, raycnn {facts['raycnn']}",
+        f"folder   {facts['folder'] or 'none yet'}",
+    ]
+    if ended:
+        lines.append(f"ended    with exit code {facts['exit_code']}")
+    if facts["last_line"]:
+        lines.append(f"last     {facts['last_line']}")
+    further = f"fetch {name}" if ended else f"logs -f {name}"
+    return "\n".join([*lines, f"next     raycnn {further}"])

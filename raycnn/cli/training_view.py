@@ -1,6 +1,7 @@
 """What a person sees of a training: one calm live view on a terminal, plain lines otherwise."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -41,7 +42,7 @@ def is_shown(event: Event) -> bool:
 
 
 class TerminalView:
-    """A table that grows by a row each epoch, over one bar for the steps of the epoch under way."""
+    """A table that grows by a row each epoch, over one bar for the steps of the whole run."""
 
     def __init__(self, console: Console, epochs: int):
         self.console, self.epochs = console, epochs
@@ -54,7 +55,7 @@ class TerminalView:
             transient=True,
         )
         self.task = self.bar.add_task("starting", total=None)
-        self.headed = False
+        self.headed = self.moving = False
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -71,10 +72,7 @@ class TerminalView:
     def on_event(self, event: Event) -> None:
         match event:
             case Progress():
-                text = f"epoch {event.epoch}/{self.epochs}"
-                self.bar.update(
-                    self.task, description=text, completed=event.step, total=event.steps
-                )
+                self._progress(event)
             case Decoding():
                 self.bar.update(
                     self.task,
@@ -89,6 +87,15 @@ class TerminalView:
                 self.bar.console.print(table_row(event.metrics), highlight=False)
             case _ if is_shown(event):
                 self.bar.console.print(event.message, style="dim", highlight=False, markup=False)
+
+    def _progress(self, event: Progress) -> None:
+        """Move the bar; the time left is that of the whole run, from the speed of this process."""
+        text = f"epoch {event.epoch}/{self.epochs}"
+        done, total = (event.epoch - 1) * event.steps + event.step, self.epochs * event.steps
+        if not self.moving:  # a resumed run did not do its first epochs in a moment
+            self.bar.reset(self.task, total=total, completed=done, description=text)
+            self.moving = True
+        self.bar.update(self.task, description=text, completed=done, total=total)
 
 
 class PlainView:
@@ -113,12 +120,20 @@ def view_for(console: Console, epochs: int) -> TerminalView | PlainView:
 
 
 def show_result(console: Console, run: Run) -> None:
-    """The test number of a run that is done, and where the run lies."""
+    """Print the test result of a run that is done, where the run is, and what to do next."""
     result = run.result()
     assert result, "a launcher returns when the run is done"
     console.print(f"best epoch {result['best_epoch']} of {result['epochs']}", highlight=False)
     console.print(tested(result["test"]), style="bold", highlight=False)
     console.print(f"{run.folder}", soft_wrap=True, highlight=False)
+    report = run.folder / "report.html"
+    if report.is_file():
+        console.print(f"report {report}", soft_wrap=True, highlight=False)
+    here = run.folder.parent.parent == Path("runs").absolute()
+    name = run.name if here else str(run.folder)
+    for word, verb in zip(("next:", "", ""), ("eval", "predict", "export"), strict=True):
+        rest = " PICTURE..." if verb == "predict" else ""
+        console.print(f"{word:<5} raycnn {verb} {name}{rest}", soft_wrap=True, highlight=False)
 
 
 def tested(test: dict[str, Any], split: str = "test") -> str:

@@ -1,15 +1,26 @@
 """What is wrong with a spec, in plain sentences: the file, the line, the key, what is allowed."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from raycnn.config.yaml_file import Tree, Where
-from raycnn.errors import SpecError, unknown
+from raycnn.errors import SYNONYMS, SpecError, did_you_mean, shortened, unknown
+
+SHOWN = 10  # mistakes of one file
+LONGEST = 200  # characters of a key
+OPTIONS = [
+    "optimizer.lr",
+    "optimizer.momentum",
+    "optimizer.weight_decay",
+    "model.dropout",
+    "data.size",
+]
+"""What most components have, of those that a spec names."""
 
 
 def validate(kind: type[Any], tree: Tree, where: Where) -> Any:
@@ -17,19 +28,40 @@ def validate(kind: type[Any], tree: Tree, where: Where) -> Any:
     try:
         spec = kind.model_validate(tree)
     except ValidationError as error:
-        lines = [_exdescribe(kind, detail, where) for detail in error.errors()]
+        found = error.errors()
+        lines = [_explain(kind, detail, where) for detail in found[:SHOWN]]
+        if len(found) > SHOWN:
+            lines.append(f"and {len(found) - SHOWN:,} more")
         raise SpecError("\n".join(lines)) from None
     spec._where.update(where)
     return spec
 
 
-def _exdescribe(kind: type[Any], detail: ErrorDetails, where: Where) -> str:
+def _explain(kind: type[Any], detail: ErrorDetails, where: Where) -> str:
     key = ".".join(map(str, detail["loc"]))
     message = describe(detail)
     if detail["type"] == "extra_forbidden":
         *parents, leaf = detail["loc"]
-        message = unknown("key", str(leaf), _fields(kind, parents))
+        names = _fields(kind, parents)
+        elsewhere = [] if did_you_mean(str(leaf), names) else _same_leaf(kind, str(leaf))
+        message = unknown("key", str(leaf), names)
+        if elsewhere:
+            message = f"unknown key {leaf!r}; did you mean {elsewhere[0]!r}?"
     return locate(where, key, message)
+
+
+def _same_leaf(kind: type[Any], name: str) -> list[str]:
+    """Return the dotted keys of a spec that end in this name, or in what it is called here."""
+    dotted = [*OPTIONS, *_dotted(kind)]
+    return [key for key in dotted if key.rpartition(".")[2] in (name, SYNONYMS.get(name))]
+
+
+def _dotted(kind: type[Any], prefix: str = "") -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _dotted(field.annotation, f"{prefix}{name}.")
+        elif prefix:
+            yield prefix + name
 
 
 def describe(detail: ErrorDetails) -> str:
@@ -41,7 +73,8 @@ def describe(detail: ErrorDetails) -> str:
         r"a valid dictionary or instance of (Choice|Data|Model)", "a name, or a mapping", message
     )
     message = re.sub(r"a valid dictionary or instance of \w+", "a mapping", message)
-    return message if isinstance(detail["input"], dict) else f"{message}, not {detail['input']!r}"
+    value = detail["input"]
+    return message if isinstance(value, dict) else f"{message}, not {shortened(value)}"
 
 
 def locate(where: Where, key: str, message: str) -> str:
@@ -49,7 +82,8 @@ def locate(where: Where, key: str, message: str) -> str:
     place = key
     while place and place not in where:  # the nearest enclosing key that stands in a file,
         place = place.rpartition(".")[0]  # or the file itself
-    return ": ".join(filter(None, [where.get(place, ""), key, message]))
+    shown = key if len(key) < LONGEST else f"{key[:LONGEST]}..."
+    return ": ".join(filter(None, [where.get(place, ""), shown, message]))
 
 
 def _fields(kind: type[Any], parents: Sequence[int | str]) -> list[str]:

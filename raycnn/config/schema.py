@@ -121,6 +121,22 @@ class Model(ComponentConfig):
     """Parts that are not trained, by the beginning of their parameters' names: [features]."""
 
 
+def _balanced_or_weights(value: Any, check: Any) -> Any:
+    """Raise ValueError with one sentence for whatever is wrong."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(
+            "must be `balanced`, or a list of one positive number per class, in the order of "
+            "the class names"
+        ) from None
+
+
+ClassWeights = Annotated[
+    Literal["balanced"] | list[Positive] | None, WrapValidator(_balanced_or_weights)
+]
+
+
 class Train(Frozen):
     epochs: PositiveInt
     batch_size: PositiveInt = 64
@@ -135,7 +151,7 @@ class Train(Frozen):
     """Share of each label spread evenly over all classes."""
     clip_norm: Positive | None = None
     """Scale the gradients down to this L2 norm over all parameters."""
-    class_weights: Literal["balanced"] | list[Positive] | None = None
+    class_weights: ClassWeights = None
     """Of each class in the loss, scaled to a mean of 1 over the images; balanced: the same sum."""
     balanced: bool = False
     """Draw every class equally often: rare ones repeatedly, of frequent ones only some."""

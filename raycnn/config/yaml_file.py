@@ -11,12 +11,13 @@ from typing import Any, TextIO
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from raycnn.errors import SpecError, first_line
+from raycnn.errors import SpecError, first_line, shortened
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
+MAX_DIGITS = 1000
 
 Tree = dict[str, Any]
 Where = dict[str, str]  # dotted key -> "file:line"
@@ -102,13 +103,33 @@ def _parse(text: str, name: str) -> tuple[Any, Node | None]:
                 raise SpecError(f"{name}:{line}: more than {MAX_DEPTH} levels deep")
             if isinstance(event, AliasEvent):
                 raise SpecError(f"{name}:{line}: aliases are not used in a spec; see `extends`")
-        return yaml.load(text), yaml.compose(text)
+        root = yaml.compose(text)
+        _check_scalars(root, name)
+        return yaml.load(text), root
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         raise SpecError(f"{place}: not YAML: {error.problem or error.context}") from None
     except (YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise SpecError(f"{name}: not YAML: {first_line(error)}") from None
+
+
+def _check_scalars(node: Node | None, name: str) -> None:
+    """Raise SpecError for a key that is not a word, and for a number of absurd length."""
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            if not isinstance(key, ScalarNode) or not str(key.tag).endswith(":str"):
+                found = shortened(key.value) if isinstance(key, ScalarNode) else f"a {key.id}"
+                line = key.start_mark.line + 1
+                raise SpecError(f"{name}:{line}: a key must be a word, not {found}")
+            _check_scalars(value, name)
+    elif isinstance(node, SequenceNode):
+        for value in node.value:
+            _check_scalars(value, name)
+    elif isinstance(node, ScalarNode) and str(node.tag).endswith((":int", ":float")):
+        if len(node.value) > MAX_DIGITS:
+            line = node.start_mark.line + 1
+            raise SpecError(f"{name}:{line}: a number of more than {MAX_DIGITS} digits")
 
 
 def _lines(node: Node | None, path: str, name: str, where: Where) -> None:

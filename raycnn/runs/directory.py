@@ -16,6 +16,7 @@ Nothing in it is found by a path from outside, so it can be moved.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 
 from raycnn import io
 from raycnn.config import yaml_file
-from raycnn.config.load import load_job
+from raycnn.config.load import job_from_tree, load_job
 from raycnn.config.schema import JobSpec
 from raycnn.errors import DataError, EnvironmentUnavailable, SpecError, unknown
 from raycnn.filesystem import base_name, is_uri, join, local_path, parent
@@ -93,9 +94,13 @@ class Run:
         io.write_json(self.folder / "environment.json", environment())
 
     @classmethod
-    def find(cls, text: str, root: str = "runs") -> "Run":
-        """By its folder, by `job/n`, or the latest of `job`. Raises SpecError for none."""
-        return cls.open(resolve_run("run", text, root, "job.yaml"))
+    def find(cls, text: str, root: str = "runs", *, trained: bool = False) -> "Run":
+        """Return a run by its folder, by `job/n`, or the latest of `job`.
+
+        With `trained` the latest that has a checkpoint. Raises SpecError for none.
+        """
+        wanted = "checkpoints/index.json" if trained else ""
+        return cls.open(resolve_run("run", text, root, "job.yaml", wanted))
 
     @classmethod
     def all(cls, root: str = "runs") -> list["Run"]:
@@ -108,7 +113,17 @@ class Run:
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     def job(self) -> JobSpec:
-        return load_job(self.folder / "job.yaml")
+        """Return the job of job.yaml, or where that is damaged, of the newest checkpoint.
+
+        Raises SpecError where neither can be read.
+        """
+        try:
+            return load_job(self.folder / "job.yaml")
+        except SpecError:
+            path, _ = checkpoint.newest(self.checkpoints)
+            if not path:
+                raise
+            return job_from_tree(checkpoint.read_state(path)["about"]["spec"])
 
     def write_job(self, job: JobSpec) -> None:
         with (
@@ -277,8 +292,9 @@ def create_numbered(parent: Path) -> Path:
             continue
 
 
-def resolve_run(kind: str, text: str, root: str, spec_name: str) -> Path | str:
-    """A folder of this kind, which `spec_name` is in: by its path, by `name/n`, or the latest.
+def resolve_run(kind: str, text: str, root: str, spec_name: str, wanted: str = "") -> Path | str:
+    """Return a folder of this kind, which `spec_name` is in: by its path, by `name/n`, or the
+    latest of a name; the latest that the file `wanted` is in, where there is one.
 
     One at a URI is returned as its URI.
     """
@@ -286,12 +302,12 @@ def resolve_run(kind: str, text: str, root: str, spec_name: str) -> Path | str:
     if is_uri(text) or is_uri(root):
         return _resolve_uri(kind, text, root, spec_name)
     for path in (Path(text), Path(root) / text):
-        if (path / spec_name).is_file():
+        if os.path.isfile(path / spec_name):  # False for what may not be looked into
             return path.absolute()
     there = list_folders(root, spec_name)
     of_name = [path for path in there if path.parent.name == text]
     if of_name:
-        return of_name[-1]
+        return next((path for path in reversed(of_name) if (path / wanted).exists()), of_name[-1])
     names = {name for p in there for name in (f"{p.parent.name}/{p.name}", p.parent.name)}
     raise SpecError(unknown(kind, text, names) + f"; looked for a folder and in {root}/")
 

@@ -12,7 +12,7 @@ from raycnn.errors import DataError
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import CheckpointSkipped, VersionDiffers
-from tests.conftest import ROOT, Call, happened, numbers, same, train, weights
+from tests.conftest import ROOT, Call, happened, numbers, raycnn, same, train, weights
 from tests.support.images import refusal, write_pictures
 
 MakeJob = Callable[..., JobSpec]
@@ -28,8 +28,13 @@ QUICK = (ROOT / "jobs" / "quickstart.yaml").read_bytes()
         (b"a: " + b"[" * 100_000, "bad.yaml:1: more than 32 levels deep"),
         (b"a: " + b"{" * 100_000, "bad.yaml:1: more than 32 levels deep"),
         (b'a: "\\UFFFFFFFF"', "bad.yaml: not YAML"),
-        (b"a: " + b"9" * 10_000, "bad.yaml: not YAML"),
-        (b"1: 2\n? [3]\n: 4\n", "bad.yaml:1: 1: Keys should be strings"),
+        (b"a: " + b"9" * 10_000, "bad.yaml:1: a number of more than 1000 digits"),
+        (b"seed: 1\na: " + b"9" * 5_000, "bad.yaml:2: a number of more than 1000 digits"),
+        (b"a: [0.5, 1." + b"3" * 5_000 + b"]", "bad.yaml:1: a number of more than 1000 digits"),
+        (b"name: x\n1: 2\n", "bad.yaml:2: a key must be a word, not '1'"),
+        (b"? [3]\n: 4\n", "bad.yaml:1: a key must be a word, not a sequence"),
+        (b"train: {{a: 1}: 2}\n", "bad.yaml:1: a key must be a word, not a mapping"),
+        (b"train: {null: 2}\n", "bad.yaml:1: a key must be a word, not 'null'"),
         (QUICK.replace(b"epochs: 15", b"epochs: 2024-01-01"), "bad.yaml:12: train.epochs"),
         (QUICK.replace(b"name: sgd", b"name: yes"), "bad.yaml:10: optimizer.name: unknown optimizer 'yes'"),
     ],
@@ -58,6 +63,24 @@ def test_a_file_of_any_editor_is_read(call: Call, tmp_path: Path, content: bytes
         ("train..epochs=3", "train.: unknown key ''"),
         ("=3", "'=3' is not a change"),
         ("train=3", "train: must be a mapping, not 3"),
+        ("train.epochs={[1, 2]: 3}", "command line:1: a key must be a word, not a sequence"),
+        ("seed=" + "9" * 5_000, "command line:1: a number of more than 1000 digits"),
+        ("seed=" + "9" * 500, "seed: must be"),
+        ("train.class_weights={cat: 2}", "train.class_weights: must be `balanced`, or a list"),
+        ("train.class_weights=[1, a]", "train.class_weights: must be `balanced`, or a list"),
+        ("train.class_weights=even", "train.class_weights: must be `balanced`, or a list"),
+        (
+            "learning_rate=0.1",
+            "learning_rate: unknown key 'learning_rate'; did you mean 'optimizer.lr'?",
+        ),
+        ("lr=0.1", "lr: unknown key 'lr'; did you mean 'optimizer.lr'?"),
+        ("epochs=3", "epochs: unknown key 'epochs'; did you mean 'train.epochs'?"),
+        ("max_epochs=3", "max_epochs: unknown key 'max_epochs'; did you mean 'train.epochs'?"),
+        (
+            "optimizer.learning_rate=0.1",
+            "optimizer.learning_rate: unknown sgd option 'learning_rate'; did you mean 'lr'?",
+        ),
+        ("model=efficientnet_b0", "did you mean 'torchvision:efficientnet_b0'?"),
         ("train.epochs.x=3", "train.epochs: must be a valid integer"),
         ("model=null", "model: must be a name, or a mapping"),
         ("optimizer.lr=1e400", "optimizer.lr: must be a finite number"),
@@ -69,6 +92,83 @@ def test_a_file_of_any_editor_is_read(call: Call, tmp_path: Path, content: bytes
 def test_a_change_that_makes_no_sense_is_refused(call: Call, change: str, said: str) -> None:
     ended, _, err = call("check", ROOT / "jobs" / "quickstart.yaml", change)
     assert ended == 2 and said in err and "Traceback" not in err
+
+
+def test_of_very_many_mistakes_ten_are_shown_and_the_others_counted(
+    call: Call, tmp_path: Path
+) -> None:
+    unknown = "".join(f"k{number}: 1\n" for number in range(5_000))
+    (tmp_path / "bad.yaml").write_text(unknown + QUICK.decode())
+    ended, _, err = call("check", "bad.yaml")
+    assert ended == 2 and len(err.splitlines()) == 11 and len(err) < 4_000
+    assert "bad.yaml:1: k0: unknown key 'k0'" in err and "and 4,990 more" in err
+    (tmp_path / "long.yaml").write_text(f"{'k' * 1_000}: 1\n" + QUICK.decode())
+    ended, _, err = call("check", "long.yaml")
+    assert ended == 2 and "long.yaml:1: kkk" in err and len(err) < 2_000
+    (tmp_path / "text.yaml").write_text(QUICK.decode().replace("lr: 0.05", f"lr: {'x' * 500_000}"))
+    ended, _, err = call("check", "text.yaml")
+    assert ended == 2 and "optimizer.lr: must be a valid number" in err and len(err) < 2_000
+
+
+@pytest.mark.parametrize("name", ["nothing-like-it.yaml", "x", "lists/of/zebras.yaml"])
+def test_a_name_unlike_all_others_suggests_none(call: Call, name: str) -> None:
+    ended, _, err = call("check", name)
+    assert ended == 2 and f"cannot read {name}" in err and "did you mean" not in err
+
+
+def test_a_name_like_another_suggests_it(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "flowers.yaml").write_bytes(QUICK)
+    assert "did you mean 'flowers.yaml'?" in call("check", "flower.yaml")[2]
+    assert "did you mean 'quickstart'?" in call("check", "quikstart")[2]
+    assert "did you mean 'lenet-mnist'?" in call("check", "lenet-mnits")[2]
+
+
+def test_a_file_wins_over_a_job_that_comes_with_raycnn(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "quickstart").write_bytes(QUICK.replace(b"name: quickstart", b"name: my-own"))
+    ended, out, _ = call("train", "quickstart", "--print")
+    assert ended == 0 and "name: my-own" in out
+
+
+def test_a_user_without_a_home_is_told_of_raycnn_cache(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that runs under a number which no user has."""
+    import pwd
+
+    def nobody_known(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("HOME", "RAYCNN_CACHE", "XDG_CACHE_HOME", "LOGNAME", "USER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody_known)
+    ended, _, err = call("data", "digits")
+    assert ended == 3 and "RAYCNN_CACHE" in err and "Traceback" not in err
+    assert call("list", "models")[0] == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict", "latin-1:strict"])
+def test_a_name_that_the_terminal_cannot_show_is_shown_escaped(
+    job: MakeJob, tmp_path: Path, encoding: str
+) -> None:
+    run = train(job(train__epochs=1))
+    pictures = write_pictures(tmp_path / "pictures", ["a"], 1)
+    for name in (b"not-utf-8-\xff.png", "\u597d.png".encode(), b"z.png"):
+        shutil.copy(pictures / "a" / "0.png", os.path.join(os.fsencode(pictures), name))
+    (pictures / "a" / "0.png").write_bytes(b"broken")
+    done = raycnn("predict", run.folder, pictures, cwd=tmp_path, PYTHONIOENCODING=encoding)
+    assert done.returncode == 4 and "Traceback" not in done.stderr, done.stderr
+    assert len(done.stdout.splitlines()) == 3 and "z.png" in done.stdout
+    assert "not-utf-8-\\udcff.png" in done.stdout and "0.png" in done.stderr
+
+
+def test_a_bad_ray_address_of_the_environment_is_named_as_such(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    ended, _, err = call("train", "quickstart")
+    assert ended == 3 and err.startswith("raycnn: RAY_ADDRESS: 'nonsense'")
+    ended, _, err = call("train", "quickstart", "workers.address=other")
+    assert ended == 2 and "workers.address: 'other'" in err
 
 
 @pytest.fixture
@@ -102,6 +202,26 @@ def test_what_is_no_run_cannot_be_resumed(call: Call, tmp_path: Path, job: MakeJ
     (run.folder / "job.yaml").write_bytes(b"\x80 torn")
     ended, _, err = call("resume", run.folder)
     assert ended == 2 and "job.yaml" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("content", [b"", b"name: ti", b"\x80 torn"])
+def test_a_run_whose_spec_is_damaged_resumes_with_that_of_its_checkpoint(
+    job: MakeJob, content: bytes
+) -> None:
+    spec = job(schedule="constant")
+    unbroken, run = train(spec), train(spec.change({"train.epochs": 2}))
+    (run.folder / "job.yaml").write_bytes(content)
+    assert run.job() == spec.change({"train.epochs": 2})
+    train(spec, run)
+    assert same(weights(unbroken), weights(run))
+
+
+def test_what_uses_a_network_takes_the_latest_run_that_has_one(job: MakeJob) -> None:
+    run, failed = train(job(train__epochs=1)), Run.create(job())
+    root = str(run.folder.parents[1])
+    assert Run.find("tiny", root, trained=True).folder == run.folder
+    assert Run.find("tiny", root).folder == failed.folder
+    assert Run.find("tiny/2", root, trained=True).folder == failed.folder
 
 
 def test_torn_side_files_lose_nothing_that_counts(call: Call, job: MakeJob) -> None:

@@ -91,7 +91,10 @@ def test_training_ends_with_a_test_number_and_the_run_folder(call: Call, tmp_pat
     ended, out, err = call("train", QUICK, *HERE)
     assert ended == 0 and err == ""
     assert "epoch 1  step 21" in out and "357 of 357 images" in out
-    assert str(tmp_path / "runs" / "quickstart" / "1") in out.splitlines()[-1]
+    *_, folder, first, second, third = out.splitlines()
+    assert folder == str(tmp_path / "runs" / "quickstart" / "1")
+    assert first == "next: raycnn eval quickstart/1"
+    assert "raycnn predict quickstart/1" in second and "raycnn export quickstart/1" in third
 
 
 def test_a_finished_run_is_not_trained_again_but_longer_on_request(call: Call) -> None:
@@ -153,12 +156,29 @@ def test_the_printed_spec_is_the_whole_job_and_trains_as_it(call: Call, tmp_path
 def test_runs_are_listed_with_how_they_stand(call: Call, job: MakeJob) -> None:
     train(job())
     Run.create(job())
+    Run.create(job(optimizer__lr=0.5, train__epochs=9))
     _, out, _ = call("list", "runs")
-    first, second = out.splitlines()
-    assert (
-        first.startswith("tiny/1") and "done" in first and "3 epochs" in first and "test" in first
-    )
-    assert second.startswith("tiny/2") and "stopped" in second and "0 epochs" in second
+    header, *rows = (line.split() for line in out.splitlines())
+    assert header[:6] == ["run", "state", "epochs", "val", "test", "model"]
+    assert rows[0][:3] == ["tiny/1", "done", "3"] and rows[0][5] == "lenet"
+    assert rows[1][:4] == ["tiny/2", "stopped", "0", "lenet"]
+    assert rows[2][-2:] == ["optimizer.lr=0.5", "train.epochs=9"]
+    _, out, _ = call("list", "runs", "--sort", "test", "--json")
+    listed = json.loads(out)
+    assert listed[0]["test"] == (Run.find("tiny/1").result() or {})["test"]["acc1"]
+    assert [run["state"] for run in listed] == ["done", "stopped", "stopped"]
+    assert call("list", "runs", "--sort", "tset")[0] == 2
+
+
+def test_a_run_that_may_not_be_read_is_listed_with_the_others(call: Call, job: MakeJob) -> None:
+    Run.create(job())
+    torn = Run.create(job())
+    (torn.folder / "job.yaml").write_bytes(b"\x80 torn")
+    (torn.folder / "metrics.csv").write_bytes(b"\x00\xff")
+    ended, out, err = call("list", "runs")
+    assert ended == 0 and err == "" and [line.split()[0] for line in out.splitlines()] == [
+        "run", "tiny/1", "tiny/2",
+    ]  # fmt: skip
 
 
 def test_everything_a_spec_can_name_is_listed(call: Call) -> None:

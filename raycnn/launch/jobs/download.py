@@ -24,17 +24,17 @@ LOG = '"$(readlink /proc/$$/fd/1)"'  # where what a job writes goes to
 def fetch(cluster: Cluster, name: str, to: Path | None = None) -> Path:
     """Copy the folder of a run, or a search, whole or not at all; returns where to.
 
-    Raises ClusterError when it is not there, or the connection ends;
-    EnvironmentUnavailable when something is here already, when it cannot be written, or while it
-    is trained.
+    Without `to` it becomes runs/job/n, or where that is taken the next number. Raises ClusterError
+    when it is not there, or the connection ends; EnvironmentUnavailable when something is at `to`
+    already, when it cannot be written, or while it is trained.
     """
     _, folder = cluster.find(name)
     job, _ = cluster.find(folder)
     if not job.status.is_terminal():
         raise EnvironmentUnavailable(f"{folder} is being trained by {job.submission_id}")
-    to = to or Path("runs", *PurePosixPath(folder).parts[-2:])
-    if os.path.lexists(to):
+    if to and os.path.lexists(to):
         raise EnvironmentUnavailable(f"{to} is there already: --to names another folder")
+    to = to or _free(Path("runs", *PurePosixPath(folder).parts[-2:]))
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".fetch-", dir=to.parent) as temporary:
@@ -43,6 +43,14 @@ def fetch(cluster: Cluster, name: str, to: Path | None = None) -> Path:
     except OSError as error:
         raise EnvironmentUnavailable(f"cannot write {to}: {error}") from None
     return to
+
+
+def _free(folder: Path) -> Path:
+    """Return the folder, or if there is one, the next number beside it that is free."""
+    if not os.path.lexists(folder):
+        return folder
+    taken = [int(path.name) for path in folder.parent.iterdir() if path.name.isdigit()]
+    return folder.with_name(str(max(taken, default=0) + 1))
 
 
 def _copy(cluster: Cluster, folder: str, into: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raycnn.config.schema import Workers
-from raycnn.errors import ClusterError, SpecError
+from raycnn.errors import ClusterError, EnvironmentUnavailable, SpecError
 from raycnn.launch.launcher import address_of
 from raycnn.runtime.device import DEVICE_KINDS, DeviceKind
 
@@ -84,7 +84,7 @@ def connected(workers: Workers) -> Iterator[list[Node]]:
         return
     address = address_of(workers)
     if address:
-        _probe(address)
+        _probe(address, from_spec=bool(workers.address))
     else:
         require(workers)
     # Imported while Ray's processes start: either takes about as long as the other.
@@ -130,17 +130,17 @@ def hide_token() -> None:
         TOKEN.chmod(0o600)
 
 
-def _probe(address: str) -> None:
+def _probe(address: str, from_spec: bool) -> None:
     """Raises ClusterError when no head answers there: Ray itself would try for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
     is_port = re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65_536
     if not host or not is_port or "://" in address:
-        raise SpecError(
-            f"{address!r} is no address of a Ray head: host:port, as `ray start` prints it",
-            "workers.address",
-        )
+        wrong = f"{address!r} is no address of a Ray head: host:port, as `ray start` prints it"
+        if from_spec:
+            raise SpecError(wrong, "workers.address")
+        raise EnvironmentUnavailable(f"RAY_ADDRESS: {wrong}")
     if os.environ.get("RAY_USE_TLS") == "1":
         return
     try:

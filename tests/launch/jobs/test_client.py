@@ -247,7 +247,12 @@ def test_workers_and_trials_are_started_on_the_cluster_that_was_asked(
     done = head.raycnn("submit", search, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     fetched = head.raycnn("fetch", "search", cwd=tmp_path)
-    assert fetched.stdout.strip() == str(tmp_path / "runs" / "search" / "1"), fetched.stderr
+    assert fetched.stdout.splitlines()[0] == str(tmp_path / "runs" / "search" / "1"), fetched.stderr
+    again = head.raycnn("fetch", "search/1", cwd=tmp_path)
+    assert again.stdout.splitlines()[0] == str(tmp_path / "runs" / "search" / "2"), again.stderr
+    assert "SUCCEEDED" in head.raycnn("status", "search/1", cwd=tmp_path).stdout
+    assert "has ended: SUCCEEDED" in head.raycnn("stop", "search/1", cwd=tmp_path).stdout
+    assert head.raycnn("logs", "search/1", cwd=tmp_path).stdout
     trials = sorted(path.name for path in (tmp_path / "runs/search/1/trials").iterdir())
     assert trials == ["lenet-000", "lenet-001", "tiny-000", "tiny-001"]
     assert (tmp_path / "runs/search/1/best-lenet.yaml").is_file()
