@@ -10,6 +10,11 @@ FACADES = {"cli", "api.py"}  # they give commands and Python users the same thin
 
 # The same thing for several subjects or launchers.
 SHARED = {
+    "compare": "sets several things side by side",
+    "confusion": "which class was taken for which: counted in analysis, drawn in report",
+    "most_confused": "the classes taken for one another: counted in analysis, drawn in report",
+    "publish": "writes a page of the report and its pictures",
+    "save": "writes a page or a sheet of pictures",
     "create_numbered": "makes a folder numbered after those that are there",
     "describe": "puts something into words",
     "draw": "makes a picture",
@@ -18,7 +23,7 @@ SHARED = {
     "require": "raises where what is needed is not to be had",
     "slots": "where the trials of a search could be trained",
     "train": "trains a job, one for each launcher",
-    "write": "puts a table into a folder",
+    "write": "puts a table or a page into a folder",
 }
 
 

@@ -117,7 +117,7 @@ def fit(
         }
         step = prepare(state, splits, job.train.epochs * len(loaders["train"]), job, callbacks)
         if not lr_backoffs:
-            callbacks.on_event(started(job, state, splits, device))
+            callbacks.on_event(_started(job, state, splits, device))
         try:
             return run_epochs(step, splits, loaders, control, callbacks, test_once)
         except Diverged as error:
@@ -143,7 +143,7 @@ def fit(
         del step, state  # the next ones need their memory
 
 
-def started(
+def _started(
     job: JobSpec, state: TrainingState, splits: Splits, device: torch.device
 ) -> TrainingStarted:
     """Return what is about to be trained, for people."""
