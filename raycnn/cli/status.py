@@ -21,7 +21,7 @@ def status(
 ) -> None:
     """Show how a submitted job is doing; or a cluster's nodes and jobs."""
     from raycnn.cli.remote import job_facts, reach, show_jobs
-    from raycnn.launch.ray.connection import table
+    from raycnn.launch.ray.resources import table
 
     cluster = reach(address)
     if job:

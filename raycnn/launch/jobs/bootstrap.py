@@ -1,6 +1,9 @@
-"""Begins a submitted job: sent along with it, and run on the cluster by the cluster's own Python.
+"""Begins a submitted job: sent along with it, and run on the cluster by any Python 3.
 
     begin.py VERSION FOLDER WORD...
+
+Goes on with the Python that runs Ray there: a job's PATH may lead to another one. That is the one
+whose packages the process above, of Ray, has loaded Ray from.
 
 Runs `raycnn WORD...` in the folder, and says when the raycnn there is not the VERSION here. A word
 that names a file beside this one means that file.
@@ -13,6 +16,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 UNFIT = 3
+LIBRARY = "/site-packages/ray/"  # what Ray's processes have mapped of it
+
+
+def interpreter() -> str:
+    """Return the path of the Python that the process which started this one runs on."""
+    try:
+        mapped = Path(f"/proc/{os.getppid()}/maps").read_text().split()
+        libraries = [path.partition(LIBRARY)[0] for path in mapped if LIBRARY in path]
+    except OSError:  # no Linux
+        libraries = []
+    for library in libraries:  # PREFIX/lib/python3.11
+        python = Path(library).parent.parent / "bin" / "python"
+        if python.is_file():
+            return str(python)
+    return sys.executable
 
 
 def bootstrap(own: str, folder: str, *words: str) -> None:
@@ -30,4 +48,7 @@ def bootstrap(own: str, folder: str, *words: str) -> None:
 
 
 if __name__ == "__main__":
+    if "RAYCNN_INTERPRETER" not in os.environ:
+        os.environ["RAYCNN_INTERPRETER"] = python = interpreter()
+        os.execv(python, [python, *sys.argv])
     bootstrap(*sys.argv[1:])

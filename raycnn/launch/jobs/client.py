@@ -1,12 +1,12 @@
 """Ray Jobs: a spec sent to a cluster, trained there, followed from here.
 
 Only the cluster's job server is spoken to (http://host:8265), so that a tunnel to one port is
-enough. On the cluster a job is an ordinary `raycnn train`, `resume` or `tune` on the head node,
-begun in the home folder of whoever started Ray there: relative paths of a spec are below it.
+enough; and by its REST interface, so that its Ray may be of another version. Ray is imported only
+to upload files. On the cluster a job is an ordinary `raycnn train`, `resume` or `tune` on the head
+node, begun in the home folder of whoever started Ray there: relative paths of a spec are below it.
 """
 
 import getpass
-import logging
 import os
 import re
 import secrets
@@ -15,7 +15,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
+from enum import Enum
 from http.client import HTTPResponse
 from importlib.metadata import distribution
 from pathlib import Path, PurePosixPath
@@ -32,18 +34,10 @@ from raycnn.config import yaml_file
 from raycnn.config.schema import JobSpec, Workers
 from raycnn.config.search import TuneSpec
 from raycnn.errors import ClusterError, SpecError, first_line, unknown
-from raycnn.launch.jobs import bootstrap
-from raycnn.launch.ray.connection import PROBE_S, TOKEN, Node, kind_of, resources_per_worker
-
-# Ray's last: cluster.py sets what it reads when it is imported.
-import ray  # isort: skip
-from ray.dashboard.modules.dashboard_sdk import SubmissionClient  # isort: skip
-from ray.exceptions import AuthenticationError  # isort: skip
-from ray.job_submission import JobDetails as JobDetails  # isort: skip
-from ray.job_submission import JobSubmissionClient  # isort: skip
-
-for _talker in ("ray", "ray.dashboard.modules.dashboard_sdk"):  # of every upload
-    logging.getLogger(_talker).setLevel(logging.WARNING)
+from raycnn.launch.jobs import bootstrap, upload
+from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
+from raycnn.launch.ray.token import PROBE_S, TOKEN
+from raycnn.launch.ray.token import token as own_token
 
 PORT = 8265  # of a head's job server, unless told otherwise
 ANSWER_S = 30  # the longest wait for an answer of a server that is there
@@ -84,23 +78,56 @@ def each(asked: JobSpec | TuneSpec, change: Callable[[JobSpec], JobSpec]) -> Job
     return asked.model_copy(update={"architectures": changed})
 
 
+class JobStatus(Enum):
+    """As Ray's job server has it."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    STOPPED = "STOPPED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+    def is_terminal(self) -> bool:
+        return self not in (JobStatus.PENDING, JobStatus.RUNNING)
+
+
+@dataclass(frozen=True)
+class JobDetails:
+    """A job as the server describes it; what another version of Ray adds is left out."""
+
+    status: JobStatus
+    submission_id: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    message: str | None = None
+    start_time: int | None = None
+    """Milliseconds since 1970."""
+    driver_exit_code: int | None = None
+    driver_node_id: str | None = None
+
+    @classmethod
+    def parse(cls, tree: dict[str, Any]) -> "JobDetails":
+        known = {f.name: tree[f.name] for f in fields(cls) if tree.get(f.name) is not None}
+        return cls(**known | {"status": JobStatus(tree["status"])})
+
+
 class Cluster:
     """A Ray cluster, reached by its job server alone."""
 
     def __init__(self, server: str, token: str | None = None):
         """Raises ClusterError when nobody answers there, or the token is not the cluster's."""
         self.server = server
-        with self._speaking():
-            self._client = _Client(server, token)
+        self._session = requests.Session()
+        if secret := token or own_token():
+            self._session.headers["Authorization"] = f"Bearer {secret}"
+        self.ray_version = str(self._get("/api/version", PROBE_S)["ray_version"])
 
     def nodes(self) -> list[Node]:
         return [Node(node["node_ip"], node["resources_total"]) for node in self._alive()]
 
     def jobs(self) -> list[JobDetails]:
         """Those that raycnn submitted, oldest first."""
-        with self._speaking():
-            found = self._client.list_jobs()
-        own = [job for job in found if "raycnn" in (job.metadata or {})]
+        found = map(JobDetails.parse, self._get("/api/jobs/"))
+        own = [job for job in found if "raycnn" in job.metadata]
         return sorted(own, key=lambda job: job.start_time or 0)
 
     def job(self, name: str) -> JobDetails:
@@ -128,7 +155,7 @@ class Cluster:
     def resume(self, name: str, changes: list[str], *, code: bool = False) -> str:
         """Go on there with a run or a search, named as `find` takes it; returns the id."""
         job, folder = self.find(name)
-        tuned = (job.metadata or {})["verb"] == "tune"
+        tuned = job.metadata["verb"] == "tune"
         if tuned and changes:
             raise SpecError(f"{name} is a search, which goes on as it is: leave out {changes[0]}")
         words = ["tune", "--resume", folder] if tuned else ["resume", folder, *changes]
@@ -137,17 +164,14 @@ class Cluster:
 
     def log(self, name: str) -> str:
         """What the job has said so far."""
-        with self._speaking():
-            text = self._client.get_job_logs(name)
-        return RAYS_OWN.sub("", text)
+        return RAYS_OWN.sub("", self._get(f"/api/jobs/{name}/logs")["logs"])
 
     def follow(self, name: str, show: Callable[[str], None]) -> JobDetails:
         """Show what a job says as it says it, through short outages; returns how it ended."""
         shown, answered, told = 0, time.monotonic(), False
         while True:
             try:
-                with self._speaking():
-                    job = self._client.get_job_info(name)
+                job = self._info(name)
                 log = self.log(name)
             except ClusterError as error:
                 if time.monotonic() - answered > OUTAGE_S:
@@ -165,12 +189,11 @@ class Cluster:
 
     def stop(self, name: str) -> bool:
         """Have a job save its state and stop, within STOP_S; False when it has ended before."""
-        with self._speaking():
-            return self._client.stop_job(name)
+        return bool(self._ask("POST", f"/api/jobs/{name}/stop")["stopped"])
 
     def folder(self, job: JobDetails) -> str | None:
         """Of its run or search, on the head node, once the job has said so."""
-        found = FOLDER.search(self.log(job.submission_id or ""))
+        found = FOLDER.search(self.log(job.submission_id))
         return found and found[1]
 
     def find(self, name: str) -> tuple[JobDetails, str]:
@@ -189,10 +212,9 @@ class Cluster:
 
     def run(self, command: str) -> JobDetails:
         """Run a shell's command on the head node; returns how it ended."""
-        with self._speaking():
-            name = self._client.submit_job(entrypoint=command)
-            while not (job := self._client.get_job_info(name)).status.is_terminal():
-                time.sleep(LOOK_S)
+        name = self._ask("POST", "/api/jobs/", json={"entrypoint": command})["submission_id"]
+        while not (job := self._info(name)).status.is_terminal():
+            time.sleep(LOOK_S)
         return job
 
     def output(self, job: JobDetails) -> HTTPResponse:
@@ -204,16 +226,19 @@ class Cluster:
         }  # fmt: skip
         url = f"{self.server}/api/v0/logs/file?{urlencode(asked)}"
         with self._speaking():
-            return urlopen(Request(url, headers=self._client._headers), timeout=ANSWER_S)
+            return urlopen(Request(url, headers=self._headers), timeout=ANSWER_S)
 
     def _begin(self, name: str, words: list[str], sent: Path, folder: str, code: bool) -> str:
         shutil.copy(bootstrap.__file__, sent / "begin.py")
         if code:
             _copy_code(sent)
-        command = [self._python(), "begin.py", raycnn.__version__, folder, *words]
+        # Whichever Python 3 the job's PATH has: begin.py goes on with the one that runs Ray there.
+        command = ["python3", "begin.py", raycnn.__version__, folder, *words]
         now = datetime.now(timezone.utc)
         with self._speaking():
-            return self._client.submit_job(
+            return upload.submit(
+                self.server,
+                self._headers,
                 entrypoint="exec " + shlex.join(command),
                 submission_id=f"raycnn-{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
                 metadata={
@@ -227,65 +252,49 @@ class Cluster:
             )  # fmt: skip
 
     def _unknown(self, name: str, jobs: list[JobDetails]) -> str:
-        names = [job.submission_id or "" for job in jobs]
+        names = [job.submission_id for job in jobs]
         return unknown("job", name, names) + f"; looked at {self.server}"
 
-    def _python(self) -> str:
-        """The interpreter that the head node starts Ray's workers with: a job's PATH is any."""
-        head = next(node["node_id"] for node in self._alive() if node["is_head_node"])
-        deadline = time.monotonic() + ANSWER_S
-        while time.monotonic() < deadline:
-            for word in self._get(f"/nodes/{head}")["detail"].get("cmdline", []):
-                key, _, command = word.partition("=")
-                if key == "--python_worker_command":
-                    return shlex.split(command)[0]
-            time.sleep(LOOK_S)  # a new head has not said yet
-        raise ClusterError(f"{self.server} does not say which Python its Ray runs on")
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {k: str(v) for k, v in self._session.headers.items() if k == "Authorization"}
 
     def _alive(self) -> list[dict[str, Any]]:
-        found = self._get("/api/v0/nodes?limit=10000")["result"]["result"]
+        """Ask as `ray list nodes` does."""
+        found = self._get("/api/v0/nodes?limit=10000")["data"]["result"]["result"]
         alive = [node for node in found if node["state"] == "ALIVE"]
         if not any(node["is_head_node"] for node in alive):
             raise ClusterError(f"{self.server} has no head node yet")
         return alive
 
-    def _get(self, path: str) -> dict[str, Any]:
+    def _info(self, name: str) -> JobDetails:
+        return JobDetails.parse(self._get(f"/api/jobs/{name}"))
+
+    def _get(self, path: str, timeout_s: float = ANSWER_S) -> Any:
+        return self._ask("GET", path, timeout_s)
+
+    def _ask(self, method: str, path: str, timeout_s: float = ANSWER_S, **content: Any) -> Any:
         with self._speaking():
-            answer = self._client._do_request("GET", path)
+            url = f"{self.server}{path}"
+            answer = self._session.request(method, url, timeout=timeout_s, **content)
             answer.raise_for_status()
-            return answer.json()["data"]
+            return answer.json()
 
     @contextmanager
     def _speaking(self) -> Iterator[None]:
         try:
             yield
-        except AuthenticationError:
-            raise ClusterError(
-                f"{self.server} refuses the token: RAY_AUTH_TOKEN, else {TOKEN}, must hold the "
-                "one that the cluster was started with"
-            ) from None
         except (requests.HTTPError, HTTPError, RuntimeError, ValueError, KeyError) as error:
+            answer = getattr(error, "response", None)
+            if getattr(answer, "status_code", None) in (401, 403):
+                raise ClusterError(
+                    f"{self.server} refuses the token: RAY_AUTH_TOKEN, else {TOKEN}, must hold the "
+                    "one that the cluster was started with"
+                ) from None
             said = first_line(error)
             raise ClusterError(f"the job server at {self.server} fails: {said}") from None
         except (requests.RequestException, URLError, ConnectionError, TimeoutError):
             raise ClusterError(f"no job server answers at {self.server}") from None
-
-
-class _Client(JobSubmissionClient):
-    """Ray's, with a deadline for every answer."""
-
-    patience_s = PROBE_S
-
-    def __init__(self, server: str, token: str | None):
-        """Not Ray's own, which takes the address from its environment variables before all."""
-        self._client_ray_version = ray.__version__
-        headers = {"Authorization": f"Bearer {token}"} if token else None
-        SubmissionClient.__init__(self, server, headers=headers)
-        self._check_connection_and_version()
-        self.patience_s = ANSWER_S
-
-    def _do_request(self, *asked: Any, **how: Any) -> Any:
-        return super()._do_request(*asked, timeout=self.patience_s, **how)
 
 
 def _user() -> str:
@@ -298,7 +307,7 @@ def _user() -> str:
 def _asked(asked: JobSpec | TuneSpec) -> list[Workers]:
     """What Ray is to have room for: of a search, one trial in each pool."""
     if isinstance(asked, TuneSpec):
-        return [pool.trainers for pool in asked.tune.pools]
+        return [pool.worker_config for pool in asked.tune.pools]
     return [asked.workers] if asked.workers.launcher != "local" else []
 
 

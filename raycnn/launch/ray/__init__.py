@@ -1,5 +1,7 @@
-"""Training and searches on Ray. Ray is imported here and in launch/jobs alone."""
+"""Ray. Here alone, and in launch/jobs, it is imported."""
 
-from raycnn.runtime import device
+import sys
 
-device.hide_npu()
+# Ray imports torch_npu wherever it is installed, and fails with it where CANN's libraries are
+# missing: it is to seem not installed until raycnn.runtime.device.load_npu.
+sys.modules.setdefault("torch_npu", None)

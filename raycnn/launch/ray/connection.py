@@ -7,55 +7,44 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 from raycnn.config.schema import Workers
 from raycnn.errors import ClusterError, EnvironmentUnavailable, SpecError
 from raycnn.launch.launcher import address_of
-from raycnn.runtime.device import DEVICE_KINDS, DeviceKind
+from raycnn.launch.ray.resources import Node as Node
+from raycnn.launch.ray.resources import capacity as capacity
+from raycnn.launch.ray.resources import in_words as in_words
+from raycnn.launch.ray.resources import kind_of as kind_of
+from raycnn.launch.ray.resources import resources_per_worker as resources_per_worker
+from raycnn.launch.ray.token import PROBE_S, TOKEN, hide_token
+from raycnn.runtime.device import DEVICE_KINDS
 
 # Read by Ray when it is imported, or by the processes it starts.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` has each worker build its own environment
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # else a lost worker, or the end, is seen 2 s late
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more, and 3 s
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 for key, value in SETTINGS.items():
     os.environ.setdefault(key, value)
 
-TOKEN = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-if "RAY_AUTH_TOKEN" in os.environ or TOKEN.is_file():
+if TOKEN.is_file() or "RAY_AUTH_TOKEN" in os.environ:
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray sends a token it has to nobody
 
 import ray  # noqa: E402
 
+STARTS = 3  # Ray gives itself half a minute, which on a busy machine is not always enough
 OBJECT_STORE_BYTES = 200 << 20  # images do not go through it
-PROBE_S = 5
 # What opens every HTTP/2 connection (RFC 9113, 3.4): the client's preface and an empty SETTINGS
 # frame. A server of gRPC, which a head is, answers with SETTINGS before it asks who is there.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 FRAME_HEADER, SETTINGS_FRAME = 9, 4  # bytes; a frame's type is its fourth
-
-
-@dataclass(frozen=True)
-class Node:
-    address: str
-    total: dict[str, float]
-
-    def fits(self, ask: dict[str, float]) -> int:
-        """How many workers that ask for so much find room here."""
-        return min(int(self.total.get(key, 0) // amount) for key, amount in ask.items())
 
 
 def require(workers: Workers) -> None:
@@ -83,6 +72,8 @@ def connected(workers: Workers) -> Iterator[list[Node]]:
         yield alive_nodes()
         return
     address = address_of(workers)
+    # It is a process more, and 3 s: only a cluster's nodes are taken away with notice.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(bool(address))))
     if address:
         _probe(address, from_spec=bool(workers.address))
     else:
@@ -110,24 +101,22 @@ def _init(address: str | None) -> None:
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
     }
-    try:
-        ray.init(
-            address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **({} if address else own),
-        )
-    except Exception as error:  # Ray has no class for it
-        where = f"no Ray cluster at {address}" if address else "Ray did not start here"
-        raise ClusterError(f"{where}: {' '.join(str(error).split())}") from None
+    for attempt in range(1 if address else STARTS):
+        try:
+            ray.init(
+                address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else own),
+            )
+            break
+        except Exception as error:  # Ray has no class for it
+            ray.shutdown()
+            if address or attempt == STARTS - 1:
+                where = f"no Ray cluster at {address}" if address else "Ray did not start here"
+                raise ClusterError(f"{where}: {' '.join(str(error).split())}") from None
     if not address:
         hide_token()
-
-
-def hide_token() -> None:
-    """Keep the token from other users: Ray writes it for all to read."""
-    with suppress(OSError):  # none, or another's
-        TOKEN.chmod(0o600)
 
 
 def _probe(address: str, from_spec: bool) -> None:
@@ -151,48 +140,3 @@ def _probe(address: str, from_spec: bool) -> None:
         raise ClusterError(f"no Ray cluster at {address}: {error}") from None
     if len(answer) < FRAME_HEADER or answer[3] != SETTINGS_FRAME:
         raise ClusterError(f"no Ray cluster at {address}: what answers there is no Ray head")
-
-
-def kind_of(workers: Workers, nodes: list[Node]) -> DeviceKind:
-    """The kind of device a job's workers drive on this cluster."""
-    if workers.device != "auto":
-        return DEVICE_KINDS[workers.device]
-    there = (kind for kind in DEVICE_KINDS.values() if capacity(nodes, {kind.resource: 1}))
-    return next(there, DEVICE_KINDS["cpu"])
-
-
-def resources_per_worker(workers: Workers, kind: DeviceKind, nodes: list[Node]) -> dict[str, float]:
-    """What each worker asks Ray for: with no `cpus` given, the most that lets all of them in.
-
-    Where not all of a range fit, as many as do are all. Raises ClusterError, with a table of what
-    exists, when too few fit.
-    """
-    device = {kind.resource: 1.0} if kind.resource != "CPU" else {}
-    least = {"CPU": float(workers.cpus or 1)} | device
-    count = min(workers.most, capacity(nodes, least))
-    if count < workers.least:
-        raise ClusterError(
-            f"{workers.asked} workers of {in_words(least)} each do not fit into what there is:\n"
-            + table(nodes)
-        )
-    most = int(max(node.total.get("CPU", 0) for node in nodes))
-    asks = ({"CPU": float(cpus)} | device for cpus in range(workers.cpus or most, 0, -1))
-    return next(ask for ask in asks if capacity(nodes, ask) >= count)
-
-
-def capacity(nodes: list[Node], ask: dict[str, float]) -> int:
-    """How many workers that ask for so much find room."""
-    return sum(node.fits(ask) for node in nodes)
-
-
-def table(nodes: list[Node]) -> str:
-    resources = [kind.resource for kind in reversed(DEVICE_KINDS.values())]
-    lines = ["node".ljust(20) + "".join(name.rjust(8) for name in resources)]
-    for node in nodes:
-        amounts = (f"{node.total.get(name, 0):g}".rjust(8) for name in resources)
-        lines.append(node.address.ljust(20) + "".join(amounts))
-    return "\n".join(lines)
-
-
-def in_words(ask: dict[str, float]) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in ask.items())

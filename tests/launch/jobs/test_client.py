@@ -26,13 +26,14 @@ pytestmark = pytest.mark.ray
 
 TOKEN = "a" * 64
 AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+RAY = Path(sys.executable).with_name("ray")
 HERE = ("workers.launcher=local",)  # where the driver is: Ray's own workers are not the point
 
 
 class Head:
     """A Ray with a job server, and a home folder of its own."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, ray: Path = RAY):
         from raycnn.launch.jobs import client
 
         self.home = folder / "home"
@@ -41,7 +42,7 @@ class Head:
             port = free.getsockname()[1]
         self.server = f"http://127.0.0.1:{port}"
         command = [
-            Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--port=0",
+            ray, "start", "--head", "--block", "--port=0",
             f"--ray-client-server-port={free_port()}", "--num-cpus=2", f"--dashboard-port={port}", "--dashboard-agent-listen-port=0",
             f"--temp-dir={folder / 'ray'}",
         ]  # fmt: skip
@@ -256,6 +257,35 @@ def test_workers_and_trials_are_started_on_the_cluster_that_was_asked(
     trials = sorted(path.name for path in (tmp_path / "runs/search/1/trials").iterdir())
     assert trials == ["lenet-000", "lenet-001", "tiny-000", "tiny-001"]
     assert (tmp_path / "runs/search/1/best-lenet.yaml").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "RAYCNN_OTHER_RAY" not in os.environ, reason="names the `ray` of a venv with raycnn"
+)
+def test_a_cluster_with_another_ray_takes_jobs_from_here(spec: Path, tmp_path: Path) -> None:
+    """Submitted with two workers of its own, shown, stopped, and fetched."""
+    import ray
+
+    with TemporaryDirectory(prefix="raycnn-", ignore_cleanup_errors=True) as folder:
+        head = Head(Path(folder), Path(os.environ["RAYCNN_OTHER_RAY"]))
+        try:
+            assert head.cluster.ray_version != ray.__version__
+            done = head.raycnn("submit", spec, "workers.count=2", "workers.cpus=1", cwd=tmp_path)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "357 of 357 images" in done.stdout
+            name = done.stdout.split()[0]
+            assert "SUCCEEDED" in head.raycnn("status", name, cwd=tmp_path).stdout
+            assert "357 of 357 images" in head.raycnn("logs", name, cwd=tmp_path).stdout
+            fetched = head.raycnn("fetch", name, cwd=tmp_path)
+            assert Run(Path(fetched.stdout.strip())).state() == "done", fetched.stderr
+            long = ("name=long", "train.epochs=2000", "--detach")
+            name = head.raycnn("submit", spec, *HERE, *long, cwd=tmp_path).stdout.split()[0]
+            wait_for(lambda: "epoch 5 " in head.cluster.log(name))
+            assert "STOPPED" in head.raycnn("stop", name, cwd=tmp_path).stdout
+        finally:
+            head.process.terminate()
+            head.process.wait(60)
 
 
 @pytest.mark.slow

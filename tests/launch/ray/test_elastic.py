@@ -2,33 +2,30 @@
 
 import os
 import signal
-import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.train import ScalingConfig
 
 from raycnn.config.schema import JobSpec
-from raycnn.errors import ClusterError, Interrupted, SpecError
+from raycnn.errors import ClusterError, SpecError
 from raycnn.launch import local
 from raycnn.launch.launcher import launcher_of
-from raycnn.launch.ray import connection as ray_cluster
-from raycnn.launch.ray import elastic
-from raycnn.launch.ray.connection import Node
-from raycnn.launch.ray.elastic import Elastic
+from raycnn.launch.ray import resource_watch
+from raycnn.launch.ray.resource_watch import ResourceWatch
+from raycnn.launch.ray.resources import Node, resources_per_worker
 from raycnn.runs.directory import Run
 from raycnn.runtime.device import DEVICE_KINDS
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import (
+    Event,
     RestartPlanned,
     Resumed,
     StoppedOnRequest,
     WaitingForResources,
-    WorldResized,
 )
 from tests.conftest import distance, ended, happened, wait_for, weights, workers
 from tests.launch.ray.test_nodes import WHY_NOT, Cluster, running
@@ -39,138 +36,82 @@ MakeJob = Callable[..., JobSpec]
 
 
 class Nodes:
-    """What Ray's head says of nodes with one CPU each: it believes them all alive."""
+    """A cluster as Ray tells of it: nodes with one CPU each, some of them taken."""
 
     def __init__(self, count: int):
-        self.doors = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-        self.ports = [door.getsockname()[1] for door in self.doors]
-        self.used: set[int] = set()
-        self.going: dict[str, int] = {}
-        self.state = SimpleNamespace(get_draining_nodes=lambda: self.going)
+        self.there, self.used = count, 0
 
-    def nodes(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "NodeID": str(n),
-                "Alive": True,
-                "NodeManagerAddress": "127.0.0.1",
-                "NodeManagerPort": port,
-            }
-            for n, port in enumerate(self.ports)
-        ]
+    def alive(self) -> list[Node]:
+        return [Node(f"10.0.0.{n}", {"CPU": 1.0}) for n in range(self.there)]
 
-    def available_resources_per_node(self) -> dict[str, dict[str, float]]:
-        return {str(n): {"CPU": float(n not in self.used)} for n in range(len(self.ports))}
-
-    def die(self, node: int) -> None:
-        self.doors[node].close()
+    def free(self) -> dict[str, float]:
+        return {"CPU": float(self.there - self.used)}
 
 
 @pytest.fixture
-def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+def three(monkeypatch: pytest.MonkeyPatch) -> Nodes:
     nodes = Nodes(3)
-    monkeypatch.setattr(elastic, "cluster_state", nodes)
-    monkeypatch.setattr(elastic, "SETTLE_S", 0.5)
-    monkeypatch.setattr(elastic, "GROW_S", 0)
-    yield nodes
-    for door in nodes.doors:
-        door.close()
+    monkeypatch.setattr(resource_watch, "alive_nodes", nodes.alive)
+    monkeypatch.setattr(resource_watch, "free_resources", nodes.free)
+    monkeypatch.setattr(resource_watch, "SETTLE_S", 0)
+    monkeypatch.setattr(resource_watch, "GROW_S", 0.2)
+    return nodes
 
 
-def size_of(job: JobSpec) -> Elastic:
-    workers = job.workers.model_copy(update={"timeout_s": 2})
-    config = ScalingConfig(num_workers=workers.most, resources_per_worker={"CPU": 1})
-    return Elastic(config, workers, Run.create(job))
-
-
-def group_on(nodes: list[int], asked: list[Any]) -> Any:
-    """A worker on each of these nodes, which notes what it is asked."""
-    return SimpleNamespace(
-        workers=[
-            SimpleNamespace(
-                execute_async=asked.append,
-                metadata=SimpleNamespace(node_id=str(n), node_ip=f"10.0.0.{n}"),
-            )
-            for n in nodes
-        ]
-    )
-
-
-def test_workers_start_on_the_nodes_that_answer_whatever_ray_believes(
-    job: MakeJob, three: Nodes
-) -> None:
-    size = size_of(job(workers__count=[1, 3]))
-    assert size.make_decision_for_non_running_worker_group().num_workers == 3
-    three.die(1)
-    assert size.make_decision_for_non_running_worker_group().num_workers == 2
-    assert size.on_controller_start_worker_group() == {"ray.io/node-id": "in(0,2)"}
-    assert [event.workers for event in happened(size.run, WorldResized)] == [2]
+def watch_of(job: JobSpec, timeout_s: float = 2) -> ResourceWatch:
+    workers = job.workers.model_copy(update={"timeout_s": timeout_s})
+    return ResourceWatch(workers, {"CPU": 1.0})
 
 
 @pytest.mark.parametrize("count", [2, [2, 3]])
 def test_too_little_room_is_said_and_waited_for_no_longer_than_allowed(
     job: MakeJob, three: Nodes, count: Any
 ) -> None:
-    size = size_of(job(workers__count=count))
-    three.used = {0, 1}
-    lacking = "there is room for 1 of at least 2 workers of 1 CPU each"
-    with pytest.raises(ClusterError, match=f"{lacking} in 2 s"):
-        size.make_decision_for_non_running_worker_group()
-    assert [event.reason for event in happened(size.run, WaitingForResources)] == [lacking]
-    threading.Timer(1, three.used.clear).start()
-    assert size.make_decision_for_non_running_worker_group().num_workers == size.workers.most
+    three.used, told = 2, list[Event]()
+    watch = watch_of(job(workers__count=count), 1)
+    with pytest.raises(ClusterError, match="1 of at least 2 workers of 1 CPU each in 1 s"):
+        watch.wait_for_room(told.append, lambda: False)
+    assert [type(event) for event in told] == [WaitingForResources]
+    watch = watch_of(job(workers__count=count), 60)
+    threading.Timer(0.5, lambda: setattr(three, "used", 0)).start()
+    watch.wait_for_room(told.append, lambda: False)
+    three.used = 3
+    watch.wait_for_room(told.append, lambda: True)  # asked to stop
 
 
-def test_who_waits_for_room_stops_when_asked_to(job: MakeJob, three: Nodes) -> None:
-    size = size_of(job(workers__count=2))
-    three.used = {0, 1, 2}
-    size.run.request_stop()
-    with pytest.raises(Interrupted, match="stopped on request: `raycnn resume"):
-        size.make_decision_for_non_running_worker_group()
-
-
-def test_workers_are_asked_to_save_once_room_for_more_has_stayed(
+def test_workers_that_lost_a_node_wait_for_one_no_longer_than_allowed(
     job: MakeJob, three: Nodes
 ) -> None:
-    size = size_of(job(workers__count=[1, 3]))
-    three.used = {1, 2}
-    assert size.make_decision_for_non_running_worker_group().num_workers == 1
-    asked: list[Any] = []
-    group = group_on([0], asked)
-    three.used = {0}
-    for used in ({0, 1, 2}, {0}, {0}):
-        assert not asked
-        three.used = used
-        size.make_decision_for_running_worker_group(group, None)
-    for _ in range(3):
-        size.make_decision_for_running_worker_group(group, None)
-    assert len(asked) == 1
-    assert len(happened(size.run, RestartPlanned)) == 1
+    """While they start there is nothing free: what counts is what the nodes have at all."""
+    watch = watch_of(job(workers__count=2), 0.3)
+    three.used = 3
+    assert watch.look(0) is None and not watch.gave_up
+    three.there = 1
+    assert isinstance(watch.look(0), WaitingForResources)
+    assert watch.look(0) is None, "it is said once"
+    time.sleep(0.4)
+    watch.look(0)
+    assert "room for 1 of at least 2 workers" in str(watch.gave_up)
 
 
-def test_workers_are_asked_to_save_before_a_node_of_theirs_goes(job: MakeJob, three: Nodes) -> None:
-    size = size_of(job(workers__count=2))
-    assert size.make_decision_for_non_running_worker_group().num_workers == 2
-    asked: list[Any] = []
-    group = group_on([0, 1], asked)
-    size.make_decision_for_running_worker_group(group, None)
-    three.going = {"2": 0}
-    size.look_for_notices()
-    size.make_decision_for_running_worker_group(group, None)
-    assert not asked, "no worker is there"
-    three.going = {"1": 1_900_000_000_000, "2": 0}
-    size.look_for_notices()
-    for _ in range(3):
-        size.make_decision_for_running_worker_group(group, None)
-    assert len(asked) == 1
-    (planned,) = happened(size.run, RestartPlanned)
-    assert "10.0.0.1" in planned.reason
-    assert size.is_planned_restart([Interrupted("saved"), Interrupted("saved")])
-    assert not size.is_planned_restart([]) and not size.is_planned_restart(
-        [Interrupted("saved"), ValueError()]
-    )
-    with pytest.raises(ClusterError, match="room for 1 of at least 2"):
-        size.make_decision_for_non_running_worker_group()
+def test_workers_are_asked_to_make_way_once_room_for_more_has_stayed(
+    job: MakeJob, three: Nodes
+) -> None:
+    watch = watch_of(job(workers__count=[1, 3]))
+    three.used = 2
+    assert watch.look(2) is None, "not at once"
+    three.used = 3
+    assert watch.look(2) is None
+    three.used = 2
+    assert watch.look(2) is None, "it was taken meanwhile"
+    time.sleep(0.3)
+    planned = watch.look(2)
+    assert isinstance(planned, RestartPlanned) and "3 workers" in planned.reason
+    for _ in range(2):
+        assert watch.look(2) is None
+        time.sleep(0.3)
+    assert watch.look(2), "later again, but later the second time"
+    assert watch.look(3) is None
 
 
 def test_each_worker_of_a_range_gets_the_most_that_lets_as_many_in_as_possible(
@@ -179,11 +120,9 @@ def test_each_worker_of_a_range_gets_the_most_that_lets_as_many_in_as_possible(
     nodes = [Node("a", {"CPU": 8}), Node("b", {"CPU": 4})]
     for count, cpus in {(1, 1): 8, (1, 3): 4, (1, 12): 1, (2, 99): 1}.items():
         asked = job(workers__count=[*count], train__batch_size=99).workers
-        assert ray_cluster.resources_per_worker(asked, DEVICE_KINDS["cpu"], nodes) == {"CPU": cpus}
+        assert resources_per_worker(asked, DEVICE_KINDS["cpu"], nodes) == {"CPU": cpus}
     with pytest.raises(ClusterError, match="13 to 20 workers of 1 CPU each do not fit"):
-        ray_cluster.resources_per_worker(
-            job(workers__count=[13, 20]).workers, DEVICE_KINDS["cpu"], nodes
-        )
+        resources_per_worker(job(workers__count=[13, 20]).workers, DEVICE_KINDS["cpu"], nodes)
 
 
 def test_without_ray_a_range_is_whatever_is_started_in_it(

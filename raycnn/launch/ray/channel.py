@@ -1,0 +1,240 @@
+"""How the driver of a job on Ray and its workers hear of one another: one small actor.
+
+Workers send it events, heartbeats and what ended them; the driver reads these, and leaves its
+requests. The actor also counts what a lost worker costs. It imports no torch: it is to start fast.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import ray
+import ray.train
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raycnn.errors import RaycnnError, WorkerLost, first_line
+from raycnn.launch.ray import compat
+from raycnn.training.callbacks import Event, WorkersRestarted, WorldResized
+
+Request = Literal["", "stop", "restart", "end"]
+"""What workers are to do: save and end; save and make way for another group; end at once."""
+SILENT = "another worker exited without an error: killed, or its machine is down"
+
+
+class PeerLost(Exception):
+    """A worker is gone, and this one cannot go on without it: Ray starts all of them again."""
+
+
+class PlannedRestart(Exception):
+    """The workers have saved and make way for another group of them, which Ray starts."""
+
+
+class Member(NamedTuple):
+    """A worker, as the others of its group must know it."""
+
+    node: str
+    """Ray's id of its node."""
+    address: str
+    """The IP address of its node."""
+    port: int
+    """A free one there; rank 0 is met at it."""
+    accelerators: list[str]
+    """The ids of its devices, as Ray gave them to it."""
+
+
+@dataclass
+class Outcome:
+    """How a job ended: what rank 0 returned, or the error that is to be shown."""
+
+    value: Any = None
+    error: RaycnnError | None = None
+
+
+@dataclass
+class Group:
+    """The workers that Ray started together, and what is known of their end."""
+
+    id: str
+    size: int
+    members: dict[int, Member] = field(default_factory=dict)
+    beats: dict[int, dict[str, Any]] = field(default_factory=dict)
+    stacks: dict[int, str] = field(default_factory=dict)
+    saved: bool = False
+    """Whether they have saved, and ended because they were asked to."""
+    micro_batch: int | None = None
+    """What the next group is to have, where the memory of a device was full."""
+    lost: dict[int, str] = field(default_factory=dict)
+    """Each rank that ended with an error, and its error."""
+    over: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return len(self.members) == self.size
+
+    @property
+    def workers(self) -> list[Member]:
+        """All members by rank."""
+        return [self.members[rank] for rank in sorted(self.members)]
+
+
+class News(NamedTuple):
+    """What the driver has not seen yet, and how things stand."""
+
+    events: list[tuple[Event, bool]]
+    """Each with whether it is the driver's to store: a worker has stored its own."""
+    passing: Event | None
+    """The last one that the next of its kind replaces."""
+    workers: list[Member]
+    """The workers that train now; none while a group starts or is waited for."""
+    outcome: Outcome | None
+
+
+class Channel:
+    """The actor's side."""
+
+    def __init__(self, retries: int, size: int, wanted: str):
+        """`size` workers are wanted most, `wanted` says so; `retries` are for losses."""
+        self.retries, self.size, self.wanted = retries, size, wanted
+        self.events: list[tuple[Event, bool]] = []
+        self.passing: Event | None = None
+        self.request: Request = ""
+        self.group: Group | None = None
+        self.outcome: Outcome | None = None
+        self.losses = 0
+        self.micro_batch: int | None = None
+        self.joined = asyncio.Condition()
+
+    # The driver's.
+
+    async def news(self, seen: int) -> News:
+        group = self.group
+        workers = group.workers if group and group.complete and not group.over else []
+        passing, self.passing = self.passing, None
+        return News(self.events[seen:], passing, workers, self.outcome)
+
+    async def ask(self, request: Request) -> None:
+        """Have the workers do something, unless they are to do more than that already."""
+        if not (self.request in ("stop", "end") and request == "restart"):
+            self.request = request
+
+    async def end(self, outcome: Outcome) -> Outcome:
+        """Return how the job ended: so, unless it has ended before."""
+        self.outcome = self.outcome or outcome
+        return self.outcome
+
+    # The controller's.
+
+    async def lost(self, errors: dict[int, str], preempted: bool) -> None:
+        if self.group:
+            self.group.lost.update(errors)
+            self._close(self.group, preempted)
+
+    # The workers'.
+
+    async def join(
+        self, group: str, rank: int, size: int, member: Member
+    ) -> list[Member] | Outcome:
+        """Return all workers of the group, once all are there; or how the job has ended."""
+        if self.group is None or self.group.id != group:
+            if self.group:
+                self._close(self.group)
+            if self.request == "restart":
+                self.request = ""
+            self.group = Group(group, size)
+        if self.outcome:
+            return self.outcome
+        own = self.group
+        own.members[rank] = member
+        async with self.joined:
+            self.joined.notify_all()
+            await self.joined.wait_for(lambda: own.complete or own is not self.group)
+        if self.outcome:
+            return self.outcome
+        if rank == 0 and size != self.size:
+            self.size = size
+            self.events.append((WorldResized(workers=size, wanted=self.wanted), True))
+        return own.workers
+
+    async def tell(self, event: Event, to_store: bool = False) -> None:
+        if event.passing:
+            self.passing = event
+        else:
+            self.events.append((event, to_store))
+
+    async def beat(self, group: str, rank: int, beat: dict[str, Any], stack: str) -> Request:
+        """Take a sign of life; return what the worker is to do."""
+        if self.group and self.group.id == group:
+            self.group.beats[rank] = beat
+            if stack:
+                self.group.stacks[rank] = stack
+        return "end" if self.outcome else self.request
+
+    async def beats(self) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+        """Return the last heartbeat of each rank, and the stacks of those that were silent."""
+        return (self.group.beats, self.group.stacks) if self.group else ({}, {})
+
+    async def saved(self) -> None:
+        if self.group:
+            self.group.saved = True
+
+    async def shrink(self, micro_batch: int) -> None:
+        if self.group:
+            self.group.micro_batch = micro_batch
+
+    async def get_request(self) -> Request:
+        return self.request
+
+    async def get_outcome(self) -> Outcome | None:
+        return self.outcome
+
+    def _close(self, group: Group, preempted: bool = False) -> None:
+        """Find why a group ended, and count it if nobody had planned it. Once for each group."""
+        if group.over or self.outcome:
+            group.over = True
+            return
+        group.over = True
+        if group.saved:
+            return
+        rank, error = min(group.lost.items(), default=(None, SILENT))
+        text = error if rank is None else f"rank {rank}: {error}"
+        cause = self._cause(group, preempted)
+        self.losses += cause == "lost"
+        if self.losses > self.retries:
+            self.outcome = Outcome(
+                error=WorkerLost(
+                    f"workers were lost more than {self.retries} times (failure.retries): "
+                    f"{text}; the last checkpoint is whole"
+                )
+            )
+            return
+        restarted = WorkersRestarted(
+            error=text, cause=cause, retry=self.losses, retries=self.retries
+        )
+        self.events.append((restarted, True))
+
+    def _cause(self, group: Group, preempted: bool) -> str:
+        smaller, before = group.micro_batch, self.micro_batch
+        if smaller is not None and (before is None or smaller < before):
+            self.micro_batch = smaller
+            return "memory"
+        return "preempted" if preempted else "lost"
+
+
+def open_channel(retries: int, size: int, wanted: str) -> Any:
+    """Start the actor beside the driver: they end together."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Channel).options(num_cpus=0, scheduling_strategy=here)
+    return actor.remote(retries, size, wanted)
+
+
+class LossReporter(ray.train.UserCallback):
+    """In Ray's controller: tells the channel which workers raised what."""
+
+    def __init__(self, channel: Any):
+        self.channel = channel
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        causes = {rank: compat.cause_of(error) for rank, error in worker_exceptions.items()}
+        preempted = any(getattr(cause, "preempted", False) for cause in causes.values())
+        errors = {rank: first_line(cause) for rank, cause in causes.items()}
+        self.channel.lost.remote(errors, preempted)

@@ -1,0 +1,161 @@
+"""What each worker of a job on Ray does, from its start to its end."""
+
+import os
+import traceback
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.exceptions import ActorDiedError, RayError
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from raycnn.config.load import job_from_tree
+from raycnn.config.schema import JobSpec
+from raycnn.errors import (
+    Interrupted,
+    JobFailed,
+    OutOfMemory,
+    RaycnnError,
+    WorkerLost,
+    first_line,
+)
+from raycnn.launch.ray import devices, network, relay
+from raycnn.launch.ray.channel import Member, Outcome, PeerLost, PlannedRestart
+from raycnn.launch.ray.worker_channel import WorkerChannel, here
+from raycnn.launch.trial import Ending, work_on
+from raycnn.launch.worker import find_data, work
+from raycnn.runs.directory import Run
+from raycnn.runtime import device, distributed
+from raycnn.search.folder import Search, Trial
+from raycnn.training.callbacks import Callback, CheckpointSaved, EpochEnded, Event
+
+
+def train(config: dict[str, Any]) -> None:
+    """Train as one of Ray's workers; how it ended is told to the channel.
+
+    Raises PeerLost or PlannedRestart where Ray is to start the workers again, and nothing else:
+    what would only happen again, such as a mistake in the spec, is no error to Ray.
+    """
+    job = job_from_tree(config["job"])
+    try:
+        with WorkerChannel(config["channel"], job.workers.timeout_s) as channel:
+            _train(job, config, channel)
+    except ActorDiedError:  # the driver is gone, and nobody wants the result
+        return
+    finally:
+        distributed.destroy_process_group()
+
+
+def _train(job: JobSpec, config: dict[str, Any], channel: WorkerChannel) -> None:
+    own = here(device.DEVICE_KINDS[job.workers.device].resource)
+    members = channel.join(own)
+    if isinstance(members, Outcome):
+        return
+    try:
+        channel.end(Outcome(_work(job, config, channel, own, members)))
+    except Interrupted as error:
+        if channel.is_restarting():
+            channel.tell_saved()
+            raise PlannedRestart(str(error)) from None
+        channel.fail(error)
+    except OutOfMemory as error:
+        raise PeerLost(str(error)) from None
+    except WorkerLost as error:
+        _raise_unless_over(channel, error)
+    except RaycnnError as error:
+        channel.fail(error)
+    except ActorDiedError:
+        raise
+    except RayError as error:
+        raise PeerLost(f"the driver cannot be reached: {first_line(error)}") from None
+    except Exception as error:
+        if distributed.is_peer_loss(error):
+            _raise_unless_over(channel, error)
+        else:
+            error = JobFailed(f"rank {channel.rank} failed:\n{traceback.format_exc()}")
+            channel.fail(error)
+
+
+def _raise_unless_over(channel: WorkerChannel, error: Exception) -> None:
+    """Raise PeerLost, unless the other worker went because the job has ended."""
+    if not channel.outcome():
+        raise PeerLost(str(error)) from None
+
+
+def _work(
+    job: JobSpec,
+    config: dict[str, Any],
+    channel: WorkerChannel,
+    own: Member,
+    members: list[Member],
+) -> Ending | None:
+    find_data(job.data.root, config["environment"])
+    index = devices.share(device.DEVICE_KINDS[job.workers.device].resource, own, members)
+    kind = device.find(job.workers.device)
+    chosen = kind.select(index, config["threads"])
+    device.check_training(job.train, chosen.type)
+    _meet(kind.backend, job.workers.timeout_s, members)
+    with ExitStack() as held:
+        run = distributed.raise_on_any_rank(lambda: held.enter_context(_open(job, config)))
+        channel.watch(run)
+        if "search" in config:
+            search, trial = Search(Path(config["search"])), Trial(run.folder)
+            return work_on(search, trial, chosen, config["deadline"], channel.should_stop)
+        # What the group before this one had to shrink it to.
+        micro_batch = distributed.broadcast_from_rank_zero(lambda: run.job().train.micro_batch)
+        job = job.change({"train.micro_batch": micro_batch})
+        callbacks: list[Callback] = [channel] if distributed.is_rank_zero() else []
+        work(job, run, chosen, channel, [*callbacks, RayReporter(run)])
+    return None
+
+
+def _meet(backend: str, timeout_s: int, members: list[Member]) -> None:
+    """Join the process group of all workers; one alone needs none.
+
+    Ray's own backend has them meet before one can choose its network, or see the devices of its
+    neighbours.
+    """
+    if len(members) == 1:
+        return
+    context, first = ray.train.get_context(), members[0]
+    if len({member.node for member in members}) > 1:
+        network.choose()
+    os.environ |= {
+        "RANK": str(context.get_world_rank()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "WORLD_SIZE": str(len(members)),
+        "MASTER_ADDR": first.address,
+        "MASTER_PORT": str(first.port),
+    }
+    distributed.init_process_group(backend, timeout_s)
+
+
+def _open(job: JobSpec, config: dict[str, Any]) -> AbstractContextManager[Run]:
+    home, keeper = config["run"], config.get("keeper")
+    return relay.opened(home, config["mark"], keeper, job.storage.timeout_s)
+
+
+class RayReporter:
+    """Callback that reports each epoch's metrics, and its checkpoint, to Ray Train.
+
+    The checkpoint is the run's own, which Ray neither copies nor removes; to resume, raycnn does
+    not ask Ray.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self._saved: Checkpoint | None = None
+
+    def on_event(self, event: Event) -> None:
+        match event:
+            case CheckpointSaved() if (
+                distributed.is_rank_zero() and self.run.folder == self.run.home
+            ):
+                self._saved = Checkpoint.from_directory(self.run.checkpoints / event.name)
+            case EpochEnded():
+                ray.train.report(
+                    event.metrics,
+                    self._saved,
+                    checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+                )

@@ -1,0 +1,102 @@
+"""Watches what a cluster has room for: before a job starts, while it waits, and while it trains."""
+
+import time
+from collections.abc import Callable
+
+import ray
+
+from raycnn.config.schema import Workers
+from raycnn.errors import ClusterError
+from raycnn.launch.ray.connection import alive_nodes
+from raycnn.launch.ray.resources import Node, capacity, in_words
+from raycnn.training.callbacks import Event, RestartPlanned, WaitingForResources
+
+LOOK_S = 2.0  # between two looks
+SETTLE_S = 3.0  # what stays the same for so long is told
+GROW_S = 10.0  # room for more workers is to stay for so long, or twice as long after one in vain
+
+
+class ResourceWatch:
+    """Watches whether there is room for the workers of a job, and for more of them.
+
+    Of what is free on each node Ray tells the sum alone, so that workers may still not fit.
+    """
+
+    def __init__(self, workers: Workers, ask: dict[str, float]):
+        self.workers, self.ask = workers, ask
+        self.gave_up: ClusterError | None = None
+        """Why the workers cannot start, once they have been waited for long enough."""
+        self._short_since: float | None = None
+        self._roomy_since: float | None = None
+        self._told: int | None = None
+        self._grow_s, self._grown_from = GROW_S, 0
+
+    def wait_for_room(self, tell: Callable[[Event], None], stopped: Callable[[], bool]) -> None:
+        """Return once the workers fit beside all that runs, or when stopped.
+
+        Raises ClusterError when they still do not after `workers.timeout_s`.
+        """
+        while self._count(free_resources()) < self.workers.least and not stopped():
+            if event := self._wait(self._count(free_resources())):
+                tell(event)
+            if self.gave_up:
+                raise self.gave_up
+            time.sleep(0.5)
+        self._short_since = self._told = None
+
+    def look(self, training: int) -> Event | None:
+        """Return what is to be told: that the workers lack room, or that more of them would fit.
+
+        `training` workers are at work; while there are none, they start, or wait for a node.
+        """
+        if training:
+            self._short_since = self._told = None
+            return self._grow(training)
+        count = self._count()
+        if count >= self.workers.least:
+            self._short_since = self._told = None
+            return None
+        return self._wait(count)
+
+    def _count(self, free: dict[str, float] | None = None) -> int:
+        """Return how many workers fit into the nodes, or into what is free of them."""
+        count = capacity(alive_nodes(), self.ask)
+        if free is not None:
+            count = min(count, Node("", free).fits(self.ask))
+        return min(count, self.workers.most)
+
+    def _wait(self, count: int) -> Event | None:
+        now = time.monotonic()
+        self._short_since = self._short_since or now
+        waited_s, limit_s = now - self._short_since, self.workers.timeout_s
+        reason = (
+            f"there is room for {count} of at least {self.workers.least} workers of "
+            f"{in_words(self.ask)} each"
+        )
+        if waited_s > limit_s:
+            self.gave_up = ClusterError(f"{reason} in {limit_s} s (workers.timeout_s)")
+        if waited_s < SETTLE_S or self._told == count:
+            return None
+        self._told = count
+        return WaitingForResources(reason=reason)
+
+    def _grow(self, training: int) -> Event | None:
+        """Return the plan to start more workers where there has been room for them for a while."""
+        nodes, free = alive_nodes(), Node("", free_resources()).fits(self.ask)
+        most = min(training + free, capacity(nodes, self.ask), self.workers.most)
+        now = time.monotonic()
+        if most <= training:
+            self._roomy_since = None
+            return None
+        self._roomy_since = self._roomy_since or now
+        if self._grown_from != training:
+            self._grow_s = GROW_S
+        if now - self._roomy_since < self._grow_s:
+            return None
+        self._roomy_since, self._grown_from, self._grow_s = None, training, 2 * self._grow_s
+        return RestartPlanned(reason=f"there is room for {most} workers")
+
+
+def free_resources() -> dict[str, float]:
+    """Return what no worker of the cluster has taken, over all nodes."""
+    return dict(ray.available_resources())

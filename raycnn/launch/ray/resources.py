@@ -1,0 +1,62 @@
+"""What the workers of a job ask Ray for, and what nodes have. Ray is not imported."""
+
+from dataclasses import dataclass
+
+from raycnn.config.schema import Workers
+from raycnn.errors import ClusterError
+from raycnn.runtime.device import DEVICE_KINDS, DeviceKind
+
+
+@dataclass(frozen=True)
+class Node:
+    address: str
+    total: dict[str, float]
+
+    def fits(self, ask: dict[str, float]) -> int:
+        """How many workers that ask for so much find room here."""
+        return min(int(self.total.get(key, 0) // amount) for key, amount in ask.items())
+
+
+def kind_of(workers: Workers, nodes: list[Node]) -> DeviceKind:
+    """The kind of device a job's workers drive on this cluster."""
+    if workers.device != "auto":
+        return DEVICE_KINDS[workers.device]
+    there = (kind for kind in DEVICE_KINDS.values() if capacity(nodes, {kind.resource: 1}))
+    return next(there, DEVICE_KINDS["cpu"])
+
+
+def resources_per_worker(workers: Workers, kind: DeviceKind, nodes: list[Node]) -> dict[str, float]:
+    """What each worker asks Ray for: with no `cpus` given, the most that lets all of them in.
+
+    Where not all of a range fit, as many as do are all. Raises ClusterError, with a table of what
+    exists, when too few fit.
+    """
+    device = {kind.resource: 1.0} if kind.resource != "CPU" else {}
+    least = {"CPU": float(workers.cpus or 1)} | device
+    count = min(workers.most, capacity(nodes, least))
+    if count < workers.least:
+        raise ClusterError(
+            f"{workers.asked} workers of {in_words(least)} each do not fit into what there is:\n"
+            + table(nodes)
+        )
+    most = int(max(node.total.get("CPU", 0) for node in nodes))
+    asks = ({"CPU": float(cpus)} | device for cpus in range(workers.cpus or most, 0, -1))
+    return next(ask for ask in asks if capacity(nodes, ask) >= count)
+
+
+def capacity(nodes: list[Node], ask: dict[str, float]) -> int:
+    """How many workers that ask for so much find room."""
+    return sum(node.fits(ask) for node in nodes)
+
+
+def table(nodes: list[Node]) -> str:
+    resources = [kind.resource for kind in reversed(DEVICE_KINDS.values())]
+    lines = ["node".ljust(20) + "".join(name.rjust(8) for name in resources)]
+    for node in nodes:
+        amounts = (f"{node.total.get(name, 0):g}".rjust(8) for name in resources)
+        lines.append(node.address.ljust(20) + "".join(amounts))
+    return "\n".join(lines)
+
+
+def in_words(ask: dict[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in ask.items())

@@ -1,0 +1,166 @@
+"""The channel as a worker of a job on Ray has it; channel.py is its other end."""
+
+import os
+import socket
+import threading
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import ActorDiedError, RayError
+
+from raycnn.errors import OutOfMemory, RaycnnError
+from raycnn.launch.ray import compat
+from raycnn.launch.ray.channel import Member, Outcome, Request
+from raycnn.runs.channel import SETTLE_S
+from raycnn.runs.directory import POLL_INTERVAL_S, Run
+from raycnn.runs.heartbeats import (
+    FOLDER,
+    Heartbeat,
+    Stacks,
+    explain,
+    failure_of,
+    new_heartbeat,
+    refreshed,
+    training_stack,
+)
+from raycnn.training.callbacks import Event, RestartPlanned
+
+GRACE_S = 10  # for a worker to find by itself that the job is over
+NOTICE_STEPS = 32  # between two looks for a notice that a node will be taken away
+
+
+class WorkerChannel:
+    """Heartbeats, failures, events and requests of one worker: a raycnn.runs.heartbeats.Channel.
+
+    A thread gives signs of life and brings the driver's requests, whatever training waits for.
+    """
+
+    def __init__(self, actor: Any, timeout_s: int):
+        context = ray.train.get_context()
+        self.actor, self.timeout_s = actor, timeout_s
+        self.rank, self.size = context.get_world_rank(), context.get_world_size()
+        self.group = ray.get_runtime_context().get_placement_group_id()
+        self.request: Request = ""
+        self._beat: Heartbeat | None = None
+        self._stacks: Stacks | None = None
+        self._stack_file: Path | None = None
+        self._notice, self._steps = compat.preemption_notice(), 0
+        self._over = threading.Event()
+        threading.Thread(target=self._keep_beating, daemon=True).start()
+
+    def __enter__(self) -> "WorkerChannel":
+        return self
+
+    def __exit__(self, *ending: object) -> None:
+        self._over.set()
+        if self._stacks:
+            self._stacks.close()
+
+    def join(self, own: Member) -> list[Member] | Outcome:
+        """Return all workers, once all are there; or how the job has ended."""
+        joined = self.actor.join.remote(self.group, self.rank, self.size, own)
+        members: list[Member] | Outcome = ray.get(joined)
+        return members
+
+    def watch(self, run: Run) -> None:
+        """Have this worker's stacks written where it is silent for long, and a heartbeat sent."""
+        path = run.folder / FOLDER / f"rank-{self.rank}.stack"
+        self._stacks, self._stack_file = Stacks(path, self.timeout_s), path
+        self._beat = new_heartbeat()
+
+    def on_event(self, event: Event) -> None:
+        self.actor.tell.remote(event)
+
+    def heartbeat(self, epoch: int, step: int) -> None:
+        if self._stacks and self._beat:
+            self._stacks.alive()
+            self._beat = refreshed(self._beat, epoch=epoch, step=step)
+
+    def failed(self, error: BaseException) -> None:
+        failure, text = failure_of(error)
+        if isinstance(error, OutOfMemory):
+            ray.get(self.actor.shrink.remote(error.micro_batch))
+        if self._beat:
+            self._beat = refreshed(self._beat, failure=failure, error=text)
+        self._send()
+
+    def diagnose(self) -> str:
+        sleep(SETTLE_S)
+        beats, stacks = ray.get(self.actor.beats.remote())
+        return explain(
+            {rank: Heartbeat(**beat) for rank, beat in beats.items() if beat},
+            self.size,
+            self.timeout_s,
+            lambda rank: training_stack(stacks.get(rank, "")),
+        )
+
+    def should_stop(self) -> bool:
+        """Return whether to save and stop, also before a node of the workers is taken away."""
+        self._steps += 1  # alike on all workers, as the notice is
+        if self._steps % NOTICE_STEPS == 0 and not self.request and self._notice():
+            self.request = "restart"
+            if self.rank == 0:
+                planned = RestartPlanned(reason="a node of the workers is draining")
+                self.actor.tell.remote(planned, True)
+        return bool(self.request)
+
+    def is_restarting(self) -> bool:
+        """Return whether the workers have stopped to make way for another group."""
+        # Another one may have brought the request that this one has not seen yet.
+        return self.request == "restart" or ray.get(self.actor.get_request.remote()) == "restart"
+
+    def tell_saved(self) -> None:
+        """Tell that this worker has saved, and ends to make way for another group."""
+        ray.get(self.actor.saved.remote())
+
+    def end(self, outcome: Outcome) -> None:
+        """End the job so, unless it has ended before."""
+        ray.get(self.actor.end.remote(outcome))
+
+    def fail(self, error: RaycnnError) -> None:
+        self.end(Outcome(error=error))
+
+    def outcome(self) -> Outcome | None:
+        """Return how the job has ended, if it has."""
+        outcome: Outcome | None = ray.get(self.actor.get_outcome.remote())
+        return outcome
+
+    def _keep_beating(self) -> None:
+        ended_at = None
+        while not self._over.wait(POLL_INTERVAL_S):
+            self._send()
+            if self.request == "end":
+                ended_at = ended_at or monotonic()
+                if monotonic() - ended_at > GRACE_S:
+                    os._exit(1)  # it may wait for a worker that is done, for as long as it may
+
+    def _send(self) -> None:
+        stack = ""
+        if self._stack_file:
+            with suppress(OSError):
+                stack = self._stack_file.read_text(errors="replace")
+        beat = asdict(self._beat) if self._beat else {}
+        try:
+            sent = self.actor.beat.remote(self.group, self.rank, beat, stack)
+            request: Request = ray.get(sent, timeout=self.timeout_s)
+        except ActorDiedError:  # and the driver with it
+            request = "end"
+        except RayError:  # the next one may come through
+            return
+        if request:
+            self.request = request
+
+
+def here(resource: str) -> Member:
+    """Return this worker, as the others must know it: its devices are `resource` to Ray."""
+    context = ray.get_runtime_context()
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    ids = context.get_accelerator_ids().get(resource, [])
+    return Member(context.get_node_id(), ray.util.get_node_ip_address(), port, list(ids))

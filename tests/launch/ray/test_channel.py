@@ -1,0 +1,167 @@
+"""What the channel of a job on Ray decides when workers end: no Ray is started for it."""
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+
+from raycnn.errors import DataError, WorkerLost
+from raycnn.launch import worker
+from raycnn.launch.ray.channel import Channel, Member, Outcome
+from raycnn.training.callbacks import EpochEnded, Progress, WorkersRestarted, WorldResized
+
+T = TypeVar("T")
+
+
+LOOP = asyncio.new_event_loop()  # one, as an actor has
+
+
+def now(asked: Coroutine[Any, Any, T]) -> T:
+    return LOOP.run_until_complete(asked)
+
+
+def member(rank: int) -> Member:
+    return Member(f"node{rank}", f"10.0.0.{rank}", 1000 + rank, [])
+
+
+async def joined(channel: Channel, group: str, size: int) -> list[Any]:
+    """All workers of a group join, the last rank first; return what each is told."""
+    ranks = reversed(range(size))
+    return await asyncio.gather(*(channel.join(group, r, size, member(r)) for r in ranks))
+
+
+def channel_after(*groups: str, retries: int = 1, size: int = 2) -> Channel:
+    """A channel whose groups joined one after another; each but the last then ended silently."""
+    channel = Channel(retries, size, str(size))
+    for group in groups:
+        now(joined(channel, group, size))
+    return channel
+
+
+def causes(channel: Channel) -> list[str]:
+    return [event.cause for event, _ in channel.events if isinstance(event, WorkersRestarted)]
+
+
+def test_workers_that_join_are_told_of_all_by_rank() -> None:
+    channel = Channel(0, 3, "3")
+    told = now(joined(channel, "first", 3))
+    assert told == [[member(0), member(1), member(2)]] * 3
+    assert now(channel.news(0)).workers == told[0]
+
+
+def test_a_worker_of_a_group_that_never_came_together_waits_for_no_dead_one() -> None:
+    """Rank 0 of the first group joined, and the group was lost; the second one is whole."""
+
+    async def scene() -> list[Any]:
+        channel = Channel(1, 2, "2")
+        early = asyncio.create_task(channel.join("first", 0, 2, member(0)))
+        await asyncio.sleep(0)
+        told = await joined(channel, "second", 2)
+        await early
+        return told
+
+    assert now(scene()) == [[member(0), member(1)]] * 2
+
+
+def test_lost_workers_are_started_again_as_often_as_allowed() -> None:
+    channel = channel_after("first")
+    now(channel.lost({1: "its actor died"}, False))
+    (event, to_store) = channel.events[-1]
+    assert isinstance(event, WorkersRestarted) and to_store
+    assert (event.error, event.cause, event.retry, event.retries) == (
+        "rank 1: its actor died", "lost", 1, 1,
+    )  # fmt: skip
+    now(joined(channel, "second", 2))
+    now(channel.lost({0: "its actor died"}, False))
+    assert channel.outcome and isinstance(channel.outcome.error, WorkerLost)
+    told = now(joined(channel, "third", 2))
+    assert told == [channel.outcome] * 2, "a group that starts all the same ends at once"
+
+
+def test_a_loss_is_counted_once_whoever_tells_of_it() -> None:
+    channel = channel_after("first")
+    now(channel.lost({1: "gone"}, False))
+    now(channel.lost({0: "peer gone"}, False))
+    now(joined(channel, "second", 2))
+    assert channel.losses == 1
+    channel = channel_after("first", "second")
+    assert channel.losses == 1, "of the first, the next group alone tells"
+
+
+def test_workers_that_went_with_a_node_that_was_taken_away_cost_no_retry() -> None:
+    channel = channel_after("first")
+    for group in ("second", "third", "fourth"):
+        now(channel.lost({1: "gone"}, True))
+        now(joined(channel, group, 2))
+    assert channel.losses == 0 and causes(channel) == ["preempted"] * 3
+
+
+def test_smaller_micro_batches_cost_no_retry_as_long_as_they_shrink() -> None:
+    channel = channel_after("first")
+    for group, size in {"second": 8, "third": 4, "fourth": 4}.items():
+        now(channel.shrink(size))
+        now(channel.lost({0: "out of memory"}, False))
+        now(joined(channel, group, 2))
+    assert causes(channel) == ["memory", "memory", "lost"]
+
+
+def test_workers_that_were_asked_to_make_way_cost_no_retry() -> None:
+    """Also when the node of one went before it could say that it has saved."""
+    channel = channel_after("first", retries=0)
+    now(channel.ask("restart"))
+    assert now(channel.beat("first", 0, {}, "")) == "restart"
+    now(channel.saved())
+    now(channel.lost({0: "saved", 1: "gone"}, False))
+    now(joined(channel, "second", 1))
+    assert now(channel.beat("second", 0, {}, "")) == "", "it is asked of one group alone"
+    assert channel.losses == 0 and channel.outcome is None and not causes(channel)
+    resized = [event for event, _ in channel.events if isinstance(event, WorldResized)]
+    assert [event.workers for event in resized] == [1]
+
+
+def test_a_request_to_stop_outweighs_one_to_make_way() -> None:
+    channel = channel_after("first")
+    now(channel.ask("stop"))
+    now(channel.ask("restart"))
+    assert now(channel.beat("first", 0, {}, "")) == "stop"
+
+
+def test_the_first_error_of_a_user_ends_the_job_and_no_loss_follows_from_it() -> None:
+    channel = channel_after("first", retries=0)
+    bad = Outcome(error=DataError("bad image"))
+    assert now(channel.end(bad)) is bad
+    assert now(channel.end(Outcome(error=DataError("another")))) is bad
+    now(channel.lost({0: "connection closed by peer"}, False))
+    assert now(channel.beat("first", 0, {}, "")) == "end"
+    assert now(channel.news(0)).outcome is bad and not channel.losses
+
+
+def test_news_have_each_event_once_and_of_passing_ones_the_last() -> None:
+    channel = channel_after("first")
+    for step in (1, 2):
+        now(channel.tell(Progress(epoch=1, step=step, steps=9)))
+    now(channel.tell(EpochEnded(metrics={"epoch": 1.0})))
+    news = now(channel.news(0))
+    assert [(type(event), own) for event, own in news.events] == [(EpochEnded, False)]
+    assert isinstance(news.passing, Progress) and news.passing.step == 2
+    assert now(channel.news(1)).events == [] and now(channel.news(1)).passing is None
+
+
+@pytest.mark.parametrize(
+    ("root", "own", "found"),
+    [
+        (None, {}, "/drivers"),
+        (None, {"RAYCNN_DATA": "/machines"}, "/machines"),
+        ("/specs", {"RAYCNN_DATA": "/machines"}, "/specs"),
+    ],
+)
+def test_images_are_looked_for_where_the_spec_the_machine_or_the_driver_says(
+    monkeypatch: pytest.MonkeyPatch, root: str | None, own: dict[str, str], found: str
+) -> None:
+    """In that order, also where another trial was trained by the same process before."""
+    monkeypatch.setenv("RAYCNN_DATA", "/of-the-trial-before")
+    monkeypatch.setattr(worker, "OWN_PATHS", own)
+    worker.find_data(root, {"RAYCNN_DATA": "/drivers"})
+    assert os.environ["RAYCNN_DATA"] == found
