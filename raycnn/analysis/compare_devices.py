@@ -106,7 +106,7 @@ def _take(step: _Traced, batch: Batch, k: int) -> float:
     kind = next(step.state.model.parameters()).device
     moved = {
         key: tensor.to(kind)
-        for key in ("images", "labels", "others", "kept")
+        for key in ("images", "labels", "mixed_labels", "mix_weights")
         if (tensor := getattr(batch, key)) is not None
     }
     _, loss = step(replace(batch, **moved), k)

@@ -56,7 +56,7 @@ class TrialRecorder(Recorder):
         return reason and f"after {len(curve.values)} of {curve.epochs} epochs: {reason}"
 
 
-def train(trial: Trial, work: Callable[[], Ending]) -> str | None:
+def run_trial(trial: Trial, work: Callable[[], Ending]) -> str | None:
     """Train a trial from its last checkpoint on by calling `work`; save how it ended.
 
     An error of the trial is the reason that it failed, and never ends the search. Returns why it
@@ -138,7 +138,7 @@ def run_here(search: Search, view: SearchView) -> None:
         while queue.waiting and not stop() and not (deadline and time.time() > deadline):
             trial = queue.take(pool)
             view.show(search, [trial.id])
-            train(trial, lambda trial=trial: work_on(search, trial, chosen, deadline, stop))  # type: ignore[misc]
+            run_trial(trial, lambda trial=trial: work_on(search, trial, chosen, deadline, stop))  # type: ignore[misc]
             queue.complete(trial)
             view.show(search, [])
     if stop.asked:
