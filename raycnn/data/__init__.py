@@ -1,1 +1,1 @@
-"""What is trained on: sources, decoded images, transforms of whole batches, and who sees what."""
+"""Data: sources, decoded images, batch transforms, splits and the loader of each worker."""

@@ -1,7 +1,7 @@
-"""Which worker sees which image when: a pure function of (seed, epoch, step, rank, world size).
+"""Load batches: each worker's share is a function of (seed, epoch, step, rank, world size).
 
-The epoch's permutation is cut into global batches, each batch into the workers' shares. No image
-is left out or shown twice; the last batch, and the shares, may be smaller than the others.
+The epoch's permutation is cut into global batches, and each global batch into the workers' shares.
+No image is dropped or repeated; the last batch, and some shares, may be smaller.
 """
 
 import math
@@ -35,24 +35,24 @@ class Batch:
     labels: Tensor
     """(B,) int64, on the device."""
     mixed_labels: Tensor | None
-    """(B,) int64: labels of the images that these were mixed with, where images are mixed."""
+    """(B,) int64: labels of the images mixed into these; None without mix-up or CutMix."""
     mix_weights: Tensor | None
-    """(B,) float32: the weight of an image's own label; that of the mixed label is the rest."""
+    """(B,) float32: the weight of an image's own label; the mixed label has the rest."""
     first: int
-    """Which row of the global batch the first image is."""
+    """The row of the first image in the global batch."""
     total: int
-    """How many images the global batch has."""
+    """The number of images in the global batch."""
     count: int
-    """How many of the images above count: all of them, or none where this worker has no share."""
+    """The number of images above that count: B, or 0 where this worker has no share."""
 
 
 class Loader:
-    """Batches of some images of one split.
+    """Iterates over this worker's batches of some rows of a split.
 
-    `images` (N, H, W, C) uint8, in memory or decoded when asked for, and `labels` (N,) hold the
-    split; `members` (n,) are the rows of it that are read. With `shuffle` they come in the order of
-    the epoch's permutation, with `balanced` n samples of them with every class equally often, else
-    as listed.
+    `images` (N, H, W, C) uint8, in memory or decoded on access, and `labels` (N,) hold the split;
+    `members` (n,) are the rows to read. With `shuffle` they follow the epoch's permutation, else
+    they stay in order; with `shuffle` and `balanced` an epoch is n samples of `members` in which
+    every class is equally frequent.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Loader:
         self.shuffle, self.balanced, self.device = shuffle, balanced, device
 
     def __len__(self) -> int:
-        """Return the steps of an epoch."""
+        """Return the number of steps in an epoch."""
         return math.ceil(len(self.members) / self.batch_size)
 
     @property
@@ -86,7 +86,7 @@ class Loader:
         cuts = (slice(i * self.batch_size, (i + 1) * self.batch_size) for i in range(len(self)))
         batches = ((rows[cut], keys[cut]) for cut in islice(cuts, start, None))
         shares = self._gather(epoch, batches)
-        # On a CPU a second thread only takes a core from the network, unless it has to decode.
+        # On a CPU a prefetch thread takes a core from training: it pays only where it decodes.
         if self.device.type != "cpu" or not isinstance(self.images, np.ndarray):
             shares = prefetch(shares)
         for images, labels, numbers, *share in shares:
@@ -98,7 +98,7 @@ class Loader:
             yield Batch(images, labels, mixed_labels, mix_weights, *share)
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the rows to read, and the key of each in its randomness."""
+        """Return the rows to read (n,), and for each the key of its random numbers (n,)."""
         rows = self.members
         again: int | NDArray[np.int64] = 0
         if self.balanced and self.shuffle:
@@ -116,9 +116,9 @@ class Loader:
         rank, world = distributed.rank(), distributed.world_size()
         for batch, keys in batches:
             first, last = (len(batch) * r // world for r in (rank, rank + 1))
-            # A worker must go through every step: without a share it takes an image that counts 0.
+            # Every worker must take part in every step: one without a share takes an ignored image.
             indices = np.arange(first, max(last, first + 1))
-            if self.pipeline.mixes:  # and the image after these, as the partner of the last
+            if self.pipeline.mixes:  # one image more: the partner of the last
                 indices = np.append(indices, (indices[-1] + 1) % len(batch))
             share = batch[indices]
             labels = self.labels[share] if last > first else np.full(len(share), IGNORE_INDEX)
@@ -135,7 +135,7 @@ class Loader:
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """Yield the same items, each made by another thread while its predecessor is used."""
+    """Yield the same items, each produced by a background thread while the previous one is used."""
     done = object()
     with ThreadPoolExecutor(1, "reader") as thread:
         following = thread.submit(next, items, done)

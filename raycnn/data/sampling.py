@@ -1,4 +1,4 @@
-"""Sample images by class: a validation split, a subset, a balanced epoch. Functions of a seed."""
+"""Stratified and balanced sampling by class; every sample is a function of its seed."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,9 @@ Indices = NDArray[np.int64]
 def stratified_sample(
     labels: NDArray[np.integer], count: int, seed: int, keep_one: bool = False
 ) -> Indices:
-    """Return `count` indices in rising order, every class in proportion (largest remainders first).
+    """Return `count` indices in ascending order, each class in proportion (largest remainder).
 
-    With `keep_one` at least one image of every class is not sampled: then there may be fewer.
+    With `keep_one` at least one image of every class is left unsampled, so there may be fewer.
     """
     classes, sizes = np.unique(labels, return_counts=True)
     most = sizes - 1 if keep_one else sizes
@@ -33,18 +33,20 @@ def stratified_sample(
 
 
 def stratified_fold(labels: NDArray[np.integer], fold: int, folds: int, seed: int) -> Indices:
-    """Return the indices of one of `folds` parts, in rising order; every class is spread evenly.
+    """Return the indices of fold number `fold` of `folds`, ascending, stratified by class.
 
-    The parts of one seed are disjoint, and together hold every index.
+    The folds of one seed are disjoint and cover every index.
     """
     order = np.lexsort((rng.random_bits(seed, np.arange(len(labels))), labels))
     return np.sort(order[fold::folds])
 
 
 def balanced_sample(labels: NDArray[np.integer], seed: int, epoch: int) -> tuple[Indices, Indices]:
-    """Return as many indices as there are labels, every class as often, or once more by chance.
+    """Return n indices for n labels in which every class is equally frequent, and repeat counts.
 
-    Also (n,) how often each was sampled before: an image comes again when all of its class have.
+    Where n is no multiple of the number of classes, random classes have one more. The second array
+    (n,) tells how often each image was sampled before: an image repeats only when all images of its
+    class were sampled.
     """
     classes, sizes = np.unique(labels, return_counts=True)
     quota = np.full(len(classes), len(labels) // len(classes))

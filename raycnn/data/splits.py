@@ -1,4 +1,4 @@
-"""The splits of a job: which images it trains on, validates on, and tests on once."""
+"""The train, val and test splits of a job."""
 
 import math
 from dataclasses import dataclass
@@ -24,22 +24,22 @@ from raycnn.paths import data_root
 from raycnn.runtime import memory, rng
 from raycnn.shape import Shape
 
-COPIED = ("folder", "hdf5")  # sources that read local files alone
-LIMIT, VAL = 1, 2  # what a sample is for: the two must not choose alike
+COPIED = ("folder", "hdf5")  # sources that read local files only
+LIMIT, VAL = 1, 2  # separate random streams, so that the two samples are independent
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The data of a job: what is trained on, validated on, and tested on once."""
+    """The data of a job: the image store, and which rows of it are train, val and test."""
 
     store: Store
     shape: Shape
-    """Of an image as the network sees it."""
+    """The shape of an image as the network sees it, after the transforms."""
     members: SplitIndices
-    """For train, val and test: the store's split, and the rows of it."""
+    """For train, val and test: the name of the store's split, and the rows of it."""
     pipeline: Pipeline
     warnings: list[str]
-    """What a person should know of the data: what was left out, ignored, converted, duplicated."""
+    """Warnings for the user: what was left out, ignored, converted or duplicated."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ class Splits:
         return self.store.splits[stored].labels[members]
 
     def loader(self, split: str, job: JobSpec, device: torch.device, training: bool) -> Loader:
-        """Return the batches of a split: shuffled and augmented for training, or in order."""
+        """Return the loader of a split: shuffled and augmented for training, else in order."""
         stored, members = self.members[split]
         return Loader(
             self.store.splits[stored].images,
@@ -67,7 +67,7 @@ class Splits:
 
 
 def source_of(data: Data) -> Source:
-    """Return the source a job names. Raises SpecError when its settings do not fit the source."""
+    """Return the source of a job. Raises SpecError where `data.normalize` has other channels."""
     source = _build(data)
     for key, values in vars(data.normalize).items() if data.normalize else ():
         if len(values) != source.shape.channels:
@@ -79,7 +79,7 @@ def source_of(data: Data) -> Source:
 
 
 def _build(data: Data) -> Source:
-    """Build the source below the data root; or below a copy of the files, where a URI has them."""
+    """Build the source below the data root, or below a local copy of the files at a URI."""
     path = DATASETS.options(data).get("path")
     if not (path and is_uri(path) and data.name in COPIED):
         return DATASETS.build(data, data_root(data.root), data.download)
@@ -90,14 +90,14 @@ def _build(data: Data) -> Source:
 
 
 def shape_seen(data: Data, source: Source) -> Shape:
-    """Return the shape the network sees, known before all images are read."""
+    """Return the shape of an image after the transforms, without reading all images."""
     return shape_after(data.transforms, source.shape)
 
 
 def examine(source: Source) -> list[str]:
-    """Read the labels and a sample of the images, as training does; return the warnings.
+    """Read the labels and a sample of the images, as training does, and return the warnings.
 
-    Raises DataError for what training would refuse before it decodes all images.
+    Raises DataError for what training would reject before it decodes all images.
     """
     memory.require(2 * math.prod(source.shape), f"one image of {source.shape}")
     splits = source.read()
@@ -111,10 +111,11 @@ def examine(source: Source) -> list[str]:
 def open_splits(
     job: JobSpec, progress: ProgressCallback | None = None, note: NoteCallback | None = None
 ) -> Splits:
-    """Decode the job's data unless this node has it, and choose its splits.
+    """Open the image store of a job, decoding it first if this node has none, and split it.
 
-    While it decodes it calls `progress` with how many images are done, and of how many; `note` is
-    told what is waited for.
+    `progress` is called with the numbers of decoded and of all images, `note` with a message when
+    another process is waited for. Raises DataError for images that cannot be read (more than
+    `data.max_bad`) and for an empty split, and EnvironmentUnavailable where the cache is unusable.
     """
     source = source_of(job.data)
     store = open_store(
@@ -155,7 +156,7 @@ def _members(job: JobSpec, store: Store) -> SplitIndices:
 
 
 def _held_out(job: JobSpec, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the indices of the images that are validated on."""
+    """Return the indices of the held-out validation images."""
     seed = rng.number(job.seed, VAL)
     if job.data.fold:
         fold, folds = job.data.fold
@@ -164,7 +165,7 @@ def _held_out(job: JobSpec, labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _class_warnings(store: Store, members: SplitIndices) -> list[str]:
-    """Say which classes cannot be learned, and which are learned from a single image."""
+    """Return warnings for classes without a training image, and for those with a single one."""
     warnings = _lone_classes(store.splits["train"].labels, store.classes)
     stored, rows = members["train"]
     counts = np.bincount(store.splits[stored].labels[rows], minlength=len(store.classes))
@@ -183,7 +184,7 @@ def _lone_classes(labels: NDArray[np.int64], classes: tuple[str, ...]) -> list[s
 def _normalization(
     job: JobSpec, store: Store, rows: NDArray[np.int64]
 ) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel, on the scale 0 to 1."""
+    """Return the mean and standard deviation of each channel, on the scale 0 to 1."""
     if job.data.normalize:
         return job.data.normalize.mean, job.data.normalize.std
     if expected := published_normalization(job.model, store.shape.channels):
@@ -191,5 +192,5 @@ def _normalization(
     pixels = len(rows) * store.shape.height * store.shape.width
     total, squares = store.splits["train"].sums[rows].sum(0).astype(np.float64)
     mean = total / pixels
-    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1.0))  # a flat channel is left as it is
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1.0))  # a constant channel has 0
     return (mean / 255).tolist(), (std / 255).tolist()

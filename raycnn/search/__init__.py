@@ -1,1 +1,1 @@
-"""A search: many trainings of changed jobs, in one folder, compared with one another."""
+"""Hyperparameter and architecture search: samplers, schedulers, trials and the leaderboard."""

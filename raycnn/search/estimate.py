@@ -1,4 +1,4 @@
-"""Estimate how long trials take on this machine from one timed step of every architecture."""
+"""Estimate the duration of trials on this machine from one timed step per architecture."""
 
 import time
 
@@ -15,7 +15,7 @@ SAMPLE = 32  # images of the timed step
 
 
 def epoch_s(search: TuneSpec, device: torch.device) -> dict[str, float]:
-    """Return the seconds of an epoch of every architecture, without augmentation and saving."""
+    """Return the seconds per epoch of each architecture, without augmentation and saving."""
     return {a.name: _epoch_s(a.job, device) for a in search.architectures}
 
 
@@ -29,12 +29,12 @@ def _epoch_s(job: JobSpec, device: torch.device) -> float:
         mixed_labels=None, mix_weights=None, first=0, total=size, count=size,
     )  # fmt: skip
     state.model.train()
-    for _ in range(2):  # the first one pays for one-time initialization
-        began = time.perf_counter()
+    for _ in range(2):  # the first step includes one-time initialization
+        start = time.perf_counter()
         _, loss = forward(state.model, batch, job.train)
         loss.backward()
         loss.item()
-        took = time.perf_counter() - began
-    # A forward pass is a third of a step: twice as much goes backward.
+        took = time.perf_counter() - start
+    # A validation image costs a third of a training image: the backward pass takes two thirds.
     images = len(splits.labels("train")) + len(splits.labels("val")) / 3
     return took / size * images

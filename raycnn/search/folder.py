@@ -1,9 +1,9 @@
-"""The folder of a search: what is written where, and found again.
+"""The folder of a search.
 
 runs/<search>/<n>/
     search.yaml             the resolved search
     trials/<id>/            each an ordinary run folder, and
-        trial.json          what it changes, and how it ended
+        trial.json          its changes, and how it ended
     leaderboard.csv, .json  the trials, best first
     best-<architecture>.yaml    the job of the best trial
     *.png                   see report/search.py
@@ -39,21 +39,21 @@ from raycnn.training.callbacks import Event
 ENDED = ("done", "stopped", "failed")
 log = logging.getLogger("raycnn")
 
-LOCK_TIMEOUT_S = 60  # for a worker that outlived its driver to notice, and release the trial
+LOCK_TIMEOUT_S = 60  # a worker that outlives its driver needs a while to release the trial
 
 
 class SearchView(Protocol):
-    """Where a person watches a search."""
+    """Protocol of what displays a search to the user."""
 
     def note(self, text: str) -> None:
         """Show a message."""
 
     def show(self, search: "Search", running: list[str]) -> None:
-        """Show the search; called a few times a second with the ids of the trials under way."""
+        """Show the search; called a few times per second with the ids of the running trials."""
 
 
 class SilentView:
-    """Shows nothing: for calls from Python."""
+    """A view that shows nothing, for calls from Python."""
 
     def note(self, text: str) -> None:
         pass
@@ -74,16 +74,16 @@ class Trial:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What trial.json holds; {} before the trial has begun.
+        """The content of trial.json; {} before the trial has started.
 
-        architecture, number, fold, changes, epochs, device; once trained parameters, val_images,
-        wall_s; once ended state, and the reason unless it is done; in a population generation, the
-        scores at the ends of earlier ones, and lineage.
+        Keys: architecture, number, fold, changes, epochs, device; once trained, parameters,
+        val_images and wall_s; once ended, state, and reason unless it is done; in a population,
+        generation, the scores at the end of earlier generations, and lineage.
         """
         return read_json(self.run.folder / "trial.json") or {}
 
     def update(self, **info: Any) -> None:
-        """Change some of what trial.json holds."""
+        """Update keys of trial.json."""
         write_json(self.run.folder / "trial.json", self.info | info)
 
     @property
@@ -91,13 +91,13 @@ class Trial:
         return self.info.get("state") in ENDED
 
     def rows(self) -> list[dict[str, float]]:
-        """Return metrics.csv as numbers."""
+        """Return the rows of metrics.csv as numbers."""
         return [
             {key: float(value) for key, value in row.items() if value} for row in self.run.rows()
         ]
 
     def curve(self, tune: search.Tune) -> LearningCurve:
-        """Return the metric of the search after each epoch, more being better."""
+        """Return the search metric after each epoch; higher is better."""
         values = [tune.sign * row[tune.metric] for row in self.rows() if tune.metric in row]
         return LearningCurve(int(self.info.get("epochs", 0)), values)
 
@@ -108,11 +108,14 @@ class Search:
     def __init__(self, folder: Path, copy: SearchCopy | None = None):
         self.folder, self.copy = folder, copy
         self.home: Path | str = copy.uri if copy else folder
-        """Where a person finds it: the folder, or the URI that the folder is a copy of."""
+        """The location of the search: its folder, or the URI that the folder is a copy of."""
 
     @classmethod
     def create(cls, search: TuneSpec) -> "Search":
-        """Create a folder, numbered after the existing ones. Raises EnvironmentUnavailable."""
+        """Create the folder of a search, with the next free number.
+
+        Raises EnvironmentUnavailable where it cannot be written.
+        """
         path = search.architectures[0].job.storage.path
         if is_uri(path):
             copy = SearchCopy.of(storage.create_numbered(path, search.name))
@@ -132,7 +135,10 @@ class Search:
 
     @classmethod
     def find(cls, text: str, root: str = "runs") -> "Search":
-        """Find one by its folder, by `search/n`, or the latest of `search`. Raises SpecError."""
+        """Find a search by its folder, by `name/n`, or the latest of `name`.
+
+        Raises SpecError when there is none.
+        """
         home = resolve_run("search", text, root, "search.yaml")
         if isinstance(home, Path):
             return cls(home)
@@ -167,33 +173,33 @@ class Search:
         return RULES.build(self.spec.tune.scheduler)
 
     def pause_epoch(self, trial: Trial) -> int:
-        """Return when a trial pauses for others: with pbt at its generation's end, else never."""
+        """Return the epoch after which a trial pauses: the end of its generation, else its last."""
         epochs = int(trial.info["epochs"])
         if not isinstance(self.rule, Pbt):
             return epochs
         return min(epochs, (trial.info.get("generation", 0) + 1) * self.rule.interval)
 
     def unfinished(self) -> list[TrialKey]:
-        """Return the trials that have not ended, begun or not, in order."""
+        """Return the trials that have not ended, started or not, in order."""
         return [key for key in self.spec.trials() if not self.trial(key).ended]
 
     def state(self) -> str:
-        """Return done, running or stopped: one word for a list."""
+        """Return `done`, `running` or `stopped`."""
         if not self.unfinished():
             return "done"
         return "running" if is_locked(self.folder / ".lock") else "stopped"
 
     def trial(self, key: TrialKey | str) -> Trial:
-        """Return a trial, begun or not."""
+        """Return a trial, started or not."""
         return Trial(self.folder / "trials" / (key if isinstance(key, str) else key.id))
 
     def trials(self) -> list[Trial]:
-        """Return the trials that have begun, in order."""
+        """Return the trials that have started, in order."""
         trials = map(self.trial, self.spec.trials())
         return [trial for trial in trials if (trial.run.folder / "trial.json").is_file()]
 
     def begin(self, key: TrialKey, changes: Tree, pool: Pool) -> Trial:
-        """Make the folder of a trial, or move one that has begun to another pool."""
+        """Create the folder of a trial, or move a started trial to another pool."""
         trial = self.trial(key)
         if trial.info:
             before = trial.run.job()
@@ -201,7 +207,7 @@ class Search:
             if job.tree() != before.tree():
                 trial.run.reopen(job)
         else:
-            shutil.rmtree(trial.run.folder, ignore_errors=True)  # half made when it was killed
+            shutil.rmtree(trial.run.folder, ignore_errors=True)  # incomplete after a kill
             fold = {} if key.fold is None else {"data.fold": [key.fold, self.spec.tune.folds]}
             job = key.architecture.job_of(self.spec.name, changes | fold, pool)
             trial.run.initialize(job)
@@ -213,16 +219,16 @@ class Search:
         return trial
 
     def siblings(self, trial: Trial) -> list[LearningCurve]:
-        """Return the curves of the other trials of a trial's architecture, so far."""
+        """Return the curves so far of the other trials of the same architecture."""
         own = trial.info["architecture"]
         others = [other for other in self.trials() if other.id != trial.id]
         return [o.curve(self.spec.tune) for o in others if o.info.get("architecture") == own]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep every other process from searching in this folder.
+        """Hold the lock of this search, so that no other process runs it.
 
-        Meanwhile what is written in it is uploaded, where the search is kept at a URI.
+        For a search at a URI, upload what is written to the folder meanwhile.
         """
         busy = f"{self.home} is being searched by another process"
         with lock(self.folder / ".lock", busy, LOCK_S):

@@ -1,4 +1,4 @@
-"""The leaderboard: what every trial reached, best first, and the winners' jobs."""
+"""The leaderboard: the results of all trials, best first, and the jobs of the winners."""
 
 import csv
 from dataclasses import asdict, dataclass
@@ -13,38 +13,38 @@ from raycnn.training.metrics import confidence_interval
 
 @dataclass(frozen=True)
 class LeaderboardEntry:
-    """A trial, or all folds of a draw; None is what is not known."""
+    """The result of a trial, or of all folds of a draw; None where a value is unknown."""
 
     trial: str
     architecture: str
     device: str
-    """Kind of the device that it was last trained on."""
+    """The kind of device that the trial was last trained on."""
     state: str
     """done, stopped (by the scheduler), failed, or unfinished."""
     metric: float | None
-    """The metric of the search in the best epoch; of folds their mean, in the epoch best for it."""
+    """The search metric in the best epoch; with folds the best mean over the folds by epoch."""
     val_acc1: float | None
     """Validation accuracy in that epoch."""
     low: float | None
     """Lower end of the 95 % interval of val_acc1."""
     high: float | None
     epochs: int
-    """Done, of all epochs of the trial."""
+    """Completed epochs, of `of_epochs`."""
     of_epochs: int
     parameters: int | None
     seconds: float
-    """Training and validating, without waiting for resources."""
+    """Time of training and validation, without waiting for resources."""
     images_per_s: float | None
-    """In training, on average over the epochs."""
+    """Training throughput, averaged over the epochs."""
     reason: str
-    """Why it did not end as planned; in a population, which trials it copied."""
+    """Why the trial ended early; in a population, which trials it copied."""
     changes: Tree
     deviation: float | None = None
     """Standard deviation of the metric over folds."""
 
 
 class SearchProgress:
-    """How far a search is; what has ended is read once."""
+    """Tracks the progress of a search, reading each ended trial once."""
 
     def __init__(self, search: Search):
         self.search = search
@@ -52,7 +52,7 @@ class SearchProgress:
         self.ended: dict[str, LeaderboardEntry] = {}
 
     def update(self) -> list[LeaderboardEntry]:
-        """Read which trials ended since the last update, and return them."""
+        """Return the entries of the trials that ended since the last update."""
         new = []
         for name in self.trials:
             trial = self.search.trial(name)
@@ -62,11 +62,11 @@ class SearchProgress:
         return new
 
     def best(self) -> dict[str, LeaderboardEntry]:
-        """Return the best of every architecture, among the trials that have ended."""
+        """Return the best ended trial of each architecture."""
         return winners(ranked(list(self.ended.values()), self.search.spec.tune.sign))
 
     def remaining_s(self, concurrency: int) -> float | None:
-        """Estimate the seconds left from the trials that ended; None while one cannot be."""
+        """Estimate the remaining seconds from the ended trials; None while that is not possible."""
         took: dict[str, list[float]] = {}
         for entry in self.ended.values():
             took.setdefault(entry.architecture, []).append(entry.seconds)
@@ -79,7 +79,7 @@ class SearchProgress:
 
 
 def leaderboard(search: Search) -> list[LeaderboardEntry]:
-    """Return all draws that have begun, best first; those without a metric last, failed ones after.
+    """Return all started draws, best first, then those without a metric, then failed ones.
 
     The folds of a draw are one entry.
     """
@@ -100,7 +100,7 @@ def draw_entry(search: Search, architecture: str, number: int) -> LeaderboardEnt
 
 
 def entry_rows(search: Search, entry: LeaderboardEntry) -> list[dict[str, float]]:
-    """Return the metrics of an entry after each epoch; of folds their mean."""
+    """Return the metrics of an entry after each epoch; with folds their mean."""
     tables = [search.trial(name).rows() for name in _trial_ids(search, entry)]
     return [
         {key: fmean(row[key] for row in rows) for key in rows[0] if all(key in r for r in rows)}
@@ -125,7 +125,7 @@ def ranked(entries: list[LeaderboardEntry], sign: int) -> list[LeaderboardEntry]
 
 
 def _entry(search: Search, trials: list[Trial], folds: int) -> LeaderboardEntry:
-    """Return the entry of a draw, of whose `folds` these trials have begun."""
+    """Return the entry of a draw of `folds` trials, of which these have started."""
     tune, infos = search.spec.tune, [trial.info for trial in trials]
     metric, first = tune.metric, infos[0]
     tables = [[row for row in trial.rows() if metric in row] for trial in trials]
@@ -133,7 +133,7 @@ def _entry(search: Search, trials: list[Trial], folds: int) -> LeaderboardEntry:
     ended = len(trials) == folds and all(state in ENDED for state in states)
     epochs = min(map(len, tables))
     rows: list[dict[str, float]] = []
-    """Of each fold, in the epoch that is best on average."""
+    """The metrics of each fold in the epoch that is best on average."""
     if epochs and (folds == 1 or ended):
         best = max(range(epochs), key=lambda e: tune.sign * fmean(t[e][metric] for t in tables))
         rows = [table[best] for table in tables]
@@ -165,7 +165,7 @@ def _entry(search: Search, trials: list[Trial], folds: int) -> LeaderboardEntry:
 def _accuracy(
     rows: list[dict[str, float]], counts: list[int]
 ) -> tuple[float | None, float | None, float | None]:
-    """Return the accuracy over the images of all folds, and its 95 % interval."""
+    """Return the accuracy over the images of all folds, and the ends of its 95 % interval."""
     if not rows or not all("val/acc1" in row for row in rows) or not all(counts):
         return None, None, None
     hits = sum(round(row["val/acc1"] * n) for row, n in zip(rows, counts, strict=True))
@@ -175,7 +175,7 @@ def _accuracy(
 
 
 def winners(board: list[LeaderboardEntry]) -> dict[str, LeaderboardEntry]:
-    """Return the best entry of every architecture that has one, best architecture first."""
+    """Return the best entry of each architecture that has one, the best architecture first."""
     best: dict[str, LeaderboardEntry] = {}
     for entry in board:
         if entry.metric is not None and entry.state != "failed":

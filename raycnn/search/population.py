@@ -1,10 +1,10 @@
-"""Population based training (Jaderberg et al. 2017, arXiv:1711.09846), a generation at a time.
+"""Population based training (Jaderberg et al. 2017, arXiv:1711.09846), in generations.
 
-The trials of an architecture are its population. When all of them have been trained for an interval
-the worst copy weights, optimizer and history of some of the best (exploit), and continue with
-perturbed settings (explore). A member's job holds its whole lineage, as stages: trained by itself
-it gives the same result. All of it follows from the seed and the scores, and each score is saved
-before any member changes: a search that is killed in the middle resumes to the very same.
+The trials of an architecture are its population. When all of them have trained for an interval, the
+worst copy the weights, optimizer and history of some of the best (exploit) and continue with
+perturbed settings (explore). A member's job records its whole lineage as stages, so training that
+job alone gives the same result. All decisions follow from the seed and the scores, and all scores
+are saved before any member changes, so a search that was killed resumes exactly.
 """
 
 import math
@@ -21,7 +21,7 @@ from raycnn.training.callbacks import TrialExploited
 
 
 def next_trials(search: Search) -> list[TrialKey]:
-    """Return the trials to train now; once a generation is complete, begin the next one."""
+    """Return the trials to train now; once a generation is complete, start the next one."""
     unfinished = search.unfinished()
     if isinstance(search.rule, Pbt):
         for architecture in search.spec.architectures:
@@ -45,7 +45,7 @@ class _Population:
         self.generation = min((self._generation(member) for member in members), default=0)
 
     def advance(self) -> None:
-        """Begin the next generation if all members have paused, or finish beginning it."""
+        """Start the next generation if all members have paused, or finish starting it."""
         to_change = [m for m in self.members if self._generation(m) == self.generation]
         if not all(_paused(self.search, member) for member in to_change):
             return
@@ -66,7 +66,7 @@ class _Population:
         return float(member.info["scores"][self.generation])
 
     def _save_score(self, member: Trial) -> None:
-        """Save the metric of the latest epoch: its weights are what a copy would start from."""
+        """Save the metric of the latest epoch, whose weights a copy would start from."""
         scores = member.info.get("scores", [])
         if len(scores) == self.generation:
             latest = member.curve(self.search.spec.tune).values[-1]
@@ -75,7 +75,7 @@ class _Population:
     def _exploit(self, member: Trial, parent: Trial) -> None:
         """Make a member a perturbed copy of its parent, which does not change.
 
-        Whatever is done of it before a kill is done again.
+        Idempotent: after a kill it is repeated from the start.
         """
         epoch, info = self.search.pause_epoch(member), parent.info
         changes = self._perturb(member, info["changes"])
@@ -92,7 +92,7 @@ class _Population:
         member.update(changes=changes, lineage=lineage)
 
     def _perturb(self, member: Trial, changes: Tree) -> Tree:
-        """Return settings near those of the parent, some of them drawn anew."""
+        """Return settings near those of the parent, some of them resampled."""
         perturbed = {}
         for key, domain in self.architecture.space.items():
             if self._uniform(member, key, "resample") < self.rule.resample:

@@ -1,4 +1,4 @@
-"""Check a search before it starts: every architecture, and the ends of every range."""
+"""Check a search before it starts: all architectures, and the ends of all ranges."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from raycnn.runs.storage import check_reachable
 from raycnn.search.schedulers import RULES, Pbt
 from raycnn.training.preflight import check_writable, resolve_job
 
-# Searched, these would have trials differ in what they are measured on, or in nothing at all.
+# Trials that differ in these would be measured on different data, or not differ at all.
 NOT_SEARCHABLE = (
     "name", "seed", "workers", "storage", "failure", "data.name", "data.val", "data.limit",
     "data.fold",
@@ -23,7 +23,7 @@ NOT_SEARCHABLE = (
 def check_search(search: TuneSpec, *, elsewhere: bool = False) -> None:
     """Raise SpecError, DataError or EnvironmentUnavailable for the first thing that cannot work.
 
-    With `elsewhere` data and storage are another machine's, and are not checked.
+    With `elsewhere`, data and storage are on another machine, and are not checked.
     """
     try:
         RULES.options(search.tune.scheduler)

@@ -1,4 +1,4 @@
-"""The queue of a search: which trial is next, and what it changes."""
+"""The queue of a search: the next trial, and its changes."""
 
 from collections import Counter
 
@@ -11,15 +11,15 @@ from raycnn.search.samplers import make_sampler
 
 
 class TrialQueue:
-    """Hands out the trials that have not ended; samplers learn from those that have.
+    """Hands out the trials that have not ended, and reports ended ones to the samplers.
 
-    It is made anew from the folder when a search is resumed.
+    A resumed search rebuilds it from the folder.
     """
 
     def __init__(self, search: Search):
         self.search = search
         self.changes: dict[tuple[str, int], Tree] = {}
-        """What each draw that has begun changes, by architecture and number."""
+        """The changes of each started draw, by architecture and number."""
         for trial in search.trials():
             info = trial.info
             self.changes[info["architecture"], info["number"]] = info["changes"]
@@ -33,7 +33,7 @@ class TrialQueue:
         self.waiting = next_trials(search)
 
     def take(self, pool: Pool) -> Trial:
-        """Begin the next trial in a pool, or continue it there."""
+        """Start or continue the next trial, in a pool."""
         key = self.waiting.pop(0)
         draw = key.architecture.name, key.number
         if draw not in self.changes:
@@ -43,11 +43,11 @@ class TrialQueue:
         return trial
 
     def put_back(self, trial: Trial) -> None:
-        """Have a trial be the next one again: its worker was lost."""
+        """Return a trial to the front of the queue after its worker was lost."""
         self.waiting.insert(0, self.running.pop(trial.id))
 
     def complete(self, trial: Trial) -> None:
-        """Take a trial that has ended, or that pauses for the others of its population."""
+        """Record a trial that has ended, or paused for the others of its population."""
         key = self.running.pop(trial.id)
         self._tell(key.architecture.name, key.number)
         self.waiting = [key for key in next_trials(self.search) if key.id not in self.running]

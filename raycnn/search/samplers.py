@@ -1,8 +1,8 @@
-"""What each trial changes: points of a Sobol sequence, or Optuna's from the results so far.
+"""Samplers of the changes of each trial: a Sobol sequence, or Optuna's TPE.
 
-No two trials of an architecture change the same. A trial of the Sobol sequence is a function of
-(seed, architecture, number): neither another architecture nor the order of running matters, and
-more trials keep the earlier ones.
+No two trials of an architecture have the same changes. A draw of the Sobol sequence is a function
+of (seed, architecture, number), so neither other architectures nor the order of execution matter,
+and raising the number of trials keeps the earlier ones.
 """
 
 import hashlib
@@ -14,37 +14,37 @@ from raycnn.config.search import Architecture, Domain, Space, TuneSpec
 from raycnn.config.yaml_file import Tree
 from raycnn.runtime import rng
 
-BLOCK = 64  # points of a Sobol sequence at a time: a power of 2, as its balance wants
-ATTEMPTS = 20  # of Optuna, to suggest something new
+BLOCK = 64  # points sampled at a time: a power of 2, which keeps a Sobol sequence balanced
+ATTEMPTS = 20  # Optuna's tries to suggest new values
 
 
 def keyed_uniform(seed: int, *keys: int | str) -> float:
-    """Return a random number 0 ≤ u < 1 that is a function of the seed and the keys alone."""
+    """Return a random number 0 ≤ u < 1, a function of only the seed and the keys."""
     bits = rng.number(seed, *(_digest(key) if isinstance(key, str) else key for key in keys))
-    return (bits >> 10) * 2.0**-53  # as many bits as a float holds: never 1.0
+    return (bits >> 10) * 2.0**-53  # as many bits as a double holds: never 1.0
 
 
 class Sampler(Protocol):
-    """Says what the trials of one architecture change."""
+    """Protocol of what chooses the changes of an architecture's trials."""
 
     def changes(self, number: int) -> Tree:
-        """Return dotted keys and values of the trial of this number; asked for once, in order."""
+        """Return the dotted keys and values of trial `number`; called once per trial, in order."""
 
     def tell(self, changes: Tree, value: float | None) -> None:
-        """Take the result of a trial, more being better; None when it failed."""
+        """Record the result of a trial, higher being better; None if it failed."""
 
 
 def make_sampler(search: TuneSpec, architecture: Architecture, begun: int = 0) -> Sampler:
-    """Build the sampler of an architecture, `begun` of whose trials were sampled before."""
+    """Return the sampler of an architecture of which `begun` trials were sampled before."""
     if search.tune.searcher == "optuna" and architecture.space:
         return OptunaSampler(search.tune.seed, architecture, begun)
     return RandomSampler(search.tune.seed, architecture)
 
 
 class RandomSampler:
-    """The points of the grid in turn; at each, a scrambled Sobol sequence over all other keys.
+    """Cycles through the grid points, drawing the other keys from a scrambled Sobol sequence.
 
-    Sobol's points fill a space more evenly than independent ones: Bergstra and Bengio, "Random
+    Sobol points cover a space more evenly than independent ones: Bergstra and Bengio, "Random
     search for hyper-parameter optimization", JMLR 2012, section 3.2.
     """
 
@@ -70,7 +70,7 @@ class RandomSampler:
 
 
 def _distinct_draws(space: Space, seed: int) -> Iterator[Tree]:
-    """Yield points of a space, none twice, until there are no more."""
+    """Yield distinct points of a space."""
     if not space:
         yield {}
         return
@@ -114,7 +114,7 @@ class OptunaSampler:
                 self.running[text] = trial
                 break
             self.study.tell(trial, state=TrialState.FAIL)
-        else:  # few values are left: any that is new
+        else:  # few values are left: take any new one
             drawn = next(draw for draw in self.others if _text(draw) not in self.seen)
         self.seen.add(_text(drawn))
         return drawn

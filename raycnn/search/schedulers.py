@@ -1,12 +1,12 @@
-"""Schedulers: which trials to stop, as a pure function of the learning curves so far.
+"""Schedulers: decide which trials to stop, as pure functions of the learning curves so far.
 
-Trials of one architecture are compared at the same share of their own runs. A learning-rate
-schedule is as long as its run, so at the same epoch a short run has annealed further than a long
-one, and would win.
+Trials of one architecture are compared at the same fraction of their runs. A learning-rate schedule
+is as long as its run, so at the same epoch a short run has annealed further than a long one, and
+would win.
 
-Ray Tune has such rules too, but they live in its driver: what they saw is kept in memory and in
-pickles, so a search that was killed could neither continue exactly nor safely, and a trial of
-several workers cannot be stopped on all of them in the same step.
+Ray Tune's schedulers keep their state in the driver's memory and in pickles, so a search that was
+killed could neither continue exactly nor safely, and they cannot stop all workers of a trial in the
+same step.
 """
 
 import math
@@ -25,9 +25,9 @@ class LearningCurve:
     """The metric of a trial after each epoch so far."""
 
     epochs: int
-    """Epochs of the whole run."""
+    """The number of epochs of the whole run."""
     values: Sequence[float]
-    """After each epoch so far, more being better."""
+    """The metric after each epoch so far; higher is better."""
 
     def best(self, epoch: int) -> float:
         """Return the best value of the first `epoch` epochs."""
@@ -38,7 +38,7 @@ class Rule(Protocol):
     def __call__(
         self, own: LearningCurve, others: Callable[[], Sequence[LearningCurve]]
     ) -> str | None:
-        """Return why a trial is to stop after its latest epoch, or None to continue.
+        """Return the reason to stop a trial after its latest epoch, or None to continue.
 
         `others` reads the curves of the other trials of its architecture.
         """
@@ -71,8 +71,10 @@ def asha(*, grace: PositiveInt = 1, factor: Annotated[int, Field(ge=2)] = 3) -> 
 
 
 def median(*, grace: PositiveInt = 1, least: PositiveInt = 3) -> Rule:
-    """Stop what is worse than the median of the others' means (Vizier: Golovin et al., KDD 2017,
-    section 3.2.2), but not before `grace` epochs, nor with fewer than `least` others as far.
+    """Stop trials worse than the median of the other trials' running means.
+
+    Vizier's rule: Golovin et al., KDD 2017, section 3.2.2. It stops nothing before `grace` epochs,
+    or while fewer than `least` other trials have come as far.
     """
 
     def rule(own: LearningCurve, others: Callable[[], Sequence[LearningCurve]]) -> str | None:
@@ -94,7 +96,7 @@ def median(*, grace: PositiveInt = 1, least: PositiveInt = 3) -> Rule:
 
 @dataclass(frozen=True)
 class Pbt:
-    """Stops no trial: the worst copy the best, see population.py."""
+    """Settings of population based training, which stops no trial; see population.py."""
 
     interval: int
     quantile: float
@@ -110,9 +112,9 @@ def pbt(
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25,
     resample: Annotated[float, Field(ge=0, le=1)] = 0.25,
 ) -> Rule:
-    """Every `interval` epochs the worst `quantile` copy some of the best, settings perturbed.
+    """Every `interval` epochs, have the worst `quantile` copy some of the best, perturbed.
 
-    A setting is drawn anew with the probability `resample`, and else goes to a value near it.
+    A setting is resampled with probability `resample`, and else moved to a nearby value.
     """
     return Pbt(interval, quantile, resample)
 

@@ -1,1 +1,1 @@
-"""Pictures decoded to pixels, once, and stored."""
+"""Image decoding and the memory-mapped image store."""

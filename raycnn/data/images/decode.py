@@ -1,6 +1,6 @@
-"""Pictures: from a file, or its bytes, to pixels of one shape, and many of them at once.
+"""Decode images from files or bytes to pixels of one shape, one at a time or in parallel.
 
-Training and prediction both decode here, so what is predicted is what was trained on.
+Training and prediction both decode here, so both see the same pixels.
 """
 
 import io
@@ -26,60 +26,60 @@ from raycnn.shape import Shape
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.int64]
 Named = tuple[str, Path | str | bytes | None]
-"""What to call a picture, and its file or its bytes, if it has any."""
+"""The display name of an image, and its file or its bytes; None where it has neither."""
 Fit = Literal["crop", "stretch"]
 Mode = Literal["rgb", "grey"]
 Side = Annotated[int, Field(gt=0, le=4096)]
 Size = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
-"""Of a square, or [height, width]."""
+"""The side of a square, or [height, width]."""
 MaxValue = Annotated[float, Field(gt=0, le=2**32)]
 """The value of white, where pixels are not 0 to 255."""
 
 FIT: Fit = "crop"
 CHANNELS = {"rgb": 3, "grey": 1}
-SAMPLE = 256  # pictures that tell what all are like
-DEEP_SAMPLE = 32  # of those, pictures of more than 8 bits that are decoded to see their range
+SAMPLE = 256  # images sampled to find the common format
+DEEP_SAMPLE = 32  # of those, images of more than 8 bits that are decoded to find their range
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
-# Not all that Pillow knows: some of its formats start other programs, or are no pictures.
+# A subset of Pillow's formats: some others start external programs, or are not images.
 KNOWN = ["JPEG", "MPO", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF", "TGA"]
 ENDINGS = {ending for ending, kind in Image.registered_extensions().items() if kind in KNOWN}
 FORMATS = [kind for kind in KNOWN if kind in Image.OPEN]
 
-# For good, since threads share the filters: a picture of more pixels than Pillow trusts is refused.
+# Reject images with more pixels than Pillow's limit. Set once, since threads share the filters.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 class BadImage(DataError):
-    """An image that cannot be read, named: `data.max_bad` of them may be left out."""
+    """Raised for an image that cannot be read; `data.max_bad` of them may be left out."""
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What every picture is brought to."""
+    """The common format that every image is decoded to."""
 
     shape: Shape
     fit: Fit | None
-    """crop: scaled until it covers the shape, the middle kept. None: it has the size already."""
+    """crop: scale to cover the shape, then center-crop. stretch: resize. None: no resizing."""
     max_value: float | None = None
-    """White in pictures of more than 8 bits; None: judged by each picture alone."""
+    """The value of white in images of more than 8 bits; None: found for each image separately."""
 
 
 class Decoded(NamedTuple):
     pixels: Pixels
     """(H, W, C)"""
     conversions: tuple[str, ...]
-    """What was lost or made up on the way, for people."""
+    """Messages for the user about lossy conversions."""
 
 
 class Header(NamedTuple):
-    """What a picture is like, before it is decoded."""
+    """The properties of an image before it is decoded."""
 
     name: str
     shape: Shape
-    """Turned upright."""
+    """The shape after EXIF rotation."""
     levels: tuple[float, float, bool] | None
-    """Least and greatest pixel, and whether they are integers, where it has more than 8 bits."""
+    """Least and greatest pixel, and whether they are integers, for images of more than 8 bits."""
 
 
 def find_image_format(
@@ -89,10 +89,10 @@ def find_image_format(
     max_value: float | None,
     pictures: Iterable[Named],
 ) -> ImageFormat:
-    """Return what the options ask for; what they leave open, a sample of the pictures decides.
+    """Return the image format that the options give, completed from a sample of the images.
 
-    One color picture makes all color. Raises BadImage when none can be read, and DataError when
-    the sizes differ and no `size` was given, or when no range fits the pixels.
+    One color image makes the format color. Raises BadImage when no image can be read, and DataError
+    when the sizes differ and no `size` is given, or when no value range fits the pixels.
     """
     headers = _read_headers(pictures)
     channels = CHANNELS[mode] if mode else max(header.shape.channels for header in headers)
@@ -151,35 +151,36 @@ def _common_max_value(headers: Sequence[Header]) -> float | None:
 
 
 def read_header(picture: Named, levels: bool = True) -> Header:
-    """Return what a picture is like. Raises BadImage when it cannot be read."""
+    """Return the properties of an image. Raises BadImage when it cannot be read."""
     name, origin = picture
     try:
         with _open(origin) as opened:
             deep = levels and (opened.mode[0] in "IF" or _is_deep_color(opened))
-            turned = opened.getexif().get(0x0112, 1) >= 5  # on its side
+            turned = opened.getexif().get(0x0112, 1) >= 5  # rotated by 90 degrees
             width, height = reversed(opened.size) if turned else opened.size
             shape = Shape(1 if opened.mode in GREY else 3, height, width)
             pixels = np.asarray(opened) if deep else None
-    except Exception as error:  # Pillow raises whatever the bytes lead it to
+    except Exception as error:  # on corrupt bytes Pillow may raise anything
         raise _bad(name, error) from None
     if pixels is None:
         return Header(name, shape, None)
-    if shape.channels == 3:  # Pillow gives the upper half of 16 bits
+    if shape.channels == 3:  # Pillow gives the upper 8 of 16 bits
         return Header(name, shape, (0, int(pixels.max()) * 256 + 255, True))
     return Header(name, shape, (pixels.min(), pixels.max(), pixels.dtype.kind in "iu"))
 
 
 def _is_deep_color(image: Image.Image) -> bool:
-    """Whether a color picture has 16 bits a channel."""
+    """Return whether a color image has 16 bits per channel."""
     return image.mode in ("RGB", "RGBA") and any(
         ";16" in str(tile[-1]) for tile in getattr(image, "tile", ())
     )
 
 
 def decode(picture: Named, form: ImageFormat) -> Decoded:
-    """Return a picture in a format, upright as its EXIF says.
+    """Decode an image to a format, rotated as its EXIF data says.
 
-    Raises BadImage when it cannot be read, DataError when it has another size and may not be fit.
+    Raises BadImage when it cannot be read, and DataError when its size differs and `form.fit` is
+    None.
     """
     name, origin = picture
     channels, height, width = form.shape
@@ -187,12 +188,12 @@ def decode(picture: Named, form: ImageFormat) -> Decoded:
         raise DataError(f"{name}: a network of {channels} channels takes no pictures")
     try:
         with _open(origin) as opened:
-            if form.fit:  # a large JPEG is decoded at 1/2, 1/4 or 1/8, still with pixels to spare
+            if form.fit:  # decode a large JPEG at 1/2, 1/4 or 1/8, at least twice the size
                 opened.draft(None, (2 * max(height, width),) * 2)
             conversions = _conversions(opened, channels)
             ImageOps.exif_transpose(opened, in_place=True)
             image = _eight_bits(opened, form.max_value).convert(MODES[channels])
-    except Exception as error:  # Pillow raises whatever the bytes lead it to
+    except Exception as error:  # on corrupt bytes Pillow may raise anything
         raise _bad(name, error) from None
     if image.size != (width, height):
         if not form.fit:
@@ -200,13 +201,13 @@ def decode(picture: Named, form: ImageFormat) -> Decoded:
             raise DataError(
                 f"{name} is {found}, not {width}x{height}: `data.size` brings all to one"
             )
-        box = _middle(image.size, (width, height)) if form.fit == "crop" else None
+        box = _center_box(image.size, (width, height)) if form.fit == "crop" else None
         image = image.resize((width, height), Image.Resampling.BILINEAR, box)
     return Decoded(np.array(image).reshape(height, width, channels), conversions)
 
 
 def _conversions(image: Image.Image, channels: int) -> tuple[str, ...]:
-    """Name what a picture loses, or what is made up for it."""
+    """Return the messages about lossy conversions of an image."""
     grey = image.mode in GREY
     has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     animated = image.format in ("GIF", "TIFF", "WEBP", "PNG") and getattr(
@@ -223,9 +224,9 @@ def _conversions(image: Image.Image, channels: int) -> tuple[str, ...]:
 
 
 def decode_all(pictures: Sequence[Named], form: ImageFormat) -> list[Decoded | BadImage]:
-    """Decode pictures, in as many threads as this process computes with.
+    """Decode images in as many threads as torch uses.
 
-    A picture that cannot be read is returned as what is wrong with it.
+    An image that cannot be read is returned as its BadImage error.
     """
     threads = min(torch.get_num_threads(), len(pictures))
     if threads < 2:
@@ -237,13 +238,13 @@ def decode_all(pictures: Sequence[Named], form: ImageFormat) -> list[Decoded | B
 
 
 def decode_batch(pictures: Sequence[Named], form: ImageFormat) -> list[Pixels | BadImage]:
-    """Return the pixels (H, W, C) of each picture, or what is wrong with it."""
+    """Return the pixels (H, W, C) uint8 of each image, or its BadImage error."""
     decoded = decode_all(pictures, form)
     return [image if isinstance(image, BadImage) else image.pixels for image in decoded]
 
 
 class Pictures:
-    """Images decoded whenever they are asked for; `find` gives the pictures of rows."""
+    """Images decoded on every access; `find` returns the names and files or bytes of rows."""
 
     def __init__(self, count: int, find: Callable[[Rows], Sequence[Named]], form: ImageFormat):
         self.count, self.find, self.form = count, find, form
@@ -252,7 +253,7 @@ class Pictures:
         return self.count
 
     def __getitem__(self, rows: Rows) -> Pixels:
-        """(B, H, W, C). Raises BadImage for the first that cannot be read."""
+        """Return (B, H, W, C) uint8. Raises BadImage for the first image that cannot be read."""
         channels, height, width = self.form.shape
         images = np.empty((len(rows), height, width, channels), np.uint8)
         for index, image in enumerate(self.decode(rows)):
@@ -288,7 +289,7 @@ def _bad(name: str, error: Exception) -> BadImage:
 
 
 def _eight_bits(image: Image.Image, max_value: float | None) -> Image.Image:
-    """Return an image of at most 8 bits a channel. Raises DataError for pixels out of range."""
+    """Return an image of at most 8 bits per channel. Raises DataError for pixels out of range."""
     if image.mode[0] not in "IF":
         return image.convert("RGBA") if image.mode == "P" else image
     pixels = np.asarray(image)
@@ -301,8 +302,10 @@ def _eight_bits(image: Image.Image, max_value: float | None) -> Image.Image:
         raise DataError(f"{error}: `data.max_value` tells which is white") from None
 
 
-def _middle(size: tuple[int, int], due: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return the largest box of the proportions `due` in the middle of an image."""
-    scale = min(size[0] / due[0], size[1] / due[1])
-    left, top = ((have - want * scale) / 2 for have, want in zip(size, due, strict=True))
+def _center_box(
+    size: tuple[int, int], target: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Return the largest centered box with the aspect ratio of `target`."""
+    scale = min(size[0] / target[0], size[1] / target[1])
+    left, top = ((have - want * scale) / 2 for have, want in zip(size, target, strict=True))
     return max(left, 0), max(top, 0), min(size[0] - left, size[0]), min(size[1] - top, size[1])

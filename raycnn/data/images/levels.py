@@ -1,4 +1,4 @@
-"""Brightness levels: which value stands for white, and how other ranges become 0 to 255."""
+"""Pixel value ranges: find the value of white, and scale other ranges to 0 to 255."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from numpy.typing import NDArray
 from raycnn.errors import DataError
 
 RANGES = (255, 1023, 4095, 16383, 65535)  # white in 8, 10, 12, 14 and 16 bits
-DARK = 32  # where no image is brighter, 255 is hardly what white is
+DARK = 32  # where no pixel is brighter, white is unlikely to be 255
 
 
 def find_max_value(low: float, high: float, integers: bool) -> float | None:
-    """Return the value of white of images whose pixels go from `low` to `high`.
+    """Return the value of white for images whose pixels range from `low` to `high`.
 
-    Fractions end at 1 or 255, integers at 255 or at a power of two less one. None where no range
-    fits: negative or not finite numbers, fractions just above 1, integers that stay near 0.
+    White is 1 or 255 for floats, 255 or a power of two minus one for integers. Returns None where
+    no range fits: negative or non-finite values, floats just above 1, integers all close to 0.
     """
-    if not 0 <= low <= high:  # NaN is not, either
+    if not 0 <= low <= high:  # also false for NaN
         return None
     if not integers:
         return 1 if high <= 1 else 255 if DARK <= high <= 255 else None
@@ -27,9 +27,10 @@ def find_max_value(low: float, high: float, integers: bool) -> float | None:
 
 
 def scale_to_uint8(pixels: NDArray[Any], max_value: float) -> NDArray[np.uint8]:
-    """Return pixels from 0 to `max_value` as 0 to 255. Raises DataError for others.
+    """Return pixels of 0 to `max_value` scaled to uint8; the shape is unchanged.
 
-    Integers of 10 to 16 bits keep their highest 8, as torchvision's `to_dtype` does it.
+    Integers of 10 to 16 bits keep their highest 8 bits, as in torchvision's `to_dtype`. Raises
+    DataError for values outside 0 to `max_value`.
     """
     if pixels.dtype == np.uint8 and max_value == 255:
         return pixels

@@ -1,8 +1,8 @@
-"""Images decoded once, one memory-mapped copy per node, shared by every worker and every trial.
+"""The image store: images decoded once per node, memory-mapped, shared by all workers and trials.
 
-A folder per source under the cache, keyed by its files' names, sizes and times: built once under a
-lock, under a temporary name, and renamed when whole. What does not fit on the disk is streamed: the
-folder holds all but the images, and those are decoded again whenever they are used.
+Each source has a folder in the cache, keyed by its files' names, sizes and times. It is built under
+a lock and a temporary name, and renamed when complete. A source that does not fit on the disk is
+streamed: the folder holds everything but the images, which are decoded on every access.
 """
 
 import hashlib
@@ -31,33 +31,33 @@ from raycnn.runtime import memory
 from raycnn.shape import Shape
 
 ProgressCallback = Callable[[int, int], None]
-"""Called with how many images are decoded, and of how many in all."""
+"""Called with the number of images decoded so far, and the total."""
 NoteCallback = Callable[[str], None]
-"""Called with what a person who waits should know."""
+"""Called with a message for the user, such as what is being waited for."""
 
 FORMAT = 3
 LOCK_S = 3600  # the longest that another process may take to decode the same source
-SPARE_BYTES = 2**30  # of the disk, left to others
-CHUNK_BYTES, CHUNK_IMAGES = 2**25, 1024  # decoded at once, at most
+SPARE_BYTES = 2**30  # free disk space to leave
+CHUNK_BYTES, CHUNK_IMAGES = 2**25, 1024  # at most so much is decoded at once
 PROGRESS_S = 0.3
 INDEX = "index.json"
-SHOWN = 10  # bad images that an error names
+SHOWN = 10  # bad images named in an error
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One split: its images on disk, or decoded when asked for; all else in memory."""
+    """One stored split: images memory-mapped or decoded on access, all else in memory."""
 
     images: Images
-    """N of (height, width, channels): a memory-mapped array, or what decodes them."""
+    """(N, height, width, channels) uint8: a memory-mapped array, or an object that decodes them."""
     labels: NDArray[np.int64]
     """(N,)"""
     sums: NDArray[np.uint64]
-    """(N, 2, channels): of the pixels of an image, and of their squares."""
+    """(N, 2, channels): the sum of an image's pixels, and of their squares."""
     hashes: NDArray[np.uint64]
-    """(N,) of the pixels: BLAKE2b's first 8 bytes."""
+    """(N,): 8-byte BLAKE2b digests of the pixels."""
     names: NDArray[np.bytes_] | None
-    """(N,) of the files, memory-mapped, where each image is one."""
+    """(N,): file names, memory-mapped, where each image is a file."""
 
     def name(self, row: int) -> str:
         if self.names is None:
@@ -66,7 +66,7 @@ class Stored:
 
 
 class _Joined:
-    """The images of two splits, one after the other, each (channels, height, width) `shape`."""
+    """The images of two splits concatenated, each of `shape` (channels, height, width)."""
 
     def __init__(self, first: Images, second: Images, shape: Shape):
         self.first, self.second, self.shape = first, second, shape
@@ -89,17 +89,17 @@ class Store:
     shape: Shape
     classes: tuple[str, ...]
     fingerprint: str
-    """Of the decoded content, so the same on every machine that holds the same images."""
+    """Digest of the decoded content: equal on every machine that holds the same images."""
     splits: dict[str, Stored]
     left_out: list[str]
-    """What is wrong with each image that could not be read and is in no split."""
+    """The error of each image that could not be read and is in no split."""
     warnings: list[str]
-    """What was ignored, and what was converted, with counts."""
+    """What was ignored and what was converted, with counts."""
     max_value: float | None
-    """White in the files, where they have more than 8 bits."""
+    """The value of white in the files, where they have more than 8 bits."""
 
     def with_val_in_train(self) -> "Store":
-        """Return the same images with those of its own validation split after those of train."""
+        """Return the store with the images of its validation split appended to train."""
         splits = dict(self.splits)
         train, val = splits["train"], splits.pop("val")
         named = train.names is not None and val.names is not None
@@ -123,10 +123,11 @@ def open_store(
     progress: ProgressCallback | None = None,
     note: NoteCallback | None = None,
 ) -> Store:
-    """Return the store of a source, decoding it first when this node has none.
+    """Return the store of a source, decoding the source first when this node has no store of it.
 
-    `note` is told when another process decodes the same. Raises DataError for more than `max_bad`
-    images that cannot be read, EnvironmentUnavailable when the cache cannot be written.
+    `note` is called when another process is decoding the same source. Raises DataError for more
+    than `max_bad` images that cannot be read, and EnvironmentUnavailable when the cache cannot be
+    written.
     """
     whole = cache_folder() / f"{name}-{_key(source, options)}"
     try:
@@ -157,7 +158,7 @@ def open_store(
 
 
 def _lock(path: Path, name: str, note: NoteCallback | None) -> AbstractContextManager[None]:
-    """Hold the lock of a store, saying so where another process has it for long."""
+    """Return the lock of a store; waiting for another process is reported to `note`."""
 
     def on_wait() -> None:
         text = f"waiting for another process that decodes {name}, at most {LOCK_S} s ({path})"
@@ -175,7 +176,7 @@ def _key(source: Source, options: dict[str, Any]) -> str:
 
 
 def _spare(splits: dict[str, Split], shape: Shape) -> int:
-    """Return the bytes of the cache's disk that are left when it holds the decoded images."""
+    """Return the bytes left on the cache's disk after storing the decoded images."""
     images = sum(len(split.labels) for split in splits.values())
     return shutil.disk_usage(cache_folder()).free - images * math.prod(shape)
 
@@ -232,7 +233,7 @@ def _few_enough(left_out: list[str], max_bad: int) -> None:
 
 @dataclass
 class DecodeProgress:
-    """How many images are decoded, told now and then."""
+    """Counts decoded images and calls `callback` at most every PROGRESS_S seconds."""
 
     total: int
     callback: ProgressCallback | None
@@ -249,14 +250,14 @@ class DecodeProgress:
 
 @dataclass
 class Reader:
-    """Read images in chunks, noting what cannot be read and what is converted."""
+    """Reads images in chunks, recording those that cannot be read and those converted."""
 
     images: Images
     left_out: list[str]
     conversions: Counter[str]
 
     def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Return the images of rows that can be read, and their rows."""
+        """Return the images (n, H, W, C) uint8 that can be read, and their rows (n,)."""
         if not hasattr(self.images, "decode"):
             return np.ascontiguousarray(self.images[rows]), rows
         images, good = [], []
@@ -280,7 +281,7 @@ def _write(
     done: DecodeProgress,
     reader: Reader,
 ) -> int:
-    """Go through a split once, chunk by chunk; returns how many of its images can be read."""
+    """Write a split chunk by chunk, reading it once; return how many images are readable."""
     folder.mkdir()
     count = len(split.labels)
     sums, hashes = np.empty((count, 2, shape.channels), np.uint64), np.empty(count, np.uint64)
@@ -307,7 +308,7 @@ def _write(
 
 
 def _npy_header(file: BinaryIO, count: int, shape: Shape) -> None:
-    """Write that of (count, H, W, C) uint8, as long for every count: it can be overwritten."""
+    """Write the .npy header of (count, H, W, C) uint8; its length is the same for every count."""
     size = count, *shape[1:], shape[0]
     header = {"descr": "|u1", "fortran_order": False, "shape": size}
     np.lib.format.write_array_header_1_0(file, header)
@@ -331,7 +332,7 @@ def _hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def _open(folder: Path, streamed: dict[str, Split] | None, max_bad: int) -> Store:
-    """`streamed` gives the images that the folder does not hold."""
+    """Open a store folder; `streamed` holds the images where the folder does not."""
     index = json.loads((folder / INDEX).read_text())
     _few_enough(index["left_out"], max_bad)
     splits = {}

@@ -1,1 +1,1 @@
-"""Survey a data set: counts, duplicates, a contact sheet."""
+"""Data set inspection: counts, duplicates, near-duplicates, a contact sheet."""

@@ -1,4 +1,4 @@
-"""Draw a contact sheet: some images of each class, a row for each."""
+"""Draw a contact sheet: one row of sample images per class."""
 
 from pathlib import Path
 
@@ -9,14 +9,17 @@ from PIL import Image, ImageDraw, ImageFont
 from raycnn.data.images.store import Stored
 from raycnn.errors import SpecError
 
-COLUMNS, ROWS = 12, 100  # images of a class, and classes, at most
-LEAST, LARGEST = 48, 96  # the longer side of an image on the sheet, in pixels
+COLUMNS, ROWS = 12, 100  # at most so many images per class, and classes
+LEAST, LARGEST = 48, 96  # bounds of the longer side of an image on the sheet, in pixels
 GAP, TEXT = 4, 14
-SHOWN = 24  # letters of a class name
+SHOWN = 24  # characters of a class name
 
 
 def save(path: Path, stored: Stored, rows: NDArray[np.int64], classes: tuple[str, ...]) -> None:
-    """Write a PNG of images evenly taken from the rows of each class."""
+    """Write a PNG contact sheet of images sampled evenly from `rows` (n,), class by class.
+
+    Raises SpecError when the file cannot be written.
+    """
     height, width = stored.images[rows[:1]].shape[1:3]
     scale = min(max(max(height, width), LEAST), LARGEST) / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))

@@ -1,19 +1,20 @@
-"""Find images that are in the data twice, pixel for pixel, where they should not."""
+"""Find exact duplicates across splits and across classes, by pixel hash."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raycnn.data.images.store import Store
 
-SHOWN = 3  # pairs that a warning names
+SHOWN = 3  # pairs named in a warning
 
 SplitIndices = dict[str, tuple[str, NDArray[np.int64]]]
 
 
 def duplicates(store: Store, members: SplitIndices) -> list[str]:
-    """Return a warning about images in two splits, and one about images in two classes, if any.
+    """Return a warning for duplicates across splits, and one for duplicates across classes.
 
-    `members` are the rows of the store's splits that train, val and test consist of.
+    `members` maps train, val and test each to a split of the store and its rows. Returns an empty
+    list where there are no duplicates.
     """
     splits = list(members.items())
     split = np.repeat(np.arange(len(splits)), [len(rows) for _, (_, rows) in splits])

@@ -1,9 +1,9 @@
-"""Find near-duplicates: images saved anew, scaled or darkened, but not cropped or rotated.
+"""Find near-duplicates: images re-encoded, rescaled or darkened, but not cropped or rotated.
 
-Each image becomes a thumbnail of 16 x 16 without its brightness and contrast: a vector of length 1
-and mean 0. The difference of two images is the distance of their vectors. Photographs of flowers
-saved anew, as JPEGs of quality 30 and up or at half the size, differ by less than 8 %; different
-ones by 12 % or more. Of MNIST's 70,000 digits, similar as they are, two pairs differ so little.
+Each image becomes a 16 x 16 thumbnail with brightness and contrast removed: a vector of length 1
+and mean 0. The difference of two images is the distance between their vectors. Flower photographs
+re-encoded as JPEGs of quality 30 or more, or at half the size, differ by less than 8 %; different
+photographs by 12 % or more. Among MNIST's 70,000 similar digits, two pairs differ by less than 8 %.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from raycnn.data.sources.base import Images
 
 THRESHOLD = 0.08
-FLAT = 1.0  # a deviation, in grey levels, below which a thumbnail shows nothing
+FLAT = 1.0  # standard deviation, in grey levels, below which a thumbnail counts as flat
 GRID, COARSE = 16, 4
 CHUNK_BYTES = 2**24
-BLOCK = 256  # images compared with all at once, and pairs compared at once
+BLOCK = 256  # images compared with all others at once, and pairs compared at once
 ROUNDING = 1e-5
-MOST = 100_000  # pairs that are returned
+MOST = 100_000  # at most so many pairs are returned
 
 Thumbnails = NDArray[np.float16]
 Rows = NDArray[np.int64]
@@ -34,15 +34,16 @@ class Pair(NamedTuple):
 
 
 def thumbnails(images: Images, rows: Rows) -> Thumbnails:
-    """Return (n, channels * 16 * 16) of n > 0 rows; zeros where an image is flat."""
+    """Return the thumbnails (n, channels * 16 * 16) of n > 0 rows; zeros where an image is flat."""
     return np.concatenate([_thumbnails(images[chunk]) for chunk in _chunks(images, rows)])
 
 
 def near_duplicates(thumbs: Thumbnails) -> list[Pair]:
-    """Return all pairs of near-duplicates, or MOST of them, the nearest first.
+    """Return all pairs of near-duplicates, at most MOST, the nearest first.
 
-    Sums over squares of the thumbnail, scaled to keep lengths, bring no two further apart. So all
-    that are near are near by these sums, and along the axis of most variation.
+    Block sums of a thumbnail, scaled to preserve lengths, never increase a distance. So pairs that
+    are near are also near by these sums, and along their first principal axis, which prunes the
+    search without missing a pair.
     """
     rows = np.flatnonzero(thumbs.any(1))
     if len(rows) < 2:
@@ -67,7 +68,7 @@ def near_duplicates(thumbs: Thumbnails) -> list[Pair]:
 
 
 def _within_threshold(thumbs: Thumbnails, ones: Rows, others: Rows) -> Iterator[Pair]:
-    """Yield those of the pairs of rows that are near-duplicates."""
+    """Yield the pairs of rows that are near-duplicates."""
     for start in range(0, len(ones), BLOCK):
         one, other = ones[start : start + BLOCK], others[start : start + BLOCK]
         differences = np.linalg.norm(thumbs[one].astype(np.float32) - thumbs[other], axis=1)
@@ -92,14 +93,14 @@ def _thumbnails(images: NDArray[np.uint8]) -> Thumbnails:
 
 
 def _areas(size: int) -> NDArray[np.float32]:
-    """Return (16, size): how much of each sixteenth of a side each pixel is."""
+    """Return the area-averaging weights (16, size) of each pixel in each sixteenth of a side."""
     edges, pixels = np.linspace(0, size, GRID + 1)[:, None], np.arange(size)
     overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
     return (np.maximum(overlap, 0) * (GRID / size)).astype(np.float32)
 
 
 def _coarse(thumbs: Thumbnails) -> NDArray[np.float32]:
-    """Return (n, 4 * 4), sums over squares of 4 x 4 and over channels."""
+    """Return (n, 4 * 4): sums over 4 x 4 blocks and over channels, scaled to preserve lengths."""
     side = GRID // COARSE
     squares = thumbs.reshape(len(thumbs), -1, COARSE, side, COARSE, side)
     scale = (side * side * squares.shape[1]) ** 0.5

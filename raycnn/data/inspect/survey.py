@@ -1,4 +1,4 @@
-"""Survey a data set: counts, brightness, duplicates."""
+"""Survey a data set: class counts, channel statistics, duplicates and near-duplicates."""
 
 from dataclasses import dataclass
 
@@ -15,21 +15,21 @@ SplitRows = dict[str, tuple[Stored, NDArray[np.int64]]]
 
 @dataclass(frozen=True)
 class Occurrence:
-    """A split and a name that an image has."""
+    """One place where an image occurs: its split, name and label."""
 
     split: str
     name: str
-    """That of its file, else its row."""
+    """The name of its file, else its row."""
     label: str
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """One image, in all its occurrences, or two that are nearly the same."""
+    """All occurrences of one image, or of two images that are near-duplicates."""
 
     occurrences: list[Occurrence]
     difference: float
-    """0 for the same pixels, else as `raycnn.data.inspect.near_duplicates` measures it."""
+    """0 for equal pixels, else the distance that `raycnn.data.inspect.near_duplicates` measures."""
 
     @property
     def across_splits(self) -> bool:
@@ -45,22 +45,23 @@ class Survey:
     shape: Shape
     classes: tuple[str, ...]
     counts: dict[str, list[int]]
-    """Of each split the images of each class."""
+    """The number of images of each class, by split."""
     mean: dict[str, list[float]]
-    """Of each split, for each channel, on the scale 0 to 1."""
+    """The mean of each channel by split, on the scale 0 to 1."""
     std: dict[str, list[float]]
+    """The standard deviation of each channel by split, on the scale 0 to 1."""
     left_out: list[str]
-    """What is wrong with each image that cannot be read."""
+    """The error of each image that cannot be read."""
     warnings: list[str]
-    """What is ignored, and what is converted, with counts."""
+    """What is ignored and what is converted, with counts."""
     duplicates: list[Duplicates]
-    """The same pixel for pixel."""
+    """Images with equal pixels."""
     near_duplicates: list[Duplicates]
-    """The nearest first, `near_duplicates.MOST` at most; each with all of the same pixels."""
+    """At most `near_duplicates.MOST`, the nearest first, each with all its exact duplicates."""
 
 
 def survey(store: Store, members: SplitIndices) -> Survey:
-    """Survey the rows of the store's splits that `members` names; every image is read once."""
+    """Survey the rows of the store's splits that `members` names, reading every image once."""
     splits = {name: (store.splits[stored], rows) for name, (stored, rows) in members.items()}
     levels = {name: _levels(*split, store.shape) for name, split in splits.items()}
     same, near = _find_duplicates(splits, store.classes)
@@ -84,7 +85,7 @@ def _counts(stored: Stored, rows: NDArray[np.int64], classes: int) -> list[int]:
 def _levels(
     stored: Stored, rows: NDArray[np.int64], shape: Shape
 ) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel, on the scale 0 to 1."""
+    """Return the mean and standard deviation of each channel, on the scale 0 to 1."""
     pixels = max(1, len(rows) * shape.height * shape.width)
     total, squares = stored.sums[rows].sum(0).astype(np.float64) / pixels
     std = np.sqrt(np.maximum(squares - total**2, 0))
@@ -94,7 +95,7 @@ def _levels(
 def _find_duplicates(
     splits: SplitRows, classes: tuple[str, ...]
 ) -> tuple[list[Duplicates], list[Duplicates]]:
-    """Return the images of the same pixels, and those that are nearly the same."""
+    """Return the exact duplicates and the near-duplicates."""
     hashes = np.concatenate([stored.hashes[rows] for stored, rows in splits.values()])
     starts = np.cumsum([0, *(len(rows) for _, rows in splits.values())])
     _, firsts, content, counts = np.unique(
@@ -103,7 +104,7 @@ def _find_duplicates(
     ordered = np.split(np.argsort(content, kind="stable"), np.cumsum(counts)[:-1])
 
     def occurrences(image: int) -> list[Occurrence]:
-        """All images with the pixels of one."""
+        """Return all images with the same pixels as one."""
         return [occurrence(int(each)) for each in ordered[content[image]]]
 
     def occurrence(image: int) -> Occurrence:

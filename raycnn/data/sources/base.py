@@ -1,4 +1,4 @@
-"""What a data set gives: its shape and class names at once, its images when asked."""
+"""The interface of data sources: shape and class names first, images on demand."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -19,12 +19,12 @@ from raycnn.errors import DataError
 from raycnn.shape import Shape
 
 TEST_SEED = 0
-SHOWN = 10  # names that a message lists
+SHOWN = 10  # names listed in a message
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Images(Protocol):
-    """N images (N, height, width, channels) uint8, in memory, mapped, or made when asked for."""
+    """Images (N, height, width, channels) uint8: in memory, memory-mapped, or decoded on access."""
 
     def __len__(self) -> int: ...
 
@@ -40,14 +40,14 @@ class Split:
     labels: NDArray[np.int64]
     """(N,), each an index into the source's classes."""
     names: NDArray[np.bytes_] | None = None
-    """(N,) of the files, where each image is one, as the system has them, below a common folder."""
+    """(N,) file names as bytes, relative to a common folder, where each image is a file."""
     warnings: tuple[str, ...] = ()
-    """What a person should know: files that were ignored, labels that were converted."""
+    """Warnings for the user: files that were ignored, labels that were converted."""
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Some rows of images, in their order."""
+    """A view of some rows of images, in the order of `rows`."""
 
     images: Images
     rows: NDArray[np.int64]
@@ -63,14 +63,14 @@ class Subset:
 
 
 def decode_rows(images: Images, rows: NDArray[np.int64]) -> list[Decoded | BadImage]:
-    """Return the images of rows one by one, or what is wrong with those that cannot be read."""
+    """Return the image of each row, or its BadImage error where it cannot be read."""
     if decode := getattr(images, "decode", None):
         return decode(rows)
     return [Decoded(image, ()) for image in np.asarray(images[rows])]
 
 
 class File(NamedTuple):
-    """A file that is read; one with another size or time is other data."""
+    """The identity of an input file: a different size or time means different data."""
 
     name: str
     size: int
@@ -78,7 +78,7 @@ class File(NamedTuple):
 
 
 class Source(Protocol):
-    """A data set. What its options do not tell is read when asked for, and may raise DataError."""
+    """A data set. Properties that the options leave open read files, and may raise DataError."""
 
     @property
     def shape(self) -> Shape: ...
@@ -87,14 +87,14 @@ class Source(Protocol):
     def classes(self) -> tuple[str, ...]: ...
 
     def files(self) -> Sequence[Path | str]:
-        """Everything that is read, URIs included. Raises DataError when something is missing."""
+        """Return all input files, URIs included. Raises DataError when one is missing."""
 
     def read(self) -> dict[str, Split]:
-        """`train` and `test`, and `val` where the source has one."""
+        """Return the splits `train` and `test`, and `val` where the source has one."""
 
 
 def first_of(folders: list[Path], names: Sequence[Sequence[str]]) -> list[Path] | None:
-    """Return the files in the first folder that has them all, each under one of its names."""
+    """Return the files of the first folder that holds all of them, each under one of its names."""
     for folder in folders:
         found = [_first_there(folder, spellings) for spellings in names]
         if all(found):
@@ -103,7 +103,7 @@ def first_of(folders: list[Path], names: Sequence[Sequence[str]]) -> list[Path] 
 
 
 def _first_there(folder: Path, spellings: Sequence[str]) -> Path | None:
-    """Return a file, plain or gzipped, or inside a folder of its own name, as Kaggle unpacks it."""
+    """Return a file: plain, gzipped, or inside a folder of its own name, as Kaggle unpacks it."""
     for name in spellings:
         for path in (folder / name, folder / f"{name}.gz", folder / name / name):
             if path.is_file():
@@ -112,7 +112,7 @@ def _first_there(folder: Path, spellings: Sequence[str]) -> Path | None:
 
 
 def files_of(source: Source) -> list[File]:
-    """Return what a source reads. Raises DataError when it is not there, or may not be read."""
+    """Return the input files of a source. Raises DataError when one is missing or unreadable."""
     try:
         return [_stat(str(name)) for name in source.files()]
     except (OSError, pa.ArrowException) as error:
@@ -133,9 +133,9 @@ def _stat(name: str) -> File:
 
 
 def hold_out(whole: Split, share: float) -> dict[str, Split]:
-    """Return `train` and `test` of a source that comes unsplit, by class, alike for every job.
+    """Split a source without a test split into `train` and `test`, stratified by class.
 
-    Classes of a single image keep it in train.
+    The split is the same for every job. A class with a single image keeps it in train.
     """
     count = round(share * len(whole.labels))
     test = stratified_sample(whole.labels, count, TEST_SEED, keep_one=True)
@@ -149,7 +149,7 @@ def _subset(split: Split, rows: NDArray[np.int64]) -> Split:
 
 
 def common_class_names(classes: dict[str, tuple[str, ...]], where: object) -> tuple[str, ...]:
-    """Return the class names that all splits agree on. Raises DataError with those that differ."""
+    """Return the class names common to all splits. Raises DataError naming those that differ."""
     first, *rest = classes
     for split in rest:
         if classes[split] != classes[first]:
@@ -162,7 +162,7 @@ def common_class_names(classes: dict[str, tuple[str, ...]], where: object) -> tu
 
 
 def at_least_two(classes: tuple[str, ...], where: object) -> tuple[str, ...]:
-    """Return the classes. Raises DataError where there is nothing to tell apart."""
+    """Return the classes. Raises DataError for fewer than two."""
     if len(classes) < 2:
         names = ", ".join(classes) or "none"
         raise DataError(f"{where}: fewer than two classes ({names}), so nothing to tell apart")
@@ -170,12 +170,12 @@ def at_least_two(classes: tuple[str, ...], where: object) -> tuple[str, ...]:
 
 
 def _differing(names: tuple[str, ...], than: tuple[str, ...]) -> str:
-    """Return all names where they are few, else those that the other list has not."""
+    """Return all names if they are few, else those missing from `than`."""
     return listed(names if len(names) <= SHOWN else [name for name in names if name not in {*than}])
 
 
 def listed(names: Sequence[object]) -> str:
-    """Return the first names, for a message."""
+    """Return the first names as text for a message."""
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return (", ".join(map(str, names[:SHOWN])) or "none") + more
 
@@ -188,9 +188,9 @@ def find_or_download(
     download: Callable[[], object],
     wanted: str,
 ) -> list[Path]:
-    """Return what `find` finds, after torchvision's download if need be, by one process.
+    """Return the files that `find` finds, downloading them first, under a lock, if necessary.
 
-    Raises DataError when what is `wanted` is not there and may not, or cannot, be downloaded.
+    Raises DataError when the `wanted` files are missing and may not, or cannot, be downloaded.
     """
     if found := find():
         return found

@@ -1,7 +1,7 @@
 """CIFAR: "Learning Multiple Layers of Features from Tiny Images", Krizhevsky 2009.
 
-50,000 + 10,000 colour images of 32 x 32, of 10 classes or of 100 (the fine ones), from Hugging
-Face's Parquet files or from the original pickled batches, whichever is there.
+50,000 training and 10,000 test color images of 32 x 32 pixels, in 10 classes or 100 (the fine
+ones), from Hugging Face's Parquet files or from the original pickled batches.
 """
 
 import io
@@ -28,15 +28,15 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class CifarVariant:
-    """The names of one of the two data sets: of its files, its columns and its classes."""
+    """The file, column and class names of CIFAR-10 or CIFAR-100."""
 
     name: str
     vision: str
-    """torchvision's class."""
+    """The name of torchvision's data set class."""
     folder: str
     batches: tuple[str, ...]
     label: str
-    """The column of Parquet; the batches have it too, as a plural."""
+    """The label column in Parquet; its plural is the key in the batches."""
     classes: tuple[str, ...]
 
 
@@ -74,7 +74,7 @@ class Cifar:
         )
 
     def _wanted(self) -> str:
-        """Return the names of the files, for a message."""
+        """Return the expected file names as text for a message."""
         return f"wanted: {self.variant.folder}/, or train-*.parquet and test-*.parquet"
 
     def _find(self) -> list[Path] | None:
@@ -126,7 +126,7 @@ class Cifar:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickle NumPy arrays and plain values; nothing else can be called."""
+    """Unpickles NumPy arrays and plain values only; no other callable can be loaded."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in PLAIN:

@@ -1,7 +1,7 @@
-"""scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels, inside that package.
+"""scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels, shipped in that package.
 
-"Optical Recognition of Handwritten Digits", Alpaydin and Kaynak 1998 (UCI repository). It comes
-unsplit: 357 of the images, sampled by class and the same for every job, are its test split.
+"Optical Recognition of Handwritten Digits", Alpaydin and Kaynak 1998 (UCI repository). It has no
+test split: 357 images, sampled by class and the same for every job, are held out as one.
 """
 
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from raycnn.errors import DataError
 from raycnn.shape import Shape
 
 TEST, TEST_SEED = 357, 0
-BRIGHTEST = 16  # pixel values are 0 to 16
+MAX_VALUE = 16  # pixel values are 0 to 16
 
 
 class Digits:
@@ -23,7 +23,7 @@ class Digits:
     classes: tuple[str, ...] = tuple("0123456789")
 
     def files(self) -> list[Path]:
-        # Found without importing scikit-learn, which takes longer than the training.
+        # Locate the package without importing scikit-learn, which takes longer than the training.
         package = find_spec("sklearn")
         path = Path(package.origin if package and package.origin else "").parent
         path = path / "datasets" / "data" / "digits.csv.gz"
@@ -33,7 +33,7 @@ class Digits:
 
     def read(self) -> dict[str, Split]:
         table = np.loadtxt(self.files()[0], delimiter=",")
-        images = np.rint(table[:, :-1] * (255 / BRIGHTEST)).astype(np.uint8).reshape(-1, 8, 8, 1)
+        images = np.rint(table[:, :-1] * (255 / MAX_VALUE)).astype(np.uint8).reshape(-1, 8, 8, 1)
         labels = table[:, -1].astype(np.int64)
         test = stratified_sample(labels, TEST, TEST_SEED)
         train = np.setdiff1d(np.arange(len(labels)), test)

@@ -1,7 +1,7 @@
-"""Pictures in a folder per class, below folders per split or not.
+"""Images in one folder per class, optionally below one folder per split.
 
-Pictures may lie at any depth below their class's folder, as for torchvision's ImageFolder. What is
-ignored, hidden files and what is no picture, is counted.
+Images may lie at any depth below their class folder, as in torchvision's ImageFolder. Hidden files
+and files of other types are ignored and counted.
 """
 
 import os
@@ -48,28 +48,28 @@ SPLITS = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "tst", "eval", "evaluation"),
 }
-# What systems and tools leave behind, beside names that begin with a dot.
+# Folders that operating systems and tools leave behind, in addition to names with a leading dot.
 LITTER = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 
 
 @dataclass
 class Tree:
-    """What lies below a folder."""
+    """The images below a folder, and the counts of what is ignored."""
 
     pictures: list[str] = field(default_factory=list)
-    """Paths below the folder, sorted."""
+    """Paths relative to the folder, sorted."""
     ignored: Counter[str] = field(default_factory=Counter)
-    """How many things of which kind."""
+    """The number of ignored entries by reason."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures of one split, class by class, each class by name."""
+    """The images of one split, sorted by class and then by name."""
 
     folder: bytes
     classes: tuple[str, ...]
     names: NDArray[np.bytes_]
-    """(N,) below the folder."""
+    """(N,) paths relative to the folder."""
     labels: NDArray[np.int64]
     """(N,)"""
     warnings: tuple[str, ...]
@@ -130,7 +130,7 @@ class Folder:
         ]
 
     def read(self) -> dict[str, Split]:
-        assert self.classes  # two or more
+        assert self.classes  # raises DataError for fewer than two
         splits = {name: self._split(listing) for name, listing in self.listings.items()}
         return splits if "test" in splits else splits | hold_out(splits["train"], self.share)
 
@@ -140,9 +140,9 @@ class Folder:
 
 
 def _find_splits(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the folder of each split: where none is named so, train is the whole of `root`.
+    """Return the folder of each split, and warnings about what is ignored.
 
-    A lone folder around all others is gone into. Warnings say what is ignored.
+    Without split folders, train is all of `root`. A single folder around all others is entered.
     """
     warnings: list[str] = []
     named = _named_splits(root, _folders(root))
@@ -155,7 +155,7 @@ def _find_splits(root: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _unwrap(root: Path) -> Path:
-    """Return the folder with several folders in it that lone folders lead to, else `root`."""
+    """Return the folder with several subfolders that single ones lead to, else `root`."""
     inner = root
     while len(folders := _folders(inner)) == 1 and not _holds_pictures(inner):
         inner /= folders[0]
@@ -165,9 +165,9 @@ def _unwrap(root: Path) -> Path:
 
 
 def _named_splits(root: Path, folders: Sequence[str]) -> dict[str, str]:
-    """Return the split of each folder that is named after one and holds folders.
+    """Return the split of each folder that is named after a split and holds folders.
 
-    Raises DataError where folders named after splits hold pictures, and no classes.
+    Raises DataError where folders named after splits hold no class folders.
     """
     exact = {name: split for name in folders if (split := _split_called(name.lower()))}
     if named := {name: split for name, split in exact.items() if _folders(root / name)}:
@@ -191,7 +191,7 @@ def _split_called(name: str) -> str | None:
 
 
 def _choose_splits(root: Path, named: dict[str, str], warnings: list[str]) -> dict[str, Path]:
-    """Raises DataError for two folders of one split, and for none of train."""
+    """Return the folder of each split. Raises DataError for two of one split, or none for train."""
     splits: dict[str, Path] = {}
     for name, split in named.items():
         if splits.setdefault(split, root / name) != root / name:
@@ -229,7 +229,7 @@ def _is_litter(name: str) -> bool:
 
 
 def _list(top: Path) -> Listing:
-    """Raises DataError when there are no classes."""
+    """Return the images of the class folders in `top`. Raises DataError when there are none."""
     folders = _folders(top)
     if not folders:
         raise DataError(f"{top}: no class folders, each with the pictures of one class")
@@ -259,9 +259,9 @@ def _list(top: Path) -> Listing:
 
 
 def _with_classes(listing: Listing, train: Listing, split: str) -> Listing:
-    """Return a split with train's classes, of which it may lack some.
+    """Return a split with its labels mapped to train's classes, of which some may be missing.
 
-    Raises DataError for a class that train has not, or that has no picture in train.
+    Raises DataError for a class that is not in train, or that has no image in train.
     """
     counts = np.bincount(listing.labels, minlength=len(listing.classes))
     empty = [name for name, count in zip(listing.classes, counts, strict=True) if not count]
@@ -290,7 +290,7 @@ def _with_classes(listing: Listing, train: Listing, split: str) -> Listing:
 
 
 def _walk(top: Path) -> Tree:
-    """Find the pictures below a folder, links followed, each real folder once on a path."""
+    """Find the images below a folder, following links but not into a folder above."""
     tree = Tree()
     _walk_into(tree, os.fspath(top), "", frozenset())
     tree.pictures.sort()
@@ -337,5 +337,8 @@ def folder(
     mode: Mode | None = None,
     max_value: MaxValue | None = None,
 ) -> Source:
-    """`test` is the share held out of train, by class, where there is no test folder."""
+    """Build a source of one folder per class.
+
+    `test` is the share held out of train, by class, where there is no test folder.
+    """
     return Folder(root / (path or ""), test, size, fit, mode, max_value)

@@ -1,7 +1,7 @@
-"""Images and labels as arrays in HDF5 files, one or two per split, as the SIGNS data set has them.
+"""Images and labels as arrays in HDF5 files, one or two files per split, as in the SIGNS data set.
 
-Images are (N, H, W, C), (N, C, H, W) or (N, H, W). White is 255 of whole numbers, or of more than
-8 bits their greatest, and 1 of fractions.
+Images are (N, H, W, C), (N, C, H, W) or (N, H, W). White is 255 for integers, or the largest value
+of their range above 8 bits, and 1 for floats.
 """
 
 import math
@@ -30,12 +30,12 @@ Layout = Literal["nhwc", "nchw"]
 SIGNS = ("train_signs.h5", "test_signs.h5")
 IMAGES, LABELS, CLASSES = "{split}_set_x", "{split}_set_y", "list_classes"
 CHANNELS = {1, 3, 4}
-SAMPLE = 64  # images that tell which value is white
+SAMPLE = 64  # images sampled to find the value of white
 SAMPLE_BYTES = 2**26
 
 
 class Handle:
-    """An HDF5 file, opened by each process for itself and only when it is read."""
+    """An HDF5 file, opened lazily and separately in each process."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -60,7 +60,7 @@ class Handle:
         return found
 
     def array(self, key: str, option: str) -> Any:
-        """Return a dataset. Raises DataError with those there are, and the option that names it."""
+        """Return a dataset. Raises DataError listing the existing keys and the option to set."""
         if not self.has(key):
             keys = ", ".join(self.arrays()) or "nothing"
             raise DataError(f"{self.path} has no {key!r} but {keys}: `data.{option}` names the key")
@@ -77,9 +77,9 @@ class Handle:
         return self._safely(lambda _: np.asarray(array[rows]))
 
     def _check_written(self, key: str, array: Any) -> None:
-        """Raise DataError where the file has not the values that its header says.
+        """Raise DataError where the file lacks values that its header promises.
 
-        HDF5 gives zeros for what was never written, of any shape.
+        HDF5 returns zeros for values that were never written.
         """
         if not array.size or array.is_virtual or array.external:
             return
@@ -106,7 +106,7 @@ class Handle:
 
 @dataclass(frozen=True)
 class Arrays:
-    """The images of a file, made (B, H, W, C) uint8 when they are asked for."""
+    """The images of a file, converted to (B, H, W, C) uint8 on access."""
 
     file: Handle
     key: str
@@ -117,8 +117,8 @@ class Arrays:
         return len(self.file.array(self.key, "images"))
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Raises DataError for a value outside 0 to `max_value`."""
-        unique, back = np.unique(rows, return_inverse=True)  # HDF5 wants rising rows, each once
+        """Return (B, H, W, C) uint8. Raises DataError for a value outside 0 to `max_value`."""
+        unique, back = np.unique(rows, return_inverse=True)  # h5py needs ascending, unique rows
         run = len(unique) and unique[-1] - unique[0] + 1 == len(unique)
         some = slice(unique[0], unique[-1] + 1) if run else unique
         pixels = self.file.take(self.key, "images", some)[back]
@@ -131,7 +131,7 @@ class Arrays:
             raise self._out_of_range(pixels, rows) from None
 
     def _out_of_range(self, pixels: NDArray[Any], rows: NDArray[np.int64]) -> DataError:
-        good = ((pixels >= 0) & (pixels <= self.max_value)).all(axis=(1, 2, 3))  # no NaN is
+        good = ((pixels >= 0) & (pixels <= self.max_value)).all(axis=(1, 2, 3))  # false for NaN
         first = int(np.argmin(good))
         return DataError(
             f"{self.file.path}: row {rows[first]} of {self.key} goes from {pixels[first].min()} to "
@@ -142,7 +142,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Keys:
-    """Where a file has what; `{split}` stands for train, val or test. None: to be found."""
+    """Keys of the datasets in a file; `{split}` stands for train, val or test; None: detect it."""
 
     images: str | None
     labels: str | None
@@ -151,7 +151,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The files of one split, which may be the same."""
+    """The image file and the label file of one split, which may be the same."""
 
     images: Handle
     labels: Handle
@@ -193,7 +193,7 @@ class Hdf5:
 
     @cached_property
     def max_value(self) -> float:
-        """The value of white, of all splits alike. Raises DataError where it is not clear."""
+        """The value of white, the same for all splits. Raises DataError where it is not clear."""
         if self._max_value:
             return self._max_value
         array = self._array("train")
@@ -242,7 +242,7 @@ class Hdf5:
         return (*found, *self.labels.warnings)
 
     def _class_names(self) -> tuple[str, ...] | None:
-        """Return the names that the files tell, or None."""
+        """Return the class names that the files contain, or None."""
         key = self.keys.classes or CLASSES
         holders = {name: of.labels for name, of in self.splits.items()}
         if not self.keys.classes:
@@ -264,7 +264,7 @@ class Hdf5:
     def _key(
         self, file: Handle, split: str, given: str | None, usual: str, fits: Callable[[Any], bool]
     ) -> str:
-        """Return the key that was given, else the usual one, else the only one that fits."""
+        """Return the given key, else the default one, else the only dataset that fits."""
         key = (given or usual).replace("{split}", split)
         if given or file.has(key):
             return key
@@ -339,15 +339,17 @@ def hdf5(
     layout: Layout | None = None,
     max_value: MaxValue | None = None,
 ) -> Source:
-    """Without files named, those of SIGNS are read. A `*_labels_file` is for labels that are not in
-    the file of the images. `test` is the share held out of train, by class, without a `test_file`.
+    """Build a source of HDF5 arrays; the default files are those of SIGNS.
+
+    A `*_labels_file` is needed where the labels are not in the images' file. `test` is the share
+    held out of train, by class, without a `test_file`.
     """
     given: dict[str, tuple[str | None, str | None]] = {
         "train": (train_file, train_labels_file),
         "val": (val_file, val_labels_file),
         "test": (test_file, test_labels_file),
     }
-    if train_file != SIGNS[0] and test_file == SIGNS[1]:  # which was not named
+    if train_file != SIGNS[0] and test_file == SIGNS[1]:  # a default that was not named
         del given["test"]
     folder = root / (path or "")
     splits = {}

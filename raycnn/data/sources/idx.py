@@ -1,7 +1,7 @@
-"""MNIST and Fashion-MNIST in their own IDX files, plain or gzipped.
+"""MNIST and Fashion-MNIST from their original IDX files, plain or gzipped.
 
 "Gradient-Based Learning Applied to Document Recognition", LeCun et al. 1998; "Fashion-MNIST",
-Xiao et al. 2017 (arXiv:1708.07747). 60,000 + 10,000 grey images of 28 x 28.
+Xiao et al. 2017 (arXiv:1708.07747). 60,000 training and 10,000 test grey images of 28 x 28 pixels.
 """
 
 import gzip
@@ -28,7 +28,7 @@ FILES = [
 SPELLINGS = [(name, name.replace("-idx", ".idx")) for name in FILES]
 WANTED = f"wanted: {', '.join(FILES)}, plain or as .gz, also with a dot before idx"
 UBYTE = 0x08
-MOST_DEFLATED = 1032  # bytes that one byte of a gzip file can become
+MOST_DEFLATED = 1032  # the largest expansion of one byte by gzip
 GARMENTS = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -69,10 +69,10 @@ class Idx:
 
 
 def read_idx(path: Path, item: tuple[int, ...] = ()) -> NDArray[np.uint8]:
-    """Return the array (N, *item) in an IDX file of unsigned bytes.
+    """Return the array (N, *item) uint8 of an IDX file of unsigned bytes.
 
-    What its header says is compared with the file's size and with memory before the rest is read.
-    Raises DataError for anything else.
+    The header is checked against the file's size and the free memory before the data is read.
+    Raises DataError for any other file.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -92,7 +92,7 @@ def read_idx(path: Path, item: tuple[int, ...] = ()) -> NDArray[np.uint8]:
 
 
 def _read_header(file: Any, path: Path, dimensions: int) -> tuple[int, ...]:
-    """Return the shape of the array."""
+    """Return the shape that the header gives. Raises DataError for another format."""
     head = file.read(4 + 4 * dimensions)
     if len(head) < 4 + 4 * dimensions or head[:4] != bytes([0, 0, UBYTE, dimensions]):
         raise DataError(f"{path} is not an IDX file of {dimensions}-dimensional unsigned bytes")

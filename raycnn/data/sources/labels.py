@@ -1,7 +1,4 @@
-"""Labels as people's files have them, made indices into the classes.
-
-Whole numbers (as integers, fractions such as 2.0, or booleans), one-hot rows, or names.
-"""
+"""Convert labels to class indices: integers, integral floats, booleans, one-hot rows, or names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +10,8 @@ from numpy.typing import NDArray
 from raycnn.data.sources.base import at_least_two, listed
 from raycnn.errors import DataError
 
-MOST_CLASSES = 100_000  # of classes without names: a larger label is no class number
-UNLABELED = -1  # what Hugging Face puts where labels are withheld
+MOST_CLASSES = 100_000  # a larger label without class names is taken for a mistake
+UNLABELED = -1  # Hugging Face's value for withheld labels
 
 Values = NDArray[Any]
 
@@ -31,7 +28,7 @@ class Column(NamedTuple):
 class Labels:
     classes: tuple[str, ...]
     splits: dict[str, NDArray[np.int64]]
-    """(N,) of each split that has labels, each an index into the classes."""
+    """(N,) class indices of each split that has labels."""
     warnings: tuple[str, ...]
 
 
@@ -40,9 +37,9 @@ def encode_labels(
 ) -> Labels:
     """Return the labels of `train` and other splits as class indices.
 
-    Classes are `names`, or the sorted names or numbers of train. A split other than train that has
-    no labels at all is left out, with a warning. Raises DataError that names the file and row of
-    the first label that is none.
+    Classes are `names`, or the sorted names or numbers of train. A split other than train without
+    any labels is left out, with a warning. Raises DataError naming the file and row of the first
+    invalid label.
     """
     warnings: list[str] = []
     plain: dict[str, list[Column]] = {}
@@ -66,7 +63,7 @@ def encode_labels(
 
 
 def check_labels(labels: Values, classes: int, path: object) -> NDArray[np.int64]:
-    """Return integer labels as int64. Raises DataError at the first row that is no class index."""
+    """Return integer labels (N,) as int64. Raises DataError at the first invalid class index."""
     if not len(labels):
         raise DataError(f"{path} holds no labels")
     if labels.dtype.kind not in "iu":
@@ -92,7 +89,7 @@ def _unlabeled(values: Values) -> bool:
 
 
 def _plain(values: Values, file: str, warnings: list[str]) -> Values:
-    """Return labels (N,) of integers, or of str."""
+    """Return labels (N,) as integers or str."""
     if not values.size:
         raise DataError(f"{file} holds no labels")
     if values.ndim > 1:
@@ -111,7 +108,7 @@ def _plain(values: Values, file: str, warnings: list[str]) -> Values:
 
 
 def _one_axis(values: Values, file: str, warnings: list[str]) -> Values:
-    """Return (N,) labels of (N, 1, ...), (1, N), or one-hot (N, K)."""
+    """Return labels (N,) of (N, 1, ...), (1, N), or one-hot (N, K)."""
     if values.size == max(values.shape):
         return values.ravel()
     if values.ndim == 2 and values.dtype.kind in "biuf":
@@ -145,7 +142,7 @@ def _text(cell: Any) -> Any:
 def _find_names(
     train: Sequence[Values], numbers: bool, where: object, warnings: list[str]
 ) -> tuple[tuple[str, ...], bool]:
-    """Return class names for labels that come without, and whether labels are indices of them."""
+    """Return class names for labels without names, and whether the labels are class indices."""
     if not numbers:
         return tuple(sorted({str(value) for values in train for value in values.tolist()})), False
     found = np.unique(np.concatenate(train))

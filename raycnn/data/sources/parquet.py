@@ -1,8 +1,8 @@
-"""Pictures in Parquet files as Hugging Face lays them out: a column of `struct<bytes, path>` with
-the files' bytes, or their paths, and a column of labels: numbers, whose names stand in the schema's
-metadata, or names.
+"""Images in Parquet files in Hugging Face's layout.
 
-Local files, or any URI that pyarrow.fs opens (`s3://bucket/folder`).
+One column is `struct<bytes, path>`, with the bytes or the path of each image; another holds the
+labels: names, or numbers whose names are in the schema's metadata. Files are local, or at any URI
+that pyarrow.fs opens (`s3://bucket/folder`).
 """
 
 import json
@@ -44,7 +44,7 @@ from raycnn.filesystem import open_filesystem
 from raycnn.runtime import memory
 from raycnn.shape import Shape
 
-FOLDERS = ("", "data/", "default/")  # where Hugging Face puts the files of a data set
+FOLDERS = ("", "data/", "default/")  # folders of Hugging Face's data set repositories
 WORDS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 DEFAULT = {
     split: [
@@ -56,7 +56,7 @@ DEFAULT = {
     for split, words in WORDS.items()
 }
 LABEL_NAMES = ("label", "labels", "class", "target")
-CACHE_BYTES = 2**28  # of the pictures of row groups that are held for the next batch
+CACHE_BYTES = 2**28  # cached row groups of images, for the next batch
 SAMPLED_GROUPS = 4  # row groups that pictures are sampled from
 
 
@@ -64,7 +64,7 @@ PathOrUri = SafePath | Uri
 
 
 class Table:
-    """The rows of some files, file after file. Columns not named are found by their type."""
+    """The rows of several files, concatenated. Columns that are not named are found by type."""
 
     def __init__(self, files: Sequence[str], image: str | None = None, label: str | None = None):
         self.files, self._image, self._label = files, image, label
@@ -74,7 +74,7 @@ class Table:
 
     @cached_property
     def columns(self) -> tuple[str, str]:
-        """The names of the column of pictures and of the column of labels."""
+        """The names of the image column and of the label column."""
         schema = self._schemas[0]
         image = self._image or _only([f.name for f in schema if _holds_bytes(f.type)])
         label = self._label or _find_label(schema)
@@ -92,19 +92,19 @@ class Table:
 
     @cached_property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes, where the files tell them."""
+        """The class names, where the files contain them."""
         return _class_names(self._schemas[0], self.columns[1])
 
     @cached_property
     def values(self) -> list[Column]:
-        """The labels as each file has them."""
+        """The labels of each file, unconverted."""
         label = self.columns[1]
         read = (self._open(file, lambda opened: opened.read([label])) for file in self.files)
         pairs = zip(self.files, read, strict=True)
         return [Column(file, _to_numpy(table[label])) for file, table in pairs]
 
     def labels(self, classes: int) -> NDArray[np.int64]:
-        """Return the class indices of all rows. Raises DataError naming the file and its row."""
+        """Return the class indices (N,). Raises DataError naming file and row of a wrong label."""
         return np.concatenate([check_labels(values, classes, file) for file, values in self.values])
 
     def __len__(self) -> int:
@@ -121,14 +121,14 @@ class Table:
         return found
 
     def sample(self) -> Iterator[Named]:
-        """Yield some pictures, from row groups all over the files."""
+        """Yield a sample of the images, from row groups spread over the files."""
         chosen = np.linspace(0, len(self._groups) - 1, SAMPLED_GROUPS).astype(int)
         for group in np.unique(chosen).tolist():
             first, end = self._starts[group], self._starts[group + 1]
             yield from self.pictures(np.arange(first, min(end, first + SAMPLE // SAMPLED_GROUPS)))
 
     def referenced(self) -> list[str]:
-        """Return the files of pictures of which the Parquet files hold the paths alone."""
+        """Return the image files of which the Parquet files hold only the paths."""
         image, found = self.columns[0], list[str]()
         by_path = not _holds_bytes(self._schemas[0].field(image).type)
         column = image if by_path else f"{image}.path"
@@ -142,7 +142,7 @@ class Table:
 
     @cached_property
     def _nulls(self) -> list[int | None]:
-        """Of each row group, how many pictures have no bytes, where its statistics tell."""
+        """The number of images without bytes in each row group; None without statistics."""
         image = self.columns[0]
         return [
             _null_count(self._footers[file].row_group(number), f"{image}.bytes")
@@ -150,7 +150,7 @@ class Table:
         ]
 
     def _named(self, name: str, file: str, cell: Any) -> Named:
-        """Return a picture's bytes, else the path that stands for them, below the file's folder."""
+        """Return an image's bytes, else its path, relative to the Parquet file's folder."""
         content, path = cell, None
         if isinstance(cell, dict):
             content, path = cell.get("bytes"), cell.get("path")
@@ -171,7 +171,7 @@ class Table:
 
     @cached_property
     def _groups(self) -> list[tuple[int, int, int]]:
-        """Of each row group its file, its number there, and how many rows precede it there."""
+        """The file of each row group, its number in it, and the number of rows before it."""
         groups = []
         for file, footer in enumerate(self._footers):
             before = 0
@@ -182,13 +182,13 @@ class Table:
 
     @cached_property
     def _starts(self) -> list[int]:
-        """The first row of each row group, and of what would follow the last."""
+        """The first row of each row group, and the total number of rows."""
         sizes = (self._footers[file].row_group(number).num_rows for file, number, _ in self._groups)
         return list(accumulate(sizes, initial=0))
 
     @cached_property
     def _cells(self) -> Callable[[int], Any]:
-        """The pictures of a row group: Parquet gives a group whole or not at all."""
+        """A cached reader of row groups, the smallest unit that Parquet reads."""
         sizes = (self._footers[f].row_group(n).total_byte_size for f, n, _ in self._groups)
         return lru_cache(max(1, CACHE_BYTES // max(sizes, default=1)))(self._read_group)
 
@@ -228,7 +228,7 @@ def _null_count(group: Any, path: str) -> int | None:
 
 
 def _read_column(opened: Any, number: int, column: str) -> Any:
-    """Return a leaf column of a row group, also one inside a struct."""
+    """Return a leaf column of a row group, which may be inside a struct."""
     found = opened.read_row_group(number, [column]).column(0)
     return pc.struct_field(found, column.rpartition(".")[2]) if "." in column else found
 
@@ -238,7 +238,7 @@ def _only(names: Sequence[str]) -> str | None:
 
 
 def _find_label(schema: Any) -> str | None:
-    """Return the column of labels: by its name, by its class names, or as the only one."""
+    """Return the label column: by its name, by its class names, or as the only candidate."""
     for name in LABEL_NAMES:
         if name in schema.names:
             return name
@@ -267,7 +267,7 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
 
 
 def _to_numpy(column: Any) -> Values:
-    """Return (N,), or (N, K) of lists of equal lengths."""
+    """Return labels (N,), or (N, K) for lists of equal length."""
     kind = column.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         rows = column.to_pylist()
@@ -342,7 +342,7 @@ class Parquet:
         return splits if "test" in splits else splits | hold_out(splits["train"], self.share)
 
     def _matching(self, split: str) -> list[str]:
-        """Raises DataError when a glob that was given, or that of train, finds nothing."""
+        """Return the files of a split. Raises DataError when a given glob, or train's, has none."""
         glob = self.globs[split]
         for pattern in [glob] if glob else DEFAULT[split]:
             if files := self._list(pattern):
@@ -385,8 +385,10 @@ def parquet(
     mode: Mode | None = None,
     max_value: MaxValue | None = None,
 ) -> Source:
-    """`*_files` are globs below `path`; when absent train-*.parquet and the like. `test` is the
-    share held out of train, by class, where there are no test files.
+    """Build a source of Parquet files.
+
+    `*_files` are globs below `path`, by default `train-*.parquet` and the like. `test` is the share
+    held out of train, by class, where there are no test files.
     """
     folder = path if path and "://" in path else os.path.join(root, path or "")
     globs = {"train": train_files, "val": val_files, "test": test_files}

@@ -1,7 +1,7 @@
-"""Files of a data set at a URI, copied to this machine before they are read.
+"""Data sets at a URI, copied to this machine before they are read.
 
-The copy lies below the cache, keyed by the names, sizes and times of the files there. It is made
-once, whole, by one process of a machine.
+The copy lies in the cache, keyed by the names, sizes and times of the remote files. It is made once
+per machine, by one process, and appears only when complete.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ log = logging.getLogger("raycnn")
 
 
 class RemoteSource:
-    """A source whose files are copied when something of it is asked for."""
+    """A source whose remote files are copied on first use."""
 
     def __init__(self, uri: str, build: Callable[[Path], Source], names: Sequence[str] | None):
-        """`names` are the files that are read, where that is not all that lies at the URI."""
+        """Create the source that `build` makes of a local copy of `names`, or of all files."""
         self.uri, self.build, self.names = uri, build, names
 
     @cached_property
@@ -55,16 +55,16 @@ class RemoteSource:
         return self.source.read()
 
     def __getattr__(self, name: str) -> Any:
-        """What else a source of its kind has."""
+        """Return another attribute of the wrapped source."""
         if name.startswith("_") or name == "source":
             raise AttributeError(name)
         return getattr(self.source, name)
 
 
 def copy_files(uri: str, names: Sequence[str] | None = None) -> Path:
-    """Return a local folder with the files below a URI, or those of these names.
+    """Copy the files below a URI, or those named, and return the local folder.
 
-    Raises DataError where they cannot be read, EnvironmentUnavailable where they do not fit.
+    Raises DataError where they cannot be read, and EnvironmentUnavailable where they do not fit.
     """
     try:
         remote = RemoteFolder.open(uri)
@@ -87,7 +87,7 @@ def _listed(remote: RemoteFolder, names: Sequence[str] | None) -> list[RemoteFil
     found = [file for name in names if (file := remote.file(name))]
     if not found:
         raise FileNotFoundError(f"there is no {', '.join(names)}")
-    return found  # the source itself says what lacks
+    return found  # the wrapped source reports missing files
 
 
 def _copy(remote: RemoteFolder, files: list[RemoteFile], folder: Path) -> None:

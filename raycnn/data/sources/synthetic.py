@@ -1,5 +1,7 @@
-"""Synthetic images: stripes whose direction, width and two colors tell the class, with an offset
-of each image's own and noise. Integer functions of the seed, so the same on every machine.
+"""Synthetic images: stripes whose direction, width and two colors depend on the class.
+
+Each image has a random offset and noise. All of it is integer arithmetic on the seed, so the images
+are the same on every machine.
 """
 
 from dataclasses import dataclass
@@ -16,13 +18,13 @@ from raycnn.data.sources.base import Source, Split
 from raycnn.runtime import rng
 from raycnn.shape import Shape
 
-STRIPES, COLORS, IMAGES = 0, 1, 2  # what random numbers are for
+STRIPES, COLORS, IMAGES = 0, 1, 2  # separate random streams
 STEEPEST, NARROWEST, WIDEST = 4, 6, 14  # in pixels
 
 
 @dataclass(frozen=True)
 class Stripes:
-    """N images of one split, each made when it is asked for. Image i is of class i modulo K."""
+    """The images of one split, generated on access; image i is of class i modulo `classes`."""
 
     count: int
     classes: int
@@ -35,7 +37,7 @@ class Stripes:
         return self.count
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return (B, H, W, C)."""
+        """Return the images (B, H, W, C) uint8 of rows (B,)."""
         label = (rows % self.classes)[:, None]
         down, right, width, lean = self._random(STRIPES, label, np.arange(4)).T[..., None, None]
         offset = self._random(IMAGES, self.split, rows)[:, None, None]
@@ -54,7 +56,7 @@ class Stripes:
         return (rng.random_bits(self.seed, *keys) >> np.uint64(32)).astype(np.int64)
 
     def _noise(self, rows: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """Return (B, H, W, C), 0 to 255."""
+        """Return noise (B, H, W, C), 0 to 255."""
         channels, height, width = self.shape
         size = height * width * channels
         keys = (rng.number(self.seed, IMAGES, self.split, row, 1) for row in rows.tolist())

@@ -1,4 +1,4 @@
-"""What transforms share: their interface, the types of their options, and random boxes.
+"""The interface of transforms, the types of their options, and random boxes.
 
 B images of C channels, H x W pixels.
 """
@@ -14,28 +14,28 @@ from raycnn.shape import Shape
 
 
 class Transform:
-    """An entry of `data.transforms`."""
+    """Base class of the entries of `data.transforms`."""
 
     numbers = 0
-    """How many random numbers each image needs."""
+    """The number of random numbers per image."""
 
     def shape(self, shape: Shape) -> Shape:
         """Return the shape of an image after this transform.
 
-        Raises SpecError where it cannot be applied to an image of shape `shape`.
+        Raises SpecError where the transform cannot be applied to an image of shape `shape`.
         """
         return shape
 
     def evaluation(self) -> "Transform | None":
-        """Return what replaces it in evaluation, with the same shape: itself, or None if random."""
+        """Return the transform to use in evaluation: itself, or None to leave a random one out."""
         return None if self.numbers else self
 
 
 class ImageTransform(Transform):
-    """A transform of every image by itself."""
+    """Base class of transforms that treat every image independently."""
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
-        """Transform (B, C, H, W) uint8, by (B, self.numbers) in [0, 1), to (B, C, H', W') uint8."""
+        """Return (B, C, H', W') uint8 of (B, C, H, W) uint8 and (B, self.numbers) in [0, 1)."""
         raise NotImplementedError
 
 
@@ -53,7 +53,7 @@ def _rising(pair: list[float]) -> list[float]:
     return pair
 
 
-PAIR = {"minItems": 2, "maxItems": 2}  # in the JSON schema; the checks above say it better
+PAIR = {"minItems": 2, "maxItems": 2}  # for the JSON schema; the checks above give better messages
 Side = Annotated[int, Field(gt=0, le=4096)]
 Sides = Annotated[list[Side], Field(json_schema_extra=PAIR)]
 Size = Annotated[Sides, BeforeValidator(_height_and_width, json_schema_input_type=Side | Sides)]
@@ -78,11 +78,11 @@ Box = tuple[Tensor, Tensor, Tensor, Tensor]
 def sample_box(
     numbers: Tensor, height: int, width: int, scale: list[float], ratio: list[float]
 ) -> Box:
-    """Return a box in each image, from its four numbers: for the area, the ratio, and the corner.
+    """Return a random box per image, from numbers (B, 4): area, ratio, top and left.
 
-    The area is uniform, and the logarithm of the ratio, as in torchvision. torchvision samples
-    again where a box does not fit into the image; here it shrinks, in its own ratio, until it does,
-    so that every image takes equally many numbers.
+    The area and the logarithm of the ratio are uniform, as in torchvision. Where a box does not fit
+    into the image, torchvision samples again; here it shrinks, at the same ratio, until it fits, so
+    that every image takes the same number of random numbers.
     """
     area, aspect, top, left = numbers.unbind(1)
     least, most = (math.log(bound) for bound in ratio)
@@ -95,7 +95,7 @@ def sample_box(
 
 
 def inside(box: Box, height: int, width: int) -> Tensor:
-    """Return (B, 1, H, W): whether a pixel is in its image's box."""
+    """Return the mask (B, 1, H, W) of the pixels inside each image's box."""
     top, left, high, wide = (side[:, None] for side in box)
     rows = torch.arange(height, device=top.device)
     columns = torch.arange(width, device=top.device)

@@ -1,4 +1,4 @@
-"""Transforms of the colors of images: jitter and erasing."""
+"""Color transforms: jitter and random erasing."""
 
 from typing import Annotated
 
@@ -50,7 +50,7 @@ class ColorJitter(ImageTransform):
 
 
 def _blend(x: Tensor, other: Tensor, share: Tensor) -> None:
-    """Blend x with another image, in place: `share` of x, which may be above 1, and the rest."""
+    """Blend x with another image in place: share * x + (1 - share) * other; share may exceed 1."""
     x.mul_(share).add_(other * (1 - share)).clamp_(0, 255)
 
 
@@ -63,7 +63,7 @@ def _grey(x: Tensor) -> Tensor:
 
 
 def _mean(images: Tensor) -> Tensor:
-    """Return the mean of (B, C, H, W) uint8, (B, C, 1, 1), summed exactly."""
+    """Return the mean (B, C, 1, 1) of (B, C, H, W) uint8, summed exactly in integers."""
     total = images.sum(3, dtype=torch.int32).sum(2)[..., None, None]
     return total / (images.shape[2] * images.shape[3])
 
@@ -89,10 +89,10 @@ def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:
 
 
 class RandomErasing(ImageTransform):
-    """Fill a box of an image with the image's own mean: Zhong et al. 2017 (arXiv:1708.04896).
+    """Fill a random box with the image's own mean: Zhong et al. 2017 (arXiv:1708.04896).
 
-    The paper fills it with random pixels; the mean takes no numbers, and is near zero after
-    normalization, as black is not. `ratio` is width over height.
+    The paper fills it with random pixels; the mean needs no random numbers and, unlike black, is
+    close to zero after normalization. `ratio` is width over height.
     """
 
     numbers = 5

@@ -20,11 +20,11 @@ from raycnn.errors import SpecError
 from raycnn.shape import Shape
 
 Probability = Annotated[float, Field(gt=0, le=1)]
-SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]  # of random_resized_crop, as in its paper
+SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]  # of random_resized_crop, as in the paper
 
 
 class Resize(ImageTransform):
-    """Resize to a height and a width, bilinear, antialiased when it shrinks."""
+    """Resize to a height and a width: bilinear, antialiased when downscaling."""
 
     def __init__(self, size: list[int]):
         self.size = size
@@ -61,8 +61,8 @@ class CenterCrop(ImageTransform):
 class RandomResizedCrop(ImageTransform):
     """Crop a random box and resize it: Szegedy et al. 2014 (arXiv:1409.4842), section 6.
 
-    Bilinear, and antialiased where a box is larger than `size`. In evaluation, the largest centered
-    box that has the proportions of `size`.
+    Bilinear, and antialiased where a box is larger than `size`. In evaluation the box is the
+    largest centered one with the aspect ratio of `size`.
     """
 
     numbers = 4
@@ -82,7 +82,7 @@ class RandomResizedCrop(ImageTransform):
 
 
 class ResizedCenterCrop(Resize):
-    """Crop the largest centered box that has the proportions of `size`, and resize it."""
+    """Crop the largest centered box with the aspect ratio of `size`, and resize it."""
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
         scale = min(have / want for have, want in zip(images.shape[2:], self.size, strict=True))
@@ -91,7 +91,7 @@ class ResizedCenterCrop(Resize):
 
 
 class RandomCrop(ImageTransform):
-    """Pad an image with `padding` black pixels on each side, and crop its old size at random."""
+    """Pad an image with `padding` black pixels per side, and crop the original size at random."""
 
     numbers = 2
 
@@ -104,7 +104,7 @@ class RandomCrop(ImageTransform):
         top, left = (numbers * (2 * p + 1)).long().unbind(1)
         padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, p, p, p, p)).contiguous()
         rows, pixels, columns, depth = padded.stride()
-        windows = padded.as_strided(  # every crop of every image, without copying one
+        windows = padded.as_strided(  # a view of every crop of every image, without a copy
             (count, 2 * p + 1, 2 * p + 1, height, width, channels),
             (rows, pixels, columns, pixels, columns, depth),
         )
@@ -125,10 +125,10 @@ class Flip(ImageTransform):
 
 
 def resized_boxes(images: Tensor, box: Box, size: list[int]) -> Tensor:
-    """Resize a box of each of (B, C, H, W) uint8 to (B, C, *size), as torch's interpolate does.
+    """Resize a box of each of (B, C, H, W) uint8 to (B, C, *size) uint8, as torch's interpolate.
 
-    Bilinear resizing, with antialiasing or without, adds pixels up along rows and then columns,
-    so it is a product with two matrices of each image's own.
+    Bilinear resizing, with or without antialiasing, is separable: a product with one matrix for the
+    columns and one for the rows of each image.
     """
     count, channels, height, width = images.shape
     top, left, high, wide = box
@@ -141,7 +141,7 @@ def resized_boxes(images: Tensor, box: Box, size: list[int]) -> Tensor:
 
 
 def _weights(start: Tensor, length: Tensor, source: int, target: int) -> Tensor:
-    """Return (B, target, source): how much each pixel of a line weighs in each of the result."""
+    """Return the interpolation weights (B, target, source) along one side."""
     start, end = start[:, None, None], (start + length)[:, None, None]
     step = (end - start) / target
     pixel = torch.arange(source, device=start.device) + 0.5

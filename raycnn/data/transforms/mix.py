@@ -1,6 +1,6 @@
-"""Mix-up and CutMix: mix an image, and its label, with the next of its global batch, normalized.
+"""Mix-up and CutMix: mix a normalized image and its label with the next of its global batch.
 
-B images of C channels, H x W pixels, and one more: the partner of the last.
+B images of C channels and H x W pixels, and one more: the partner of the last.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,18 +18,18 @@ Alpha = Annotated[float, Field(ge=0.01, le=100)]
 
 
 class Mix(Transform):
-    """A transform that mixes pairs of images. Its first number follows Beta(alpha, alpha)."""
+    """Base class of transforms that mix pairs of images; the weight follows Beta(alpha, alpha)."""
 
     def __init__(self, alpha: float):
         self.alpha = alpha
 
     def weights(self, numbers: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Return the weights of own pixels, (B, 1, H or 1, W or 1), and of own labels, (B,)."""
+        """Return the weights of an image's own pixels (B, 1, H or 1, W or 1) and own label (B,)."""
         raise NotImplementedError
 
 
 class Mixup(Mix):
-    """Sum two images by weight: Zhang et al. 2017 (arXiv:1710.09412)."""
+    """Blend two images by weight: Zhang et al. 2017 (arXiv:1710.09412)."""
 
     numbers = 1
 
@@ -40,8 +40,8 @@ class Mixup(Mix):
 class Cutmix(Mix):
     """Paste a box of the other image into the first: Yun et al. 2019 (arXiv:1905.04899).
 
-    The box has the image's proportions, and its center is anywhere; a label weighs as much as is
-    visible of its image, also where the box is clipped at the border.
+    The box has the image's aspect ratio and a uniformly random center. A label's weight is the
+    visible share of its image, also where the box is clipped at the border.
     """
 
     numbers = 3
@@ -62,12 +62,12 @@ def _span(center: Tensor, half: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def count(mixes: Sequence[Mix]) -> int:
-    """Return how many random numbers each image needs: the first chooses the mix."""
+    """Return the number of random numbers per image, of which the first chooses the mix."""
     return 1 + sum(mix.numbers for mix in mixes) if mixes else 0
 
 
 def _columns(mixes: Sequence[Mix]) -> Iterator[tuple[Mix, slice]]:
-    """Yield each mix and the columns of its numbers, after the one that chooses."""
+    """Yield each mix with the columns of its random numbers; column 0 chooses the mix."""
     start = 1
     for mix in mixes:
         yield mix, slice(start, start + mix.numbers)
@@ -75,7 +75,7 @@ def _columns(mixes: Sequence[Mix]) -> Iterator[tuple[Mix, slice]]:
 
 
 def to_beta(mixes: Sequence[Mix], numbers: NDArray[np.float32]) -> None:
-    """Make those of (B, count(mixes)) uniform numbers that are weights follow Beta, in place."""
+    """Transform the weight columns of uniform (B, count(mixes)) to Beta(alpha, alpha), in place."""
     from scipy.special import betaincinv  # slow to import
 
     for mix, columns in _columns(mixes):
@@ -84,9 +84,9 @@ def to_beta(mixes: Sequence[Mix], numbers: NDArray[np.float32]) -> None:
 
 
 def mixed(mixes: Sequence[Mix], images: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Mix each of (B + 1, C, H, W) with the next: (B, C, H, W), and weights of own labels (B,).
+    """Mix each of (B + 1, C, H, W) with the next; return (B, C, H, W) and own-label weights (B,).
 
-    `images` is overwritten. The last row of `numbers`, (B + 1, count(mixes)), is not used.
+    Overwrites `images`. The last row of `numbers`, (B + 1, count(mixes)), is not used.
     """
     height, width = images.shape[2:]
     numbers = numbers[:-1]

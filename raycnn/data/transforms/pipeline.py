@@ -1,7 +1,7 @@
 """The transforms of a job, applied to whole batches on the device.
 
-Every image's randomness is the row of numbers that `rng.uniform` gives it for (seed, epoch,
-sample), so it does not matter which worker, or which batch, an image is in.
+Each image's random numbers are a function of (seed, epoch, sample), by `rng.uniform`, so the
+augmentation does not depend on which worker or batch an image is in.
 """
 
 from collections.abc import Sequence
@@ -37,20 +37,20 @@ class Pipeline:
 
     @property
     def numbers(self) -> int:
-        """How many random numbers each image needs: the transforms' first, then the mixes'."""
+        """The number of random numbers per image: first the transforms', then the mixes'."""
         return sum(step.numbers for step in self.transforms) + mix.count(self.mixes)
 
     def random_numbers(
         self, seed: int, epoch: int, samples: NDArray[np.integer]
     ) -> NDArray[np.float32]:
-        """Return (samples, self.numbers), by which these samples are augmented in this epoch."""
+        """Return the random numbers (samples, self.numbers) that augment samples in an epoch."""
         numbers = rng.uniform(seed, epoch, samples, self.numbers)
         if self.mixes:
             mix.to_beta(self.mixes, numbers[:, -mix.count(self.mixes) :])
         return numbers
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
-        """Transform (B, C, H, W) uint8, by (B, self.numbers), to normalized float32."""
+        """Return normalized (B, C, H', W') float32 of (B, C, H, W) uint8 and (B, self.numbers)."""
         start = 0
         for transform in self.transforms:
             stop = start + transform.numbers
@@ -65,13 +65,13 @@ class Pipeline:
     def _normalize(self, images: Tensor) -> Tensor:
         layout = DEVICE_KINDS[images.device.type].layout
         mean, std = self._scale(images.device)
-        # Into a new tensor, since the strides of one with a single channel leave its layout open,
-        # and a convolution may guess the slower one.
+        # Write into a new tensor with an explicit layout: the strides of a single-channel tensor
+        # are ambiguous, and a convolution may choose the slower layout.
         floats = torch.empty(images.shape, device=images.device, memory_format=layout)
         return torch.sub(images, mean, out=floats).div_(std)
 
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation, (1, C, 1, 1), moved once: each move waits for the device."""
+        """Return mean and std (1, C, 1, 1), cached per device, since each copy synchronizes."""
         if self._scales is None or self._scales[0].device != device:
             rows = torch.tensor([self.mean, self.std]).mul_(255).to(device)
             mean, std = rows.view(2, 1, -1, 1, 1).unbind()
@@ -80,7 +80,10 @@ class Pipeline:
 
 
 def shape_after(choices: Sequence[ComponentConfig], shape: Shape) -> Shape:
-    """Return the shape a network sees. Raises SpecError where it or the order does not fit."""
+    """Return the shape of an image after transforms.
+
+    Raises SpecError where a transform does not fit the shape, or another follows a mix.
+    """
     last = ""
     for choice in choices:
         step = TRANSFORMS.build(choice)
