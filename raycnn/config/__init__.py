@@ -1,1 +1,1 @@
-"""What a job or a search is, read from YAML: data only, without torch or Ray."""
+"""Job and search specs, read from YAML as plain data. Imports neither torch nor Ray."""

@@ -1,4 +1,4 @@
-"""Changes to a spec: dotted keys and their values, put into the tree that a file gave."""
+"""Changes to a spec: dotted keys and their values, merged into the tree read from a file."""
 
 import os
 from collections.abc import Iterable
@@ -13,6 +13,10 @@ PATHS = ("data.root", "model.weights", "storage.path")
 
 
 def parse_changes(changes: Iterable[str]) -> Tree:
+    """Return the dotted keys and values of `key=value` strings.
+
+    Raises SpecError for a string without a key or an equals sign.
+    """
     pairs = {}
     for change in changes:
         key, equals, text = change.partition("=")
@@ -23,7 +27,7 @@ def parse_changes(changes: Iterable[str]) -> Tree:
 
 
 def _expand(key: str, value: Any) -> Any:
-    """Follow `~` and `..` in a path that was typed here; in a file they are refused."""
+    """Resolve `~` and `..` in a path given on the command line; spec files may not contain them."""
     if key not in PATHS or not isinstance(value, str) or "://" in value:
         return value
     path = Path(value).expanduser()
@@ -32,7 +36,7 @@ def _expand(key: str, value: Any) -> Any:
 
 
 def apply_changes(tree: Tree, where: Where, pairs: Tree) -> tuple[Tree, Where]:
-    """The tree with dotted keys set, and where each key stands then."""
+    """Return the tree with dotted keys set, and the updated source location of each key."""
     for path, value in pairs.items():
         *parents, leaf = path.split(".")
         change: Tree = {leaf: value}
@@ -45,7 +49,10 @@ def apply_changes(tree: Tree, where: Where, pairs: Tree) -> tuple[Tree, Where]:
 
 
 def merge(below: Tree, above: Tree) -> Tree:
-    """Keys of `above` win; another name makes another entry, and takes no options over."""
+    """Return `below` overridden by `above`, recursively.
+
+    A component whose `name` changes is replaced as a whole: its old options are dropped.
+    """
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)

@@ -1,4 +1,4 @@
-"""The closed tables of what a spec can name. Builders are imported when they are used."""
+"""Registries of the components that a spec can name. Builders are imported on first use."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _in(module: str, *names: str) -> dict[str, str]:
-    """Return where each builder is, of those that are called as the spec calls them."""
+    """Return the import path of each builder whose function name is its name in the spec."""
     return {name: f"raycnn.{module}:{name}" for name in names}
 
 
@@ -31,7 +31,7 @@ DATASETS: "Registry[Source]" = Registry(
     },
     group="raycnn.datasets",
 )
-"""A builder takes (root, download, *, options)."""
+"""Data sets; a builder takes (root, download, *, options)."""
 
 TRANSFORMS: "Registry[Transform]" = Registry(
     "transform",
@@ -46,7 +46,7 @@ TRANSFORMS: "Registry[Transform]" = Registry(
         **_in("data.transforms.mix", "cutmix", "mixup"),
     },
 )  # fmt: skip
-"""A builder takes (*, options)."""
+"""Image transforms; a builder takes (*, options)."""
 
 MODELS: "Registry[nn.Module]" = Registry(
     "model",
@@ -61,14 +61,14 @@ MODELS: "Registry[nn.Module]" = Registry(
     group="raycnn.models",
     families={"torchvision": "raycnn.models.torchvision:builder_of"},
 )
-"""A builder takes (shape, classes, *, options)."""
+"""Networks; a builder takes (shape, classes, *, options)."""
 
 OPTIMIZERS: "Registry[Optimizer]" = Registry(
     "optimizer", "optimizer", _in("training.optim", "adam", "adamw", "sgd")
 )
-"""A builder takes (named parameters, *, options)."""
+"""Optimizers; a builder takes (named parameters, *, options)."""
 
 SCHEDULES: "Registry[Schedule]" = Registry(
     "schedule", "schedule", _in("training.optim", "constant", "cosine", "one_cycle", "step")
 )
-"""A builder takes (steps of the run, *, options)."""
+"""Learning-rate schedules; a builder takes (total steps, *, options)."""

@@ -1,4 +1,4 @@
-"""A job, read from its YAML file and the changes of a command line."""
+"""Load a job spec from its YAML file and command-line changes."""
 
 from collections.abc import Iterable
 from pathlib import Path, PurePath
@@ -15,7 +15,10 @@ MAX_EXTENDS = 8
 
 
 def load_job(path: Path, changes: Iterable[str] = ()) -> JobSpec:
-    """The job of a file, with what it `extends` beneath it and the changes above it."""
+    """Return the job in a file, merged over the file it `extends`, with `changes` applied last.
+
+    Raises SpecError, with file and line, for an invalid spec.
+    """
     tree, where = read_spec(path, changes)
     if "tune" in tree:
         raise SpecError(f"{path} is a search: `raycnn tune {path}`")
@@ -23,12 +26,13 @@ def load_job(path: Path, changes: Iterable[str] = ()) -> JobSpec:
 
 
 def read_spec(path: Path, changes: Iterable[str] = ()) -> tuple[Tree, Where]:
-    """What a file and the changes say, unchecked, and where each key stands."""
+    """Return the unvalidated tree of a file with `changes` applied, and where each key is set."""
     file = find_job_file(path)
     return apply_changes(*_read(file, file, 0), parse_changes(changes))
 
 
 def job_from_tree(tree: Tree) -> JobSpec:
+    """Return the job of a tree of plain values. Raises SpecError where it is invalid."""
     return validate(JobSpec, tree, {})
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a spec, in plain sentences: the file, the line, the key, what is allowed."""
+"""Validation errors of a spec as sentences: file, line, key, what was found, what is allowed."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,8 +11,8 @@ from pydantic_core import ErrorDetails
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SYNONYMS, SpecError, did_you_mean, shortened, unknown
 
-SHOWN = 10  # mistakes of one file
-LONGEST = 200  # characters of a key
+SHOWN = 10  # errors reported for one file
+LONGEST = 200  # characters of a key that are printed
 OPTIONS = [
     "optimizer.lr",
     "optimizer.momentum",
@@ -20,11 +20,11 @@ OPTIONS = [
     "model.dropout",
     "data.size",
 ]
-"""What most components have, of those that a spec names."""
+"""Common component options, which are not in the schema, to suggest for a misplaced key."""
 
 
 def validate(kind: type[Any], tree: Tree, where: Where) -> Any:
-    """A tree as a spec of this kind. Raises SpecError with a line for everything wrong in it."""
+    """Return a tree as a validated spec of this kind. Raises SpecError, one line per error."""
     try:
         spec = kind.model_validate(tree)
     except ValidationError as error:
@@ -51,7 +51,7 @@ def _explain(kind: type[Any], detail: ErrorDetails, where: Where) -> str:
 
 
 def _same_leaf(kind: type[Any], name: str) -> list[str]:
-    """Return the dotted keys of a spec that end in this name, or in what it is called here."""
+    """Return the dotted keys of a spec whose last part is this name or its synonym."""
     dotted = [*OPTIONS, *_dotted(kind)]
     return [key for key in dotted if key.rpartition(".")[2] in (name, SYNONYMS.get(name))]
 
@@ -65,7 +65,7 @@ def _dotted(kind: type[Any], prefix: str = "") -> Iterator[str]:
 
 
 def describe(detail: ErrorDetails) -> str:
-    """What pydantic found, as one plain sentence."""
+    """Return a pydantic error as one sentence."""
     if detail["type"] == "missing":
         return "is missing"
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
@@ -78,9 +78,9 @@ def describe(detail: ErrorDetails) -> str:
 
 
 def locate(where: Where, key: str, message: str) -> str:
-    """The message with the key it is about, and the file and line that this stands in."""
+    """Return the message prefixed with its key, and the file and line where that is set."""
     place = key
-    while place and place not in where:  # the nearest enclosing key that stands in a file,
+    while place and place not in where:  # the nearest enclosing key that a file sets,
         place = place.rpartition(".")[0]  # or the file itself
     shown = key if len(key) < LONGEST else f"{key[:LONGEST]}..."
     return ": ".join(filter(None, [where.get(place, ""), shown, message]))

@@ -1,4 +1,4 @@
-"""The job files that come with raycnn, by name: `quickstart` is `jobs/quickstart.yaml`."""
+"""Job files shipped with raycnn, by name: `quickstart` is `jobs/quickstart.yaml`."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,7 +10,10 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def packaged_jobs() -> dict[str, Path]:
-    """Return the packaged job files by name: in a wheel inside the package, else beside it."""
+    """Return the packaged job files by name.
+
+    They are inside the package in a wheel, and next to it in a source checkout.
+    """
     package = Path(raycnn.__file__).parent
     inside = package / "jobs"
     folder = inside if inside.is_dir() else package.parent / "jobs"
@@ -18,14 +21,14 @@ def packaged_jobs() -> dict[str, Path]:
 
 
 def is_packaged(name: str) -> bool:
-    """Return whether a packaged job has this name, and no file or folder takes precedence."""
+    """Return whether this names a packaged job; an existing file or folder takes precedence."""
     return not Path(name).exists() and name in packaged_jobs()
 
 
 def find_job_file(path: Path) -> Path:
-    """Return the file that a user named: as it is where it exists, else the packaged job.
+    """Return `path` where it exists, else the packaged job of that name.
 
-    Raises SpecError, with the nearest names, when there is neither.
+    Raises SpecError, suggesting the nearest name, when there is neither.
     """
     if path.exists():
         return path
@@ -43,6 +46,6 @@ def find_job_file(path: Path) -> Path:
 
 
 def _hint(stem: str, names: dict[str, str]) -> str:
-    """Return the question for the nearest of some names, which are compared without a suffix."""
+    """Return a "did you mean" suggestion for the nearest name; `names` maps stems to names."""
     near = get_close_matches(stem, names, n=1, cutoff=0.75)
     return did_you_mean(names[near[0]], [names[near[0]]]) if near else ""

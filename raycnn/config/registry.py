@@ -1,8 +1,8 @@
-"""Names to builders. A builder's keyword-only parameters are its YAML options, and nothing else is.
+"""Registries of builders by name. A builder's keyword-only parameters are its YAML options.
 
-A builder is named by its module and imported when it is needed, so that names and options are
-listed without torch. Other packages add names through entry points (`raycnn.models`,
-`raycnn.datasets`); a spec never carries an import path.
+A builder is registered by its import path and imported on first use, so that names and options
+can be listed without torch. Other packages add names through entry points (`raycnn.models`,
+`raycnn.datasets`); a spec never contains an import path.
 """
 
 import inspect
@@ -24,11 +24,11 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """A table of builders for one section of the spec, each a function or the `module:name` of one.
+    """Builders for one section of the spec, each a function or its `module:name`.
 
-    `kind` is what an entry is called, `section` the key of the spec that chooses one: both are in
-    every error. `group` is the entry-point group that other packages add to. `families` maps the
-    prefix of names `FAMILY:NAME` to what makes the builder of NAME.
+    `kind` is the noun for an entry and `section` the spec key that selects one; errors contain
+    both. `group` is the entry-point group for other packages. `families` maps the FAMILY of names
+    `FAMILY:NAME` to the `module:function` that returns the builder of NAME.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class Registry(Generic[T]):
         return {point.name: point for point in points}
 
     def names(self) -> list[str]:
-        """Return all names, sorted."""
+        """Return all registered names, sorted."""
         return sorted({*self._builders, *self._plugins})
 
     def builder(self, name: str) -> Callable[..., T]:
         """Return the builder of a name.
 
-        Raises SpecError for an unknown name, EnvironmentUnavailable for one of another package that
-        cannot be imported.
+        Raises SpecError for an unknown name, EnvironmentUnavailable where the package that
+        registered it cannot be imported.
         """
         if name in self._builders:
             return _imported(self._builders[name])
@@ -83,7 +83,7 @@ class Registry(Generic[T]):
         try:
             builder = point.load()
             option_types(builder)
-        except Exception as error:  # whatever another package's import comes to
+        except Exception as error:  # importing another package may raise anything
             package = point.dist.name if point.dist else point.value
             raise EnvironmentUnavailable(
                 f"{self.kind} {point.name!r} is of the package {package}, which cannot be used: "
@@ -92,11 +92,11 @@ class Registry(Generic[T]):
         return cast(Callable[..., T], builder)
 
     def schema(self, name: str) -> type[BaseModel]:
-        """Return the options of an entry, as a model that validates them."""
+        """Return a pydantic model that validates the options of an entry."""
         return _model(name, option_types(self.builder(name)))
 
     def described(self, name: str) -> type[BaseModel]:
-        """Return the options of an entry, for people to read: without importing the builder."""
+        """Return the options of an entry for display, without importing the builder."""
         target = self._builders.get(name)
         if not isinstance(target, str) or target.partition(":")[0] in sys.modules:
             return self.schema(name)
@@ -104,7 +104,10 @@ class Registry(Generic[T]):
         return _model(name, option_types(signature.namespace(module)[function]))
 
     def options(self, choice: ComponentConfig) -> dict[str, Any]:
-        """Return the options of a choice, validated, with the builder's defaults filled in."""
+        """Return the validated options of a choice, with the builder's defaults filled in.
+
+        Raises SpecError for an unknown or invalid option.
+        """
         model = self.schema(choice.name)
         try:
             valid = model.model_validate(choice.options)
@@ -130,7 +133,7 @@ class Registry(Generic[T]):
 
 
 def _imported(target: Any) -> Any:
-    """Return what `module:name` names; a function as it is."""
+    """Import and return the object at `module:name`; return anything else unchanged."""
     if not isinstance(target, str):
         return target
     module, _, name = target.partition(":")
@@ -138,7 +141,7 @@ def _imported(target: Any) -> Any:
 
 
 def option_types(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the type and default (`...` for none) of each keyword-only parameter."""
+    """Return the type and default (`...` if required) of each keyword-only parameter."""
     function = builder.func if isinstance(builder, partial) else builder
     options = {}
     for option in inspect.signature(builder).parameters.values():
@@ -156,7 +159,7 @@ def _model(name: str, options: dict[str, tuple[Any, Any]]) -> type[BaseModel]:
 
 
 def with_options(schema: dict[str, Any], tables: list[Registry[Any]]) -> dict[str, Any]:
-    """Return a JSON schema of the spec in which every choice lists its names and their options."""
+    """Return a JSON schema of the spec in which every component lists its names and options."""
     for table in tables:
         path = table.section.split(".")
         node = schema
@@ -184,7 +187,7 @@ def with_options(schema: dict[str, Any], tables: list[Registry[Any]]) -> dict[st
 def _entry(table: Registry[Any], name: str) -> dict[str, Any]:
     try:
         options = table.described(name).model_json_schema()
-    except EnvironmentUnavailable:  # its options are unknown here
+    except EnvironmentUnavailable:  # the package is missing: its options are unknown
         return {"type": "object", "properties": {"name": {"const": name}}}
     return {
         "type": "object",

@@ -1,4 +1,4 @@
-"""Names that a spec used to have: a file that still has one is told the new one."""
+"""Renamed components and options, so that errors about an old spec name the replacement."""
 
 NAMES = {
     "data.transforms": {
@@ -8,7 +8,7 @@ NAMES = {
         "centre_crop": "center_crop",
     },
 }
-"""By section of the spec, the names of entries."""
+"""Old to new component names, by section of the spec."""
 
 OPTIONS = {
     "model": {"pooled": "pool_size"},
@@ -21,10 +21,10 @@ OPTIONS = {
         "momentum": "max_momentum and base_momentum",
     },
 }
-"""By section of the spec, the options of entries."""
+"""Old to new option names, by section of the spec."""
 
 
 def renamed(table: dict[str, dict[str, str]], section: str, name: str) -> str | None:
-    """Return the sentence for a name that was renamed, None for any other."""
+    """Return the error message for a renamed name, None for any other."""
     new = table.get(section, {}).get(name)
     return f"{name!r} is now called {new}" if new else None

@@ -1,4 +1,4 @@
-"""What a job is: one YAML file in, one frozen JobSpec out. Imports neither torch nor Ray."""
+"""The schema of a job spec, as frozen pydantic models. Imports neither torch nor Ray."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,6 +48,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Frozen(BaseModel):
+    """Base of all spec models: immutable, strictly typed, unknown keys refused."""
+
     model_config = ConfigDict(
         frozen=True,
         strict=True,
@@ -59,7 +61,7 @@ class Frozen(BaseModel):
 
 
 class ComponentConfig(Frozen, extra="allow"):
-    """An entry of a catalogue: `lenet`, or with options `{name: lenet, activation: relu}`."""
+    """A registered component: `lenet`, or with options `{name: lenet, activation: relu}`."""
 
     name: str
 
@@ -74,10 +76,12 @@ class ComponentConfig(Frozen, extra="allow"):
 
 
 class Normalize(Frozen):
+    """Mean and standard deviation to normalize images with."""
+
     mean: list[float]
-    """Of each channel, on the scale 0 to 1."""
+    """Mean of each channel, for pixel values from 0 to 1."""
     std: list[Positive]
-    """Of each channel, on the scale 0 to 1."""
+    """Standard deviation of each channel, for pixel values from 0 to 1."""
 
 
 def _one_of_folds(fold: list[int]) -> list[int]:
@@ -87,42 +91,41 @@ def _one_of_folds(fold: list[int]) -> list[int]:
 
 
 class Data(ComponentConfig):
-    """A data set of `raycnn list datasets`, with its options beside the keys below."""
+    """A data set from `raycnn list datasets`; its own options stand next to the keys below."""
 
     root: SafePath | None = None
-    """Folder that holds the data; when absent RAYCNN_DATA, else `data`."""
+    """Folder of the data; by default RAYCNN_DATA, else `data`."""
     download: bool = False
-    """Whether the data set may be fetched into `root` when it is not there."""
+    """Whether to download the data set into `root` when it is missing."""
     val: Fraction = 0.1
-    """Share of the training images held out, by class, to choose the best epoch. Of a data set's
-    own validation images all are held out, or with 0 none: they are trained on as well."""
+    """Fraction of the training images held out, stratified by class, to choose the best epoch. A
+    data set's own validation split is held out whole; with 0 it is added to the training images."""
     fold: Annotated[list[int], AfterValidator(_one_of_folds)] | None = None
-    """[k, n]: hold out part k, from 0, of n equal parts of all training and validation images, by
-    class and seed, instead of `val`. `tune.folds` sets it: n trainings validate on each image once.
-    """
+    """[k, n]: cross-validation, instead of `val`. Hold out fold k (from 0) of n equal folds of all
+    training and validation images, stratified by class and drawn by seed. `tune.folds` sets it."""
     limit: PositiveInt | None = None
-    """Use only this many training images, drawn by class and seed, before `val` is held out."""
+    """Use only this many training images, stratified by class and drawn by seed, before `val`."""
     max_bad: Annotated[int, Field(ge=0)] = 0
-    """How many images that cannot be read may be left out, each named; more are an error."""
+    """Number of unreadable images to skip, each with a warning; more are an error."""
     cache: Literal["auto", "store", "stream"] = "auto"
-    """store: images are decoded once, to disk; stream: each time; auto: once where they fit."""
+    """store: decode images once, to disk; stream: every epoch; auto: store where they fit."""
     transforms: list[ComponentConfig] = []
-    """What is done to a batch of images, in order, on the device; the random ones in training."""
+    """Transforms of each batch, in order, on the device; random ones only in training."""
     normalize: Normalize | None = None
-    """When absent, the mean and deviation of the training images."""
+    """Mean and standard deviation; by default those of the training images."""
 
 
 class Model(ComponentConfig):
-    """A network of `raycnn list models`, with its options beside the keys below."""
+    """A network from `raycnn list models`; its own options stand next to the keys below."""
 
     weights: SafePath | None = None
-    """To begin with: imagenet (torchvision's), a run's folder, a .safetensors or a .pt file."""
+    """Initial weights: imagenet (torchvision's), a run folder, a .safetensors or a .pt file."""
     freeze: list[str] = []
-    """Parts that are not trained, by the beginning of their parameters' names: [features]."""
+    """Name prefixes of parameters that are not trained: [features]."""
 
 
 def _balanced_or_weights(value: Any, check: Any) -> Any:
-    """Raise ValueError with one sentence for whatever is wrong."""
+    """Validate `class_weights`. Raises ValueError with one sentence for any invalid value."""
     try:
         return check(value)
     except ValidationError:
@@ -138,37 +141,41 @@ ClassWeights = Annotated[
 
 
 class Train(Frozen):
+    """Settings of the training loop."""
+
     epochs: PositiveInt
+    """Number of passes over the training images."""
     batch_size: PositiveInt = 64
-    """Images per step over all workers: more workers change the speed, not the result, but that
-    a batch norm takes each worker's share for the batch, unless `sync_batch_norm` is set."""
+    """Images per step over all workers: more workers change the speed, not the result. Only batch
+    norm depends on them: it sees one worker's share, unless `sync_batch_norm` is set."""
     micro_batch: PositiveInt | None = None
-    """Images of a worker that go through the network at once, and are the batch of a batch norm;
-    when absent its whole share."""
+    """Images per forward pass of a worker (gradient accumulation), which are also the batch that
+    batch norm sees; by default the worker's whole share."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the network, under autocast; weights and updates stay in fp32. fp16 scales the loss."""
+    """Precision of the network under autocast; weights stay in fp32. fp16 uses loss scaling."""
     label_smoothing: Fraction = 0.0
-    """Share of each label spread evenly over all classes."""
+    """Fraction of each label that is spread evenly over all classes."""
     clip_norm: Positive | None = None
-    """Scale the gradients down to this L2 norm over all parameters."""
+    """Clip the gradients to this L2 norm over all parameters."""
     class_weights: ClassWeights = None
-    """Of each class in the loss, scaled to a mean of 1 over the images; balanced: the same sum."""
+    """Weight of each class in the loss, scaled to mean 1 over the training images; balanced:
+    inversely proportional to the number of its images."""
     balanced: bool = False
-    """Draw every class equally often: rare ones repeatedly, of frequent ones only some."""
+    """Sample every class equally often: oversample rare classes, undersample frequent ones."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a running average of the weights: that is what is validated, tested and kept."""
+    """Decay of the exponential moving average of the weights, which is validated and tested."""
     patience: PositiveInt | None = None
-    """Stop after so many epochs without a better validation."""
+    """Stop early after this many epochs without improvement on the validation images."""
     sync_batch_norm: bool = False
-    """Batch norm over the batch of all workers, on cuda and npu."""
+    """Use SyncBatchNorm, over the batch of all workers; cuda and npu only."""
     channels_last: bool | None = None
-    """Layout of images and weights; when absent the one that is quicker on the device."""
+    """Whether to use the channels-last memory format; by default the faster one on the device."""
     compile: bool = False
-    """torch.compile: quicker steps, after a minute or more at the start."""
+    """Use torch.compile: faster steps, after a minute or more of compilation at the start."""
 
 
 def can_change(key: str) -> bool:
-    """Whether a setting can be another from some epoch on: it is what a stage may name."""
+    """Return whether a stage may change this dotted key during a run."""
     section, _, option = key.partition(".")
     changing = section == "optimizer" and option.isidentifier() and option != "name"
     return changing or key in ("train.label_smoothing", "train.clip_norm")
@@ -182,17 +189,17 @@ def _all_can_change(changes: Tree) -> Tree:
 
 
 class Stage(Frozen):
-    """A part of a run in which some settings are others."""
+    """A change of settings from some epoch of the run on."""
 
     epoch: PositiveInt
-    """It begins once so many epochs are done."""
+    """Number of completed epochs after which the stage begins."""
     changes: Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_all_can_change)]
-    """Dotted keys and their values from then on: options of the optimizer, train.label_smoothing
-    and train.clip_norm. Schedules stay as they are, factors of the stage's own optimizer.lr."""
+    """Dotted keys and their new values: options of the optimizer, train.label_smoothing and
+    train.clip_norm. The schedule goes on, as a factor of the stage's optimizer.lr."""
 
 
 def _one_or_a_range(value: Any, check: Any) -> Any:
-    """Raises ValueError, with one sentence for whatever is wrong."""
+    """Validate a worker count or range. Raises ValueError with one sentence for any other value."""
     try:
         count = check(value)
     except ValidationError:
@@ -206,81 +213,87 @@ Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
 class Workers(Frozen):
+    """The processes that train, and where they run."""
+
     count: Annotated[PositiveInt | Range, WrapValidator(_one_or_a_range)] = 1
-    """Processes that share every batch; each drives one device. [least, most]: on Ray as many as
-    there is room for, fewer when a node goes and more when one comes; else as many as are started.
-    """
+    """Number of data-parallel processes, one device each. [min, max]: elastic; on Ray as many as
+    the cluster has resources for, adapting as nodes leave and join; else as many as are started."""
     device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
-    """auto: the first of cuda, npu, cpu that is there."""
+    """Device type; auto: the first of cuda, npu and cpu that is available."""
     cpus: PositiveInt | None = None
-    """CPUs, and so threads, of each worker; when absent an equal share (without Ray: torch's)."""
+    """CPUs and threads per worker; by default an equal share (without Ray: torch's default)."""
     launcher: Literal["auto", "ray", "local"] = "auto"
-    """auto: one worker without an address runs in this process, all else on Ray."""
+    """auto: a single worker without an address runs in this process, all else on Ray."""
     address: str | None = None
-    """Of a running Ray cluster; when absent RAY_ADDRESS, else a Ray of the job's own."""
+    """Address of a Ray cluster; by default RAY_ADDRESS, else the job starts a local Ray."""
     timeout_s: Annotated[int, Field(ge=10)] = 600
-    """How long a worker waits for the others, and a job for room for them, before it gives up."""
+    """Seconds that a worker waits for the other workers, and a job for cluster resources."""
 
     @property
     def least(self) -> int:
+        """The smallest number of workers to train with."""
         return self.count[0] if isinstance(self.count, list) else self.count
 
     @property
     def most(self) -> int:
+        """The largest number of workers to train with."""
         return self.count[1] if isinstance(self.count, list) else self.count
 
     @property
     def asked(self) -> str:
-        """How many, for people."""
+        """The number of workers for display: `3`, or `2 to 4`."""
         return f"{self.least} to {self.most}" if self.least < self.most else str(self.most)
 
 
 class Storage(Frozen):
+    """Where runs are saved, and how often."""
+
     path: PathOrUri = "runs"
-    """Folder of the runs: a path, or a URI such as s3://bucket/runs. Nodes that do not see a path
-    send what they save."""
+    """Folder of the runs: a path, or a URI such as s3://bucket/runs. Nodes that do not share a
+    path send their files to the node that does."""
     timeout_s: Annotated[int, Field(ge=1)] = 300
-    """How long a file system that cannot be reached is waited for, before the job ends, resumable.
-    """
+    """Seconds to retry an unreachable file system before the job ends; it can be resumed."""
     every_steps: PositiveInt | None = None
-    """Save also each time so many steps are done; the end of an epoch is always saved."""
+    """Save a checkpoint every this many steps as well; every epoch ends with one."""
     report: bool = True
-    """Write report.html and its pictures when the run ends; else `raycnn report RUN` does."""
+    """Write report.html and its figures when the run ends; `raycnn report RUN` does so later."""
 
 
 class Failure(Frozen):
+    """How a job recovers from lost workers and from divergence."""
+
     retries: Annotated[int, Field(ge=0)] = 2
-    """How often lost workers may send the job back to its last checkpoint."""
+    """Number of restarts from the last checkpoint after lost workers."""
     rollbacks: Annotated[int, Field(ge=0)] = 0
-    """How often a loss that is not finite may send the job back there, to go on with a smaller
-    learning rate; 0: such a loss ends the job."""
+    """Number of rollbacks to the last checkpoint, with a smaller learning rate, after a loss that
+    is not finite; 0: such a loss ends the job."""
     rollback_lr: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Factor of the learning rate from each rollback on."""
+    """Factor on the learning rate after each rollback."""
 
 
 class JobSpec(Frozen):
-    """A training, said completely. Keys not listed here are refused."""
+    """The complete spec of one training job. Unknown keys are refused."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-    """Names the folder of the runs: small letters, digits, `.`, `_` and `-`."""
+    """Name of the job and of its folder of runs: lowercase letters, digits, `.`, `_` and `-`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """First weights, order, augmentation, dropout and validation split follow from it."""
+    """Seed of the initial weights, sample order, augmentation, dropout and validation split."""
     data: Data
     model: Model
     optimizer: ComponentConfig = ComponentConfig.model_validate({"name": "adamw", "lr": 1e-3})
-    """One of `raycnn list optimizers`."""
+    """An optimizer from `raycnn list optimizers`."""
     schedule: ComponentConfig = ComponentConfig(name="constant")
-    """One of `raycnn list schedules`: the learning rate as a function of the step."""
+    """A learning-rate schedule from `raycnn list schedules`."""
     train: Train
     stages: list[Stage] = []
-    """Settings that change in mid-run, each stage on top of those before it."""
+    """Changes of settings during the run; each stage adds to those before it."""
     workers: Workers = Workers()
     storage: Storage = Storage()
     failure: Failure = Failure()
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = ["tensorboard"]
-    """Where metrics go besides the run folder; each but tensorboard is a package of its own."""
+    """Experiment trackers to log metrics to; all but tensorboard need their own package."""
 
-    file_keys: ClassVar = ["extends"]  # of a file, beside the fields
+    file_keys: ClassVar = ["extends"]  # keys of a file that are not fields
 
     _where: Where = PrivateAttr(default_factory=dict)
 
@@ -304,7 +317,7 @@ class JobSpec(Frozen):
         return self
 
     def after(self, epochs: int) -> "JobSpec":
-        """The job as its stages have it once so many epochs are done."""
+        """Return the job with the stages applied that have begun after this many epochs."""
         begun = [stage.changes for stage in self.stages if stage.epoch <= epochs]
         if not begun:
             return self
@@ -312,17 +325,21 @@ class JobSpec(Frozen):
         return validate(JobSpec, apply_changes(self.tree(), {}, changes | {"stages": []})[0], {})
 
     def tree(self) -> Tree:
-        """Plain values, every default filled in: what is printed, saved and sent."""
+        """Return the spec as plain values, with all defaults filled in."""
         return self.model_dump(mode="json")
 
     def change(self, changes: Iterable[str] | Mapping[str, Any]) -> Self:
-        """A new spec with dotted keys set: `["optimizer.lr=0.2"]` or `{"optimizer.lr": 0.2}`."""
+        """Return a new spec with dotted keys set.
+
+        `changes` is `["optimizer.lr=0.2"]` or `{"optimizer.lr": 0.2}`.
+        Raises SpecError for an unknown key or an invalid value.
+        """
         pairs = parse_changes(changes) if not isinstance(changes, Mapping) else dict(changes)
         return validate(type(self), *apply_changes(self.tree(), dict(self._where), pairs))
 
     @contextmanager
     def located(self) -> Iterator[None]:
-        """Give a SpecError raised inside the file and line of the key it is about."""
+        """Add the file and line of its key to a SpecError raised inside the block."""
         try:
             yield
         except SpecError as error:
@@ -330,9 +347,10 @@ class JobSpec(Frozen):
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of the file: the fields above, and `extends`.
+    """Return the JSON schema of a job file: the fields of JobSpec, and `extends`.
 
-    Any part of a section may stand in the file below: what lacks is found when a job is loaded.
+    No key within a section is required, because the extended file may set it; missing keys are
+    found when the job is loaded.
     """
     drawn = JobSpec.model_json_schema()
     for section in drawn["$defs"].values():

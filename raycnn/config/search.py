@@ -1,7 +1,7 @@
-"""What a search is: a job's file with `tune:` and `architectures:`. Imports neither torch nor Ray.
+"""The schema of a search: a job file with `tune:` and `architectures:`. Imports no torch or Ray.
 
-The file's other keys are the base job, which an architecture changes: `lenet`, `other.yaml` (a job
-that stands alone), or `{name: wide, model: ..., optimizer: ..., space: ...}`.
+The file's other keys are the base job, which each architecture changes: `lenet`, `other.yaml` (a
+job of its own), or `{name: wide, model: ..., optimizer: ..., space: ...}`.
 """
 
 import math
@@ -28,9 +28,9 @@ from raycnn.config.schema import ComponentConfig, Frozen, JobSpec, Positive, Wor
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
 
-DEFAULT_DRAWS = 10  # of an architecture, where `trials` is absent
-PERTURBATION_FACTORS = (0.8, 1.2)  # of a number, as in the paper of population based training
-STEP_FROM_ZERO = 0.1  # of the range
+DEFAULT_DRAWS = 10  # samples per architecture, where `trials` is absent
+PERTURBATION_FACTORS = (0.8, 1.2)  # Jaderberg et al. 2017, arXiv:1711.09846 (PBT)
+STEP_FROM_ZERO = 0.1  # fraction of the range by which zero is perturbed
 
 Values = Annotated[list[Any], Field(min_length=1)]
 Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -38,18 +38,18 @@ WholeEnds = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
 class Domain(Frozen):
-    """Where the values of a key come from: exactly one of these."""
+    """The search domain of one key: exactly one of these."""
 
     choice: Values | None = None
-    """Any of these, equally often."""
+    """Sample one of these values with equal probability."""
     grid: Values | None = None
-    """Each of these, with every value of the other grids."""
+    """Try each of these values, combined with all values of the other grids."""
     uniform: Ends | None = None
-    """Between two numbers."""
+    """Sample uniformly between two numbers."""
     loguniform: Ends | None = None
-    """Between two numbers above 0, every order of magnitude equally often."""
+    """Sample log-uniformly between two positive numbers."""
     randint: WholeEnds | None = None
-    """A whole number from the first to the second, both included."""
+    """Sample an integer from the first to the second, both included."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -69,26 +69,28 @@ class Domain(Frozen):
 
     @property
     def kind(self) -> str:
+        """The name of the one field that is set."""
         return next(k for k in type(self).model_fields if getattr(self, k) is not None)
 
     @property
     def is_list(self) -> bool:
+        """Whether the domain lists its values instead of giving a range."""
         return self.kind in ("choice", "grid")
 
     @property
     def ends(self) -> list[Any]:
-        """All values of a list; the two ends of a range."""
+        """All values of a list, or the two bounds of a range."""
         return list(getattr(self, self.kind))
 
     @property
     def size(self) -> float:
-        """How many values there are: infinite for a range of real numbers."""
+        """The number of distinct values; infinite for a range of real numbers."""
         if self.is_list:
             return len(self.ends)
         return self.ends[1] - self.ends[0] + 1 if self.kind == "randint" else math.inf
 
     def value(self, u: float) -> Any:
-        """Return the value at a quantile 0 ≤ u < 1."""
+        """Return the value at quantile `u`, 0 ≤ u < 1, of the domain."""
         if self.is_list:
             return self.ends[int(u * len(self.ends))]
         low, high = self.ends
@@ -101,7 +103,7 @@ class Domain(Frozen):
     def perturb(self, value: Any, u: float) -> Any:
         """Return a value near `value`: the lower one for u < 0.5, else the higher.
 
-        A number is multiplied by 0.8 or 1.2, and stays in its range; in a list it is a neighbor.
+        A number is multiplied by 0.8 or 1.2 and clamped to its range; a list gives the neighbor.
         """
         if self.is_list:
             index = self.ends.index(value)
@@ -117,7 +119,10 @@ class Domain(Frozen):
         return self.rounded(value * PERTURBATION_FACTORS[up])
 
     def rounded(self, value: float) -> float:
-        """Round to four digits, of the number or of the range: what is shown is what is used."""
+        """Round to four significant digits, so that the value displayed is the value used.
+
+        A uniform domain is rounded relative to its range.
+        """
         low, high = self.ends
         if self.kind == "uniform":
             value = round(value, 4 - math.ceil(math.log10(high - low)))
@@ -134,49 +139,49 @@ Space = dict[str, Domain]
 
 
 class Pool(Frozen):
-    """Devices of one kind that trials are trained on."""
+    """A pool of devices of one kind to run trials on."""
 
     device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
-    """auto: the first of cuda, npu, cpu that is there."""
+    """Device type; auto: the first of cuda, npu and cpu that is available."""
     cpus: PositiveInt = 1
-    """CPUs, and so threads, of each worker."""
+    """CPUs and threads per worker."""
     workers: PositiveInt = 1
-    """Workers of each trial; more than one take Ray half a minute to start, for every trial."""
+    """Workers per trial; more than one take Ray half a minute to start, for every trial."""
 
     @property
     def worker_config(self) -> Workers:
-        """The `workers` section of a job that is trained in this pool."""
+        """The `workers` section of a trial that runs in this pool."""
         return Workers(count=self.workers, device=self.device, cpus=self.cpus)
 
 
 class Tune(Frozen):
-    """How to search."""
+    """Settings of a hyperparameter search."""
 
     space: Space = {}
-    """A dotted key of the job, and where its values come from."""
+    """Search space: dotted keys of the job, each with its domain."""
     trials: PositiveInt | None = None
-    """Draws for each architecture, or for each point of its grid, of the keys that are not in a
-    grid; 10 when absent. No trial is a copy of another: a grid alone runs once, and a space of few
-    values has no more trials than values."""
+    """Samples per architecture, or per point of its grid, of the keys that are not in a grid; by
+    default 10. Trials are distinct: a pure grid runs once, and a small space has no more trials
+    than values."""
     metric: Literal["val/acc1", "val/acc5", "val/loss", "train/acc1", "train/loss"] = "val/acc1"
-    """What is compared: the best of a trial's epochs."""
+    """Metric to compare trials by, at the best epoch of each."""
     mode: Literal["max", "min"] | None = None
-    """Which is better; when absent max for an accuracy, min for a loss."""
+    """Direction of the metric; by default max for an accuracy, min for a loss."""
     scheduler: ComponentConfig = ComponentConfig(name="none")
-    """Stops trials that do badly (asha, median), or has them copy better ones (pbt); or none."""
+    """Trial scheduler: asha or median stop poor trials, pbt lets them copy better ones; or none."""
     searcher: Literal["random", "optuna"] = "random"
-    """random: a Sobol sequence, which fills the space evenly; optuna: near earlier good trials."""
+    """random: a Sobol sequence, which fills the space evenly; optuna: model-based (TPE)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the draws; jobs keep their own, so that all trials see the same images."""
+    """Seed of the sampler; jobs keep their own seed, so that all trials see the same images."""
     folds: Annotated[int, Field(ge=2)] | None = None
-    """Cross-validation: train every trial so often, each time holding out another one of so many
-    equal parts instead of `data.val`; compared is the mean over them."""
+    """Cross-validation: train every trial once per fold, each time holding out another fold instead
+    of `data.val`, and compare the mean."""
     concurrency: PositiveInt | None = None
-    """Most trials at once; when absent as many as the resources allow."""
+    """Maximum number of concurrent trials; by default as many as the resources allow."""
     time_budget_s: Positive | None = None
-    """Save and stop after so long; `raycnn tune --resume` continues, with as long again."""
+    """Seconds after which to save and stop; `raycnn tune --resume` gets the same budget again."""
     pools: Annotated[list[Pool], Field(min_length=1)] = [Pool()]
-    """Kinds of devices to spread the trials over: each is trained on the first with room for it."""
+    """Device pools to run the trials on; each trial takes the first pool with free resources."""
 
     @property
     def sign(self) -> int:
@@ -185,30 +190,30 @@ class Tune(Frozen):
 
 
 class Architecture(Frozen):
-    """A job to change, and where its values come from."""
+    """One architecture of a search: its base job and its search space."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
     job: JobSpec
     space: Space
 
     def job_of(self, search: str, changes: Tree, pool: Pool) -> JobSpec:
-        """Return the job of one trial: trained by itself, it gives the same result."""
+        """Return the job of one trial; trained outside the search, it gives the same result."""
         workers = pool.worker_config.model_dump() | {"timeout_s": self.job.workers.timeout_s}
         own = {"name": f"{search}-{self.name}", "workers": workers}
         return job_from_tree(apply_changes(self.job.tree(), {}, changes | own)[0])
 
     @property
     def grid(self) -> dict[str, list[Any]]:
-        """The keys whose values are all combined with one another."""
+        """The keys of the grid, with the values that are all combined with one another."""
         return {key: domain.ends for key, domain in self.space.items() if domain.grid}
 
     @property
     def drawn(self) -> Space:
-        """The keys whose values are drawn, at each point of the grid."""
+        """The keys whose values are sampled at each point of the grid."""
         return {key: domain for key, domain in self.space.items() if not domain.grid}
 
     def trials(self, asked: int | None) -> int:
-        """Return the number of trials that `tune.trials` makes, none of them a copy of another."""
+        """Return the number of distinct trials for `asked` samples (`tune.trials`)."""
         points = math.prod(len(values) for values in self.grid.values())
         distinct = math.prod(domain.size for domain in self.drawn.values())
         return points * int(min(asked or DEFAULT_DRAWS, distinct))
@@ -216,22 +221,23 @@ class Architecture(Frozen):
 
 @dataclass(frozen=True)
 class TrialKey:
-    """Which trial of a search one is, begun or not."""
+    """The identity of one trial of a search, started or not."""
 
     architecture: Architecture
     number: int
-    """Of its draw, from 0."""
+    """Index of its sample, from 0."""
     fold: int | None = None
-    """Of the images held out, from 0, where the search has folds."""
+    """Index of the fold held out, from 0, in cross-validation."""
 
     @property
     def id(self) -> str:
+        """The name of the trial's folder: `lenet-003`, or `lenet-003-fold1`."""
         part = "" if self.fold is None else f"-fold{self.fold}"
         return f"{self.architecture.name}-{self.number:03d}{part}"
 
 
 class TuneSpec(Frozen):
-    """A search in full: every architecture with its whole job and space."""
+    """A resolved search: every architecture with its complete job and space."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,30}$")]
     tune: Tune
@@ -251,11 +257,11 @@ class TuneSpec(Frozen):
 
     @property
     def folds(self) -> list[int | None]:
-        """The folds of each draw; [None] without cross-validation."""
+        """The folds of each sample; [None] without cross-validation."""
         return list(range(self.tune.folds)) if self.tune.folds else [None]
 
     def trials(self) -> list[TrialKey]:
-        """Every trial of the search, the architectures taking turns."""
+        """Return all trials of the search, alternating between architectures."""
         counts = [(a, a.trials(self.tune.trials)) for a in self.architectures]
         return [
             TrialKey(architecture, number, fold)
@@ -266,15 +272,16 @@ class TuneSpec(Frozen):
         ]
 
     def tree(self) -> Tree:
+        """Return the search as plain values, with all defaults filled in."""
         return self.model_dump(mode="json")
 
     def error(self, key: str, message: str) -> SpecError:
-        """Return an error that names the file and line of a key."""
+        """Return a SpecError with the file and line of a key."""
         return SpecError(locate(self._where, key, message))
 
 
 class _Entry(Frozen, extra="allow"):
-    """An architecture as it is written; its other keys are changes to the job."""
+    """An entry of `architectures` as written; its other keys are changes to the base job."""
 
     name: str | None = None
     job: str | None = None
@@ -289,7 +296,7 @@ class _Entry(Frozen, extra="allow"):
 
 
 class _Sections(Frozen, extra="ignore"):
-    """The parts of a file that are not its base job."""
+    """The sections of a search file that are not part of its base job."""
 
     tune: Tune
     architectures: Annotated[list[_Entry], Field(min_length=1)] | None = None
@@ -328,7 +335,7 @@ def load_search(path: Path, changes: Iterable[str] = ()) -> TuneSpec:
 
 
 def search_json_schema() -> dict[str, Any]:
-    """Return the JSON schema of the file: `tune`, `architectures`, and any part of a job."""
+    """Return the JSON schema of a search file: `tune`, `architectures`, and any key of a job."""
     schema = json_schema()
     del schema["anyOf"]
     own = _Sections.model_json_schema()
@@ -345,7 +352,7 @@ def search_json_schema() -> dict[str, Any]:
 
 
 def load_resolved_search(path: Path) -> TuneSpec:
-    """Read a search from a file that `TuneSpec.tree` was saved in."""
+    """Return the search in a file that `TuneSpec.tree` was saved to. Raises SpecError."""
     return validate(TuneSpec, *read_spec(path))
 
 

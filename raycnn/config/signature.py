@@ -1,8 +1,8 @@
-"""Read functions of raycnn from their source without importing what their modules import.
+"""Read function signatures from raycnn's source, without importing torch.
 
-The options of a network are parameters of its builder, whose module imports torch, and that takes
-seconds. To list options, only what their types and defaults are made of is run: imports of typing
-and pydantic, constants, and the functions' headers.
+The options of a network are parameters of its builder, whose module imports torch, which takes
+seconds. To list options, only the statements that types and defaults need are executed: imports
+of typing and pydantic, constants, and function definitions.
 """
 
 import __future__
@@ -16,12 +16,12 @@ from typing import Any
 import raycnn
 
 LIGHT = ("typing", "functools", "typing_extensions", "pydantic", "collections", "raycnn.config")
-FLAGS = __future__.annotations.compiler_flag  # annotations stay strings until they are asked for
+FLAGS = __future__.annotations.compiler_flag  # keep annotations as strings
 
 
 @cache
 def namespace(module: str) -> dict[str, Any]:
-    """Return the names of a module of raycnn's that can be defined without heavy imports."""
+    """Return the global names of a raycnn module that need no heavy imports."""
     names: dict[str, Any] = {"__name__": module}
     for node in ast.parse(_path(module).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and node.module and not _is_light(node.module):
@@ -31,13 +31,13 @@ def namespace(module: str) -> dict[str, Any]:
             if isinstance(node, ast.ImportFrom) or all(_is_light(a.name) for a in node.names):
                 _run(node, module, names)
         elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.FunctionDef)):
-            with suppress(Exception):  # made of torch: no option's type is
+            with suppress(Exception):  # needs torch, which no type of an option does
                 _run(node, module, names)
     return names
 
 
 def _take(names: dict[str, Any], node: ast.ImportFrom) -> None:
-    """Take over what another module of raycnn's defines; what is heavy there is left out."""
+    """Import names from another raycnn module, leaving out those that need heavy imports."""
     if not node.module or not _path(node.module).is_file():
         return
     others = namespace(node.module)
@@ -56,5 +56,5 @@ def _is_light(module: str) -> bool:
 
 
 def _path(module: str) -> Path:
-    """Return the file of a module; one that does not exist for a package."""
+    """Return the file of a module; for a package the path does not exist."""
     return Path(raycnn.__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")

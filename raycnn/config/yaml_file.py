@@ -1,6 +1,6 @@
-"""YAML 1.2 in, plain values and the line of every key out. Data only: no tags, no aliases.
+"""Parse YAML 1.2 into plain values and the line of every key. Tags and aliases are refused.
 
-In YAML 1.2 `1e-3` is a number and `on` is a word; a key given twice is an error.
+In YAML 1.2 `1e-3` is a number and `on` is a string; a duplicate key is an error.
 """
 
 import json
@@ -24,7 +24,10 @@ Where = dict[str, str]  # dotted key -> "file:line"
 
 
 def load_yaml(path: Path, name: str) -> tuple[Tree, Where]:
-    """The mapping in a file, which errors call `name`. Raises SpecError for anything else."""
+    """Return the mapping in a file, and the line of each key.
+
+    Errors call the file `name`. Raises SpecError where it cannot be read or is no mapping.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
@@ -46,11 +49,12 @@ def load_yaml(path: Path, name: str) -> tuple[Tree, Where]:
 
 
 def parse_value(text: str) -> Any:
-    """The value of one `key=value` of the command line."""
+    """Return the parsed value of a `key=value` command-line argument."""
     return _parse(text, "command line")[0]
 
 
 def dump(tree: Tree, file: TextIO) -> None:
+    """Write a tree as block-style YAML, in the order of its keys."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
@@ -60,7 +64,7 @@ def dump(tree: Tree, file: TextIO) -> None:
 def to_text(tree: Tree, comments: dict[str, str], head: str = "") -> str:
     """Return a tree as YAML with a comment after each dotted key that has one.
 
-    Mappings below the second level, and those in lists, stand on one line.
+    Mappings below the second level, and those in lists, are written on one line.
     """
     lines = [f"# {line}" for line in head.splitlines()]
     for key, value in tree.items():
@@ -80,7 +84,7 @@ def _commented(line: str, comment: str | None) -> str:
 
 
 def _flow(value: Any) -> str:
-    """Return a value on one line."""
+    """Return a value as YAML on one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_flow(below)}" for key, below in value.items()) + "}"
     if isinstance(value, list):
@@ -99,7 +103,7 @@ def _parse(text: str, name: str) -> tuple[Any, Node | None]:
             depth += isinstance(event, CollectionStartEvent)
             depth -= isinstance(event, CollectionEndEvent)
             line = event.start_mark.line + 1
-            if depth > MAX_DEPTH:  # brackets without end would take the parser hours
+            if depth > MAX_DEPTH:  # deep nesting would take the parser hours
                 raise SpecError(f"{name}:{line}: more than {MAX_DEPTH} levels deep")
             if isinstance(event, AliasEvent):
                 raise SpecError(f"{name}:{line}: aliases are not used in a spec; see `extends`")
@@ -115,7 +119,7 @@ def _parse(text: str, name: str) -> tuple[Any, Node | None]:
 
 
 def _check_scalars(node: Node | None, name: str) -> None:
-    """Raise SpecError for a key that is not a word, and for a number of absurd length."""
+    """Raise SpecError for a key that is not a string, and for a number of too many digits."""
     if isinstance(node, MappingNode):
         for key, value in node.value:
             if not isinstance(key, ScalarNode) or not str(key.tag).endswith(":str"):
