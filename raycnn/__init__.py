@@ -1,6 +1,6 @@
 """raycnn: train, search and ship CNN classifiers from one YAML job spec.
 
-The names below are imported when they are first used: `import raycnn` itself takes no torch.
+The names below are imported on first use, so that `import raycnn` does not import torch.
 """
 
 import os
@@ -8,8 +8,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-# An installed torch_npu would otherwise load itself inside `import torch`, and break it where the
-# CANN libraries are missing. device.py loads it when an NPU is asked for.
+# An installed torch_npu would otherwise load during `import torch`, which fails where the CANN
+# libraries are missing. runtime/device.py loads it when an NPU is requested.
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 __version__ = version("raycnn")
@@ -35,7 +35,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in PUBLIC:
         return getattr(import_module("raycnn.api"), name)
-    if name == "runs":  # a package that can be called, see there
+    if name == "runs":  # a callable package, see raycnn/runs/__init__.py
         return import_module("raycnn.runs")
     raise AttributeError(f"module 'raycnn' has no attribute {name!r}")
 

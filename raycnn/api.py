@@ -1,8 +1,8 @@
-"""raycnn from Python: what the command line does, as functions and objects.
+"""The Python API of raycnn: the commands of the command line as functions and objects.
 
-Changes to a spec are keyword arguments, their dots written as two underscores
-(`train__epochs=3`), or a mapping taken apart (`**{"train.epochs": 3}`). Errors are those of
-`raycnn.errors`: each is a `RaycnnError`, and says what to do.
+Changes to a spec are keyword arguments with two underscores for each dot (`train__epochs=3`), or
+an unpacked mapping (`**{"train.epochs": 3}`). All errors are subclasses of
+`raycnn.errors.RaycnnError`.
 
 >>> import raycnn
 >>> job = {"name": "digits", "data": "digits", "model": "lenet", "train": {"epochs": 2}}
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from raycnn.training.from_folder import FolderJob
 
 Job = str | PathLike[str] | Mapping[str, Any] | JobSpec
-"""A spec's file, a folder of pictures, the name of a packaged job, or the spec itself."""
+"""A spec file, a folder of images, the name of a packaged job, or the spec itself."""
 
 
 def load(job: Job, **changes: Any) -> JobSpec:
-    """Return a checked job: a YAML file, a folder of pictures, a packaged job, or a mapping.
+    """Return the validated job of a YAML file, a folder of images, a packaged job or a mapping.
 
-    Raises SpecError, naming the key and the line, for what is no job.
+    Raises SpecError, with the key and the line, where it is invalid.
 
     >>> job = {"name": "x", "data": "digits", "model": "lenet", "train": {"epochs": 2}}
     >>> load(job, train__epochs=3).train.epochs
@@ -64,10 +64,10 @@ def load(job: Job, **changes: Any) -> JobSpec:
 def train(job: Job, *, progress: bool = True, **changes: Any) -> "Run":
     """Train a job in a new run folder, and return the run.
 
-    With `progress` it shows what happens: a bar on a terminal, else a line for each epoch. Several
-    workers train on Ray, which is started for the job unless one is there. Raises SpecError,
-    DataError or EnvironmentUnavailable before anything starts, JobFailed when training fails, and
-    Interrupted when it is stopped; `resume` goes on with it.
+    With `progress` a progress bar is shown on a terminal, else a line for each epoch. Several
+    workers train on Ray, which is started for the job unless a cluster is running. Raises
+    SpecError, DataError or EnvironmentUnavailable before training starts, JobFailed when it fails,
+    and Interrupted when it is stopped; `resume` continues it.
     """
     from rich.console import Console
 
@@ -91,9 +91,10 @@ def train(job: Job, *, progress: bool = True, **changes: Any) -> "Run":
 
 
 def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes: Any) -> "Run":
-    """Go on with a run from its last checkpoint, to the weights an unbroken one ends with.
+    """Resume a run from its last checkpoint; the result equals that of an uninterrupted run.
 
-    A run that is done trains longer with `train__epochs=N`, else it is returned as it is.
+    A completed run trains longer with `train__epochs=N`, else it is returned unchanged. Raises as
+    `train` does, and SpecError for a change of a setting that is fixed once training has begun.
     """
     from rich.console import Console
 
@@ -118,9 +119,9 @@ def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes
 
 
 def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) -> "Search":
-    """Train the trials of a search on Ray, and return it: a search's file, or one to go on with.
+    """Run a search on Ray and return it; `search` is a search file, or the folder of one to resume.
 
-    Raises as `train` does, and JobFailed when no trial comes to its end.
+    Raises as `train` does, and JobFailed when no trial completes.
     """
     from raycnn.config.search import load_search
     from raycnn.search.folder import Search as Folder
@@ -137,7 +138,7 @@ def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) 
 
 
 def runs(root: str | PathLike[str] = "runs") -> "list[Run]":
-    """Return all runs of a folder, by job and number."""
+    """Return all runs in a folder, sorted by job and number."""
     from raycnn.runs.directory import Run as Directory
 
     return [Run(run.home) for run in Directory.all(str(root))]
@@ -146,9 +147,9 @@ def runs(root: str | PathLike[str] = "runs") -> "list[Run]":
 def open_network(
     source: "str | PathLike[str] | Run", which: str = "best", device: str = "auto"
 ) -> "Classifier":
-    """Return what classifies images: of a run (folder, `job/n` or `job`), or an exported file.
+    """Return the classifier of a run (folder, `job/n` or `job`), or of an exported file.
 
-    Its `predict` takes files, folders, PIL images and arrays.
+    Its `predict` takes files, folders, PIL images and arrays. `which` is `best` or `last`.
     """
     from raycnn.analysis.exported import is_exported, open_exported
 
@@ -158,9 +159,9 @@ def open_network(
 
 
 class Run:
-    """One execution of a job, found by its folder, by `job/n`, or as the latest of `job`.
+    """One execution of a job: opened by its folder, by `job/n`, or by `job` for the latest.
 
-    Raises SpecError for none.
+    Raises SpecError where there is no such run.
     """
 
     def __init__(self, run: str | PathLike[str], root: str | PathLike[str] = "runs"):
@@ -173,29 +174,29 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where everything of the run lies."""
+        """The run folder, which contains all its files."""
         return self._run.folder
 
     @property
     def name(self) -> str:
-        """`job/n`."""
+        """The name of the run: `job/n`."""
         return self._run.name
 
     @property
     def state(self) -> str:
-        """done, running, failed or stopped."""
+        """The state of the run: done, running, failed or stopped."""
         return self._run.state()
 
     @property
     def job(self) -> JobSpec:
-        """The resolved spec."""
+        """The resolved spec of the run."""
         return self._run.job()
 
     @property
     def metrics(self) -> Any:
-        """A row per epoch: losses, accuracies, learning rate, images/s.
+        """The metrics of each epoch, one row each: losses, accuracies, learning rate, images/s.
 
-        A pandas DataFrame where pandas is installed, else a list of dicts; numbers are floats.
+        A pandas DataFrame where pandas is installed, else a list of dicts of floats.
         """
         rows = [
             {key: float(value) for key, value in row.items() if value} for row in self._run.rows()
@@ -204,20 +205,20 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The test of the best weights, and what was best; None until the run is done."""
+        """The test metrics of the best weights, and the best epoch; None until the run is done."""
         return self._run.result()
 
     @property
     def events(self) -> list[Any]:
-        """What happened to the run, oldest first."""
+        """The events of the run, oldest first."""
         return self._run.events()
 
     @property
     def predictions(self) -> Any:
-        """A row per validation and test image: its file, label, predicted class and probabilities.
+        """The predictions for each validation and test image: file, label, class, probabilities.
 
         A pandas DataFrame with class names where pandas is installed, else the pyarrow table of
-        predictions.parquet, with class numbers. Raises DataError when the run has none.
+        predictions.parquet, with class indices. Raises DataError when the run has none.
         """
         import pyarrow.parquet
 
@@ -235,7 +236,7 @@ class Run:
 
     @property
     def report(self) -> Path:
-        """report.html, one file for a browser. Raises DataError when the run has none."""
+        """The path of the run's report.html. Raises DataError when the run has none."""
         path = self.folder / "report.html"
         if not path.is_file():
             raise DataError(f"{self.name} has no report yet: `raycnn report {self.name}` writes it")
@@ -244,8 +245,8 @@ class Run:
     def network(self, which: str = "best", device: str = "auto") -> "Network":
         """Return the network with its `best` or `last` weights.
 
-        `module` maps normalized images to logits, `classes` names them, `preprocessing` says what
-        is done to a picture, and `predict` does all of it.
+        `module` maps normalized images (B, C, H, W) to logits (B, K), `classes` has the K class
+        names, `preprocessing` describes the input pipeline, and `predict` runs all of it.
         """
         from raycnn.analysis.predict import load as load_network
         from raycnn.runtime import device as devices
@@ -253,7 +254,7 @@ class Run:
         return load_network(self._run.weights(which), devices.find(device).select(0))
 
     def predict(self, images: Any) -> "list[Prediction]":
-        """Classify files, folders, PIL images or arrays by the best weights: see `Network`."""
+        """Classify files, folders, PIL images or arrays with the best weights."""
         return self.network().predict(images)
 
     def evaluate(
@@ -263,9 +264,9 @@ class Run:
         device: str | None = None,
         root: str | PathLike[str] | None = None,
     ) -> dict[str, Any]:
-        """Return the metrics of any split (train, val, test), under its name, and per class.
+        """Return the metrics of a split (train, val or test), under its name, and per class.
 
-        They are of the predictions that the run keeps, unless a device or a root is named.
+        Saved predictions are used where there are any, unless a device or a root is given.
         """
         from raycnn.analysis.evaluate import evaluate_run
 
@@ -279,9 +280,9 @@ class Run:
         which: str = "best",
         root: str | PathLike[str] | None = None,
     ) -> "Export":
-        """Write the network as `onnx`, `safetensors` or `torch`, once it is found equal to the run.
+        """Export the network as `onnx`, `safetensors` or `torch`, verified against the run.
 
-        Raises JobFailed, and writes nothing, when it is not.
+        Raises JobFailed, and writes nothing, when its outputs differ from the run's.
         """
         from raycnn.analysis.export import export
 
@@ -291,7 +292,7 @@ class Run:
         )
 
     def resume(self, *, progress: bool = True, **changes: Any) -> "Run":
-        """Go on with this run: see `raycnn.resume`."""
+        """Resume this run from its last checkpoint: see `raycnn.resume`."""
         return resume(self, progress=progress, **changes)
 
     def _repr_html_(self) -> str:
@@ -316,7 +317,7 @@ class Run:
 
 
 class Search:
-    """One execution of a search, found by its folder, by `search/n`, or by its name alone."""
+    """One execution of a search: opened by its folder, by `search/n`, or by name for the latest."""
 
     def __init__(self, search: str | PathLike[str], root: str | PathLike[str] = "runs"):
         from raycnn.search.folder import Search as Folder
@@ -328,22 +329,22 @@ class Search:
 
     @property
     def folder(self) -> Path:
-        """Where everything of the search lies."""
+        """The search folder, which contains all its files."""
         return self._search.folder
 
     @property
     def name(self) -> str:
-        """`search/n`."""
+        """The name of this execution: `search/n`."""
         return self._search.name
 
     @property
     def state(self) -> str:
-        """done, running or stopped."""
+        """The state of the search: done, running or stopped."""
         return self._search.state()
 
     @property
     def leaderboard(self) -> Any:
-        """A row per trial, best first: a DataFrame where pandas is installed, else dicts."""
+        """The trials, best first: a DataFrame where pandas is installed, else a list of dicts."""
         from dataclasses import asdict
 
         from raycnn.search.leaderboard import leaderboard
@@ -352,7 +353,7 @@ class Search:
 
     @property
     def best(self) -> dict[str, JobSpec]:
-        """The job of the best trial of each architecture, best first: ready to `train`."""
+        """The job of the best trial of each architecture, best first, as input for `train`."""
         from raycnn.search.leaderboard import leaderboard, winners
 
         names = winners(leaderboard(self._search))
@@ -376,7 +377,7 @@ def _dotted(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_folder(job: Job, changes: Mapping[str, Any]) -> "FolderJob | None":
-    """Return the job made for a folder of pictures; None where `job` is none."""
+    """Return the generated job of a folder of images; None where `job` is no folder."""
     if isinstance(job, JobSpec | Mapping) or not Path(job).expanduser().is_dir():
         return None
     from raycnn.training.from_folder import job_for_folder
@@ -424,7 +425,7 @@ def _pandas() -> Any:
 
 
 def _html(title: str, rows: Mapping[str, str]) -> str:
-    """Return a small table; names come from files, and are escaped."""
+    """Return a small HTML table; keys and values come from files, so they are escaped."""
     cells = "".join(
         f"<tr><th style='text-align:left'>{html.escape(key)}</th>"
         f"<td style='text-align:left'>{html.escape(value)}</td></tr>"

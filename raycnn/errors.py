@@ -1,18 +1,18 @@
-"""What can go wrong with a job: one tree, each class with its exit code.
+"""The errors of raycnn: one class tree, with exit codes.
 
 RaycnnError
 ├── JobFailed      1  the job ran and failed
 │   ├── Diverged      its loss is no longer a finite number
-│   └── WorkerLost    a worker went away more often than `failure.retries` allows
-│       └── OutOfMemory   its device was full: the next try has a smaller micro-batch
+│   └── WorkerLost    workers were lost more often than `failure.retries` allows
+│       └── OutOfMemory   its device ran out of memory: retried with a smaller micro-batch
 ├── SpecError      2  bad usage or a bad spec
-├── EnvironmentUnavailable          3  this environment cannot: device, disk, versions
-├── DataError      4  the data, or a checkpoint, is not what it should be
-├── ClusterError   5  the cluster cannot be reached, or is too small
-└── Interrupted  130  stopped on request, its state saved
+├── EnvironmentUnavailable          3  a device, disk space or package is missing
+├── DataError      4  the data or a checkpoint is damaged or unsuitable
+├── ClusterError   5  the cluster is unreachable or too small
+└── Interrupted  130  stopped on request, with its state saved
 
-Every one is a user's to mend, and is shown as its message alone. Anything else is a bug of ours
-and keeps its traceback.
+The user can correct each of these, so only the message is shown. Any other exception is a bug in
+raycnn and keeps its traceback.
 """
 
 from collections.abc import Iterable
@@ -20,23 +20,25 @@ from difflib import get_close_matches
 
 
 class RaycnnError(Exception):
+    """Base of all errors that a user can correct; `exit_code` is that of the command line."""
+
     exit_code = 1
 
 
 class JobFailed(RaycnnError):
-    pass
+    """The job ran and failed."""
 
 
 class Diverged(JobFailed):
-    pass
+    """The loss or a weight is no longer finite."""
 
 
 class WorkerLost(JobFailed):
-    pass
+    """A worker process ended unexpectedly or did not respond."""
 
 
 class OutOfMemory(WorkerLost):
-    """`micro_batch` is how many images at once the next try is to have."""
+    """A device ran out of memory; `micro_batch` is the smaller size to retry with, in images."""
 
     def __init__(self, message: str, micro_batch: int):
         super().__init__(message, micro_batch)
@@ -47,7 +49,7 @@ class OutOfMemory(WorkerLost):
 
 
 class SpecError(RaycnnError):
-    """`key` is the dotted name of the setting at fault, where there is one."""
+    """Bad usage or an invalid spec; `key` is the dotted key at fault, where there is one."""
 
     exit_code = 2
 
@@ -60,23 +62,31 @@ class SpecError(RaycnnError):
 
 
 class EnvironmentUnavailable(RaycnnError):
+    """A device, a package, disk space or a file system that the job needs is not available."""
+
     exit_code = 3
 
 
 class DataError(RaycnnError):
+    """Data or a checkpoint is missing, damaged or unsuitable."""
+
     exit_code = 4
 
 
 class ClusterError(RaycnnError):
+    """The cluster is unreachable or too small."""
+
     exit_code = 5
 
 
 class Interrupted(RaycnnError):
+    """The job was stopped on request, with its state saved."""
+
     exit_code = 130
 
 
 def first_line(error: BaseException) -> str:
-    """Of what it says: other libraries' errors go on for screens."""
+    """Return the first line of an error's message; those of other libraries fill screens."""
     return str(error).strip().partition("\n")[0]
 
 
@@ -89,11 +99,11 @@ SYNONYMS = {
     "grad_clip": "clip_norm", "early_stopping": "patience", "amp": "precision",
     "num_workers": "count", "gpus": "count", "accelerator": "device", "image_size": "size",
 }  # fmt: skip
-"""What other programs call a setting."""
+"""Other programs' names of a setting, with raycnn's own."""
 
 
 def unknown(kind: str, found: str, names: Iterable[str]) -> str:
-    """The sentence for a name nobody knows: the nearest one, and all there are."""
+    """Return the message for an unknown name, with the nearest valid name and all valid names."""
     names = sorted(names)
     there = ", ".join(names[:NAMES_SHOWN]) or "none"
     if len(names) > NAMES_SHOWN:
@@ -102,13 +112,13 @@ def unknown(kind: str, found: str, names: Iterable[str]) -> str:
 
 
 def shortened(value: object, length: int = 80) -> str:
-    """Return a value as Python writes it, cut where it is long."""
+    """Return the repr of a value, truncated to `length` characters."""
     text = repr(value)
     return text if len(text) <= length else f"{text[:length]}..."
 
 
 def did_you_mean(found: str, names: Iterable[str]) -> str:
-    """Return the question that ends a sentence about an unknown name, where one is near."""
+    """Return a `did you mean` suggestion for the nearest name; empty where none is near."""
     names = list(names)
     synonym = SYNONYMS.get(str(found))
     near = [synonym] if synonym in names else get_close_matches(str(found)[:100], names, n=1)

@@ -1,4 +1,4 @@
-"""Folders on any file system: pyarrow's own by their URI, and fsspec's for all others."""
+"""Folders on any file system, by URI: pyarrow's own, and fsspec's for all others."""
 
 import errno
 import os
@@ -13,28 +13,31 @@ if TYPE_CHECKING:
     from pyarrow import fs
 
 SECRET = re.compile(r"key|secret|token|password|credential|signature|^sig$", re.IGNORECASE)
-CHUNK = 8 << 20  # bytes of a file that are read at once
-FLUSH = 64 << 20  # bytes that a stream may buffer before they have to be sent
-NO_FOLDERS = ("s3", "gcs", "abfs")  # object stores: a name with slashes needs no folder
-HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # waiting does not mend these
+CHUNK = 8 << 20  # bytes per read
+FLUSH = 64 << 20  # bytes that a stream may buffer before it is flushed
+NO_FOLDERS = ("s3", "gcs", "abfs")  # object stores, which have no folders to create
+HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that retrying cannot resolve
 
 
 class RemoteFile(NamedTuple):
-    """A file below a folder, as its file system lists it."""
+    """A file in a remote folder, as listed by its file system."""
 
     name: str
-    """Below the folder, with `/` between its parts."""
+    """Path relative to the folder, with `/` between its parts."""
     size: int
     modified_ns: int
 
 
 def is_uri(place: str) -> bool:
-    """Return whether a place is a URI, such as s3://bucket/folder, and not a path."""
+    """Return whether a location is a URI, such as s3://bucket/folder, and not a path."""
     return "://" in place
 
 
 def check_uri(uri: str) -> str:
-    """Return the URI. Raises ValueError, which repeats nothing secret, where it cannot be used."""
+    """Return the URI unchanged, if it is usable.
+
+    Raises ValueError where it is malformed, or contains credentials, which the message omits.
+    """
     if not re.match(r"[a-z][a-z0-9+.-]*://.", uri):
         raise ValueError("is neither a plain path nor a URI (s3://bucket/folder)")
     parts = urlsplit(uri)
@@ -49,12 +52,12 @@ def check_uri(uri: str) -> str:
 
 
 def local_path(place: str) -> str:
-    """Return a file:// URI as a path, and every other place as it is."""
+    """Return the path of a file:// URI, and every other location unchanged."""
     return unquote(urlsplit(place).path) if place.startswith("file://") else place
 
 
 def join(place: str, *names: str) -> str:
-    """Return a path or URI below a folder; the query of a URI stays at its end."""
+    """Return `place` joined with names; the query of a URI stays at its end."""
     if not is_uri(place):
         return os.path.join(place, *names)
     base, mark, query = place.partition("?")
@@ -67,13 +70,13 @@ def base_name(uri: str) -> str:
 
 
 def parent(uri: str) -> str:
-    """Return the folder that the last part of a URI's path lies in."""
+    """Return the URI without the last part of its path."""
     base, mark, query = uri.partition("?")
     return base.rstrip("/").rpartition("/")[0] + mark + query
 
 
 def errors() -> tuple[type[Exception], ...]:
-    """Return what a file system raises when it cannot do what it was asked for."""
+    """Return the exception types that a file system operation may raise."""
     import pyarrow as pa
 
     return (OSError, pa.ArrowException)
@@ -82,7 +85,7 @@ def errors() -> tuple[type[Exception], ...]:
 def open_filesystem(place: str) -> "tuple[fs.FileSystem, str]":
     """Return the file system of a path or URI, and the path there.
 
-    Raises OSError or ArrowException where there is none, or it cannot be reached.
+    Raises OSError or ArrowException where it does not exist or cannot be reached.
     """
     from pyarrow import ArrowInvalid, fs
 
@@ -103,15 +106,15 @@ def _from_fsspec(uri: str) -> "tuple[fs.FileSystem, str]":
     base, _, query = uri.partition("?")
     try:
         system, path = url_to_fs(base, **dict(parse_qsl(query)))
-    except (ValueError, ImportError, TypeError) as error:  # no such protocol, or its package lacks
+    except (ValueError, ImportError, TypeError) as error:  # unknown, or lacks a package
         raise OSError(str(error)) from None
     return fs.PyFileSystem(fs.FSSpecHandler(system)), path
 
 
 class RemoteFolder:
-    """A folder on a file system; `uri` is what a person calls it.
+    """A folder on a file system; `uri` is its address for display.
 
-    Every method raises OSError or ArrowException where the file system cannot.
+    Every method raises OSError or ArrowException where the file system fails.
     """
 
     def __init__(self, system: "fs.FileSystem", path: str, uri: str):
@@ -119,15 +122,17 @@ class RemoteFolder:
 
     @classmethod
     def open(cls, uri: str) -> "RemoteFolder":
+        """Return the folder at a URI or path, which need not exist."""
         return cls(*open_filesystem(uri), uri)
 
     def child(self, *names: str) -> "RemoteFolder":
+        """Return a subfolder, which need not exist."""
         return RemoteFolder(self.system, "/".join([self.path, *names]), join(self.uri, *names))
 
     def files(self, below: str = "", recursive: bool = True) -> list[RemoteFile]:
-        """Return the files below a folder, or below one in it; none where it does not exist.
+        """Return the files in the folder or its subfolder `below`; none where it does not exist.
 
-        Names that would lead out of the folder, which an object store allows, are left out.
+        Names that lead out of the folder, which object stores allow, are omitted.
         """
         return [
             RemoteFile(self._name(info), info.size or 0, info.mtime_ns or 0)
@@ -136,11 +141,11 @@ class RemoteFolder:
         ]
 
     def folders(self) -> list[str]:
-        """Return the names of the folders that lie directly in this one."""
+        """Return the names of the direct subfolders."""
         return [info.base_name for info in self._infos("", False) if not info.is_file]
 
     def file(self, name: str) -> RemoteFile | None:
-        """Return one file; None where it does not exist."""
+        """Return the listing of one file; None where it does not exist."""
         info = self.system.get_file_info(self._path(name))
         return RemoteFile(name, info.size or 0, info.mtime_ns or 0) if info.is_file else None
 
@@ -150,42 +155,42 @@ class RemoteFolder:
             return source.read()
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file, whole."""
+        """Write a small file, replacing any existing one."""
         with self._sink(name) as sink:
             sink.write(data)
 
     def append(self, name: str, data: bytes) -> None:
-        """Write behind the end of a file. Raises NotImplementedError where that is not known."""
+        """Append to a file. Raises NotImplementedError on object stores, which cannot."""
         if self.system.type_name in NO_FOLDERS:
             raise NotImplementedError(f"{self.system.type_name} appends to no file")
         with self.system.open_append_stream(self._path(name), compression=None) as sink:
             sink.write(data)
 
     def download(self, name: str, target: Path) -> None:
-        """Copy a file from there, chunk by chunk."""
+        """Download a file to a local path, chunk by chunk."""
         with self.system.open_input_file(self._path(name)) as source, target.open("wb") as sink:
             shutil.copyfileobj(source, sink, CHUNK)
 
     def upload(self, source: Path, name: str) -> None:
-        """Copy a file to there, chunk by chunk; no more than FLUSH bytes of it are in memory."""
+        """Upload a local file, chunk by chunk; at most FLUSH bytes of it are in memory."""
         with source.open("rb") as file, self._sink(name) as sink:
             sent = 0
             while chunk := file.read(CHUNK):
                 sink.write(chunk)
                 sent += len(chunk)
-                if sent >= FLUSH:  # pyarrow's S3 would otherwise buffer whatever it is given
+                if sent >= FLUSH:  # pyarrow's S3 stream would otherwise buffer the whole file
                     sink.flush()
                     sent = 0
 
     def delete(self, name: str) -> None:
-        """Remove a file, where it exists."""
+        """Delete a file, if it exists."""
         try:
             self.system.delete_file(self._path(name))
         except FileNotFoundError:
             pass
 
     def delete_folder(self, name: str) -> None:
-        """Remove a folder and all that is in it, where it exists."""
+        """Delete a folder with its contents, if it exists."""
         try:
             self.system.delete_dir(self._path(name))
         except FileNotFoundError:

@@ -11,15 +11,16 @@ from filelock import FileLock, Timeout
 
 from raycnn.errors import EnvironmentUnavailable
 
-NOTICE_S = 3  # after which a wait is said
+NOTICE_S = 3  # seconds of waiting before `on_wait` is called
 
 
 @contextmanager
 def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
-    """Yield a hidden path beside `path` to write to; it takes the name `path` when the block ends.
+    """Yield a hidden path next to `path` to write to; it is renamed to `path` when the block ends.
 
-    Readers see the old file or the new one, never a part. With `durable` it is on the disk before
-    it is renamed, and survives a power cut. When the block raises, `path` stays as it was.
+    Readers see the old file or the new one, never a partial one. With `durable` the file is
+    synced to disk before it is renamed, and survives a power loss. When the block raises, `path`
+    is unchanged.
     """
     temporary = path.with_name(f".{path.name}")
     try:
@@ -41,7 +42,7 @@ def write_json(path: Path, value: Any, durable: bool = False) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object of a JSON file, or None where it is missing, torn or no object."""
+    """Return the object in a JSON file, or None where it is missing, truncated or no object."""
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -49,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a text file, after ending one that a full disk or a kill cut short."""
+    """Append a line to a text file, first ending a line that a full disk or a kill truncated."""
     with path.open("a+b") as file:
         if end := file.seek(0, os.SEEK_END):
             file.seek(end - 1)
@@ -59,7 +60,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Force a file or a folder to the disk."""
+    """Flush a file or a folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -71,7 +72,7 @@ def fsync(path: Path) -> None:
 def lock(
     path: Path, busy: str, timeout_s: float = -1, on_wait: Callable[[], object] | None = None
 ) -> Iterator[None]:
-    """Hold the lock file `path`, waiting at most `timeout_s` seconds for it (-1: without end).
+    """Hold the lock file `path`, waiting at most `timeout_s` seconds for it (-1: forever).
 
     `on_wait` is called when it is not free within NOTICE_S seconds. Raises EnvironmentUnavailable:
     with `busy` as its message when another process holds it for longer, or when the lock cannot be
@@ -80,7 +81,7 @@ def lock(
     held = FileLock(path)
     first = NOTICE_S if on_wait and not 0 <= timeout_s <= NOTICE_S else timeout_s
     try:
-        path.open("ab").close()  # FileLock itself waits where no file can be made
+        path.open("ab").close()  # FileLock itself would wait where the file cannot be created
         try:
             held.acquire(timeout=first)
         except Timeout:
@@ -99,7 +100,7 @@ def lock(
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether another process holds the lock file; False where it cannot be asked."""
+    """Return whether another process holds the lock file; False where that cannot be checked."""
     try:
         with FileLock(path, timeout=0):
             return False

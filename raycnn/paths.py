@@ -1,4 +1,4 @@
-"""Where data and caches lie on this machine."""
+"""Folders of data sets and caches on this machine."""
 
 import os
 from contextlib import suppress
@@ -10,18 +10,18 @@ from raycnn.errors import EnvironmentUnavailable
 
 
 def data_root(root: str | None = None) -> Path:
-    """Return the folder of data sets: `root`, else RAYCNN_DATA, else `data` here."""
+    """Return the folder of data sets: `root`, else RAYCNN_DATA, else `./data`."""
     return Path(root or os.environ.get("RAYCNN_DATA") or "data").absolute()
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again: RAYCNN_CACHE, else the user's cache.
+    """Return the cache folder: RAYCNN_CACHE, else the user's cache directory.
 
-    Raises EnvironmentUnavailable for a user without a home.
+    Raises EnvironmentUnavailable for a user without a home folder.
     """
     if named := os.environ.get("RAYCNN_CACHE"):
         return Path(named)
-    with suppress(RuntimeError):  # of a user whom the system does not know
+    with suppress(RuntimeError):  # the user has no passwd entry
         if (folder := Path(user_cache_path("raycnn"))).is_absolute():
             return folder
     raise EnvironmentUnavailable(
