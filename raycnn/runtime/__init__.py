@@ -1,1 +1,1 @@
-"""What a training runs on: devices, processes, random numbers."""
+"""The runtime of training: devices, process groups, memory and random numbers."""

@@ -1,4 +1,4 @@
-"""The table of device kinds: one row each, with all that differs between them."""
+"""The table of supported device types, with everything that differs between them."""
 
 import importlib
 import os
@@ -17,20 +17,20 @@ from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
 
 @dataclass(frozen=True)
 class DeviceKind:
-    """One kind of device."""
+    """The properties of one type of device."""
 
     name: str
     """The value of `workers.device`, and torch's device type."""
     backend: str
-    """The process group's backend; CPU tensors go through gloo on every kind."""
+    """The backend of the process group; CPU tensors use gloo on every device type."""
     resource: str
-    """The name of Ray's resource."""
+    """The name of the Ray resource."""
     count: Callable[[], int]
-    """Return how many devices this process sees."""
+    """Function that returns the number of devices visible to this process."""
     fused: bool
-    """Whether torch has fused optimizer kernels for it."""
+    """Whether torch has fused optimizer kernels for this device type."""
     layout: torch.memory_format
-    """The memory format of images and weights in which its convolutions are faster."""
+    """The memory format of images and weights in which convolutions are faster."""
 
     def select(self, local_rank: int, threads: int | None = None) -> torch.device:
         """Make device `local_rank` the current one and return it; set torch's CPU threads."""
@@ -43,7 +43,7 @@ class DeviceKind:
         return device
 
     def names(self) -> list[str]:
-        """Return the model name of each device; none for CPUs."""
+        """Return the product name of each visible device; none for CPUs."""
         count = self.count() if self.name != "cpu" else 0
         return [torch.get_device_module(self.name).get_device_name(k) for k in range(count)]
 
@@ -59,7 +59,7 @@ def _cpus() -> int:
 
 
 def _npus() -> int:
-    """Count NPUs, importing torch_npu only where there is a driver for one."""
+    """Return the number of NPUs, importing torch_npu only where a driver is present."""
     if not sys.modules.get("torch_npu"):
         if not npu_driver():
             return 0
@@ -78,9 +78,9 @@ DEVICE_KINDS = {
 
 
 def find(name: str) -> DeviceKind:
-    """Return the kind of this name; `auto` is the first with a device here.
+    """Return the device type of this name; `auto` is the first that is available.
 
-    Raises SpecError for an unknown name, EnvironmentUnavailable where the kind has no device here.
+    Raises SpecError for an unknown name, EnvironmentUnavailable where no such device is visible.
     """
     if name not in {*DEVICE_KINDS, "auto"}:
         raise SpecError(unknown("device", name, [*DEVICE_KINDS, "auto"]))
@@ -97,15 +97,15 @@ def find(name: str) -> DeviceKind:
 
 
 def npu_driver() -> bool:
-    """Return whether this machine has the device files of an Ascend NPU's driver."""
+    """Return whether the device files of the Ascend NPU driver exist on this machine."""
     return any(Path("/dev").glob("davinci[0-9]*"))
 
 
 def load_npu() -> None:
     """Import torch_npu.
 
-    Raises EnvironmentUnavailable where the package is missing, is for another torch, or CANN is
-    missing.
+    Raises EnvironmentUnavailable where the package is missing, was built for another version of
+    torch, or the CANN libraries are missing.
     """
     found, wanted = package("torch_npu"), minor(torch.__version__)
     if not found:
@@ -123,7 +123,7 @@ def load_npu() -> None:
         sys.modules.pop("torch_npu", None)
     try:
         importlib.import_module("torch_npu")
-    except Exception as error:  # whatever an import meets where libraries are missing
+    except Exception as error:  # missing libraries may raise anything on import
         hide_npu()
         raise EnvironmentUnavailable(
             f"workers.device: npu: torch_npu does not load ({error}): is CANN installed, and was "
@@ -134,13 +134,13 @@ def load_npu() -> None:
 def hide_npu() -> None:
     """Make torch_npu appear not to be installed, until `load_npu` is called.
 
-    Ray imports it wherever it is installed, and fails where the CANN libraries are missing.
+    Ray imports torch_npu whenever it is installed, and fails where the CANN libraries are missing.
     """
     sys.modules.setdefault("torch_npu", None)  # type: ignore[arg-type]
 
 
 def package(name: str) -> str | None:
-    """Return the installed version of a package, or None."""
+    """Return the installed version of a package, or None where it is not installed."""
     try:
         return installed(name)
     except PackageNotFoundError:
@@ -148,12 +148,12 @@ def package(name: str) -> str | None:
 
 
 def minor(version: str) -> str:
-    """Return `2.14` of `2.14.0+cu130`."""
+    """Return the major and minor version: `2.14` for `2.14.0+cu130`."""
     return ".".join(version.split(".")[:2])
 
 
 def peak_mib(device: torch.device) -> float:
-    """Return the peak memory of tensors since the last call, in MiB."""
+    """Return the peak tensor memory on the device since the last call, in MiB."""
     module = torch.get_device_module(device)
     most = module.max_memory_allocated(device) / 2**20
     module.reset_peak_memory_stats(device)
@@ -161,14 +161,14 @@ def peak_mib(device: torch.device) -> float:
 
 
 def layout(device: torch.device, channels_last: bool | None) -> torch.memory_format:
-    """Return the memory format of images and weights: the job's, or the faster on the device."""
+    """Return the memory format of images and weights: the job's, or the device's faster one."""
     if channels_last is None:
         return DEVICE_KINDS[device.type].layout
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def check_training(settings: Train, kind: str) -> None:
-    """Raise SpecError where this kind of device cannot train with these settings."""
+    """Raise SpecError where this device type does not support these training settings."""
     if settings.sync_batch_norm and kind == "cpu":
         raise SpecError("is for cuda and npu: torch has none for cpu", "train.sync_batch_norm")
     if settings.precision != "bf16" or kind in ("cpu", "auto") or not DEVICE_KINDS[kind].count():

@@ -1,6 +1,6 @@
-"""Collectives over the workers of a job. In a single process every function here does nothing.
+"""Collectives over the workers of a job. In a single process each function is a no-op.
 
-Nothing else in raycnn imports torch.distributed or asks for a rank to decide what to do.
+No other module of raycnn imports torch.distributed.
 """
 
 import os
@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 _known = signature(nn.parallel.DistributedDataParallel).parameters
 _buffers = "forward_sync_buffers" if "forward_sync_buffers" in _known else "broadcast_buffers"
-OWN: dict[str, Any] = {_buffers: False}  # each worker has its own buffers
+OWN: dict[str, Any] = {_buffers: False}  # each worker has its own buffers in training
 
-met = False  # whether init_process_group was called here: such a process must end with care
+met = False  # whether this process ever joined a group: it must then shut down with care
 
 
 def rank() -> int:
-    """Return this worker's rank, 0 in a single process."""
+    """Return the rank of this worker, 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -36,22 +36,22 @@ def world_size() -> int:
 
 
 def is_rank_zero() -> bool:
-    """Return whether this is the worker that writes and speaks."""
+    """Return whether this worker has rank 0, which writes files and logs."""
     return rank() == 0
 
 
 def launched() -> bool:
-    """Return whether torchrun, or something that sets its variables, started this process."""
+    """Return whether torchrun, or a launcher that sets its variables, started this process."""
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 def launched_world_size() -> int:
-    """Return how many processes torchrun started, or 1."""
+    """Return the number of processes that torchrun started, or 1."""
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def backends() -> list[str]:
-    """Return the names of the collective backends that torch has here."""
+    """Return the names of the collective backends in this build of torch."""
     there = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available}
     known = [name for name, is_there in there.items() if is_there()]
     return known + (["hccl"] if "hccl" in dist.Backend.backend_list else [])
@@ -60,7 +60,7 @@ def backends() -> list[str]:
 def init_process_group(backend: str, timeout_s: int) -> None:
     """Join the process group of the workers that torchrun started.
 
-    Collectives in it fail after `timeout_s` seconds of waiting for another worker.
+    Collectives fail after waiting `timeout_s` seconds for another worker.
     """
     global met
     met = True
@@ -68,20 +68,20 @@ def init_process_group(backend: str, timeout_s: int) -> None:
 
 
 def destroy_process_group() -> None:
-    """Leave the process group, where this process is in one."""
+    """Leave the process group, if this process is in one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Return the sum over all ranks of a CPU tensor, which is overwritten with it."""
+    """Sum a CPU tensor over all ranks, in place, and return it."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def all_gather(values: Tensor) -> Tensor:
-    """Return the vectors (n,) of all workers, on the CPU and of any lengths, one after another."""
+    """Return the concatenated CPU vectors (n,) of all ranks; their lengths may differ."""
     if not dist.is_initialized():
         return values
     lengths = torch.zeros(world_size(), dtype=torch.int64)
@@ -93,7 +93,7 @@ def all_gather(values: Tensor) -> Tensor:
 
 
 def all_reduce_max(value: float) -> float:
-    """Return the largest value of any rank."""
+    """Return the maximum of a value over all ranks."""
     held = torch.tensor(value, dtype=torch.float64)
     if dist.is_initialized():
         dist.all_reduce(held, dist.ReduceOp.MAX)
@@ -101,9 +101,9 @@ def all_reduce_max(value: float) -> float:
 
 
 def gather_rows(rows: Tensor) -> Tensor | None:
-    """Return the rows (n, ...) of all workers, rank by rank, on rank 0, and None on the others.
+    """Return the concatenated rows (n, ...) of all ranks on rank 0, None on all other ranks.
 
-    The tensors are on the CPU; workers may have different numbers of rows, or none.
+    The tensors are on the CPU; ranks may have different numbers of rows, or none.
     """
     if not dist.is_initialized():
         return rows
@@ -123,8 +123,8 @@ def gather_rows(rows: Tensor) -> Tensor | None:
 def raise_on_any_rank(work: Callable[[], T]) -> T:
     """Call `work` on every rank and return its result.
 
-    Where it raises a RaycnnError on some rank, the first such error is raised on all ranks, so
-    that none is left waiting for another.
+    If it raises a RaycnnError on any rank, the first such error is raised on all ranks, so that
+    none waits for another forever.
     """
     error: RaycnnError | None = None
     result: Any = None
@@ -143,7 +143,7 @@ def raise_on_any_rank(work: Callable[[], T]) -> T:
 
 
 def broadcast_from_rank_zero(work: Callable[[], T]) -> T:
-    """Call `work` on rank 0 alone; return its result, or raise its RaycnnError, on all ranks."""
+    """Call `work` on rank 0 only; return its result, or raise its RaycnnError, on all ranks."""
     result = raise_on_any_rank(lambda: work() if rank() == 0 else None)
     if dist.is_initialized():
         held = [result]
@@ -166,9 +166,9 @@ def is_timeout(error: RuntimeError) -> bool:
 def replicate(model: nn.Module, image: Tensor) -> nn.Module:
     """Wrap the model in DistributedDataParallel, which averages gradients over the ranks.
 
-    After its first backward pass DDP rebuilds its buckets, and with them the order in which floats
-    are summed. One pass here, over one image (1, C, H, W) and without effect, does that
-    beforehand: step k of a resumed run then sums as step k of an uninterrupted one.
+    DDP rebuilds its buckets after the first backward pass, which changes the order of summation.
+    A dry run here, on one image (1, C, H, W), triggers that beforehand, so that step k of a resumed
+    run sums in the same order as step k of an uninterrupted one.
     """
     if not dist.is_initialized():
         return model
@@ -181,26 +181,29 @@ def replicate(model: nn.Module, image: Tensor) -> nn.Module:
 
 
 def no_sync(replica: nn.Module, wanted: bool) -> AbstractContextManager[None]:
-    """Accumulate gradients without averaging them, for all micro-batches but the last."""
+    """Return a context in which gradients are accumulated without averaging, where `wanted`.
+
+    It is meant for all micro-batches of a step but the last.
+    """
     if wanted and isinstance(replica, nn.parallel.DistributedDataParallel):
         return cast(AbstractContextManager[None], replica.no_sync())
     return nullcontext()
 
 
 def sync_batch_norm(model: nn.Module) -> nn.Module:
-    """Return the model with SyncBatchNorm, which normalizes over the batch of all ranks."""
+    """Convert batch norms to SyncBatchNorm, which normalizes over the batch of all ranks."""
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world_size() > 1 else model
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Overwrite every rank's buffers with rank 0's; during training each rank has its own."""
+    """Overwrite the buffers of every rank with rank 0's; in training each rank has its own."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 class StopConsensus:
-    """Agree at each step whether to stop, without waiting: the result is known a step later."""
+    """Agreement of all ranks on whether to stop, without blocking: known one step later."""
 
     def __init__(self) -> None:
         self.stop = False
@@ -208,7 +211,7 @@ class StopConsensus:
         self._pending: Any = None
 
     def vote(self, mine: bool) -> None:
-        """Start an all-reduce of whether this rank wants to stop, after finishing the last one."""
+        """Start an asynchronous all-reduce of this rank's vote, after the previous one."""
         if not dist.is_initialized():
             self.stop |= mine
             return
@@ -217,7 +220,7 @@ class StopConsensus:
         self._pending = dist.all_reduce(self._votes, async_op=True)
 
     def count(self) -> None:
-        """Finish the last vote: `stop` is then the same on every rank."""
+        """Wait for the pending vote; `stop` is then the same on every rank."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None

@@ -1,4 +1,4 @@
-"""Memory that this process may still take: the machine's, and its container's."""
+"""Memory available to this process: the machine's, limited by its container's."""
 
 from pathlib import Path
 
@@ -6,16 +6,16 @@ from raycnn.errors import DataError
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
-UNKNOWN = 2**62  # where the system does not say: nothing is refused
+UNKNOWN = 2**62  # where the system does not report it: no limit
 
 
 def available() -> int:
-    """Return how many bytes can be taken without swapping, or UNKNOWN."""
+    """Return the number of bytes that can be allocated without swapping, or UNKNOWN."""
     return min(_machine(), _container())
 
 
 def require(size: int, what: str) -> None:
-    """Raise DataError when `size` bytes, which `what` takes, are more than are available."""
+    """Raise DataError when the `size` bytes that `what` needs are not available."""
     if size > (free := available()):
         raise DataError(
             f"{what} takes {size / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} are free"
@@ -33,9 +33,9 @@ def _machine() -> int:
 
 
 def _container() -> int:
-    """Return what the limit of control group v2 leaves; cached files do not count as used."""
+    """Return the bytes left below the cgroup v2 limit; the page cache counts as free."""
     try:
-        limit = int((CGROUP / "memory.max").read_text())  # "max" where there is none
+        limit = int((CGROUP / "memory.max").read_text())  # "max": no limit, ValueError
         used = int((CGROUP / "memory.current").read_text())
         pairs = (line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
         return max(0, limit - used + int(dict(pairs)["inactive_file"]))

@@ -1,8 +1,8 @@
-"""All randomness of a job: numbers that depend on (seed, epoch, sample) and on nothing else.
+"""Counter-based random numbers: functions of (seed, epoch, sample) and of nothing else.
 
-Not on earlier random numbers, nor on how many workers there are: that is what makes a resumed run
-equal an unbroken one, and two workers equal one. The mixer is splitmix64 (Steele, Lea, Flood, "Fast
-splittable pseudorandom number generators", OOPSLA 2014, figure 17), whole arrays at a time.
+They depend neither on earlier random numbers nor on the number of workers, so a resumed run equals
+an uninterrupted one, and two workers equal one. The mixing function is splitmix64 (Steele, Lea,
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 17), vectorized.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ def _scramble(z: Bits) -> Bits:
 
 
 def random_bits(seed: int, *keys: int | NDArray[np.integer]) -> Bits:
-    """Return 64 random bits for each element of the keys, which broadcast against one another."""
+    """Return 64 random bits for each element of the keys, which are broadcast together."""
     state: Bits = np.array([seed & (2**64 - 1)], dtype=np.uint64)
     with np.errstate(over="ignore"):  # the arithmetic is modulo 2**64
         for key in keys:
@@ -29,16 +29,16 @@ def random_bits(seed: int, *keys: int | NDArray[np.integer]) -> Bits:
 
 
 def number(seed: int, *keys: int) -> int:
-    """Return a seed for a generator from a seed and its purpose: 0 ≤ number < 2**63."""
+    """Return a derived seed, 0 ≤ number < 2**63, for a seed and the keys of a purpose."""
     return int(random_bits(seed, *keys)[0] >> np.uint64(1))
 
 
 def uniform(seed: int, epoch: int, samples: NDArray[np.integer], count: int) -> NDArray[np.float32]:
-    """Return (samples, count) numbers in [0, 1) to augment these samples in this epoch."""
+    """Return numbers in [0, 1), shape (samples, count), to augment samples with in this epoch."""
     bits = random_bits(seed, epoch, np.asarray(samples)[:, None], np.arange(count)[None, :])
     return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)  # 24 bits: never 1.0
 
 
 def order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """Return the order (count,) in which this epoch visits `count` samples."""
+    """Return a random permutation (count,) of the samples for this epoch."""
     return np.argsort(random_bits(seed, epoch, np.arange(count)), kind="stable")
