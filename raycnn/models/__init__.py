@@ -1,4 +1,7 @@
-"""The networks by name. A builder takes (shape, classes, *, options) and maps images to logits."""
+"""Networks by name. A builder takes (shape, classes, *, options) and returns a module.
+
+The module maps images (B, C, H, W) to logits (B, K).
+"""
 
 import torch
 from torch import nn
@@ -9,13 +12,13 @@ from raycnn.errors import SpecError, unknown
 from raycnn.models.blocks import TooSmall
 from raycnn.shape import Shape
 
-LARGEST = 512
+LARGEST = 512  # pixels: the largest side tried when the minimum is looked for
 
 
 def build_model(choice: Model, shape: Shape, classes: int) -> nn.Module:
-    """A network with fresh weights, its frozen parts without gradients.
+    """Return a network with random weights, whose frozen parameters take no gradients.
 
-    Raises SpecError when the images are too small for it, or nothing is left to train.
+    Raises SpecError when the images are too small for it, or every parameter is frozen.
     """
     options = MODELS.options(choice)
     try:
@@ -46,7 +49,7 @@ def _freeze(model: nn.Module, prefix: str) -> None:
 
 
 def begin_training(model: nn.Module) -> None:
-    """Training mode, but for batch norms that are frozen: they keep the statistics they have."""
+    """Set training mode, except for frozen batch norms, whose running statistics stay fixed."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
@@ -54,10 +57,10 @@ def begin_training(model: nn.Module) -> None:
 
 
 def _least(choice: Model, channels: int, classes: int) -> int:
-    """The smallest square image that a network can take."""
+    """Return the smallest side, in pixels, of square images that a network accepts."""
     for size in range(1, LARGEST):
         try:
-            with torch.device("meta"):  # no memory, no arithmetic
+            with torch.device("meta"):  # allocates and computes nothing
                 MODELS.build(choice, Shape(channels, size, size), classes)
             return size
         except TooSmall:

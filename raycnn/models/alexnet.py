@@ -1,9 +1,9 @@
 """AlexNet: "ImageNet Classification with Deep Convolutional Neural Networks", Krizhevsky 2012.
 
 `form: large` is torchvision's, from "One weird trick for parallelizing convolutional neural
-networks", Krizhevsky 2014 (arXiv:1404.5997), with its state-dict keys; `form: small` keeps the
-resolution of 32 x 32 images. `batch_norm` is not the paper's: it follows every convolution, in
-place of the convolution's bias. B images, C channels, K classes.
+networks", Krizhevsky 2014 (arXiv:1404.5997), with the same state-dict keys; `form: small` is for
+32 x 32 images. `batch_norm`, which the paper does not have, follows every convolution and replaces
+its bias. B images, C channels, K classes.
 """
 
 from typing import Annotated, Literal
@@ -15,7 +15,7 @@ from raycnn.models.blocks import BatchNorm, width
 from raycnn.models.dropout import Dropout
 from raycnn.shape import Shape
 
-# Channels, kernel, stride, padding of each convolution, and the (kernel, stride) of a max pool.
+# (channels, kernel, stride, padding) of a convolution, or (kernel, stride) of a max pool.
 Row = tuple[int, int, int, int] | tuple[int, int]
 SMALL: list[Row] = [
     (64, 4, 2, 0), (2, 1), (256, 3, 1, 1), (2, 2),
@@ -25,7 +25,7 @@ LARGE: list[Row] = [
     (64, 11, 4, 2), (3, 2), (192, 5, 1, 2), (3, 2),
     (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1), (3, 2),
 ]  # fmt: skip
-SMALL_BELOW = 63  # pixels: the least that the large form takes
+SMALL_BELOW = 63  # pixels: the smallest side that the large form accepts
 
 
 def _features(channels: int, rows: list[Row], batch_norm: bool) -> nn.Sequential:
@@ -43,6 +43,8 @@ def _features(channels: int, rows: list[Row], batch_norm: bool) -> nn.Sequential
 
 
 class SmallAlexNet(nn.Module):
+    """AlexNet with smaller kernels and strides, for images of about 32 x 32."""
+
     def __init__(self, shape: Shape, classes: int, dropout: float, batch_norm: bool):
         super().__init__()
         self.features = _features(shape.channels, SMALL, batch_norm)
@@ -60,10 +62,12 @@ class SmallAlexNet(nn.Module):
 
 
 class AlexNet(nn.Module):
+    """AlexNet in torchvision's form, for images of at least 63 x 63."""
+
     def __init__(self, shape: Shape, classes: int, dropout: float, batch_norm: bool):
         super().__init__()
         self.features = _features(shape.channels, LARGE, batch_norm)
-        width(self.features, shape)  # the average pool would make up for what is not there
+        width(self.features, shape)  # raises TooSmall: the pool would hide it
         self.avgpool = nn.AdaptiveAvgPool2d(6)
         self.flatten = nn.Flatten()
         self.classifier = nn.Sequential(
@@ -87,6 +91,6 @@ def alexnet(
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
     batch_norm: bool = False,
 ) -> nn.Module:
-    """`auto` takes the large form for images it can take."""
+    """Return an AlexNet; `form: auto` is large for images of at least 63 x 63, else small."""
     small = min(shape.height, shape.width) < SMALL_BELOW if form == "auto" else form == "small"
     return (SmallAlexNet if small else AlexNet)(shape, classes, dropout, batch_norm)

@@ -1,4 +1,4 @@
-"""Pieces that several networks are made of."""
+"""Building blocks shared by several networks."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,30 +15,36 @@ ACTIVATIONS: dict[str, Layer] = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }
-SMALL_BELOW = 48  # pixels: 32 times smaller at the end, a large stem would leave one
+SMALL_BELOW = 48  # pixels: a large stem reduces by 32 overall, which would leave one pixel
 POOLS: dict[str, Layer] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Ioffe and Szegedy 2015, arXiv:1502.03167; one lone value is normalised as in evaluation."""
+    """Batch normalization (Ioffe and Szegedy 2015, arXiv:1502.03167).
+
+    A single value per channel has no variance: it is normalized by the running statistics.
+    """
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
-        if self.training and x.numel() == self.num_features:  # it has no deviation
+        if self.training and x.numel() == self.num_features:  # one value per channel: no variance
             weights = self.running_mean, self.running_var, self.weight, self.bias
             return F.batch_norm(x, *weights, eps=self.eps)
         return super().forward(x)
 
 
 def is_small(stem: Literal["auto", "large", "small"], shape: Shape) -> bool:
-    """Whether a network is to start without losing size, as small images need."""
+    """Return whether to use the stem for small images, which keeps their resolution."""
     return min(shape.height, shape.width) < SMALL_BELOW if stem == "auto" else stem == "small"
 
 
 def init(model: nn.Module, linear_std: float | None = None) -> None:
-    """Convolutions as He et al. 2015, arXiv:1502.01852, equation 10, over their outputs."""
+    """Initialize convolutions as He et al. 2015 (arXiv:1502.01852, equation 10), by fan-out.
+
+    Linear layers are drawn from a normal distribution with `linear_std`, where it is given.
+    """
     for module in model.modules():
         weight = getattr(module, "weight", None)
-        if weight is None or weight.is_meta:  # drawing for the meta device imports half of torch
+        if weight is None or weight.is_meta:  # sampling on meta imports half of torch
             continue
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
@@ -51,13 +57,13 @@ def init(model: nn.Module, linear_std: float | None = None) -> None:
 
 
 class TooSmall(ValueError):
-    """The images do not reach the end of a network."""
+    """The images are too small for a network: a layer's output would be empty."""
 
 
 def width(features: nn.Module, shape: Shape) -> int:
-    """How many numbers convolutions and pools, one after the other, make of one image.
+    """Return the number of output features of convolutions and pools in sequence, for one image.
 
-    Raises TooSmall when nothing is left. The arithmetic is Dumoulin and Visin's, "A guide to
+    Raises TooSmall when a layer's output would be empty. Dumoulin and Visin, "A guide to
     convolution arithmetic for deep learning" (arXiv:1603.07285), relationship 6.
     """
     channels, *sides = shape
@@ -74,7 +80,7 @@ def width(features: nn.Module, shape: Shape) -> int:
 
 
 def _steps(n: int, kernel: int, stride: int, padding: int, up: bool) -> int:
-    """How many windows lie along a side; `up` counts one that reaches over the edge as well."""
+    """Return the output size along one side; `up` rounds up, as torch's `ceil_mode` does."""
     over = stride - 1 if up else 0
     count = (n + 2 * padding - kernel + over) // stride + 1
     return count - 1 if up and (count - 1) * stride >= n + padding else count

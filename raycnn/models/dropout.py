@@ -1,7 +1,7 @@
-"""Randomness inside a network, the same however many workers share a batch.
+"""Dropout whose masks do not depend on the number of workers.
 
-Every worker draws the noise of the whole batch from the step's own seed and uses the rows of its
-share. What is drawn depends on (seed, step) alone, so a resumed step draws what it drew before.
+Every worker draws the mask of the global batch from the seed of the step and uses the rows of its
+share. The mask depends on (seed, step) alone, so a resumed step draws the same mask.
 """
 
 import torch
@@ -11,9 +11,12 @@ _first, _total = 0, 0
 
 
 def seed_step(number: int, first: int, total: int, device: torch.device) -> None:
-    """From here on this worker holds rows `first`... of a batch of `total` images."""
+    """Seed the generator of `device` for a step.
+
+    From here on this worker's images are rows `first` onwards of a batch of `total` images.
+    """
     global _first, _total
-    if device.type == "cpu":  # torch.manual_seed would seed every other kind as well, slowly
+    if device.type == "cpu":  # torch.manual_seed would also seed all other devices, slowly
         torch.default_generator.manual_seed(number)
     else:
         torch.get_device_module(device).manual_seed(number)
@@ -21,7 +24,10 @@ def seed_step(number: int, first: int, total: int, device: torch.device) -> None
 
 
 class Dropout(nn.Module):
-    """Srivastava et al. 2014, JMLR 15, pages 1929 to 1958; the rest is scaled by 1 / (1 - p)."""
+    """Zero each value with probability `p`, and scale the others by 1 / (1 - p).
+
+    Srivastava et al. 2014, JMLR 15, pages 1929 to 1958.
+    """
 
     def __init__(self, p: float):
         super().__init__()

@@ -1,8 +1,8 @@
 """GoogLeNet: "Going Deeper with Convolutions", Szegedy et al. 2014 (arXiv:1409.4842), table 1.
 
-Departures from the paper: batch norm after every convolution, and no auxiliary heads, whose work
-it does. State-dict keys are torchvision's, whose own form has 3 x 3 kernels where the paper has
-5 x 5: `kernel: 3`. B images, C channels, K classes; the sizes below are for 224 x 224 images.
+Departures from the paper: batch norm after every convolution, which makes the auxiliary heads
+unnecessary. State-dict keys are torchvision's; torchvision has 3 x 3 kernels where the paper has
+5 x 5 (`kernel: 3`). B images, C channels, K classes; the sizes below are for 224 x 224 images.
 """
 
 from typing import Annotated, Literal
@@ -15,7 +15,7 @@ from raycnn.models.blocks import BatchNorm, is_small, width
 from raycnn.models.dropout import Dropout
 from raycnn.shape import Shape
 
-# Channels of 1x1, (reduce, 3x3), (reduce, 5x5) and the pool's projection.
+# Output channels of 1x1, (3x3 reduce, 3x3), (5x5 reduce, 5x5) and the pool projection.
 Row = tuple[int, tuple[int, int], tuple[int, int], int]
 INCEPTION: dict[str, Row] = {
     "3a": (64, (96, 128), (16, 32), 32),
@@ -31,7 +31,7 @@ INCEPTION: dict[str, Row] = {
 
 
 class Conv(nn.Module):
-    """A convolution that keeps the size at stride 1, batch norm, ReLU."""
+    """A convolution with same padding, batch norm and ReLU."""
 
     def __init__(self, c: int, out: int, kernel: int, bias: bool, stride: int = 1):
         super().__init__()
@@ -44,7 +44,7 @@ class Conv(nn.Module):
 
 
 class Inception(nn.Module):
-    """Look at one input in four ways, and lay the answers side by side."""
+    """Four parallel branches over one input, concatenated along the channels (figure 2b)."""
 
     def __init__(self, c: int, row: Row, kernel: int, bias: bool):
         super().__init__()
@@ -59,6 +59,8 @@ class Inception(nn.Module):
 
 
 class GoogLeNet(nn.Module):
+    """GoogLeNet with batch norm and without auxiliary heads."""
+
     def __init__(
         self, shape: Shape, classes: int, kernel: int, bias: bool, dropout: float, small: bool
     ):
@@ -103,6 +105,7 @@ class GoogLeNet(nn.Module):
 
 
 def halve(kernel: int) -> nn.Module:
+    """Return a max pool of stride 2, whose output size is rounded up."""
     return nn.MaxPool2d(kernel, 2, ceil_mode=True)
 
 
@@ -115,5 +118,8 @@ def googlenet(
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2,
     stem: Literal["auto", "large", "small"] = "auto",
 ) -> nn.Module:
-    """`stem: small` keeps the size of small images; `bias` gives the convolutions biases."""
+    """Return a GoogLeNet; `stem: small` keeps the resolution of small images.
+
+    `kernel` is the size of the larger kernels; `bias` gives the convolutions biases.
+    """
     return GoogLeNet(shape, classes, kernel, bias, dropout, is_small(stem, shape))

@@ -1,6 +1,6 @@
 """LeNet: "Gradient-Based Learning Applied to Document Recognition", LeCun et al. 1998, figure 2.
 
-As taught today: plain average pooling and a linear output in place of the paper's trainable
+The form taught today: plain average pooling and a linear output in place of the paper's trainable
 subsampling, sparse connections and radial-basis output. `activation: relu, pool: max` is the
 modern variant. B images, C channels, K classes; the sizes noted below are for 28 x 28 images.
 """
@@ -14,6 +14,8 @@ from raycnn.shape import Shape
 
 
 class LeNet(nn.Module):
+    """LeNet-5 with plain pooling, full connections and a linear output."""
+
     def __init__(self, shape: Shape, classes: int, activation: Layer, pool: Layer):
         super().__init__()
         self.stage1 = nn.Sequential(
@@ -40,8 +42,9 @@ def lenet(
     activation: Literal["sigmoid", "tanh", "relu"] = "sigmoid",
     pool: Literal["avg", "max"] = "avg",
 ) -> nn.Module:
+    """Return a LeNet-5 with Xavier initialization. Raises TooSmall for too small images."""
     model = LeNet(shape, classes, ACTIVATIONS[activation], POOLS[pool])
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(module.weight)  # sigmoids: torch's own would barely move
+            nn.init.xavier_uniform_(module.weight)  # torch's default makes sigmoids train slowly
     return model

@@ -1,8 +1,8 @@
 """ResNet: "Deep Residual Learning for Image Recognition", He et al. 2015
 (arXiv:1512.03385), table 1.
 
-State-dict keys are torchvision's, and so is the stride of a bottleneck: in its 3 x 3 convolution.
-`shortcut: plain, bias: true` is the form that tutorials teach. B images, C channels, K classes;
+State-dict keys are torchvision's, and as there a bottleneck strides in its 3 x 3 convolution.
+`shortcut: plain, bias: true` is the form common in tutorials. B images, C channels, K classes;
 the sizes noted below are for 224 x 224 images and two-convolution blocks.
 """
 
@@ -16,7 +16,10 @@ from raycnn.shape import Shape
 
 
 class Block(nn.Module):
-    """Adds to its input, or to what a 1 x 1 convolution makes of it where the shapes differ."""
+    """A residual block: input plus residual, then ReLU.
+
+    Where the shapes differ, the input goes through a 1 x 1 convolution first.
+    """
 
     expansion: int
 
@@ -35,10 +38,13 @@ class Block(nn.Module):
         return self.relu(self.residual(x) + shortcut)
 
     def residual(self, x: Tensor) -> Tensor:
+        """Return the residual, which is added to the shortcut."""
         raise NotImplementedError
 
 
 class Basic(Block):
+    """A residual block of two 3 x 3 convolutions."""
+
     expansion = 1
 
     def __init__(self, c: int, out: int, stride: int, plain: bool, bias: bool):
@@ -52,6 +58,8 @@ class Basic(Block):
 
 
 class Bottleneck(Block):
+    """A residual block of 1 x 1, 3 x 3 and 1 x 1 convolutions, with four times the channels."""
+
     expansion = 4
 
     def __init__(self, c: int, out: int, stride: int, plain: bool, bias: bool):
@@ -67,7 +75,7 @@ class Bottleneck(Block):
         return self.bn3(self.conv3(x))
 
 
-# How many blocks each of the four stages has.
+# Block type and number of blocks in each of the four stages.
 DEPTHS: dict[int, tuple[type[Block], tuple[int, ...]]] = {
     18: (Basic, (2, 2, 2, 2)),
     34: (Basic, (3, 4, 6, 3)),
@@ -80,18 +88,20 @@ DEPTHS: dict[int, tuple[type[Block], tuple[int, ...]]] = {
 def stage(
     kind: type[Block], c: int, out: int, count: int, stride: int, plain: bool, bias: bool
 ) -> nn.Sequential:
-    """`count` blocks, of which the first may change the shape."""
+    """Return `count` blocks, the first of which may change channels and resolution."""
     first = kind(c, out, stride, plain, bias)
     others = (kind(out * kind.expansion, out, 1, plain, bias) for _ in range(count - 1))
     return nn.Sequential(first, *others)
 
 
 class ResNet(nn.Module):
+    """ResNet of one of the depths in DEPTHS."""
+
     def __init__(
         self, shape: Shape, classes: int, depth: int, plain: bool, bias: bool, small: bool
     ):
         super().__init__()
-        first = (3, 1, 1) if small else (7, 2, 3)  # the size of 32 x 32 images is kept
+        first = (3, 1, 1) if small else (7, 2, 3)  # small: keeps 32 x 32 images at full size
         self.conv1, self.bn1 = nn.Conv2d(shape.channels, 64, *first, bias=bias), BatchNorm(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
@@ -125,7 +135,10 @@ def resnet(
     bias: bool = False,
     stem: Literal["auto", "large", "small"] = "auto",
 ) -> nn.Module:
-    """`stem: small` keeps the size of small images; `plain` shortcuts have no batch norm."""
+    """Return a ResNet; `stem: small` keeps the resolution of small images.
+
+    `shortcut: plain` has no batch norm in the shortcuts; `bias` gives the convolutions biases.
+    """
     small = is_small(stem, shape)
     model = ResNet(shape, classes, depth, shortcut == "plain", bias, small)
     init(model)

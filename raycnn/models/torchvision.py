@@ -1,8 +1,8 @@
-"""Any classifier of torchvision's, as `torchvision:NAME`, with fresh weights.
+"""torchvision's classifiers, as `torchvision:NAME`, with random weights.
 
-Their dropout is exchanged for raycnn's, which is the same for any number of workers, and their
-batch norm for raycnn's, which bears a last batch of one image; stochastic
-depth (EfficientNet, ConvNeXt, Swin) is not, and draws alike on every worker.
+Their dropout is replaced by raycnn's, which does not depend on the number of workers, and their
+batch norm by raycnn's, which accepts a last batch of one image. Stochastic depth (EfficientNet,
+ConvNeXt, Swin) is not replaced: it draws the same values on every worker.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from raycnn.models.blocks import BatchNorm
 from raycnn.models.dropout import Dropout
 from raycnn.shape import Shape
 
-AUXILIARY = {"googlenet", "inception_v3"}  # with heads of no use after training
+AUXILIARY = {"googlenet", "inception_v3"}  # with auxiliary heads, which are only of use in training
 
 
 def builder_of(name: str) -> Callable[..., nn.Module]:
-    """Return the builder of a network. Raises SpecError for a name that torchvision lacks."""
+    """Return the builder of a torchvision network. Raises SpecError for an unknown name."""
     from torchvision import models  # slow to import
 
     names = models.list_models(module=models)
@@ -31,9 +31,9 @@ def builder_of(name: str) -> Callable[..., nn.Module]:
 
 
 def build_classifier(name: str, shape: Shape, classes: int) -> nn.Module:
-    """Return a network of torchvision's with raycnn's dropout and batch norm.
+    """Return a torchvision network with raycnn's dropout and batch norm.
 
-    Raises SpecError for images that the network cannot take.
+    Raises SpecError for images that the network does not accept.
     """
     model = plain_classifier(name, classes)
     for parent in [*model.modules()]:
@@ -48,17 +48,17 @@ def build_classifier(name: str, shape: Shape, classes: int) -> nn.Module:
 
 
 def plain_classifier(name: str, classes: int = 1000) -> nn.Module:
-    """Return torchvision's own network, with fresh weights."""
+    """Return the unmodified torchvision network, with random weights."""
     from torchvision import models
 
     extra = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
-    real = torch.device("cpu") if name.startswith("regnet") else nullcontext()  # it reads values
+    real = torch.device("cpu") if name.startswith("regnet") else nullcontext()  # reads values
     with real:
         return models.get_model(name, weights=None, num_classes=classes, **extra)
 
 
 def _take_channels(model: nn.Module, channels: int) -> None:
-    """Exchange the first convolution for one that takes images of so many channels."""
+    """Replace the first convolution by one with this number of input channels."""
     key, first = next((k, m) for k, m in model.named_modules() if isinstance(m, nn.Conv2d))
     if first.in_channels == channels:
         return
@@ -70,7 +70,8 @@ def _take_channels(model: nn.Module, channels: int) -> None:
 
 @torch.no_grad()
 def _try(name: str, model: nn.Module, shape: Shape) -> None:
-    device = next(model.parameters()).device  # the meta device, where the check builds
+    """Raise SpecError unless the network accepts an image of this shape."""
+    device = next(model.parameters()).device  # meta, when a job is only checked
     image = torch.zeros(1, *shape, device=device)
     try:
         model.eval()(image)

@@ -1,7 +1,7 @@
 """VGG: "Very Deep Convolutional Networks", Simonyan and Zisserman 2014 (arXiv:1409.1556), table 1.
 
-State-dict keys are torchvision's. Images that leave less than 7 x 7 features have a classifier
-for what there is. B images, C channels, K classes; the sizes noted below are for 224 x 224 images.
+State-dict keys are torchvision's. Images that give less than 7 x 7 features get a smaller
+classifier. B images, C channels, K classes; the sizes noted below are for 224 x 224 images.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ from raycnn.models.blocks import BatchNorm, init, width
 from raycnn.models.dropout import Dropout
 from raycnn.shape import Shape
 
-# How many 3 x 3 convolutions each of the five stages has: columns A, B, D and E of the table.
+# Number of 3 x 3 convolutions in each of the five stages: columns A, B, D and E of table 1.
 DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
 
@@ -33,6 +33,8 @@ def _features(channels: int, depths: tuple[int, ...], batch_norm: bool) -> nn.Se
 
 
 class VGG(nn.Module):
+    """VGG of one of the depths in DEPTHS."""
+
     def __init__(
         self,
         shape: Shape,
@@ -44,7 +46,7 @@ class VGG(nn.Module):
     ):
         super().__init__()
         self.features = _features(shape.channels, DEPTHS[depth], batch_norm)
-        width(self.features, shape)  # the average pool would make up for what is not there
+        width(self.features, shape)  # raises TooSmall: the pool would hide it
         self.avgpool = nn.AdaptiveAvgPool2d(pool_size)
         self.flatten = nn.Flatten()
         self.classifier = nn.Sequential(
@@ -69,7 +71,7 @@ def vgg(
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
     pool_size: PositiveInt | None = None,
 ) -> nn.Module:
-    """Build a VGG; `pool_size` is the side of the features to classify: 7, or what is left."""
+    """Return a VGG; `pool_size` is the side of the pooled features, by default at most 7."""
     side = min(shape.height, shape.width) // 2 ** len(CHANNELS)
     model = VGG(shape, classes, depth, batch_norm, dropout, pool_size or max(1, min(7, side)))
     init(model, linear_std=0.01)
