@@ -1,8 +1,8 @@
-"""What a training tells the world: typed events, and the callbacks that are sent each of them.
+"""Typed events of training, and the callbacks that receive them.
 
-An event is a frozen value with a time, the rank that sent it, fields of its own, and a message
-for people. Code decides by its type and fields, never by the message. Imports neither torch nor
-Ray, so that whatever shows or stores events is quick to start.
+An event is a frozen dataclass with a time, the rank that sent it, its own fields, and a message for
+display. Code decides by type and fields, never by the message. Imports neither torch nor Ray, so
+that programs which only show or store events start fast.
 """
 
 import logging
@@ -13,24 +13,24 @@ from typing import Any, ClassVar, Protocol
 
 log = logging.getLogger("raycnn")
 
-UNSAVED = {"saved": False}  # metadata of a field that is for subscribers alone
+UNSAVED = {"saved": False}  # metadata of a field that callbacks receive but no file stores
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened to a run."""
+    """Base of all events of a run."""
 
     passing: ClassVar[bool] = False
-    """Whether it is worth showing but not storing: the next one of its kind replaces it."""
+    """Whether the event is shown but not stored, because the next of its type replaces it."""
 
     time: float = field(default_factory=time.time)
     """Seconds since 1970."""
     rank: int = 0
-    """Of the worker that sent it; the driver sends as rank 0."""
+    """Rank of the worker that sent it; the driver sends as rank 0."""
 
     @property
     def message(self) -> str:
-        """What happened, for people."""
+        """What happened, as one line for display."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Event:
 
     @staticmethod
     def from_dict(tree: Mapping[str, Any]) -> "Event | None":
-        """Return the event that `to_dict` made `tree` of; None for a type or fields unknown here.
+        """Return the event of a `to_dict` tree; None for an unknown type or unknown fields.
 
         Another version of raycnn may have written it.
         """
@@ -70,16 +70,16 @@ class Decoding(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Event):
-    """Where training is; sent a few times a second at most."""
+    """The current epoch and step; sent at most a few times per second."""
 
     passing = True
 
     epoch: int
-    """Under way, counted from 1."""
+    """Current epoch, from 1."""
     step: int
-    """Steps of it that are done."""
+    """Steps completed in this epoch."""
     steps: int
-    """Of a whole epoch."""
+    """Steps per epoch."""
 
     @property
     def message(self) -> str:
@@ -88,7 +88,7 @@ class Progress(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectingToRay(Event):
-    """Ray is being started, or an existing cluster joined; it takes a while."""
+    """Ray is being started, or connected to, which takes a while."""
 
     address: str | None
 
@@ -101,7 +101,7 @@ class ConnectingToRay(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOpened(Event):
-    """The run folder is there."""
+    """The run folder has been created or opened."""
 
     folder: str
 
@@ -112,10 +112,10 @@ class RunOpened(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SpecWritten(Event):
-    """A job was made from a folder of pictures, and its spec written into the run's folder."""
+    """A job was generated from a folder of images, and its spec written to the run folder."""
 
     found: str
-    """How many pictures of how many classes, and where."""
+    """Number of images and classes, and their folder, for display."""
     path: str
 
     @property
@@ -125,7 +125,7 @@ class SpecWritten(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SettingChanged(Event):
-    """A resumed run goes on with another value of a setting."""
+    """A resumed run continues with another value of a setting."""
 
     key: str
     before: Any
@@ -138,7 +138,7 @@ class SettingChanged(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Warned(Event):
-    """Something that a person should know, and that needs no decision."""
+    """A warning for the user."""
 
     text: str
 
@@ -152,11 +152,11 @@ class WeightsLoaded(Event):
     """Training starts from existing weights."""
 
     source: str
-    """As `model.weights` has it."""
+    """The value of `model.weights`."""
     new_layers: list[str]
-    """Parameters that keep their fresh values, because the number of classes differs."""
+    """Parameters that keep their random values, because the number of classes differs."""
     changes: list[str] = field(default_factory=list)
-    """What was done to the weights to make them fit."""
+    """Changes made to the weights to fit the network, for display."""
 
     @property
     def message(self) -> str:
@@ -167,7 +167,7 @@ class WeightsLoaded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSkipped(Event):
-    """A checkpoint is damaged, and the one before it is used."""
+    """A checkpoint is damaged, so the previous one is used."""
 
     fault: str
 
@@ -178,7 +178,7 @@ class CheckpointSkipped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class VersionDiffers(Event):
-    """The checkpoint was written by another version of a package."""
+    """The checkpoint was written with another version of a package."""
 
     package: str
     saved: str
@@ -194,14 +194,14 @@ class VersionDiffers(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed(Event):
-    """Training goes on from a checkpoint."""
+    """Training resumes from a checkpoint."""
 
     epoch: int
-    """Epochs done."""
+    """Completed epochs."""
     step: int
-    """Steps done of the next one."""
+    """Steps completed in the current epoch."""
     history: list[dict[str, float]] = field(default_factory=list, repr=False, metadata=UNSAVED)
-    """The metrics of each epoch done."""
+    """Metrics of each completed epoch."""
 
     @property
     def message(self) -> str:
@@ -210,12 +210,12 @@ class Resumed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStarted(Event):
-    """Data, network and device are ready, and the first step follows."""
+    """Data, network and device are ready; the first step follows."""
 
     model: str
     parameters: int
     images: dict[str, int]
-    """Of each split."""
+    """Number of images of each split."""
     device: str
     workers: int
 
@@ -228,7 +228,7 @@ class TrainingStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchHalved(Event):
-    """The device ran out of memory; fewer images go through the network at once from here on."""
+    """The device ran out of memory; the micro-batch is halved from here on."""
 
     size: int
 
@@ -242,14 +242,14 @@ class MicroBatchHalved(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RolledBack(Event):
-    """The loss was not finite; training returns to the last checkpoint with a smaller rate."""
+    """The loss was not finite; training restarts from the last checkpoint with a smaller rate."""
 
     reason: str
     lr_factor: float
-    """Of the learning rate, over all rollbacks so far."""
+    """Factor on the learning rate, over all rollbacks so far."""
     rollback: int
     rollbacks: int
-    """How many are allowed."""
+    """Number allowed."""
 
     @property
     def message(self) -> str:
@@ -261,15 +261,15 @@ class RolledBack(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSaved(Event):
-    """The state is saved, whole."""
+    """A checkpoint has been written."""
 
     epoch: int
     step: int
-    """Of the epoch under way; 0 at the end of an epoch."""
+    """Steps completed in the current epoch; 0 at the end of an epoch."""
     name: str
-    """Of the folder in `checkpoints`."""
+    """Name of its folder in `checkpoints`."""
     best: bool
-    """Whether it is the best so far."""
+    """Whether it has the best validation so far."""
 
     @property
     def message(self) -> str:
@@ -278,7 +278,7 @@ class CheckpointSaved(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EpochEnded(Event):
-    """An epoch is trained, validated and saved."""
+    """An epoch has been trained, validated and saved."""
 
     metrics: dict[str, float]
     """`epoch`, `step`, `train/loss`, ...: a row of metrics.csv."""
@@ -301,12 +301,12 @@ class StoppedEarly(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StoppedOnRequest(Event):
-    """Training was asked to stop, and saved."""
+    """Training stopped on request, after saving a checkpoint."""
 
     epoch: int
-    """Epochs done."""
+    """Completed epochs."""
     step: int
-    """Steps done of the next one."""
+    """Steps completed in the current epoch."""
 
     @property
     def message(self) -> str:
@@ -315,7 +315,7 @@ class StoppedOnRequest(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StopRequested(Event):
-    """Someone asked the workers to save and stop; they have not done so yet."""
+    """The workers were asked to save and stop, and have not done so yet."""
 
     @property
     def message(self) -> str:
@@ -324,7 +324,7 @@ class StopRequested(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
-    """The best weights were tested, on every test image once."""
+    """The best weights were evaluated on every test image once."""
 
     metrics: dict[str, float]
     """`acc1`, `acc5`, `loss`, `count`, `images_per_s`."""
@@ -340,7 +340,7 @@ class Failed(Event):
 
     error: str
     kind: str
-    """The class of the error."""
+    """Class name of the error."""
 
     @property
     def message(self) -> str:
@@ -349,16 +349,16 @@ class Failed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersRestarted(Event):
-    """Workers were lost or ran out of memory; all of them start again from the last checkpoint."""
+    """Workers were lost or ran out of memory; all restart from the last checkpoint."""
 
     error: str
-    """Of the first one lost."""
+    """Error of the first lost worker."""
     cause: str
     """`lost` counts as a retry; `preempted` (its node was taken away) and `memory` do not."""
     retry: int = 0
-    """How many retries are used, this one included."""
+    """Number of retries used, including this one."""
     retries: int = 0
-    """How many are allowed."""
+    """Number allowed."""
 
     @property
     def message(self) -> str:
@@ -369,7 +369,7 @@ class WorkersRestarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RestartPlanned(Event):
-    """The workers are asked to save, because their number or their nodes are about to change."""
+    """The workers were asked to save, because their number or their nodes are about to change."""
 
     reason: str
 
@@ -380,7 +380,7 @@ class RestartPlanned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class WaitingForResources(Event):
-    """The cluster has no room for the workers now."""
+    """The cluster currently lacks the resources for the workers."""
 
     reason: str
 
@@ -391,11 +391,11 @@ class WaitingForResources(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class WorldResized(Event):
-    """Training goes on with another number of workers."""
+    """Training continues with another number of workers."""
 
     workers: int
     wanted: str
-    """How many the job asks for: `1 to 3`."""
+    """Number of workers that the job requests: `1 to 3`."""
 
     @property
     def message(self) -> str:
@@ -404,7 +404,7 @@ class WorldResized(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStopped(Event):
-    """A search's scheduler ended this trial."""
+    """The scheduler of a search stopped this trial."""
 
     reason: str
 
@@ -415,7 +415,7 @@ class TrialStopped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialExploited(Event):
-    """In population based training this trial took over the weights of a better one."""
+    """In population based training this trial copied the weights of a better one."""
 
     parent: str
     epoch: int
@@ -427,7 +427,7 @@ class TrialExploited(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StorageUnreachable(Event):
-    """The file system that the run is kept on gives no answer; it is tried again."""
+    """The file system of the run is unreachable; the operation is retried."""
 
     uri: str
     error: str
@@ -443,7 +443,7 @@ class StorageUnreachable(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StorageReached(Event):
-    """The file system that the run is kept on answers again."""
+    """The file system of the run is reachable again."""
 
     uri: str
     waited_s: float
@@ -457,16 +457,16 @@ EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in Event.__subcla
 
 
 class Callback(Protocol):
-    """Whatever wants to know what happens to a run."""
+    """A subscriber to the events of a run."""
 
     def on_event(self, event: Event) -> None:
-        """Take an event. It must not block for long: training waits for it."""
+        """Handle an event. Training waits for the call, so it must not block for long."""
 
 
 class CallbackList:
-    """Sends every event to each of its callbacks, stamped with the rank of this worker.
+    """A callback that forwards every event to several, stamped with the rank of this worker.
 
-    A callback that fails is logged, and never stops training.
+    A callback that raises is logged, and never stops training.
     """
 
     def __init__(self, callbacks: Iterable[Callback] = (), rank: int = 0):
@@ -479,7 +479,7 @@ class CallbackList:
                 callback.on_event(event)
             except Exception as error:
                 name = type(callback).__name__
-                # An OSError says enough: most often the disk is full.
+                # An OSError, most often a full disk, needs no traceback.
                 trace = None if isinstance(error, OSError) else error
                 log.warning(f"{name}: {type(event).__name__} is lost: {error}", exc_info=trace)
 

@@ -1,8 +1,9 @@
-"""Checkpoints: the state of a training, saved whole or not at all, as safetensors and JSON.
+"""Checkpoints: the training state as safetensors and JSON, written atomically.
 
-A checkpoint is a folder `EPOCH-STEP` (epochs done, steps done of the next one) written under a
-temporary name, synced and renamed. `index.json` names the last, the previous and the best one and
-is renamed after it; the previous one stays in case the last is damaged. Nothing is unpickled.
+A checkpoint is a folder `EPOCH-STEP` (completed epochs, completed steps of the next one) that is
+written under a temporary name, synced and renamed. `index.json` names the last, the previous and
+the best checkpoint, and is replaced afterwards; the previous one is kept in case the last is
+damaged. Nothing is unpickled.
 """
 
 import hashlib
@@ -31,45 +32,48 @@ MODEL, OPTIMIZER, STATE, INDEX = (
     "index.json",
 )
 TENSORS = (MODEL, OPTIMIZER)
-RAW = "raw/"  # the weights under training, where the model's are their average
+RAW = "raw/"  # prefix of the raw weights, where the model file holds their EMA
 
 Row = dict[str, float]
 
 
 @dataclass
 class TrainingState:
-    """Everything that a training needs to resume from here."""
+    """Everything that is needed to resume training."""
 
     model: nn.Module
     optimizer: Optimizer
     about: dict[str, Any]
     """Metadata: the spec, class names, input shape, normalization, data fingerprint, versions."""
     epoch: int = 0
-    """Epochs done."""
+    """Completed epochs."""
     step: int = 0
-    """Steps done of the current epoch."""
+    """Completed steps of the current epoch."""
     seen: EpochMetrics = field(default_factory=EpochMetrics)
-    """Of those steps."""
+    """Training metrics of those steps."""
     history: list[Row] = field(default_factory=list)
-    """One row of metrics for each epoch done."""
+    """One row of metrics for each completed epoch."""
     best: int | None = None
-    """The epoch, counted from 1, with the best validation accuracy."""
+    """Epoch, from 1, with the best validation accuracy."""
     scale: LossScale | None = None
+    """Dynamic loss scale, for fp16."""
     average: EMA | None = None
+    """Exponential moving average of the weights, where `train.ema` is set."""
     lr_backoffs: list[float] = field(default_factory=list)
-    """A factor of the learning rate for each rollback after a loss that was not finite."""
+    """Factor on the learning rate for each rollback after a loss that was not finite."""
 
     @property
     def name(self) -> str:
-        """The name of its checkpoint's folder."""
+        """Name of the checkpoint folder of this state."""
         return f"{self.epoch:05d}-{self.step:08d}"
 
     @property
     def is_best(self) -> bool:
+        """Whether the epoch that just ended is the best so far."""
         return self.best == self.epoch and not self.step
 
     def close_epoch(self, row: Row) -> None:
-        """Count an epoch as done, with its row of metrics."""
+        """Mark the current epoch as completed, with its row of metrics."""
         self.epoch, self.step, self.seen = self.epoch + 1, 0, EpochMetrics()
         self.history.append(row)
         if self.best is None or _selection_key(row) > _selection_key(self.history[self.best - 1]):
@@ -77,16 +81,16 @@ class TrainingState:
 
 
 def _selection_key(row: Row) -> tuple[float, float]:
-    """Order epochs by validation accuracy, then loss; without validation the later is better."""
+    """Return the key to order epochs by: validation accuracy, then loss; else the epoch."""
     if "val/acc1" not in row:
         return row["epoch"], 0.0
     return row["val/acc1"], -row["val/loss"]
 
 
 def save_checkpoint(state: TrainingState, folder: Path) -> None:
-    """Write the state into `folder`, then the index.
+    """Write a checkpoint of the state into `folder`, then update the index.
 
-    Raises OSError where the disk refuses; what was there stays.
+    Raises OSError where writing fails; existing checkpoints stay intact.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _clean(folder)
@@ -104,14 +108,14 @@ def save_checkpoint(state: TrainingState, folder: Path) -> None:
 
 
 def drop_others(folder: Path, names: Collection[str | None]) -> None:
-    """Remove every checkpoint with another name, and what interrupted saves left."""
+    """Delete all checkpoints with other names, and the remains of interrupted saves."""
     for path in folder.iterdir():
         if path.is_dir() and path.name not in names:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def prune(folder: Path) -> None:
-    """Keep only the last and the best checkpoint, of a training that has ended."""
+    """Delete all but the last and the best checkpoint, once training has ended."""
     if index := read_index(folder):
         index |= {"previous": None}
         write_index(index, folder)
@@ -119,7 +123,7 @@ def prune(folder: Path) -> None:
 
 
 def copy_all(source: Path, target: Path) -> None:
-    """Replace the checkpoints of folder `target` by the last and the best one of `source`."""
+    """Replace the checkpoints in `target` by the last and the best one of `source`."""
     temporary = target.with_name(f".{target.name}")
     for path in (temporary, target):
         shutil.rmtree(path, ignore_errors=True)
@@ -151,22 +155,22 @@ def _write(state: TrainingState, folder: Path) -> None:
 
 
 def install(temporary: Path, final: Path) -> None:
-    """Rename a checkpoint whose files are written from its temporary name to its own."""
+    """Sync a completely written checkpoint to disk and rename it to its final name."""
     for path in (*temporary.iterdir(), temporary):
         io.fsync(path)
-    if final.exists():  # damaged: a whole one would have been resumed from
+    if final.exists():  # damaged: a valid one would have been resumed from
         shutil.rmtree(final)
     temporary.rename(final)
     io.fsync(final.parent)
 
 
 def weights(state: TrainingState) -> dict[str, Tensor]:
-    """Return what is validated, tested and shipped: buffers, and parameters or their EMA."""
+    """Return the tensors to validate, test and export: buffers, and parameters or their EMA."""
     return state.model.state_dict() | (state.average.tensors if state.average else {})
 
 
 def _training_tensors(state: TrainingState) -> dict[str, Tensor]:
-    """Return what else is needed to resume."""
+    """Return the other tensors that resuming needs: optimizer, loss scale, raw weights."""
     tensors = state.optimizer.state_dict() | (state.scale.state_dict() if state.scale else {})
     if state.average:
         tensors |= {f"{RAW}{name}": p for name, p in state.average.named.items()}
@@ -174,31 +178,32 @@ def _training_tensors(state: TrainingState) -> dict[str, Tensor]:
 
 
 def point_to(checkpoint: Path, best: bool) -> None:
-    """Make the index name this checkpoint as the last, after a kill or damage left another."""
+    """Make this checkpoint the last one in the index, after a kill or damage left another there."""
     index = read_index(checkpoint.parent) | {"last": checkpoint.name}
     write_index(index | ({"best": checkpoint.name} if best else {}), checkpoint.parent)
 
 
 def write_index(index: dict[str, str | None], folder: Path) -> None:
+    """Write the names of the `last`, `previous` and `best` checkpoint, atomically."""
     io.write_json(folder / INDEX, index, durable=True)
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
-    except SafetensorError as error:  # how it wraps a full disk
+    except SafetensorError as error:  # raised for a full disk
         raise OSError(str(error)) from error
 
 
 def read_index(folder: Path) -> dict[str, str | None]:
-    """Return the names of the `last`, `previous` and `best` checkpoint; {} where none is."""
+    """Return the names of the `last`, `previous` and `best` checkpoint; {} without an index."""
     return io.read_json(folder / INDEX) or {}
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest valid checkpoint, and what is wrong with each newer one.
+    """Return the newest valid checkpoint, or None, and the faults of any newer ones.
 
-    Raises DataError when there are checkpoints and none is valid.
+    Raises DataError when there are checkpoints but none is valid.
     """
     names = sorted(path.name for path in folder.glob("[0-9]*-[0-9]*") if path.is_dir())
     faults: list[str] = []
@@ -213,7 +218,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def verify_checkpoint(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint's files, or None."""
+    """Return the fault of a checkpoint whose files do not match their digests, or None."""
     try:
         files = read_state(checkpoint)["files"]
         for name in TENSORS:
@@ -225,7 +230,7 @@ def verify_checkpoint(checkpoint: Path) -> str | None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Return the JSON of a checkpoint. Raises DataError when it is not what was written."""
+    """Return the content of state.json. Raises DataError when its SHA-256 does not match."""
     try:
         state = dict(json.loads((checkpoint / STATE).read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -236,7 +241,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def restore(state: TrainingState, checkpoint: Path) -> None:
-    """Load a checkpoint into a state of the same job."""
+    """Load a checkpoint into a state of the same job. Raises DataError where it does not fit."""
     saved = read_state(checkpoint)
     load_weights(state.model, checkpoint)
     training = read_tensors(checkpoint / OPTIMIZER)
@@ -253,7 +258,7 @@ def restore(state: TrainingState, checkpoint: Path) -> None:
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Copy a checkpoint's weights into a model. Raises DataError naming what differs."""
+    """Copy a checkpoint's weights into a model. Raises DataError naming tensors that differ."""
     tensors = read_tensors(checkpoint / MODEL)
     own = model.state_dict()
     differ = [
@@ -268,6 +273,7 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
 
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """Return the tensors of a safetensors file. Raises DataError where it cannot be read."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -275,11 +281,12 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def format_shape(tensor: Tensor | None) -> str:
-    """Return the shape of a tensor, for people."""
+    """Return the shape of a tensor for display: `64x3x7x7`."""
     return "nothing" if tensor is None else "x".join(map(str, tensor.shape)) or "a number"
 
 
 def _facts(path: Path) -> dict[str, Any]:
+    """Return the size in bytes and the SHA-256 of a file."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 24):
@@ -292,6 +299,6 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def _clean(folder: Path) -> None:
-    """Remove what a killed process left half written."""
+    """Delete files and folders that a killed process left incomplete."""
     for path in folder.glob(".*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

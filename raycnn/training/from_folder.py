@@ -1,7 +1,7 @@
-"""A job made from a folder of pictures alone: sensible settings for what lies there, and why.
+"""Generate a job spec from a folder of images, with default settings chosen from its contents.
 
-The settings are a start for ordinary photographs, not a search: a network of 11 million weights,
-AdamW over one cycle, crops and mirror images, and as many epochs as small data needs.
+The settings are a starting point for ordinary photographs: a network of 11 million parameters,
+AdamW with a one-cycle schedule, crops and horizontal flips, and more epochs for fewer images.
 """
 
 import re
@@ -22,39 +22,39 @@ from raycnn.data.sources.folder import Folder
 from raycnn.errors import DataError, SpecError
 from raycnn.shape import Shape
 
-SAMPLED = 64  # pictures whose size is looked at
-SMALL = 48  # pixels: images below are trained on as they are
-LARGE = 256  # pixels: images above are shrunk to this, and cropped to 224
-STEPS = 3000  # of a training, about
+SAMPLED = 64  # images whose size is read
+SMALL = 48  # pixels: smaller images are not resized
+LARGE = 256  # pixels: larger images are resized to this, and cropped to 224
+STEPS = 3000  # approximate number of training steps
 
 
 @dataclass(frozen=True)
 class FolderJob:
-    """A job for a folder of pictures, and what was found there."""
+    """A generated job for a folder of images, with the reasons for its settings."""
 
     tree: Tree
-    """The spec as people would write it: defaults are left out."""
+    """The spec without default values."""
     job: JobSpec
     comments: dict[str, str]
-    """Why a key has its value, by dotted key."""
+    """Reasons for the values, by dotted key."""
     found: str
-    """How many pictures of how many classes, for people."""
+    """Number of images and classes, and their folder, for display."""
 
     def text(self) -> str:
         """Return the spec as commented YAML."""
         return to_text(self.tree, self.comments, f"{self.found}\nraycnn schema: all other keys")
 
     def write(self, folder: Path) -> Path:
-        """Write the spec into a run's folder, to be changed and trained again; return its path."""
+        """Write the spec to a run folder, for users to edit and train again; return its path."""
         path = folder / f"{self.job.name}.yaml"
         path.write_text(self.text(), encoding="utf-8")
         return path
 
 
 def job_for_folder(folder: Path, changes: Iterable[str] | Mapping[str, Any] = ()) -> FolderJob:
-    """Return a job that trains on a folder of pictures, one folder per class, with `changes` made.
+    """Return a job for a folder of images, one subfolder per class, with `changes` applied.
 
-    Raises DataError when there are no such pictures, SpecError for a change that cannot be.
+    Raises DataError when there are no images, SpecError for an invalid change.
     """
     folder = folder.expanduser().absolute()
     if (folder / "job.yaml").is_file():
@@ -102,18 +102,19 @@ def job_for_folder(folder: Path, changes: Iterable[str] | Mapping[str, Any] = ()
 
 
 def _name(folder: Path) -> str:
-    """Return a folder's name as a job may have it."""
+    """Return a valid job name for a folder."""
     return re.sub(r"[^a-z0-9._-]+", "-", folder.name.lower()).strip("._-")[:64] or "pictures"
 
 
 def _sample_shapes(source: Folder) -> list[Shape]:
+    """Return the shapes of up to SAMPLED images. Raises DataError when none can be read."""
     listing = source.listings["train"]
     rows = np.unique(np.linspace(0, len(listing.names) - 1, SAMPLED, dtype=np.int64))
     shapes = []
     for picture in listing.pictures(rows):
         try:
             shapes.append(read_header(picture, levels=False).shape)
-        except BadImage:  # counted and named when it is read
+        except BadImage:  # reported when the data is decoded
             continue
     if not shapes:
         raise DataError(f"{source.root}: none of {len(rows)} pictures can be read")
@@ -121,12 +122,12 @@ def _sample_shapes(source: Folder) -> list[Shape]:
 
 
 def _trained(images: Mapping[str, int]) -> int:
-    """Return about how many images are left to train on."""
+    """Return the approximate number of training images."""
     return images["train"] if "test" in images else round(0.8 * images["train"])
 
 
 def _batch_size(images: int) -> int:
-    """Return 16 to 128: at least 8 steps an epoch, where there are images for that."""
+    """Return 16 to 128: the largest batch size that gives at least 40 steps per epoch, or 16."""
     return next((size for size in (128, 64, 32) if images >= 40 * size), 16)
 
 
@@ -135,7 +136,7 @@ def _epochs(images: int, batch_size: int) -> int:
 
 
 def _size(shapes: list[Shape], asked: Any) -> tuple[Any, list[Any], str]:
-    """Return the size of all images, the crops that fit it, and why it is so."""
+    """Return the image size, the transforms that suit it, and the reason."""
     short = int(median(min(shape.height, shape.width) for shape in shapes))
     common = {(shape.height, shape.width) for shape in shapes}
     if asked is not None:

@@ -1,4 +1,4 @@
-"""The training loop: plain torch. It never learns who started it, or on how many machines."""
+"""The training loop, in plain torch. It does not depend on the launcher, nor on Ray."""
 
 import math
 import time
@@ -51,38 +51,41 @@ from raycnn.training.step import (
     try_step,
 )
 
-PROGRESS_INTERVAL_S = 0.25
+PROGRESS_INTERVAL_S = 0.25  # seconds between progress events
 
 
 class Control(Protocol):
-    """What the loop asks of whoever runs it. Every worker calls each method in the same order."""
+    """The interface between the loop and its caller.
+
+    All workers call its methods in the same order.
+    """
 
     def restore(self, state: TrainingState) -> bool:
-        """Put the run's last checkpoint into the state; return False when it has none."""
+        """Load the run's last checkpoint into the state; return False when there is none."""
 
     def begin_epoch(self, state: TrainingState) -> None:
-        """Before each epoch; an exception, raised on every worker, ends training here."""
+        """Prepare an epoch. To end training before it, raise an exception on every worker."""
 
     def should_stop(self) -> bool:
         """Return whether this worker was asked to save and stop. Called at every step."""
 
     def save(self, state: TrainingState) -> None:
-        """Save the state, whole."""
+        """Save a checkpoint of the state, atomically."""
 
     def restore_best(self, state: TrainingState) -> None:
-        """Put the best checkpoint's weights into the model."""
+        """Load the best checkpoint's weights into the model."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished training came to."""
+    """The outcome of a completed training."""
 
     state: TrainingState
     test: EpochMetrics | None
-    """Of the best weights, on every test image once; None where no test was wanted."""
+    """Test metrics of the best weights; None without a test."""
     splits: Splits
     predictions: dict[str, SplitPredictions] = field(default_factory=dict)
-    """Of the best weights for val and test, on rank 0 where a test was wanted."""
+    """Predictions of the best weights for val and test; on rank 0 only, after a test."""
 
 
 def fit(
@@ -92,10 +95,12 @@ def fit(
     callbacks: Callback,
     test_once: bool = True,
 ) -> TrainResult:
-    """Train on this worker's share of every batch, from the last checkpoint on; then test once.
+    """Train on this worker's share of every batch, from the last checkpoint on, then test.
 
-    A loss that is not finite sends it back there, as often as `failure.rollbacks` allows; so does
-    memory of the device that runs full, until a single image is too much.
+    After a loss that is not finite, training restarts from the last checkpoint, at most
+    `failure.rollbacks` times; after running out of device memory it restarts with half the
+    micro-batch. Raises Diverged after the last rollback, Interrupted on a stop request, OutOfMemory
+    where several workers must restart, and EnvironmentUnavailable when one image does not fit.
     """
 
     def decoding(done: int, total: int) -> None:
@@ -135,18 +140,18 @@ def fit(
         except torch.OutOfMemoryError:
             size = halve_micro_batch(step.micro_batch, callbacks)
             if distributed.world_size() > 1:
-                # The others wait in the middle of a step: all must start again.
+                # The other workers wait in the middle of a step, so all must restart.
                 raise OutOfMemory(
                     f"rank {distributed.rank()} was out of memory on its device", size
                 ) from None
             job = job.change({"train.micro_batch": size})
-        del step, state  # the next ones need their memory
+        del step, state  # free their memory for the next attempt
 
 
 def _started(
     job: JobSpec, state: TrainingState, splits: Splits, device: torch.device
 ) -> TrainingStarted:
-    """Return what is about to be trained, for people."""
+    """Return the event that describes the training about to start."""
     names = DEVICE_KINDS[device.type].names()
     return TrainingStarted(
         model=job.model.name,
@@ -160,7 +165,7 @@ def _started(
 def init_or_restore(
     job: JobSpec, splits: Splits, device: torch.device, control: Control, callbacks: Callback
 ) -> TrainingState:
-    """Return the state of the run's last checkpoint, or a fresh one."""
+    """Return the training state: restored from the last checkpoint, else initialized."""
     state = fresh_state(job, splits, device)
     if distributed.raise_on_any_rank(lambda: control.restore(state)):
         callbacks.on_event(Resumed(epoch=state.epoch, step=state.step, history=state.history))
@@ -178,7 +183,7 @@ def init_or_restore(
 
 
 def _save(state: TrainingState, control: Control, callbacks: Callback) -> None:
-    """Save the state, and tell so once it is saved."""
+    """Save a checkpoint and send the event once it is written."""
     distributed.raise_on_any_rank(lambda: control.save(state))
     callbacks.on_event(
         CheckpointSaved(epoch=state.epoch, step=state.step, name=state.name, best=state.is_best)
@@ -193,7 +198,7 @@ def run_epochs(
     callbacks: Callback,
     test_once: bool,
 ) -> TrainResult:
-    """Run the epochs that are still to do, each validated and saved; then the test."""
+    """Train, validate and save each remaining epoch, then run the test."""
     state, job = step.state, step.job
     train, val = loaders["train"], loaders["val"]
     classes, consensus = len(state.about["classes"]), distributed.StopConsensus()
@@ -235,7 +240,7 @@ def run_epochs(
 
 
 def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> TrainingState:
-    """First weights: the same on every worker, and for every launcher."""
+    """Return a newly initialized state, identical on every worker and for every launcher."""
     torch.manual_seed(job.seed)
     model = models.build_model(job.model, splits.shape, len(splits.classes))
     if job.train.sync_batch_norm:
@@ -251,7 +256,7 @@ def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> TrainingS
 
 
 def load_initial_weights(state: TrainingState, job: JobSpec) -> pretrained.Adapted:
-    """Put the weights that the job names into a fresh state; return what was taken."""
+    """Load the weights that the job names into a new state; return which were loaded."""
     loaded = pretrained.load_pretrained(state.model, job.model)
     if state.average:
         copy(state.average.named, state.average.tensors)
@@ -261,7 +266,10 @@ def load_initial_weights(state: TrainingState, job: JobSpec) -> pretrained.Adapt
 def prepare(
     state: TrainingState, splits: Splits, steps: int, job: JobSpec, callbacks: Callback
 ) -> TrainStep:
-    """Return the step of a run of `steps`, its micro-batch as large as the device bears."""
+    """Return the step of a run of `steps` steps, with the largest micro-batch that fits.
+
+    Raises EnvironmentUnavailable when a single image does not fit into device memory.
+    """
     device = next(state.model.parameters()).device
     replica = distributed.replicate(state.model, torch.zeros(1, *splits.shape, device=device))
     if job.train.compile:
@@ -280,14 +288,14 @@ def prepare(
 
 
 def loss_weights(job: JobSpec, splits: Splits, device: torch.device) -> Tensor | None:
-    """(K,): how much a sample of each class counts; None where all count the same."""
+    """Return the weight (K,) of each class in the loss; None where all are equal."""
     counts = np.bincount(splits.labels("train"), minlength=len(splits.classes))
     weights = class_weights(job.train.class_weights, counts)
     return None if weights is None else weights.to(device)
 
 
 def apply_stage(step: TrainStep, job: JobSpec) -> TrainStep:
-    """Return the step with the settings of the epoch under way; the optimizer keeps its state."""
+    """Return the step with the settings of the current epoch; the optimizer keeps its state."""
     if not job.stages:
         return step
     state, now = step.state, job.after(step.state.epoch)
@@ -298,7 +306,7 @@ def apply_stage(step: TrainStep, job: JobSpec) -> TrainStep:
 
 
 def peak_memory(state: TrainingState) -> Row:
-    """The most that any worker's device held since the last row; of CPUs it is not known."""
+    """Return the peak memory of any worker's device since the last row; empty on CPUs."""
     device = next(state.model.parameters()).device
     if device.type == "cpu":
         return {}
@@ -306,13 +314,13 @@ def peak_memory(state: TrainingState) -> Row:
 
 
 def out_of_patience(state: TrainingState, job: JobSpec) -> bool:
-    """Whether validation has not been better for too long."""
+    """Return whether validation has not improved for `train.patience` epochs."""
     since = state.epoch - (state.best or 0)
     return job.train.patience is not None and since >= job.train.patience
 
 
 def metadata(job: JobSpec, splits: Splits) -> dict[str, Any]:
-    """What a checkpoint says of the job it belongs to: enough to use its weights alone."""
+    """Return a checkpoint's description of its job: all that is needed to use its weights."""
     return {
         "spec": job.tree(),
         "classes": list(splits.classes),
@@ -334,27 +342,30 @@ def train_epoch(
     callbacks: Callback,
     consensus: distributed.StopConsensus,
 ) -> EpochMetrics:
-    """Run the steps of the epoch that are still to do; return the metrics of the whole epoch."""
+    """Run the remaining steps of the epoch; return the metrics of the whole epoch.
+
+    Raises Interrupted, on all workers and after saving, when a stop was requested.
+    """
     state, every = step.state, step.job.storage.every_steps
     models.begin_training(step.replica)
     steps, done_before = len(loader), state.epoch * len(loader)
-    meter, told = EpochMeter(state, len(state.about["classes"])), 0.0
+    meter, last_sent = EpochMeter(state, len(state.about["classes"])), 0.0
     for batch in loader.epoch(state.epoch, state.step):
         logits, loss = step(batch, done_before + state.step)
         meter.metrics.add(loss, logits, batch.labels, batch.count)
         state.step += 1
 
-        if (now := time.monotonic()) - told > PROGRESS_INTERVAL_S:
-            told = now
+        if (now := time.monotonic()) - last_sent > PROGRESS_INTERVAL_S:
+            last_sent = now
             callbacks.on_event(Progress(epoch=state.epoch + 1, step=state.step, steps=steps))
         consensus.vote(control.should_stop())
         if state.step == steps:
-            consensus.count()  # before validation, which may outlast the time there is left
+            consensus.count()  # before validation, which may exceed the time left to stop
         if consensus.stop or (every and state.step % every == 0):
             meter.sync_metrics(state)
             _save(state, control, callbacks)
         if consensus.stop:
-            consensus.count()  # a vote under way when the workers part could end one of them badly
+            consensus.count()  # a vote still pending when workers exit could crash one of them
             stopped = StoppedOnRequest(epoch=state.epoch, step=state.step)
             callbacks.on_event(stopped)
             raise Interrupted(stopped.message)
@@ -363,22 +374,22 @@ def train_epoch(
 
 
 class EpochMeter:
-    """Measures the steps since the last synchronization, and adds them to the state's metrics."""
+    """Measures the steps since the last synchronization, for the metrics in the state."""
 
     def __init__(self, state: TrainingState, classes: int):
         self.classes = classes
         self._begin(state)
 
     def sync_metrics(self, state: TrainingState) -> None:
-        """Add what all workers measured to the state.
+        """Reduce the metrics over all workers and add them to the state.
 
-        Raises Diverged, on all workers alike, when a loss or a weight is not finite.
+        Raises Diverged, on all workers, when a loss or a weight is not finite.
         """
         seen = self.metrics.all_reduce(time.perf_counter() - self.began)
         if seen.bad_step is not None:
             raise _diverged(state, self.first + seen.bad_step + 1)
         distributed.broadcast_buffers(state.model)
-        # The last update may have ruined weights that no loss was computed with yet.
+        # The last update may have made weights non-finite that no loss has used yet.
         _check_finite(sum(p.detach().sum() for p in state.model.parameters()), state)
         state.seen = state.seen.plus(seen)
         self._begin(state)
@@ -409,7 +420,10 @@ def evaluate(
     at_once: int,
     collector: PredictionCollector | None = None,
 ) -> EpochMetrics:
-    """Every image once, whatever the number of workers, at most `at_once` together."""
+    """Return the metrics over all workers, evaluating every image of the loader once.
+
+    At most `at_once` images are in a forward pass. `collector` receives all logits.
+    """
     model.eval()
     began = time.perf_counter()
     tally = MetricAccumulator(classes, evaluating=True)
@@ -425,7 +439,7 @@ def evaluate(
 def predict_split(
     model: nn.Module, loader: Loader, settings: Train, classes: int, at_once: int
 ) -> tuple[EpochMetrics, SplitPredictions | None]:
-    """Evaluate every image of a split once; rank 0 also has what was predicted for each."""
+    """Return the metrics of a split and, on rank 0, the prediction for each of its images."""
     collector = PredictionCollector(loader, classes)
     seen = evaluate(model, loader, settings, classes, at_once, collector)
     return seen, collector.gather(loader.device)

@@ -11,46 +11,55 @@ from raycnn.runtime import distributed
 
 TOP = 5
 Confusion = list[list[int]]
-"""[label, prediction, count] in rising order, of the pairs that occur: of 10,000 classes the whole
-matrix would take gigabytes."""
-Z95 = 1.959963984540054  # of the standard normal distribution, two-sided
+"""A sparse confusion matrix: sorted rows [label, prediction, count] of the pairs that occur.
+
+A dense matrix of 10,000 classes would take gigabytes."""
+Z95 = 1.959963984540054  # quantile of the standard normal distribution, two-sided
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """Sums over the images of an epoch, so far, on all workers."""
+    """Sums over the images of an epoch so far, on all workers."""
 
     loss: float = 0.0
+    """Sum of the losses."""
     hits: int = 0
+    """Images whose top prediction is correct."""
     top5: int = 0
+    """Images whose label is among the top 5; in evaluation only."""
     count: int = 0
+    """Number of images."""
     seconds: float = 0.0
+    """Wall-clock time."""
     bad_step: int | None = None
-    """The first step, counted from where this process began, whose loss is not finite."""
+    """First step with a loss that is not finite, from 0 at the last synchronization."""
     confusion: Confusion = field(default_factory=list)
-    """In evaluation only."""
+    """Confusion matrix, in evaluation only."""
 
     @property
     def mean_loss(self) -> float:
+        """Mean loss per image."""
         return self.loss / max(1, self.count)
 
     @property
     def acc1(self) -> float:
+        """Top-1 accuracy, 0 to 1."""
         return self.hits / max(1, self.count)
 
     @property
     def acc5(self) -> float:
+        """Top-5 accuracy, 0 to 1."""
         return self.top5 / max(1, self.count)
 
     def plus(self, other: "EpochMetrics") -> "EpochMetrics":
-        """Return the sums over both."""
+        """Return the sums over both, without confusion matrices."""
         sums = {key: getattr(self, key) + getattr(other, key) for key in ("loss", "hits", "top5")}
         both = self.count + other.count, self.seconds + other.seconds
         return EpochMetrics(**sums, count=both[0], seconds=both[1], bad_step=other.bad_step)
 
 
 class MetricAccumulator:
-    """Accumulates each step's results without waiting for the device."""
+    """Accumulates the metrics of each step on the device, without host synchronization."""
 
     def __init__(self, classes: int, evaluating: bool = False):
         self.classes, self.evaluating = classes, evaluating
@@ -61,7 +70,7 @@ class MetricAccumulator:
         self.count = 0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, count: int) -> None:
-        """Add a batch: the summed loss (), logits (B, K), labels (B,), how many samples count."""
+        """Add a batch: summed loss (), logits (B, K), labels (B,), and its number of images."""
         self._losses.append(loss.detach())
         best = logits.detach().argmax(1)
         self._hits.append((best == labels).sum())
@@ -72,9 +81,9 @@ class MetricAccumulator:
             self._pairs.append(labels * self.classes + best)
 
     def all_reduce(self, seconds: float = 0.0) -> EpochMetrics:
-        """Return the sums over all ranks: one wait for the device, one all-reduce."""
+        """Return the sums over all ranks, with one host synchronization and one all-reduce."""
         losses = torch.stack(self._losses) if self._losses else torch.zeros(1)
-        if self.evaluating:  # workers may have had more or fewer shares
+        if self.evaluating:  # ranks may have had different numbers of batches
             losses = losses.sum()[None]
         parts = [losses, _total(self._hits), _total(self._top5), torch.tensor([self.count])]
         sums = distributed.all_reduce_sum(torch.cat([part.cpu().double() for part in parts]))
@@ -92,7 +101,7 @@ class MetricAccumulator:
         )
 
     def _confusion(self) -> Confusion:
-        """Count the pairs of label and prediction over all workers."""
+        """Return the counts of (label, prediction) pairs over all ranks."""
         pairs = torch.cat(self._pairs).cpu() if self._pairs else torch.zeros(0, dtype=torch.int64)
         pairs, counts = torch.unique(distributed.all_gather(pairs), return_counts=True)
         return torch.stack([pairs // self.classes, pairs % self.classes, counts], 1).tolist()
@@ -103,7 +112,7 @@ def _total(values: list[Tensor]) -> Tensor:
 
 
 def confidence_interval(hits: int, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of an accuracy (Wilson, JASA 22, 1927, pages 209 to 212)."""
+    """Return the 95 % confidence interval of an accuracy (Wilson, JASA 22, 1927, pages 209-212)."""
     if not count:
         return 0.0, 1.0
     share, slack = hits / count, Z95**2 / count
@@ -113,7 +122,7 @@ def confidence_interval(hits: int, count: int) -> tuple[float, float]:
 
 
 def class_metrics(confusion: Confusion, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return precision, recall and F1 of every class."""
+    """Return the image count, and precision, recall and F1 (0 to 1), of each class."""
     true, predicted, hits = ([0] * len(classes) for _ in range(3))
     for label, prediction, count in confusion:
         true[label] += count

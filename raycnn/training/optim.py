@@ -1,8 +1,8 @@
-"""Optimizers and learning-rate schedules by name. A rate is a function of the step alone.
+"""Optimizers and learning-rate schedules. The rate is a function of the step alone.
 
-The update rules are torch's own functional ones. Its Optimizer classes are left out: constructing
-one imports torch._dynamo, about 9 s of CPU time, which is longer than everything else before the
-first step and cannot run beside it, because an import holds the interpreter.
+The update rules are torch's functional ones. torch's Optimizer classes are not used, because
+constructing one imports torch._dynamo, which takes about 9 s of CPU time: longer than everything
+else before the first step, and not in parallel to it, because an import holds the GIL.
 """
 
 import math
@@ -27,21 +27,21 @@ Betas = Annotated[list[BelowOne], Field(min_length=2, max_length=2)]
 
 
 class Rates(NamedTuple):
-    """What a schedule sets for one step."""
+    """The hyperparameters that a schedule sets for one step."""
 
     factor: float
-    """Multiplies the optimizer's `lr`."""
+    """Factor on the optimizer's `lr`."""
     momentum: float | None = None
-    """Replaces the optimizer's momentum (Adam's first beta) where the schedule cycles it."""
+    """Momentum (Adam's first beta), where the schedule cycles it; else None."""
 
 
 Schedule = Callable[[int], Rates]
-"""From a step of the run, counted from 0, to its rates."""
+"""Function from a step of the run, from 0, to its rates."""
 NamedParameters = Iterable[tuple[str, Parameter]]
 
 
 class Optimizer:
-    """An update rule over named parameters, and its state: some tensors for each of them."""
+    """Base of optimizers: an update rule over named parameters, with state tensors for each."""
 
     def __init__(self, named: NamedParameters, lr: float, state_keys: tuple[str, ...]):
         self.parameters = {name: p for name, p in named if p.requires_grad}
@@ -49,21 +49,21 @@ class Optimizer:
         self.state: dict[str, list[Any]] = {
             key: [None] * len(self.parameters) for key in state_keys
         }
-        """By key, a tensor for each parameter; None before the first step."""
+        """State tensors by key, one for each parameter; None before the first step."""
 
     @torch.no_grad()
     def step(self, rates: Rates, skip: Tensor | None = None) -> None:
-        """Update the parameters, unless `skip` (), on their device, is 1."""
+        """Update the parameters, unless the scalar tensor `skip` (), on their device, is 1."""
         parameters: list[Tensor] = list(self.parameters.values())
         gradients = self.gradients()
         assert len(gradients) == len(parameters), "every parameter takes part in every step"
         fused = DEVICE_KINDS[parameters[0].device.type].fused
-        if skip is not None and not fused and skip.item():  # only the fused kernels look for it
+        if skip is not None and not fused and skip.item():  # only fused kernels check it
             return
         self._update(parameters, gradients, rates, fused, skip if fused else None)
 
     def gradients(self) -> list[Tensor]:
-        """Return the gradients that are there."""
+        """Return the gradients of all parameters that have one."""
         return [p.grad for p in self.parameters.values() if p.grad is not None]
 
     def _update(
@@ -77,12 +77,12 @@ class Optimizer:
         raise NotImplementedError
 
     def zero_grad(self) -> None:
-        """Remove the gradients."""
+        """Set all gradients to None."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state's tensors by `key/parameter`; none before the first step."""
+        """Return the state tensors by `key/parameter`; empty before the first step."""
         return {
             f"{key}/{name}": tensor
             for key, tensors in self.state.items()
@@ -91,21 +91,24 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` returned, also on another device."""
+        """Load tensors returned by `state_dict`, from any device."""
         for key, tensors in self.state.items():
             for index, (name, parameter) in enumerate(self.parameters.items()):
                 saved = state.get(f"{key}/{name}")
                 tensors[index] = None if saved is None else self._like(saved, parameter)
 
     def _like(self, saved: Tensor, parameter: Tensor) -> Tensor:
-        """Return it on the device and in the layout of its parameter, for the fused kernels."""
+        """Return a saved tensor on the device and in the memory format of its parameter.
+
+        The fused kernels require both.
+        """
         if saved.shape == parameter.shape:
             return torch.empty_like(parameter).copy_(saved)
         return saved.to(parameter.device) if DEVICE_KINDS[parameter.device.type].fused else saved
 
 
 class Sgd(Optimizer):
-    """Stochastic gradient descent with momentum (Sutskever et al., ICML 2013), as torch has it."""
+    """Stochastic gradient descent with momentum (Sutskever et al., ICML 2013), in torch's form."""
 
     def __init__(
         self,
@@ -126,8 +129,9 @@ class Sgd(Optimizer):
         fused: bool,
         skip: Tensor | None,
     ) -> None:
-        if skip is not None and self.state["momentum"][0] is None:  # a first step that is skipped
-            self.state["momentum"] = [torch.zeros_like(p) for p in parameters]  # would leave noise
+        if skip is not None and self.state["momentum"][0] is None:
+            # A skipped first step would leave the buffers uninitialized.
+            self.state["momentum"] = [torch.zeros_like(p) for p in parameters]
         sgd_rule(
             parameters,
             gradients,
@@ -145,7 +149,10 @@ class Sgd(Optimizer):
 
 
 class Adam(Optimizer):
-    """Kingma and Ba, arXiv:1412.6980; `decoupled`: Loshchilov and Hutter, arXiv:1711.05101."""
+    """Adam (Kingma and Ba, arXiv:1412.6980).
+
+    With `decoupled` weight decay it is AdamW (Loshchilov and Hutter, arXiv:1711.05101).
+    """
 
     def __init__(
         self,
@@ -171,7 +178,7 @@ class Adam(Optimizer):
         if self.state["steps"][0] is None:
             self.state["mean"] = [torch.zeros_like(p) for p in parameters]
             self.state["square"] = [torch.zeros_like(p) for p in parameters]
-            where = parameters[0].device if fused else "cpu"  # as torch's own classes keep it
+            where = parameters[0].device if fused else "cpu"  # as in torch's own classes
             self.state["steps"] = [torch.zeros((), device=where) for _ in parameters]
         adam_rule(
             parameters,
@@ -202,6 +209,7 @@ def sgd(
     nesterov: bool = False,
     weight_decay: NotNegative = 0.0,
 ) -> Optimizer:
+    """Return stochastic gradient descent. Raises SpecError for nesterov without momentum."""
     if nesterov and not momentum:
         raise SpecError("nesterov needs a momentum", "optimizer.nesterov")
     return Sgd(named, lr, momentum, nesterov, weight_decay)
@@ -215,6 +223,7 @@ def adam(
     eps: Positive = 1e-8,
     weight_decay: NotNegative = 0.0,
 ) -> Optimizer:
+    """Return Adam; weight decay is added to the gradients."""
     return Adam(named, lr, (betas[0], betas[1]), eps, weight_decay, decoupled=False)
 
 
@@ -226,11 +235,12 @@ def adamw(
     eps: Positive = 1e-8,
     weight_decay: NotNegative = 0.01,
 ) -> Optimizer:
+    """Return AdamW: Adam with decoupled weight decay."""
     return Adam(named, lr, (betas[0], betas[1]), eps, weight_decay, decoupled=True)
 
 
 def constant(steps: int, *, warmup: BelowOne = 0.0) -> Schedule:
-    """Keep the rate as it is, after a warm-up over the share `warmup` of the run."""
+    """Return a constant rate, after a linear warm-up over the fraction `warmup` of the run."""
     return _warmed(steps, warmup, lambda done: 1.0)
 
 
@@ -241,12 +251,12 @@ def step(
     gamma: Positive = 0.1,
     warmup: BelowOne = 0.0,
 ) -> Schedule:
-    """Multiply the rate by `gamma` at each milestone, a share of the run."""
+    """Return a rate that is multiplied by `gamma` at each milestone, a fraction of the run."""
     return _warmed(steps, warmup, lambda done: gamma ** sum(done >= m for m in milestones))
 
 
 def cosine(steps: int, *, end_factor: BelowOne = 0.0, warmup: BelowOne = 0.0) -> Schedule:
-    """Lower the rate along half a cosine, to `end_factor` of it.
+    """Return a rate that decays along half a cosine to `end_factor` times its start.
 
     "SGDR", Loshchilov and Hutter 2016, arXiv:1608.03983, equation 5.
     """
@@ -267,10 +277,10 @@ def one_cycle(
     max_momentum: BelowOne | None = None,
     base_momentum: BelowOne | None = None,
 ) -> Schedule:
-    """Raise the rate to `lr` over the share `pct_start` of the run, and lower it again.
+    """Return a rate that rises to `lr` over the fraction `pct_start` of the run, then falls.
 
-    It begins at lr / div_factor and ends at lr / div_factor / final_div_factor, as torch's
-    OneCycleLR does; the momentum, where given, goes from its maximum to its base and back.
+    It starts at lr / div_factor and ends at lr / div_factor / final_div_factor, as in torch's
+    OneCycleLR; the momentum, where given, goes from its maximum to its base and back.
     "Super-Convergence", Smith and Topin 2017, arXiv:1708.07120.
     """
     if (max_momentum is None) != (base_momentum is None):
@@ -292,14 +302,14 @@ def one_cycle(
 
 
 def _ease(begin: float, end: float, t: float) -> float:
-    """Return the value at the share `t` of the way, along half a cosine."""
+    """Interpolate from `begin` to `end` along half a cosine, at the fraction `t`."""
     return end + (begin - end) * (1 + math.cos(math.pi * min(1.0, t))) / 2
 
 
 def _warmed(steps: int, warmup: float, factor: Callable[[float], float]) -> Schedule:
-    """Return a schedule that rises linearly over the share `warmup` of the run.
+    """Return a schedule with a linear warm-up over the fraction `warmup` of the run.
 
-    Then it is `factor` of the share of the run that is done.
+    After it the rate is `factor` of the completed fraction of the run.
     """
     rising = math.ceil(warmup * steps)
 
@@ -310,7 +320,7 @@ def _warmed(steps: int, warmup: float, factor: Callable[[float], float]) -> Sche
 
 
 def scale_lr(schedule: Schedule, factor: float) -> Schedule:
-    """Return the schedule with its learning rates times `factor`."""
+    """Return the schedule with its learning rates multiplied by `factor`."""
 
     def rates(k: int) -> Rates:
         own = schedule(k)

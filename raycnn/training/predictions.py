@@ -1,4 +1,4 @@
-"""What a network predicts for every image of a split, gathered from all workers."""
+"""Predictions for every image of a split, gathered from all workers."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from raycnn.data.loader import Loader
 from raycnn.runtime import distributed
 
-LIMIT = 2**26  # probabilities of a split that are all kept: 256 MiB of float32
-TOP = 20  # of each image, in a split that has more
+LIMIT = 2**26  # most probabilities kept for a split: 256 MiB of float32
+TOP = 20  # probabilities kept for each image of a split with more than LIMIT
 
 
 @dataclass(frozen=True)
@@ -19,25 +19,25 @@ class SplitPredictions:
     """Predictions for the N images of a split, in the split's order."""
 
     samples: NDArray[np.int64]
-    """(N,) rows of the source's own split; validation images taken from train keep theirs."""
+    """(N,) row of each image in its split of the source; images held out from train keep theirs."""
     labels: NDArray[np.int64]
-    """(N,)"""
+    """(N,) true classes."""
     predicted: NDArray[np.int64]
-    """(N,) the class with the largest logit."""
+    """(N,) classes with the largest logit."""
     probabilities: NDArray[np.float32]
-    """(N, K), or the largest (N, TOP) of each image, largest first."""
+    """(N, K), or the TOP largest of each image (N, TOP), largest first."""
     classes: NDArray[np.int64] | None = None
-    """(N, TOP) the classes that the probabilities are of, where not all K were kept."""
+    """(N, TOP) classes of the probabilities; None where all K were kept."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 class PredictionCollector:
-    """Takes this worker's share of every batch without waiting for the device.
+    """Collects predictions for this worker's share of each batch without host synchronization.
 
-    All K probabilities of each image are kept if those of the split are no more than `limit`, else
-    the TOP largest: memory is bounded by the split's images, whatever the number of classes.
+    All K probabilities of each image are kept if the split has at most `limit` of them, else the
+    TOP largest, so that memory depends on the number of images, not of classes.
     """
 
     def __init__(self, loader: Loader, classes: int, limit: int = LIMIT):
@@ -45,23 +45,23 @@ class PredictionCollector:
         self.top = TOP if loader.samples * classes > limit and classes > TOP else None
         none, width = torch.zeros(0, dtype=torch.int64), self.top or classes
         empty = [none, none, torch.zeros(0, width)]
-        # A worker without any share takes part in gathering all the same.
+        # A worker without any images must still take part in gathering.
         self._parts = [[*empty, none.new_zeros(0, width)] if self.top else empty]
 
     def add(self, position: int, logits: Tensor) -> None:
-        """Take logits (B, K) of images that follow one another in the split from `position` on."""
+        """Add the logits (B, K) of consecutive images of the split from `position` on."""
         probabilities = torch.softmax(logits.detach().float(), 1)
         found = [logits.detach().argmax(1), probabilities]
         if self.top:
             largest = probabilities.topk(self.top, 1)
             found[1:] = [largest.values, largest.indices]
         positions = torch.arange(position, position + len(logits))
-        # Into pinned memory, behind what the device still has to do; `gather` waits for it.
+        # The copies are queued on the device; `gather` waits for them.
         moved = (tensor.to("cpu", non_blocking=True) for tensor in found)
         self._parts.append([positions, *moved])
 
     def gather(self, device: torch.device) -> SplitPredictions | None:
-        """Return the predictions of all workers on rank 0, None on the others."""
+        """Return the predictions of all workers on rank 0, None on all other ranks."""
         torch.get_device_module(device).synchronize()
         columns = [torch.cat(column) for column in zip(*self._parts, strict=True)]
         gathered = [distributed.gather_rows(column) for column in columns]

@@ -1,6 +1,6 @@
-"""Whether a job can be trained: its parts built and checked, then data, storage and devices.
+"""Check whether a job can be trained: its components, then data, storage and devices.
 
-What can be known without reading images comes first, so that a slip in the spec costs no waiting.
+Checks that need no images come first, so that errors in the spec are reported at once.
 """
 
 import os
@@ -28,51 +28,53 @@ from raycnn.training import pretrained
 from raycnn.training.optim import Optimizer
 from raycnn.training.step import class_weights
 
-CHECKPOINTS = 4  # at once: the last, the one before, the best, and the one being written
+CHECKPOINTS = 4  # on disk at once: last, previous, best, and the one being written
 MB = 1e6
 
 
 @dataclass(frozen=True)
 class ResolvedJob:
-    """The parts that a job names, built and checked against one another."""
+    """The components that a job names, built and checked against one another."""
 
     job: JobSpec
     source: Source
     shape: Shape
-    """Of an image as the network sees it."""
+    """Shape of the network's input images."""
     model: nn.Module
-    """On the meta device: shapes, and no memory."""
+    """The network on the meta device, without memory for its weights."""
     optimizer: Optimizer
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the labels."""
         return self.source.classes
 
     @property
     def parameters(self) -> int:
+        """Number of parameters of the network."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
 @dataclass(frozen=True)
 class CheckedJob(ResolvedJob):
-    """A resolved job that can be trained with the data, the storage and the devices at hand."""
+    """A resolved job whose data, storage and devices are available."""
 
     files: list[File]
-    """What is read."""
+    """Data files that are read."""
     kind: str
-    """Of the device."""
+    """Device type."""
     warnings: list[str]
-    """What a person should know of the data: what is ignored, converted, or cannot be learned."""
+    """Warnings about the data: what is ignored, converted, or cannot be learned."""
 
 
 def check_job(
     job: JobSpec, *, elsewhere: bool = False, checkpoints: Path | None = None
 ) -> CheckedJob:
-    """Resolve a job, and look whether data, storage and devices are there for it.
+    """Resolve a job, and check that its data, storage and devices are available.
 
-    With `elsewhere` the devices may be another machine's, and are not looked for here. A run that
-    is resumed has its `checkpoints` on the disk already. Raises SpecError, DataError or
-    EnvironmentUnavailable for the first thing that cannot work.
+    With `elsewhere` it trains on other machines, whose devices are not checked here. `checkpoints`
+    is the folder of a run to resume, whose size counts as free. Raises SpecError, DataError or
+    EnvironmentUnavailable for the first problem.
     """
     resolved = resolve_job(job)
     files = files_of(resolved.source)
@@ -91,10 +93,10 @@ def check_job(
 
 
 def resolve_job(job: JobSpec) -> ResolvedJob:
-    """Build and check what a job names, without a look at data or devices.
+    """Build and check the components that a job names, without checking data or devices.
 
-    This is the one answer to whether a job is valid. Raises SpecError with the file and line of
-    the key at fault, DataError where a source must be looked at to know its shape and is not there.
+    Every command validates jobs with this function. Raises SpecError with the file and line of the
+    key at fault, DataError where a source must be opened to know its shape and is missing.
     """
     with job.located():
         for choice in job.data.transforms:
@@ -120,7 +122,7 @@ def _check_stages(job: JobSpec, model: nn.Module) -> None:
 
 
 def check_room(folder: Path, resolved: ResolvedJob) -> None:
-    """Raise EnvironmentUnavailable when the checkpoints of a job do not fit in the folder."""
+    """Raise EnvironmentUnavailable when a job's checkpoints do not fit on the folder's disk."""
     optimizer = resolved.optimizer
     weights = sum(tensor.nbytes for tensor in resolved.model.state_dict().values())
     trained = sum(parameter.nbytes for parameter in optimizer.parameters.values())
@@ -136,17 +138,17 @@ def check_room(folder: Path, resolved: ResolvedJob) -> None:
 
 
 def _working_folder(job: JobSpec) -> Path:
-    """Where its checkpoints are written first."""
+    """Return the local folder that checkpoints are written to first."""
     return cache_folder() if is_uri(job.storage.path) else Path(job.storage.path).absolute()
 
 
 def nearest(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
+    """Return the folder, or its nearest existing parent."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def check_writable(folder: Path) -> None:
-    """Raise EnvironmentUnavailable unless the folder, or the nearest above it, is writable."""
+    """Raise EnvironmentUnavailable unless the folder, or its nearest parent, is writable."""
     there = nearest(folder)
     if not there.is_dir():
         raise EnvironmentUnavailable(f"storage.path: {there} is a file, not a folder")

@@ -1,4 +1,4 @@
-"""Weights to begin with: ImageNet's from torchvision, a run's, or a file's. Tensors, no code."""
+"""Initial weights: from torchvision (ImageNet), a run or a file. No code is unpickled."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -20,27 +20,27 @@ PUBLISHED = (
     "resnets with stem: large, vggs with pool_size: 7"
 )
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
-WRAPPERS = ("_orig_mod", "module")  # torch.compile and DDP put them before a module's own names
-AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of no use after training
-EXTRAS = ("n_averaged",)  # of torch's AveragedModel, beside the weights
+WRAPPERS = ("_orig_mod", "module")  # prefixes that torch.compile and DDP add to parameter names
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # auxiliary heads, which are only of use in training
+EXTRAS = ("n_averaged",)  # a buffer of torch's AveragedModel
 Weights = Mapping[str, Tensor]
 
 
 class Adapted(NamedTuple):
-    """Weights as a network takes them."""
+    """Weights adapted to a network."""
 
     tensors: dict[str, Tensor]
-    """Those that are taken."""
+    """Tensors to load, by the network's own keys."""
     new_layers: list[str]
-    """Keys of the last layer that keep their fresh weights: of other classes, or absent."""
+    """Keys of the last layer that keep their random weights: other classes, or missing."""
     changes: list[str]
-    """What was done to them, for people."""
+    """Changes made to the weights, for display."""
 
 
 def check_weights(model: nn.Module, choice: Model) -> list[str]:
-    """Return what would be done to the weights that a job names, in words.
+    """Return the changes that `load_pretrained` would make to a job's weights, for display.
 
-    Files are read, ImageNet's weights are not. Raises the errors of `load_pretrained`.
+    Files are read; ImageNet weights are not downloaded. Raises as `load_pretrained`.
     """
     if not choice.weights:
         return []
@@ -56,10 +56,10 @@ def check_weights(model: nn.Module, choice: Model) -> list[str]:
 
 
 def load_pretrained(model: nn.Module, choice: Model) -> Adapted:
-    """Put the weights that a job names into its network; return which, and what was done to them.
+    """Load the weights that a job names into its network; return which, and how they were adapted.
 
-    The last layer keeps its fresh weights where the number of classes differs. Raises SpecError
-    for weights of another network, DataError for what cannot be had or read.
+    The last layer keeps its random weights where the number of classes differs. Raises SpecError
+    for weights of another network, DataError where they cannot be downloaded or read.
     """
     assert choice.weights
     tensors = _imagenet(choice) if choice.weights == IMAGENET else _local(Path(choice.weights))
@@ -69,7 +69,10 @@ def load_pretrained(model: nn.Module, choice: Model) -> Adapted:
 
 
 def _adapt(own: Weights, tensors: Weights, choice: Model) -> Adapted:
-    """Return weights under the network's own names. Raises SpecError where others do not fit."""
+    """Return the weights under the network's own keys.
+
+    Raises SpecError where any but the last layer's do not match.
+    """
     changes: list[str] = []
     tensors = _rename(own, tensors, changes)
     extra = [key for key in tensors if key not in own and key.startswith((*AUXILIARY, *EXTRAS))]
@@ -97,7 +100,7 @@ def _adapt(own: Weights, tensors: Weights, choice: Model) -> Adapted:
 
 
 def _rename(own: Weights, tensors: Weights, changes: list[str]) -> dict[str, Tensor]:
-    """Strip what wrappers put before the names: torch.compile, DDP, Lightning, a model's model."""
+    """Return the tensors without the key prefixes of torch.compile, DDP, Lightning and the like."""
     plain = {".".join(p for p in k.split(".") if p not in WRAPPERS): t for k, t in tensors.items()}
     if plain.keys() != tensors.keys():
         there = (name for name in WRAPPERS if any(name in key.split(".") for key in tensors))
@@ -115,16 +118,16 @@ def _rename(own: Weights, tensors: Weights, changes: list[str]) -> dict[str, Ten
 
 
 def _endings(key: str) -> list[str]:
-    """Return a dotted name, and what is left of it without its first parts."""
+    """Return all suffixes of a dotted name, the longest first."""
     parts = key.split(".")
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 def _fit_channels(own: Weights, tensors: dict[str, Tensor], changes: list[str]) -> None:
-    """Give the first convolution as many input channels as the network's has.
+    """Adapt the first convolution to the network's number of input channels, in place.
 
-    Grey images see the sum over the colors, which is what the colors of a grey image would give.
-    Grey weights are shared among the colors.
+    For grayscale images the weights are summed over the colors, which is equivalent to three equal
+    channels. Weights of grayscale images are divided among the channels.
     """
     key = next((key for key, tensor in own.items() if tensor.ndim == 4), None)
     if key is None or key not in tensors:
@@ -158,6 +161,7 @@ def _head(own: Weights) -> list[str]:
 
 
 def _local(path: Path) -> Weights:
+    """Return the weights in a run folder or a file. Raises SpecError or DataError for neither."""
     if path.is_dir():
         best = checkpoint.read_index(path / "checkpoints").get("best")
         if not best:
@@ -175,15 +179,15 @@ def _local(path: Path) -> Weights:
 def _unpickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the bytes lead it to
+    except Exception as error:  # torch may raise anything for invalid bytes
         why = f"not read as such: {type(error).__name__}"
         raise DataError(f"{path} is refused: it must hold tensors alone ({why})") from None
 
 
 def _find_tensors(saved: Any, path: Path) -> dict[str, Tensor]:
-    """Return a state dict: what was saved, or the one mapping of tensors in it.
+    """Return the state dict in a saved object: the object itself, or a mapping of tensors in it.
 
-    Of several, the one with a usual name is taken. Raises DataError where none is, or none alone.
+    Of several, one with a common name is taken. Raises DataError where there is none, or several.
     """
     if _is_state_dict(saved):
         return {str(key): tensor for key, tensor in saved.items()}

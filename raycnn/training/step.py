@@ -1,4 +1,4 @@
-"""One step: an optimizer update on one global batch, of which every worker has its share."""
+"""The training step: one optimizer update on one global batch, shared among the workers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,24 +19,29 @@ from raycnn.training.callbacks import Callback, MicroBatchHalved
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.optim import Schedule
 
-NOISE = 3  # what a seed is for: see LIMIT and VAL in data
+NOISE = 3  # key of the seed for dropout; others are LIMIT and VAL in raycnn/data
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class TrainStep:
+    """A callable training step: forward and backward passes, and the update."""
+
     replica: nn.Module
-    """The state's model, or DDP around it."""
+    """The state's model, wrapped in DDP where there are several workers."""
     state: TrainingState
     schedule: Schedule
     job: JobSpec
     micro_batch: int
-    """How many images go through the network at once."""
+    """Number of images per forward pass."""
     class_weights: Tensor | None
-    """(K,), in the loss."""
+    """Weight (K,) of each class in the loss; None where all are equal."""
 
     def __call__(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
-        """Step `k` of the run, from 0 on: logits (B, K), and the loss summed over the share."""
+        """Run step `k` of the run, from 0.
+
+        Return the logits (B, K) of this worker's share, and its summed loss ().
+        """
         optimizer, scale, average = self.state.optimizer, self.state.scale, self.state.average
         logits, loss = self._gradients(batch, rng.number(self.job.seed, NOISE, k))
         if scale:
@@ -52,23 +57,23 @@ class TrainStep:
         return logits, loss
 
     def _gradients(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
-        """Add up the gradients of the share, a part at a time."""
+        """Accumulate the gradients of the share, one micro-batch at a time."""
         logits, losses = [], []
         pieces = split_micro_batches(batch, self.micro_batch)
         for part in pieces:
             dropout.seed_step(number, part.first, part.total, part.images.device)
             with distributed.no_sync(self.replica, wanted=part is not pieces[-1]):
-                said, loss = forward(self.replica, part, self.job.train, self.class_weights)
-                # DDP averages over the workers, whose shares may differ: this makes it the mean.
+                part_logits, loss = forward(self.replica, part, self.job.train, self.class_weights)
+                # DDP averages over workers, whose shares may differ: scale to the batch mean.
                 mean = loss * (distributed.world_size() / batch.total)
                 (self.state.scale.factor * mean if self.state.scale else mean).backward()
-            logits.append(said.detach())
+            logits.append(part_logits.detach())
             losses.append(loss.detach())
         return torch.cat(logits), torch.stack(losses).sum()
 
 
 def split_micro_batches(batch: Batch, size: int) -> list[Batch]:
-    """A share, cut into pieces of at most so many images."""
+    """Return the share split into micro-batches of at most `size` images."""
     keys = [
         key
         for key in ("images", "labels", "mixed_labels", "mix_weights")
@@ -83,7 +88,7 @@ def split_micro_batches(batch: Batch, size: int) -> list[Batch]:
 
 
 def autocast(precision: str, kind: torch.device) -> torch.autocast:
-    """Within it the network computes at this precision."""
+    """Return the autocast context of a precision: `fp32`, `bf16` or `fp16`."""
     narrow = AUTOCAST_DTYPES.get(precision)
     return torch.autocast(kind.type, narrow, enabled=narrow is not None)
 
@@ -91,7 +96,7 @@ def autocast(precision: str, kind: torch.device) -> torch.autocast:
 def forward(
     model: nn.Module, batch: Batch, settings: Train, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logits (B, K), and the loss summed over the share, its classes weighted (K,)."""
+    """Return the logits (B, K) and the summed loss (), with class weights (K,)."""
     kind = batch.images.device
     images = batch.images.contiguous(memory_format=device.layout(kind, settings.channels_last))
     with autocast(settings.precision, kind):
@@ -110,7 +115,11 @@ def forward(
 
 
 def class_weights(setting: Any, counts: NDArray[np.int64]) -> Tensor | None:
-    """(K,) weights whose mean over the training images, `counts` (K,) of each class, is 1."""
+    """Return class weights (K,) with mean 1 over the training images; None for none.
+
+    `setting` is that of the spec, `counts` (K,) the training images of each class. Raises
+    SpecError where the number of weights differs from the number of classes.
+    """
     if setting is None:
         return None
     if setting == "balanced":
@@ -122,7 +131,10 @@ def class_weights(setting: Any, counts: NDArray[np.int64]) -> Tensor | None:
 
 
 def find_micro_batch_size(attempt: Callable[[int], None], size: int, callbacks: Callback) -> int:
-    """Return `size`, halved until an attempt with it fits into the memory of every device."""
+    """Return `size`, halved until `attempt` with it fits into the memory of every device.
+
+    Raises EnvironmentUnavailable when a single image does not fit.
+    """
     while True:
         full = False
         try:
@@ -135,7 +147,7 @@ def find_micro_batch_size(attempt: Callable[[int], None], size: int, callbacks: 
 
 
 def halve_micro_batch(size: int, callbacks: Callback) -> int:
-    """Return the next smaller micro-batch.
+    """Return half the micro-batch size, rounded up, and send the event.
 
     Raises EnvironmentUnavailable when a single image does not fit.
     """
@@ -149,7 +161,11 @@ def halve_micro_batch(size: int, callbacks: Callback) -> int:
 
 
 def try_step(step: TrainStep, shape: tuple[int, ...], size: int) -> None:
-    """Forward and backward over `size` images, without effect, beside what a step will hold."""
+    """Run a forward and a backward pass over `size` images without changing any state.
+
+    The optimizer state, which a step allocates later, is allocated meanwhile. Raises
+    torch.OutOfMemoryError where it does not fit.
+    """
     optimizer, kind = step.state.optimizer, next(step.state.model.parameters()).device
     torch.get_device_module(kind).empty_cache()
     room = [torch.empty_like(p) for p in optimizer.parameters.values() for _ in optimizer.state]
@@ -158,7 +174,7 @@ def try_step(step: TrainStep, shape: tuple[int, ...], size: int) -> None:
         labels=torch.zeros(size, dtype=torch.int64, device=kind),
         mixed_labels=None, mix_weights=None, first=0, total=size, count=size,
     )  # fmt: skip
-    step.replica.eval()  # no statistics are changed
+    step.replica.eval()  # batch norm statistics stay as they are
     with distributed.no_sync(step.replica, wanted=True):
         forward(step.replica, batch, step.job.train)[1].backward()
     optimizer.zero_grad()
