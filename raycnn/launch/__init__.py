@@ -1,1 +1,1 @@
-"""Ways to start the workers of a job. The spec says which; the loop cannot tell them apart."""
+"""Launchers: start the workers of a job in this process, by torchrun, or on Ray."""

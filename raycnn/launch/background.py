@@ -1,4 +1,4 @@
-"""Something that is looked after beside the work, until the work is over."""
+"""Run a callback periodically in a background thread."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -7,9 +7,9 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def poll_in_background(look: Callable[[], None], every_s: float) -> Iterator[None]:
-    """Look now and then, in another thread, and once more when the work is over.
+    """Call `look` every `every_s` seconds in a background thread, and once more at the end.
 
-    A look that cannot read or write is made up for by the next.
+    An OSError of a call is ignored: the next call tries again.
     """
     over = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Ways to start a job's workers. The spec says which; the loop cannot tell them apart."""
+"""Dispatch jobs and searches to the launcher that the spec names: local or Ray."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def require(workers: Workers) -> None:
-    """Raises when the workers asked for are not there, or not to be reached."""
+    """Raise SpecError or ClusterError when the requested workers are unavailable."""
     if launcher_of(workers) == "local":
         from raycnn.launch import local
 
@@ -28,7 +28,7 @@ def require(workers: Workers) -> None:
 
 
 def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
-    """Train the job in the run that `open_run` opens, once there is somewhere to train it."""
+    """Train a job, and return its run; `open_run` is called once the launcher is available."""
     if launcher_of(job.workers) == "local":
         from raycnn.launch import local
 
@@ -38,14 +38,14 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
 
     view.on_event(ConnectingToRay(address=address_of(job.workers)))
     with connection.connected(job.workers) as nodes:
-        from raycnn.launch.ray import trainer  # what it imports was imported while Ray started
+        from raycnn.launch.ray import trainer  # its imports were loaded while Ray started
 
         run = trainer.train(job, open_run, nodes, view)
-        return Run.open(run.home)  # with what workers on other machines wrote
+        return Run.open(run.home)  # with files from workers on other machines
 
 
 def slots(spec: "TuneSpec") -> "list[Slot]":
-    """Return what trials of a search could be trained in at once. Raises ClusterError."""
+    """Return the slots in which trials of a search can run at once. Raises ClusterError."""
     from raycnn.launch.ray import connection
 
     nodes = connection.look(_worker_configs(spec)[0])
@@ -59,8 +59,8 @@ def search(
 ) -> "Search":
     """Train the trials of a search that have not ended, and write the leaderboard and plots.
 
-    `open_search` gives the folder, and is called once there are resources to train with. Raises
-    Interrupted when asked to stop, and ClusterError when the cluster is unreachable or too small.
+    `open_search` opens the folder, and is called once there are resources to train with. Raises
+    Interrupted on a request to stop, and ClusterError when the cluster is unreachable or too small.
     """
     from raycnn.search.folder import SilentView
 
@@ -74,7 +74,7 @@ def search(
     workers = _worker_configs(spec)
     where = address_of(workers[0])
     for pool in workers if not where else ():
-        connection.require(pool)  # before Ray takes its time
+        connection.require(pool)  # fail before starting Ray
     view.note(ConnectingToRay(address=where).message)
     with connection.connected(workers[0]) as nodes:
         from raycnn.launch.ray import tune

@@ -1,4 +1,4 @@
-"""Which way the workers of a job are started: in this process, by torchrun, or on Ray."""
+"""Choose the launcher of a job: this process, torchrun, or Ray."""
 
 import os
 from typing import Literal
@@ -8,7 +8,7 @@ from raycnn.runtime import distributed
 
 
 def launcher_of(workers: Workers) -> Literal["ray", "local"]:
-    """`auto`: what torchrun started, and one worker without an address, runs right here."""
+    """Return the launcher; `auto` is local under torchrun, and for one worker without address."""
     if workers.launcher != "auto":
         return workers.launcher
     alone = workers.most == 1 and not address_of(workers)
@@ -16,10 +16,10 @@ def launcher_of(workers: Workers) -> Literal["ray", "local"]:
 
 
 def elsewhere(workers: Workers) -> bool:
-    """Whether the devices may be another machine's."""
+    """Return whether the devices may be on another machine."""
     return launcher_of(workers) == "ray" and bool(address_of(workers))
 
 
 def address_of(workers: Workers) -> str | None:
-    """Of the Ray cluster to run on, where there is one."""
+    """Return the address of the Ray cluster to run on, if one is given."""
     return workers.address or os.environ.get("RAY_ADDRESS")

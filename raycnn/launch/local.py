@@ -1,4 +1,4 @@
-"""This process, or each process that torchrun started, as a worker. Ray is not imported."""
+"""Train in this process, or in each process that torchrun started. Does not import Ray."""
 
 import os
 from collections.abc import Callable
@@ -17,7 +17,11 @@ from raycnn.training.callbacks import Callback, Failed
 
 
 def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
-    """Train the job in a run folder, resuming from what is there; return the run."""
+    """Train a job in the run that `open_run` opens, resuming from its checkpoint; return the run.
+
+    Raises SpecError for another number of processes than workers, ClusterError when not all
+    workers connect, EnvironmentUnavailable for a missing device, and whatever training raises.
+    """
     kind = device.find(job.workers.device)
     _meet(kind, job.workers)
     with ExitStack() as held:
@@ -38,7 +42,7 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
             views = [view] if distributed.is_rank_zero() else []
             with stop.listening(), closing(channel), run.syncing(job.storage.timeout_s):
                 work(job, run, chosen, channel, views)
-        except WorkerLost as error:  # each worker that is left finds the same: one tells
+        except WorkerLost as error:  # every remaining worker finds the same error: record it once
             last = run.last_event()
             if not (isinstance(last, Failed) and last.error == str(error)):
                 with suppress(OSError):
@@ -48,7 +52,7 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
 
 
 def _meet(kind: DeviceKind, workers: Workers) -> None:
-    """Meet the other workers that torchrun started. Raises ClusterError when not all come."""
+    """Join the process group of torchrun. Raises ClusterError when not all workers connect."""
     if not distributed.launched():
         return
     try:
@@ -63,7 +67,7 @@ def _meet(kind: DeviceKind, workers: Workers) -> None:
 
 
 def check_world(workers: Workers) -> None:
-    """Raises SpecError unless as many processes are here as workers are asked for."""
+    """Raise SpecError unless the number of processes is the requested number of workers."""
     here = distributed.launched_world_size()
     if not workers.least <= here <= workers.most:
         how = "torchrun started" if distributed.launched() else "this process is"

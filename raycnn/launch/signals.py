@@ -1,4 +1,4 @@
-"""A request to save and stop, by Ctrl-C or SIGTERM; the second one stops now."""
+"""Handle Ctrl-C and SIGTERM: the first requests to save and stop, the second stops at once."""
 
 import signal
 import threading
@@ -9,11 +9,11 @@ from types import FrameType
 
 from raycnn.runtime import distributed
 
-ECHO_S = 1  # torchrun hands on the Ctrl-C that the terminal has sent to its workers as well
+ECHO_S = 1  # torchrun forwards the Ctrl-C that the terminal has already sent to its workers
 
 
 class Stop:
-    """`busy` says whether there is anything to save; before there is, the first one stops now."""
+    """A request to save and stop; while `busy` is false the first signal stops at once."""
 
     def __init__(self, busy: Callable[[], bool]) -> None:
         self.asked = False
@@ -26,7 +26,7 @@ class Stop:
     @contextmanager
     def listening(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
-            yield  # Python hears signals in its main thread alone
+            yield  # Python handles signals only in its main thread
             return
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._ask) for number in numbers}

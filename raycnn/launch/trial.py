@@ -1,4 +1,4 @@
-"""Train the trials of a search: judged after each epoch, not tested."""
+"""Train the trials of a search: the scheduler decides after each epoch, and nothing is tested."""
 
 import logging
 import time
@@ -24,15 +24,15 @@ from raycnn.training.loop import fit
 log = logging.getLogger("raycnn")
 
 Ending = dict[str, Any]
-"""The state of a trial that has ended, and the reason unless it is done; {} if it has not."""
+"""The `state` of an ended trial, and its `reason` unless it is done; {} if it has not ended."""
 
 
 class _Stopped(Exception):
-    """The scheduler ends this trial."""
+    """Raised when the scheduler stops a trial."""
 
 
 class TrialRecorder(Recorder):
-    """Records a trial, and ends it when the scheduler of the search says so."""
+    """Records a trial, and stops it when the scheduler of the search decides so."""
 
     def __init__(self, search: Search, trial: Trial, channel: Channel):
         super().__init__(trial.run, channel)
@@ -40,7 +40,7 @@ class TrialRecorder(Recorder):
         self.pause_epoch = search.pause_epoch(trial)
 
     def begin_epoch(self, state: TrainingState) -> None:
-        """Raise, on every worker alike, _Stopped or Interrupted when a trial must not continue."""
+        """Raise _Stopped or Interrupted, on every worker, when a trial must not continue."""
         if distributed.is_rank_zero() and "parameters" not in self.trial.info:
             parameters = sum(parameter.numel() for parameter in state.model.parameters())
             self.trial.update(parameters=parameters, val_images=state.about["images"]["val"])
@@ -57,10 +57,10 @@ class TrialRecorder(Recorder):
 
 
 def run_trial(trial: Trial, work: Callable[[], Ending]) -> str | None:
-    """Train a trial from its last checkpoint on by calling `work`; save how it ended.
+    """Train a trial from its last checkpoint by calling `work`, and record how it ended.
 
-    An error of the trial is the reason that it failed, and never ends the search. Returns why it
-    could not be trained by the fault of the cluster: then it has not ended.
+    An error of the trial is recorded as the reason of its failure and never ends the search. An
+    error of the cluster is returned as text, and the trial has not ended.
     """
     began, before = time.time(), trial.info.get("wall_s", 0.0)
     ending: Ending = {}
@@ -97,9 +97,9 @@ def work_on(
 ) -> Ending:
     """Train a trial as one of its workers; return how it ended.
 
-    When asked to, or past the `deadline` (seconds since 1970), it saves, and has not ended.
+    On request, or past the `deadline` (seconds since 1970), it saves and returns {}.
     """
-    job = trial.run.job().change({"data.root": None})  # it is in RAYCNN_DATA, on every machine
+    job = trial.run.job().change({"data.root": None})  # RAYCNN_DATA has it, on every machine
 
     def stop() -> bool:
         return stop_requested() or (deadline is not None and time.time() > deadline)
@@ -126,7 +126,8 @@ def work_on(
 def run_here(search: Search, view: SearchView) -> None:
     """Train all trials in this process, one after another, without Ray.
 
-    Stops when asked to by a signal, or past the time budget; what has not ended is saved.
+    Stops on a signal or past the time budget, with unfinished trials saved. Raises Interrupted for
+    a signal.
     """
     budget, (pool, *_) = search.spec.tune.time_budget_s, search.spec.tune.pools
     kind = device.find(pool.device)

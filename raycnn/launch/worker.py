@@ -1,4 +1,4 @@
-"""What every worker does, whoever started it: train, recorded in the run folder."""
+"""The work of every worker under any launcher: train, and record it in the run folder."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from raycnn.runtime import distributed
 from raycnn.training.callbacks import Callback, Failed, Warned
 from raycnn.training.loop import TrainResult, fit
 
-# As this machine's environment has them.
+# This machine's own settings, read before find_data changes the environment.
 OWN_PATHS = {key: path for key in ("RAYCNN_DATA", "RAYCNN_CACHE") if (path := os.environ.get(key))}
 
 log = logging.getLogger("raycnn")
@@ -32,19 +32,19 @@ def work(
     channel: Channel,
     callbacks: Iterable[Callback] = (),
 ) -> None:
-    """Train as one worker. Whatever ends it early is told to the run's events and the channel.
+    """Train as one worker, reporting errors to the run's events and the channel.
 
-    Raises WorkerLost, naming the worker at fault, where another one ended or is unresponsive.
+    Raises WorkerLost, naming the worker at fault, where another worker ended or is unresponsive.
     """
     recorder = Recorder(run, channel, callbacks)
     try:
         trained = fit(job, device, recorder, recorder.callbacks)
         distributed.raise_on_any_rank(lambda: finish(trained, recorder))
-        if trained.predictions and job.storage.report:  # on rank 0; the others need not wait
+        if trained.predictions and job.storage.report:  # on rank 0; other ranks need not wait
             report.publish(run, job, trained, recorder.callbacks)
     except Interrupted as error:
         raise Interrupted(f"{error}: `raycnn resume {run.home}` goes on from there") from None
-    except OutOfMemory as error:  # whoever started the workers may start them again
+    except OutOfMemory as error:  # the launcher may restart the workers
         log.error(str(error))
         with suppress(OSError):
             run.write_job(run.job().change({"train.micro_batch": error.micro_batch}))
@@ -69,8 +69,8 @@ def work(
 
 
 def finish(result: TrainResult, recorder: Recorder) -> None:
-    """Write what a training came to, the predictions first: a run is done with its result."""
-    if result.predictions:  # rank 0 has them
+    """Write the predictions and then the result of a training: a run with a result is done."""
+    if result.predictions:  # on rank 0
         kept = predictions.from_training(result.splits, result.state.best or 0, result.predictions)
         try:
             predictions.write(recorder.run.folder / predictions.FILE, kept)
@@ -82,7 +82,7 @@ def finish(result: TrainResult, recorder: Recorder) -> None:
 
 
 def find_data(root: str | None, others: dict[str, str]) -> None:
-    """Look for images where the spec says, else this machine's environment, else another's."""
+    """Set the data root: the spec's, else this machine's environment, else the driver's."""
     os.environ.update(others | OWN_PATHS)
     if root:
         os.environ["RAYCNN_DATA"] = root

@@ -1,1 +1,1 @@
-"""Jobs sent to a cluster's job server, followed, stopped and fetched."""
+"""Submit jobs to a Ray cluster's job server; follow, stop and fetch them."""

@@ -1,12 +1,12 @@
-"""Begins a submitted job: sent along with it, and run on the cluster by any Python 3.
+"""Start a submitted job: this file is sent with it, and run on the cluster by any Python 3.
 
     begin.py VERSION FOLDER WORD...
 
-Goes on with the Python that runs Ray there: a job's PATH may lead to another one. That is the one
-whose packages the process above, of Ray, has loaded Ray from.
+Re-executes itself with the Python that runs Ray on that node, since the job's PATH may lead to
+another one: the Python of the environment from which the parent process has loaded Ray.
 
-Runs `raycnn WORD...` in the folder, and says when the raycnn there is not the VERSION here. A word
-that names a file beside this one means that file.
+Runs `raycnn WORD...` in the folder, and warns when raycnn's version there is not VERSION. A word
+that names a file sent along stands for that file.
 """
 
 import os
@@ -16,11 +16,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 UNFIT = 3
-LIBRARY = "/site-packages/ray/"  # what Ray's processes have mapped of it
+LIBRARY = "/site-packages/ray/"  # in the paths of the libraries that Ray's processes have mapped
 
 
 def interpreter() -> str:
-    """Return the path of the Python that the process which started this one runs on."""
+    """Return the path of the Python interpreter of the parent process."""
     try:
         mapped = Path(f"/proc/{os.getppid()}/maps").read_text().split()
         libraries = [path.partition(LIBRARY)[0] for path in mapped if LIBRARY in path]

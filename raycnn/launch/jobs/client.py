@@ -1,9 +1,9 @@
-"""Ray Jobs: a spec sent to a cluster, trained there, followed from here.
+"""A client of Ray Jobs: submit a spec to a cluster, and follow, stop and find its jobs.
 
-Only the cluster's job server is spoken to (http://host:8265), so that a tunnel to one port is
-enough; and by its REST interface, so that its Ray may be of another version. Ray is imported only
-to upload files. On the cluster a job is an ordinary `raycnn train`, `resume` or `tune` on the head
-node, begun in the home folder of whoever started Ray there: relative paths of a spec are below it.
+It only talks to the cluster's job server (http://host:8265), so that a tunnel to one port is
+enough, by its REST interface, so that the cluster may run another version of Ray. Ray is imported
+only to upload files. On the cluster a job is an ordinary `raycnn train`, `resume` or `tune` on the
+head node, started in the home folder of the user who started Ray: relative paths are below it.
 """
 
 import getpass
@@ -39,22 +39,24 @@ from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
 from raycnn.launch.ray.token import PROBE_S, TOKEN
 from raycnn.launch.ray.token import token as own_token
 
-PORT = 8265  # of a head's job server, unless told otherwise
-ANSWER_S = 30  # the longest wait for an answer of a server that is there
-OUTAGE_S = 60  # how long a job that is followed may be out of reach
-LOOK_S = 0.4  # between two looks at a job
-STOP_S = 120  # for a job that is stopped to save its state; Ray's own 3 s are too few
+PORT = 8265  # default port of the job server
+ANSWER_S = 30  # timeout of a request
+OUTAGE_S = 60  # how long the server may be unreachable while a job is followed
+LOOK_S = 0.4  # polling interval
+STOP_S = 120  # for a stopped job to save its state; Ray's default of 3 s is too short
 DOWNLOAD_S = 24 * 3600
 RAYS_OWN = re.compile(
     r"^(Running entrypoint for job .*|.* -- Runtime env is setting up\.)\n", re.MULTILINE
 )
-FOLDER = re.compile(r"^(?:run|search) (/.+)$", re.MULTILINE)  # what each says when it starts
+FOLDER = re.compile(
+    r"^(?:run|search) (/.+)$", re.MULTILINE
+)  # the line that each prints when it starts
 
 
 def server_of(address: str | None) -> str | None:
-    """The URL of the job server that is meant: the address, else RAYCNN_ADDRESS or RAY_ADDRESS.
+    """Return the job server's URL: the address, else RAYCNN_ADDRESS or RAY_ADDRESS, else None.
 
-    Raises SpecError for what is no such URL.
+    Raises SpecError for an invalid URL.
     """
     text = address or os.environ.get("RAYCNN_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if not text:
@@ -63,7 +65,7 @@ def server_of(address: str | None) -> str | None:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # half an IPv6 address, or no port that there can be
+    except ValueError:  # an incomplete IPv6 address, or an invalid port
         port = 0
     if port == 0 or parts.scheme not in ("http", "https") or not parts.hostname or text == "auto":
         raise SpecError(f"{text!r} is no address of a job server, such as http://host:{PORT}")
@@ -71,7 +73,7 @@ def server_of(address: str | None) -> str | None:
 
 
 def each(asked: JobSpec | TuneSpec, change: Callable[[JobSpec], JobSpec]) -> JobSpec | TuneSpec:
-    """The job changed, or every job of the search."""
+    """Return the job, or the search with each of its jobs, changed by `change`."""
     if isinstance(asked, JobSpec):
         return change(asked)
     changed = [one.model_copy(update={"job": change(one.job)}) for one in asked.architectures]
@@ -79,7 +81,7 @@ def each(asked: JobSpec | TuneSpec, change: Callable[[JobSpec], JobSpec]) -> Job
 
 
 class JobStatus(Enum):
-    """As Ray's job server has it."""
+    """The status of a job, as Ray's job server reports it."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -93,7 +95,7 @@ class JobStatus(Enum):
 
 @dataclass(frozen=True)
 class JobDetails:
-    """A job as the server describes it; what another version of Ray adds is left out."""
+    """A job as the server describes it; fields that other Ray versions add are ignored."""
 
     status: JobStatus
     submission_id: str = ""
@@ -111,10 +113,10 @@ class JobDetails:
 
 
 class Cluster:
-    """A Ray cluster, reached by its job server alone."""
+    """A Ray cluster, accessed only through its job server."""
 
     def __init__(self, server: str, token: str | None = None):
-        """Raises ClusterError when nobody answers there, or the token is not the cluster's."""
+        """Connect. Raises ClusterError when no server answers, or it rejects the token."""
         self.server = server
         self._session = requests.Session()
         if secret := token or own_token():
@@ -125,13 +127,13 @@ class Cluster:
         return [Node(node["node_ip"], node["resources_total"]) for node in self._alive()]
 
     def jobs(self) -> list[JobDetails]:
-        """Those that raycnn submitted, oldest first."""
+        """Return the jobs that raycnn submitted, oldest first."""
         found = map(JobDetails.parse, self._get("/api/jobs/"))
         own = [job for job in found if "raycnn" in job.metadata]
         return sorted(own, key=lambda job: job.start_time or 0)
 
     def job(self, name: str) -> JobDetails:
-        """By its id. Raises SpecError, with the nearest one, for none."""
+        """Return a job by its id. Raises SpecError, with the nearest id, when there is none."""
         jobs = self.jobs()
         found = next((job for job in jobs if job.submission_id == name), None)
         if not found:
@@ -139,10 +141,10 @@ class Cluster:
         return found
 
     def submit(self, asked: JobSpec | TuneSpec, *, folder: str = "~", code: bool = False) -> str:
-        """Start a job or a search there, in the folder; returns its id.
+        """Start a job or a search on the cluster, in `folder`; return its id.
 
-        With `code` it runs on this raycnn and not on the cluster's. Raises ClusterError, with a
-        table of what exists, when its workers do not fit.
+        With `code` it runs this version of raycnn instead of the cluster's. Raises ClusterError,
+        with a table of the nodes, when its workers do not fit.
         """
         nodes = self.nodes()
         for workers in _asked(asked):
@@ -153,7 +155,7 @@ class Cluster:
             return self._begin(asked.name, [verb, "job.yaml"], Path(sent), folder, code)
 
     def resume(self, name: str, changes: list[str], *, code: bool = False) -> str:
-        """Go on there with a run or a search, named as `find` takes it; returns the id."""
+        """Resume a run or a search on the cluster, named as for `find`; return the new job's id."""
         job, folder = self.find(name)
         tuned = job.metadata["verb"] == "tune"
         if tuned and changes:
@@ -163,11 +165,11 @@ class Cluster:
             return self._begin(PurePosixPath(folder).parent.name, words, Path(sent), "~", code)
 
     def log(self, name: str) -> str:
-        """What the job has said so far."""
+        """Return the output of a job so far."""
         return RAYS_OWN.sub("", self._get(f"/api/jobs/{name}/logs")["logs"])
 
     def follow(self, name: str, show: Callable[[str], None]) -> JobDetails:
-        """Show what a job says as it says it, through short outages; returns how it ended."""
+        """Pass a job's output to `show` until it ends, through short outages; return the job."""
         shown, answered, told = 0, time.monotonic(), False
         while True:
             try:
@@ -188,17 +190,20 @@ class Cluster:
             time.sleep(LOOK_S)
 
     def stop(self, name: str) -> bool:
-        """Have a job save its state and stop, within STOP_S; False when it has ended before."""
+        """Have a job save and stop, within STOP_S; return False when it had already ended."""
         return bool(self._ask("POST", f"/api/jobs/{name}/stop")["stopped"])
 
     def folder(self, job: JobDetails) -> str | None:
-        """Of its run or search, on the head node, once the job has said so."""
+        """Return the folder of a job's run or search on the head node; None until it is printed."""
         found = FOLDER.search(self.log(job.submission_id))
         return found and found[1]
 
     def find(self, name: str) -> tuple[JobDetails, str]:
-        """The latest job on a run or a search, and its folder: by an id, the folder, or job/n, or
-        job for its latest run. Raises SpecError for none."""
+        """Return the latest job of a run or search, and its folder.
+
+        The name is a job's id, the folder, `job/n`, or `job` for its latest run. Raises SpecError
+        when there is none.
+        """
         jobs = self.jobs()
         named = [job for job in jobs if job.submission_id == name]
         for job in reversed(named or jobs):
@@ -211,15 +216,17 @@ class Cluster:
         raise SpecError(self._unknown(name, jobs))
 
     def run(self, command: str) -> JobDetails:
-        """Run a shell's command on the head node; returns how it ended."""
+        """Run a shell command on the head node; return the ended job."""
         name = self._ask("POST", "/api/jobs/", json={"entrypoint": command})["submission_id"]
         while not (job := self._info(name)).status.is_terminal():
             time.sleep(LOOK_S)
         return job
 
     def output(self, job: JobDetails) -> HTTPResponse:
-        """All that a job wrote, as it is, to be read bit by bit. Raises ClusterError, or later
-        HTTPException or OSError, when the connection ends."""
+        """Open the raw output of a job as a stream.
+
+        Raises ClusterError, or while reading HTTPException or OSError, when the connection ends.
+        """
         asked = {
             "submission_id": job.submission_id, "node_id": job.driver_node_id,
             "lines": -1, "timeout": DOWNLOAD_S,
@@ -232,7 +239,7 @@ class Cluster:
         shutil.copy(bootstrap.__file__, sent / "begin.py")
         if code:
             _copy_code(sent)
-        # Whichever Python 3 the job's PATH has: begin.py goes on with the one that runs Ray there.
+        # Any Python 3 on the job's PATH will do: begin.py re-executes with the one that runs Ray.
         command = ["python3", "begin.py", raycnn.__version__, folder, *words]
         now = datetime.now(timezone.utc)
         with self._speaking():
@@ -260,7 +267,7 @@ class Cluster:
         return {k: str(v) for k, v in self._session.headers.items() if k == "Authorization"}
 
     def _alive(self) -> list[dict[str, Any]]:
-        """Ask as `ray list nodes` does."""
+        """Return the alive nodes, by the request that `ray list nodes` sends."""
         found = self._get("/api/v0/nodes?limit=10000")["data"]["result"]["result"]
         alive = [node for node in found if node["state"] == "ALIVE"]
         if not any(node["is_head_node"] for node in alive):
@@ -305,18 +312,18 @@ def _user() -> str:
 
 
 def _asked(asked: JobSpec | TuneSpec) -> list[Workers]:
-    """What Ray is to have room for: of a search, one trial in each pool."""
+    """Return the workers that Ray must have room for: for a search, one trial in each pool."""
     if isinstance(asked, TuneSpec):
         return [pool.worker_config for pool in asked.tune.pools]
     return [asked.workers] if asked.workers.launcher != "local" else []
 
 
 def _write(asked: JobSpec | TuneSpec, folder: Path) -> str:
-    """The resolved spec as job.yaml; returns the verb that takes it."""
+    """Write the resolved spec as job.yaml; return the command that takes it."""
     trees = {"job.yaml": asked.tree()}
     if isinstance(asked, TuneSpec):
         whole = trees["job.yaml"]
-        for one in whole["architectures"]:  # each a job that stands alone, in a file beside it
+        for one in whole["architectures"]:  # each is a complete job, in a file of its own
             trees[f"{one['name']}.arch.yaml"] = one["job"]
             one["job"] = f"{one['name']}.arch.yaml"
     for name, tree in trees.items():
@@ -326,7 +333,7 @@ def _write(asked: JobSpec | TuneSpec, folder: Path) -> str:
 
 
 def _copy_code(folder: Path) -> None:
-    """The modules of this raycnn, and what its version is read from."""
+    """Copy the modules of this raycnn, and the metadata with its version."""
     package = Path(raycnn.__file__).parent
     for path in package.rglob("*.py"):
         copy = folder / "raycnn" / path.relative_to(package)

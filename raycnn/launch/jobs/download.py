@@ -1,7 +1,7 @@
-"""A run's folder, copied from a cluster's head node to here through its job server alone.
+"""Copy a run folder from a cluster's head node to this machine, through its job server.
 
-A job there packs it into what it writes, and that is downloaded. A folder of the same name that is
-seen from here may be another one, and is not looked at.
+A job on the head node writes the folder as a tar archive to its output, which is downloaded. A
+local folder of the same path may be a different one, so it is never used instead.
 """
 
 import os
@@ -18,15 +18,15 @@ from raycnn.launch.jobs.client import Cluster, JobDetails
 BEGIN = "here it begins"
 NOT_THERE = 4
 TRIES = 300
-LOG = '"$(readlink /proc/$$/fd/1)"'  # where what a job writes goes to
+LOG = '"$(readlink /proc/$$/fd/1)"'  # the file that a job's output goes to
 
 
 def fetch(cluster: Cluster, name: str, to: Path | None = None) -> Path:
-    """Copy the folder of a run, or a search, whole or not at all; returns where to.
+    """Copy the folder of a run or a search atomically; return the local path.
 
-    Without `to` it becomes runs/job/n, or where that is taken the next number. Raises ClusterError
-    when it is not there, or the connection ends; EnvironmentUnavailable when something is at `to`
-    already, when it cannot be written, or while it is trained.
+    Without `to` it becomes runs/job/n, or the next number where that exists. Raises ClusterError
+    when there is no such folder, or the connection ends; EnvironmentUnavailable when `to` exists,
+    cannot be written, or the run is being trained.
     """
     _, folder = cluster.find(name)
     job, _ = cluster.find(folder)
@@ -46,7 +46,7 @@ def fetch(cluster: Cluster, name: str, to: Path | None = None) -> Path:
 
 
 def _free(folder: Path) -> Path:
-    """Return the folder, or if there is one, the next number beside it that is free."""
+    """Return the folder, or if it exists, one with the next free number."""
     if not os.path.lexists(folder):
         return folder
     taken = [int(path.name) for path in folder.parent.iterdir() if path.name.isdigit()]
@@ -58,7 +58,7 @@ def _copy(cluster: Cluster, folder: str, into: Path) -> None:
     try:
         _unpack(cluster, packed, into)
     finally:
-        # What was packed lies in Ray's folder of logs, and would until the cluster ends.
+        # The archive is in Ray's log folder, and would stay there until the cluster ends.
         with suppress(ClusterError):
             cluster.run(f'rm -f "$(dirname {LOG})/job-driver-{packed.submission_id}.log"')
 
@@ -67,7 +67,7 @@ def _pack(cluster: Cluster, folder: str) -> JobDetails:
     above, name = str(PurePosixPath(folder).parent), PurePosixPath(folder).name
     packed = cluster.run(
         f"test -d {shlex.quote(folder)} || exit {NOT_THERE}; "
-        # Ray writes a line of its own there, now or somewhat later.
+        # Ray writes a line of its own to that file, possibly with a delay.
         f"for i in $(seq {TRIES}); do grep -q '^Running entrypoint' {LOG} && break; "
         "sleep 0.1; done; "
         f"echo {BEGIN!r}; "

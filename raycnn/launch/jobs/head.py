@@ -1,4 +1,4 @@
-"""A Ray of raycnn's own on this machine, with a job server, for as long as it is needed."""
+"""Run a temporary Ray head with a job server on this machine."""
 
 import os
 import secrets
@@ -22,10 +22,13 @@ TRIES = 3
 
 @contextmanager
 def started() -> Iterator[Cluster]:
-    """Raises ClusterError when it does not come up within START_S."""
+    """Start a Ray head, yield its cluster, and stop it at the end.
+
+    Raises ClusterError when it does not start within START_S.
+    """
     token = secrets.token_hex(32)
     port = _free_port()
-    # Short, for sockets lie in it; and Ray's last processes may still write there at the end.
+    # A short path, since sockets lie in it. Ray's last processes may still write there at the end.
     with TemporaryDirectory(prefix="raycnn-", ignore_cleanup_errors=True) as folder:
         log = Path(folder, "log")
         deadline, tries = time.monotonic() + START_S, 0
@@ -34,7 +37,7 @@ def started() -> Iterator[Cluster]:
             while isinstance(found := _reached(f"http://127.0.0.1:{port}", token), ClusterError):
                 if time.monotonic() > deadline:
                     raise ClusterError(f"Ray did not start here within {START_S} s: {found}")
-                if head.poll() is not None:  # also where a busy machine was too slow for Ray
+                if head.poll() is not None:  # also on a busy machine, where Ray times out
                     tries += 1
                     if tries == TRIES:
                         raise ClusterError(f"Ray did not start here: {_last_line(log)}")
@@ -53,7 +56,7 @@ def _launch(folder: str, log: Path, token: str, port: int) -> "subprocess.Popen[
                 Path(sys.executable).with_name("ray"), "start", "--head", "--block",
                 "--port=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
                 "--dashboard-agent-listen-port=0", f"--temp-dir={folder}",
-                # Of Ray Client's server, which ends the head where its usual port is taken.
+                # Ray Client's server would end the head if its default port were taken.
                 f"--ray-client-server-port={_free_port()}",
                 f"--num-cpus={DEVICE_KINDS['cpu'].count()}",
             ],

@@ -1,4 +1,4 @@
-"""Submits a job whose files are sent along: the one thing that takes Ray's own client."""
+"""Submit a job with its files: the only request that needs Ray's own client."""
 
 import logging
 import os
@@ -8,12 +8,12 @@ from typing import Any
 def submit(server: str, headers: dict[str, str], **job: Any) -> str:
     """Submit the job and return its id, as `JobSubmissionClient.submit_job` does.
 
-    Raises RuntimeError or ConnectionError with what Ray says.
+    Raises RuntimeError or ConnectionError with Ray's message.
     """
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every upload
-    # Ray prefers this variable, or RAY_ADDRESS, to the address that it is given.
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it logs every upload
+    # Ray prefers this variable, and RAY_ADDRESS, to the address argument.
     before, os.environ["RAY_API_SERVER_ADDRESS"] = os.environ.get("RAY_API_SERVER_ADDRESS"), server
     try:
         return str(JobSubmissionClient(server, headers=headers).submit_job(**job))

@@ -1,7 +1,7 @@
-"""Ray. Here alone, and in launch/jobs, it is imported."""
+"""Train on Ray. Ray is imported only here and in launch/jobs."""
 
 import sys
 
-# Ray imports torch_npu wherever it is installed, and fails with it where CANN's libraries are
-# missing: it is to seem not installed until raycnn.runtime.device.load_npu.
+# Ray imports an installed torch_npu, and fails where CANN's libraries are missing: hide torch_npu
+# until raycnn.runtime.device.load_npu.
 sys.modules.setdefault("torch_npu", None)

@@ -1,6 +1,6 @@
-"""How Ray sets up torch in a job's workers: not at all, for they do it in the training function.
+"""A backend for Ray Train that leaves the process group to the training function.
 
-Ray's controller imports this file, so that it imports no more than it must.
+Ray's controller imports this file, so it imports as little as possible.
 """
 
 from ray.train import BackendConfig
@@ -8,10 +8,10 @@ from ray.train.torch import TorchConfig
 
 
 class NoBackend(TorchConfig):
-    """A TorchConfig whose workers meet by themselves: see entry.py.
+    """A TorchConfig whose workers create the process group themselves: see entry.py.
 
-    Ray's own backend has them meet before one can choose its network interface, or see the devices
-    of its neighbours, and on a loss it waits half a minute for workers that are gone.
+    Ray's own backend creates it before a worker can choose its network interface, or see the
+    devices of the other workers on its node, and after a loss it waits half a minute for dead ones.
     """
 
     backend_cls = BackendConfig.backend_cls

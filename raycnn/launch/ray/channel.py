@@ -1,7 +1,7 @@
-"""How the driver of a job on Ray and its workers hear of one another: one small actor.
+"""The channel between the driver of a job on Ray and its workers: one small actor.
 
-Workers send it events, heartbeats and what ended them; the driver reads these, and leaves its
-requests. The actor also counts what a lost worker costs. It imports no torch: it is to start fast.
+Workers send it events, heartbeats and errors; the driver reads these, and leaves requests. The
+actor also counts retries. It does not import torch, so that it starts fast.
 """
 
 import asyncio
@@ -17,34 +17,34 @@ from raycnn.launch.ray import compat
 from raycnn.training.callbacks import Event, WorkersRestarted, WorldResized
 
 Request = Literal["", "stop", "restart", "end"]
-"""What workers are to do: save and end; save and make way for another group; end at once."""
+"""A request to the workers: save and end; save and restart as another group; end at once."""
 SILENT = "another worker exited without an error: killed, or its machine is down"
 
 
 class PeerLost(Exception):
-    """A worker is gone, and this one cannot go on without it: Ray starts all of them again."""
+    """Raised when another worker is lost, to have Ray restart all workers."""
 
 
 class PlannedRestart(Exception):
-    """The workers have saved and make way for another group of them, which Ray starts."""
+    """Raised when the workers have saved, to have Ray start another group of them."""
 
 
 class Member(NamedTuple):
-    """A worker, as the others of its group must know it."""
+    """The properties of a worker that the other workers of its group need."""
 
     node: str
     """Ray's id of its node."""
     address: str
     """The IP address of its node."""
     port: int
-    """A free one there; rank 0 is met at it."""
+    """A free port of its node; that of rank 0 is the rendezvous."""
     accelerators: list[str]
-    """The ids of its devices, as Ray gave them to it."""
+    """The ids of its devices, as Ray assigned them."""
 
 
 @dataclass
 class Outcome:
-    """How a job ended: what rank 0 returned, or the error that is to be shown."""
+    """How a job ended: the return value of rank 0, or the error to raise."""
 
     value: Any = None
     error: RaycnnError | None = None
@@ -52,7 +52,7 @@ class Outcome:
 
 @dataclass
 class Group:
-    """The workers that Ray started together, and what is known of their end."""
+    """The workers that Ray started together, and how they ended."""
 
     id: str
     size: int
@@ -60,11 +60,11 @@ class Group:
     beats: dict[int, dict[str, Any]] = field(default_factory=dict)
     stacks: dict[int, str] = field(default_factory=dict)
     saved: bool = False
-    """Whether they have saved, and ended because they were asked to."""
+    """Whether the workers have saved and ended on request."""
     micro_batch: int | None = None
-    """What the next group is to have, where the memory of a device was full."""
+    """The micro-batch for the next group, after a device ran out of memory."""
     lost: dict[int, str] = field(default_factory=dict)
-    """Each rank that ended with an error, and its error."""
+    """The error of each rank that ended with one."""
     over: bool = False
 
     @property
@@ -78,22 +78,22 @@ class Group:
 
 
 class News(NamedTuple):
-    """What the driver has not seen yet, and how things stand."""
+    """New events for the driver, and the current state."""
 
     events: list[tuple[Event, bool]]
-    """Each with whether it is the driver's to store: a worker has stored its own."""
+    """Events, each with whether the driver must store it: workers store their own."""
     passing: Event | None
-    """The last one that the next of its kind replaces."""
+    """The latest transient event, such as progress."""
     workers: list[Member]
-    """The workers that train now; none while a group starts or is waited for."""
+    """The workers that are training; empty while a group starts."""
     outcome: Outcome | None
 
 
 class Channel:
-    """The actor's side."""
+    """The actor."""
 
     def __init__(self, retries: int, size: int, wanted: str):
-        """`size` workers are wanted most, `wanted` says so; `retries` are for losses."""
+        """Expect at most `size` workers (`wanted` in messages), and allow `retries` losses."""
         self.retries, self.size, self.wanted = retries, size, wanted
         self.events: list[tuple[Event, bool]] = []
         self.passing: Event | None = None
@@ -104,7 +104,7 @@ class Channel:
         self.micro_batch: int | None = None
         self.joined = asyncio.Condition()
 
-    # The driver's.
+    # Called by the driver.
 
     async def news(self, seen: int) -> News:
         group = self.group
@@ -113,28 +113,28 @@ class Channel:
         return News(self.events[seen:], passing, workers, self.outcome)
 
     async def ask(self, request: Request) -> None:
-        """Have the workers do something, unless they are to do more than that already."""
+        """Set the request to the workers, unless a stronger one is pending."""
         if not (self.request in ("stop", "end") and request == "restart"):
             self.request = request
 
     async def end(self, outcome: Outcome) -> Outcome:
-        """Return how the job ended: so, unless it has ended before."""
+        """Set the outcome of the job unless it has one; return the outcome."""
         self.outcome = self.outcome or outcome
         return self.outcome
 
-    # The controller's.
+    # Called by Ray's controller.
 
     async def lost(self, errors: dict[int, str], preempted: bool) -> None:
         if self.group:
             self.group.lost.update(errors)
             self._close(self.group, preempted)
 
-    # The workers'.
+    # Called by the workers.
 
     async def join(
         self, group: str, rank: int, size: int, member: Member
     ) -> list[Member] | Outcome:
-        """Return all workers of the group, once all are there; or how the job has ended."""
+        """Return all workers of the group once all have joined, or the outcome of an ended job."""
         if self.group is None or self.group.id != group:
             if self.group:
                 self._close(self.group)
@@ -162,7 +162,7 @@ class Channel:
             self.events.append((event, to_store))
 
     async def beat(self, group: str, rank: int, beat: dict[str, Any], stack: str) -> Request:
-        """Take a sign of life; return what the worker is to do."""
+        """Record a heartbeat; return the current request."""
         if self.group and self.group.id == group:
             self.group.beats[rank] = beat
             if stack:
@@ -170,7 +170,7 @@ class Channel:
         return "end" if self.outcome else self.request
 
     async def beats(self) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
-        """Return the last heartbeat of each rank, and the stacks of those that were silent."""
+        """Return the last heartbeat of each rank, and the stacks of unresponsive ranks."""
         return (self.group.beats, self.group.stacks) if self.group else ({}, {})
 
     async def saved(self) -> None:
@@ -188,7 +188,7 @@ class Channel:
         return self.outcome
 
     def _close(self, group: Group, preempted: bool = False) -> None:
-        """Find why a group ended, and count it if nobody had planned it. Once for each group."""
+        """Record why a group ended, and count it as a retry if it was unplanned; once per group."""
         if group.over or self.outcome:
             group.over = True
             return
@@ -221,14 +221,14 @@ class Channel:
 
 
 def open_channel(retries: int, size: int, wanted: str) -> Any:
-    """Start the actor beside the driver: they end together."""
+    """Start the channel's actor on the driver's node, so that both end together."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Channel).options(num_cpus=0, scheduling_strategy=here)
     return actor.remote(retries, size, wanted)
 
 
 class LossReporter(ray.train.UserCallback):
-    """In Ray's controller: tells the channel which workers raised what."""
+    """Callback in Ray's controller that reports the errors of workers to the channel."""
 
     def __init__(self, channel: Any):
         self.channel = channel

@@ -1,4 +1,4 @@
-"""What differs between versions of Ray, asked of its public names and signatures."""
+"""Differences between versions of Ray, detected by its public names and signatures."""
 
 from collections.abc import Callable
 from inspect import signature
@@ -15,14 +15,14 @@ NEVER_S = 1e9
 
 
 def scaling_config(workers: Workers, **fixed: Any) -> ScalingConfig:
-    """Return how many workers Ray is to start.
+    """Return Ray's ScalingConfig for a job's workers.
 
-    Raises ClusterError for a range where this Ray knows none. Ray is not to change their number by
-    itself while they train: it would not have them save first.
+    Ray itself must not resize the group during training, since it would not save first. Raises
+    ClusterError for a range where this version of Ray does not support one.
     """
     if workers.least == workers.most:
         return ScalingConfig(num_workers=workers.most, **fixed)
-    monitor = "elastic_resize_monitor_interval_s"  # came with ranges
+    monitor = "elastic_resize_monitor_interval_s"  # introduced together with ranges
     if monitor not in signature(ScalingConfig).parameters:
         raise ClusterError(
             f"workers.count: Ray {ray.__version__} starts a fixed number of workers alone; a range "
@@ -32,14 +32,14 @@ def scaling_config(workers: Workers, **fixed: Any) -> ScalingConfig:
 
 
 def preemption_notice() -> Callable[[], Any]:
-    """Return what tells whether a node of the workers will be taken away: a barrier of them all.
+    """Return a function that returns a preemption notice for a node of the workers, or None.
 
-    Where Ray does not tell, it returns None for ever.
+    It is a barrier: all workers must call it. On versions of Ray without notices it returns None.
     """
     return getattr(ray.train, "get_preemption_info", lambda: None)
 
 
 def cause_of(error: Exception) -> Exception:
-    """Return the error of a worker without what Ray puts around the death of an actor."""
+    """Return the error of a worker without Ray's wrapper around the death of an actor."""
     inner = getattr(error, "health_check_failure", error)
     return inner if isinstance(inner, Exception) else error

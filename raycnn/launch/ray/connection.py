@@ -1,4 +1,4 @@
-"""The Ray cluster of a job: found, reached or started, and the resources it has."""
+"""Connect to the Ray cluster of a job, or start one, and find its resources."""
 
 import importlib
 import logging
@@ -21,11 +21,11 @@ from raycnn.launch.ray.resources import resources_per_worker as resources_per_wo
 from raycnn.launch.ray.token import PROBE_S, TOKEN, hide_token
 from raycnn.runtime.device import DEVICE_KINDS
 
-# Read by Ray when it is imported, or by the processes it starts.
+# Ray reads these when it is imported, or in the processes that it starts.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` has each worker build its own environment
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # else a lost worker, or the end, is seen 2 s late
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else, under `uv run`, each worker builds its own
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # else a loss, or the end, is detected 2 s late
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -35,26 +35,26 @@ for key, value in SETTINGS.items():
     os.environ.setdefault(key, value)
 
 if TOKEN.is_file() or "RAY_AUTH_TOKEN" in os.environ:
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray sends a token it has to nobody
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray does not send its token
 
 import ray  # noqa: E402
 
-STARTS = 3  # Ray gives itself half a minute, which on a busy machine is not always enough
-OBJECT_STORE_BYTES = 200 << 20  # images do not go through it
-# What opens every HTTP/2 connection (RFC 9113, 3.4): the client's preface and an empty SETTINGS
-# frame. A server of gRPC, which a head is, answers with SETTINGS before it asks who is there.
+STARTS = 3  # Ray times out after half a minute, which a busy machine may exceed
+OBJECT_STORE_BYTES = 200 << 20  # small: images do not pass through it
+# Every HTTP/2 connection starts with this preface and an empty SETTINGS frame (RFC 9113, 3.4). A
+# gRPC server, such as a Ray head, answers with SETTINGS before any authentication.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 FRAME_HEADER, SETTINGS_FRAME = 9, 4  # bytes; a frame's type is its fourth
 
 
 def require(workers: Workers) -> None:
-    """Raises ClusterError when the workers do not fit, or no cluster answers."""
+    """Raise ClusterError when the workers do not fit, or no cluster answers."""
     nodes = look(workers)
     resources_per_worker(workers, kind_of(workers, nodes), nodes)
 
 
 def look(workers: Workers) -> list[Node]:
-    """Return the nodes there are to run on. Raises ClusterError when no cluster answers."""
+    """Return the available nodes. Raises ClusterError when no cluster answers."""
     if address_of(workers) or ray.is_initialized():
         with connected(workers) as nodes:
             return nodes
@@ -63,22 +63,23 @@ def look(workers: Workers) -> list[Node]:
 
 @contextmanager
 def connected(workers: Workers) -> Iterator[list[Node]]:
-    """Have a Ray to run on, and its nodes.
+    """Connect to Ray for the duration of the block, and yield its nodes.
 
-    It is the one this process is connected to, which is left as it is; else the one at the
-    workers' address; else one that is started here. The latter two are left at the end.
+    Uses the Ray that this process is already connected to, and leaves it running; else connects to
+    the workers' address, or starts a local Ray, and disconnects at the end. Raises ClusterError
+    when no cluster answers.
     """
     if ray.is_initialized():
         yield alive_nodes()
         return
     address = address_of(workers)
-    # It is a process more, and 3 s: only a cluster's nodes are taken away with notice.
+    # The watcher costs a process and 3 s, and only nodes of a cluster are preempted.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(bool(address))))
     if address:
         _probe(address, from_spec=bool(workers.address))
     else:
         require(workers)
-    # Imported while Ray's processes start: either takes about as long as the other.
+    # Import in parallel with the start of Ray's processes: both take about equally long.
     importing = threading.Thread(target=importlib.import_module, args=("ray.train.torch",))
     importing.start()
     try:
@@ -90,12 +91,12 @@ def connected(workers: Workers) -> Iterator[list[Node]]:
 
 
 def alive_nodes() -> list[Node]:
-    """Return the nodes of the Ray that this process is connected to."""
+    """Return the alive nodes of the Ray that this process is connected to."""
     return [Node(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
 
 
 def _init(address: str | None) -> None:
-    """Raises ClusterError with the reason that Ray gives."""
+    """Initialize Ray. Raises ClusterError with Ray's message."""
     own: dict[str, Any] = {
         "num_cpus": DEVICE_KINDS["cpu"].count(),
         "include_dashboard": False,
@@ -110,7 +111,7 @@ def _init(address: str | None) -> None:
                 **({} if address else own),
             )
             break
-        except Exception as error:  # Ray has no class for it
+        except Exception as error:  # Ray raises no specific class
             ray.shutdown()
             if address or attempt == STARTS - 1:
                 where = f"no Ray cluster at {address}" if address else "Ray did not start here"
@@ -120,7 +121,7 @@ def _init(address: str | None) -> None:
 
 
 def _probe(address: str, from_spec: bool) -> None:
-    """Raises ClusterError when no head answers there: Ray itself would try for minutes."""
+    """Raise ClusterError when no Ray head answers: Ray itself would retry for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")

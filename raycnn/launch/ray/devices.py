@@ -1,7 +1,8 @@
-"""The devices that the workers of a node see: each its own, as Ray starts them, or all of theirs.
+"""Make the devices of all workers of a node visible to each of them.
 
-NCCL and HCCL find a neighbour on the same node by the device that this process sees of it. Ray
-shares CUDA devices when it makes the process group, which it does too early here, and NPUs never.
+NCCL and HCCL need to see the devices of the other workers on the same node, but Ray shows each
+worker only its own. Ray shares CUDA devices when it creates the process group, which is too early
+here, and never shares NPUs.
 """
 
 import os
@@ -13,13 +14,13 @@ VISIBLE = {"GPU": "CUDA_VISIBLE_DEVICES", "NPU": "ASCEND_RT_VISIBLE_DEVICES"}
 
 
 def share(resource: str, own: Member, members: Iterable[Member]) -> int:
-    """Have this worker see the devices of all members on its node; return the index of its own.
+    """Make the devices of all members on this node visible; return the index of this worker's own.
 
-    To be called before torch looks for devices.
+    Must be called before torch initializes devices.
     """
     if resource not in VISIBLE or not own.accelerators:
         return 0
     ids = {id for member in members if member.node == own.node for id in member.accelerators}
-    visible = sorted(ids, key=lambda id: (len(id), id))  # numbers rise, or torch_npu sees none
+    visible = sorted(ids, key=lambda id: (len(id), id))  # torch_npu needs ascending ids
     os.environ[VISIBLE[resource]] = ",".join(visible)
     return visible.index(own.accelerators[0])

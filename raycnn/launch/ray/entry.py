@@ -1,4 +1,4 @@
-"""What each worker of a job on Ray does, from its start to its end."""
+"""The training function of a worker on Ray."""
 
 import os
 import traceback
@@ -32,16 +32,16 @@ from raycnn.training.callbacks import Callback, CheckpointSaved, EpochEnded, Eve
 
 
 def train(config: dict[str, Any]) -> None:
-    """Train as one of Ray's workers; how it ended is told to the channel.
+    """Train as one of Ray's workers, and report the outcome to the channel.
 
-    Raises PeerLost or PlannedRestart where Ray is to start the workers again, and nothing else:
-    what would only happen again, such as a mistake in the spec, is no error to Ray.
+    Raises only PeerLost or PlannedRestart, to have Ray restart the workers. An error that would
+    recur, such as an invalid spec, is not raised, since Ray would retry it.
     """
     job = job_from_tree(config["job"])
     try:
         with WorkerChannel(config["channel"], job.workers.timeout_s) as channel:
             _train(job, config, channel)
-    except ActorDiedError:  # the driver is gone, and nobody wants the result
+    except ActorDiedError:  # the driver has ended
         return
     finally:
         distributed.destroy_process_group()
@@ -78,7 +78,7 @@ def _train(job: JobSpec, config: dict[str, Any], channel: WorkerChannel) -> None
 
 
 def _raise_unless_over(channel: WorkerChannel, error: Exception) -> None:
-    """Raise PeerLost, unless the other worker went because the job has ended."""
+    """Raise PeerLost, unless the other worker ended because the job has ended."""
     if not channel.outcome():
         raise PeerLost(str(error)) from None
 
@@ -102,7 +102,7 @@ def _work(
         if "search" in config:
             search, trial = Search(Path(config["search"])), Trial(run.folder)
             return work_on(search, trial, chosen, config["deadline"], channel.should_stop)
-        # What the group before this one had to shrink it to.
+        # An earlier group may have reduced it.
         micro_batch = distributed.broadcast_from_rank_zero(lambda: run.job().train.micro_batch)
         job = job.change({"train.micro_batch": micro_batch})
         callbacks: list[Callback] = [channel] if distributed.is_rank_zero() else []
@@ -111,10 +111,10 @@ def _work(
 
 
 def _meet(backend: str, timeout_s: int, members: list[Member]) -> None:
-    """Join the process group of all workers; one alone needs none.
+    """Join the process group of all workers; a single worker needs none.
 
-    Ray's own backend has them meet before one can choose its network, or see the devices of its
-    neighbours.
+    Ray's own backend would create it before a worker can choose its network interface, or see the
+    devices of the other workers on its node.
     """
     if len(members) == 1:
         return
@@ -139,8 +139,8 @@ def _open(job: JobSpec, config: dict[str, Any]) -> AbstractContextManager[Run]:
 class RayReporter:
     """Callback that reports each epoch's metrics, and its checkpoint, to Ray Train.
 
-    The checkpoint is the run's own, which Ray neither copies nor removes; to resume, raycnn does
-    not ask Ray.
+    The checkpoint is the run's own, which Ray neither copies nor removes. raycnn does not resume
+    from Ray's record of it.
     """
 
     def __init__(self, run: Run):

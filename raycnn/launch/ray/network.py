@@ -1,4 +1,4 @@
-"""Which way a worker's collectives go, where its node has several."""
+"""Choose the network interface of a worker's collectives on nodes that have several."""
 
 import fcntl
 import os
@@ -11,10 +11,10 @@ SIOCGIFADDR = 0x8915  # of Linux: the address of an interface
 
 
 def choose() -> None:
-    """Have gloo listen where Ray does, unless the node's own environment says where.
+    """Have gloo use the interface that Ray uses, unless the node's environment names one.
 
-    Left alone it listens where the node's name leads: often to loopback, which no other node
-    reaches, or to a network that the others are not on.
+    By default gloo uses the interface of the host name's address: often loopback, which no other
+    node can reach, or a network that other nodes are not on.
     """
     found = interface(ray.util.get_node_ip_address())
     if found:
@@ -22,7 +22,7 @@ def choose() -> None:
 
 
 def interface(address: str) -> str | None:
-    """The network interface that has this IPv4 address; None for no such, as for an alias."""
+    """Return the network interface with this IPv4 address; None if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
             try:

@@ -1,7 +1,7 @@
-"""The driver's disk as a file system, for nodes that do not see it: an actor there serves a folder.
+"""Serve a run folder on the driver's disk, by an actor, to nodes that cannot see it.
 
-It stands behind pyarrow's interface, so that a run in that folder is to such a node a run kept
-elsewhere like any other: see runs/storage.py.
+The actor is wrapped in pyarrow's file system interface, so that such a node treats the run like
+any other run at a remote location: see runs/storage.py.
 """
 
 import io
@@ -28,12 +28,12 @@ from raycnn.runs.storage import WorkingCopy
 from raycnn.runtime import distributed
 
 CHUNK = 16 << 20  # bytes in one message
-MARK = ".here"  # what tells a run's folder from another one with the same path
-LOCK_S = 60  # to remove what others left may take a while
+MARK = ".here"  # distinguishes the run's folder from another one with the same path
+LOCK_S = 60  # removing stale copies may take a while
 
 
 class Entry(NamedTuple):
-    """A file or folder, as the server sees it."""
+    """The metadata of a file or folder on the server."""
 
     path: str
     is_file: bool
@@ -42,9 +42,9 @@ class Entry(NamedTuple):
 
 
 class FileServer:
-    """Reads and writes below a folder; an actor, which is started again where it dies.
+    """An actor that reads and writes below a folder; Ray restarts it when it dies.
 
-    A file is written under a hidden name and takes its own when it is whole.
+    A file is written under a hidden name, and renamed when complete.
     """
 
     def __init__(self, folder: str):
@@ -54,7 +54,7 @@ class FileServer:
         return sees(self.folder, mark)
 
     def stat(self, path: str) -> Entry | None:
-        """Return what is at a path, or None."""
+        """Return the entry at a path, or None."""
         try:
             found = self._at(path).stat()
         except FileNotFoundError:
@@ -62,7 +62,7 @@ class FileServer:
         return Entry(path, self._at(path).is_file(), found.st_size, found.st_mtime_ns)
 
     def list(self, path: str, recursive: bool) -> list[Entry] | None:
-        """Return what lies in a folder; None where there is none."""
+        """Return the entries of a folder; None where there is no such folder."""
         top = self._at(path)
         if not top.is_dir():
             return None
@@ -76,18 +76,18 @@ class FileServer:
             return file.read(size)
 
     def write(self, path: str, offset: int, data: bytes) -> None:
-        """Write into a file that is not there for others until it is installed."""
+        """Write to a hidden file, which becomes visible by `install`."""
         temporary = self._temporary(path)
         try:
             with temporary.open("r+b" if offset else "wb") as file:
                 file.seek(offset)
                 file.write(data)
         except OSError:
-            temporary.unlink(missing_ok=True)  # the disk may be full of it
+            temporary.unlink(missing_ok=True)  # it may have filled the disk
             raise
 
     def install(self, path: str) -> None:
-        """Give a file that was written its name."""
+        """Rename a completely written file to its final name."""
         fsync(self._temporary(path))
         os.replace(self._temporary(path), self._at(path))
 
@@ -112,13 +112,13 @@ class FileServer:
 
 
 class RemoteCalls:
-    """Calls a method of the server, from another node: returns or raises what it does there."""
+    """Calls methods of the server from another node, and returns or raises their results."""
 
     def __init__(self, actor: Any, timeout_s: float):
         self.actor, self.timeout_s = actor, timeout_s
 
     def __call__(self, method: str, *arguments: Any) -> Any:
-        """Raises OSError where the server gives no answer."""
+        """Call a method. Raises its error, or OSError when the server does not answer."""
         try:
             asked = getattr(self.actor, method).remote(*arguments)
             return ray.get(asked, timeout=self.timeout_s)
@@ -134,7 +134,7 @@ class RemoteCalls:
 
 
 class ServedFiles(fs.FileSystemHandler):  # type: ignore[misc]
-    """pyarrow's interface to a FileServer; `call` is RemoteCalls to it, or the like."""
+    """pyarrow's interface to a FileServer; `call` calls its methods, as RemoteCalls does."""
 
     def __init__(self, call: Callable[..., Any]):
         self.call = call
@@ -256,12 +256,15 @@ def _info(path: str, entry: Entry | None) -> Any:
 
 
 def served(call: Callable[..., Any], folder: Path) -> RemoteFolder:
-    """Return the folder that a server serves, as a remote one."""
+    """Return the served folder as a RemoteFolder."""
     return RemoteFolder(fs.PyFileSystem(ServedFiles(call)), "", str(folder))
 
 
 def mark(run: Run) -> str:
-    """Have the folder known again where another one may have its path."""
+    """Write a token into the run's folder by which it can be recognized; return the token.
+
+    Raises EnvironmentUnavailable where it cannot be written.
+    """
     token = secrets.token_hex(16)
     try:
         (run.folder / MARK).write_text(token)
@@ -271,7 +274,7 @@ def mark(run: Run) -> str:
 
 
 def sees(folder: Path, mark: str) -> bool:
-    """Return whether the folder that was marked is seen from here."""
+    """Return whether this node sees the folder with this token."""
     try:
         return (folder / MARK).read_text() == mark
     except OSError:
@@ -279,7 +282,7 @@ def sees(folder: Path, mark: str) -> bool:
 
 
 def keep(run: Run) -> Any:
-    """Start a server of the run's folder on this machine; none where the run is kept at a URI."""
+    """Start a server of the run's folder on this machine; return None for a run at a URI."""
     if is_uri(str(run.home)):
         return None
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -291,9 +294,9 @@ def keep(run: Run) -> Any:
 
 @contextmanager
 def opened(home: Path | str, mark: str, server: Any, timeout_s: float) -> Iterator[Run]:
-    """Open a run as a worker of it: where it is seen, at its URI, or in a copy on this node.
+    """Open a run on a worker's node: directly, at its URI, or as a working copy.
 
-    Raises ClusterError where there is no way to it.
+    Raises ClusterError where the run cannot be reached.
     """
     if is_uri(str(home)):
         run = Run.open(home)
@@ -322,7 +325,7 @@ def opened(home: Path | str, mark: str, server: Any, timeout_s: float) -> Iterat
 
 @contextmanager
 def _temporary_folder(name: str) -> Iterator[Path]:
-    """Share a folder between the workers of a run on this node; the last to leave removes it."""
+    """Share a folder between the workers of a run on this node; the last one removes it."""
     copies = cache_folder() / "copies"
     own = copies / name
     lock = FileLock(copies / ".lock", timeout=LOCK_S)
@@ -339,12 +342,12 @@ def _temporary_folder(name: str) -> Iterator[Path]:
         yield own
     finally:
         used.release()
-        with suppress(Timeout), lock:  # else whoever comes next clears it
+        with suppress(Timeout), lock:  # else the next worker clears it
             _clear(copies)
 
 
 def _clear(copies: Path) -> None:
-    """Remove the folders that nobody uses, also those that killed workers used."""
+    """Remove unused folders, including those of killed workers."""
     for folder in (path for path in copies.iterdir() if path.is_dir()):
         try:
             for lock in folder.glob(".used-*.lock"):

@@ -1,4 +1,4 @@
-"""Watches what a cluster has room for: before a job starts, while it waits, and while it trains."""
+"""Watch the capacity of a cluster before a job starts, while it waits, and while it trains."""
 
 import time
 from collections.abc import Callable
@@ -11,30 +11,30 @@ from raycnn.launch.ray.connection import alive_nodes
 from raycnn.launch.ray.resources import Node, capacity, in_words
 from raycnn.training.callbacks import Event, RestartPlanned, WaitingForResources
 
-LOOK_S = 2.0  # between two looks
-SETTLE_S = 3.0  # what stays the same for so long is told
-GROW_S = 10.0  # room for more workers is to stay for so long, or twice as long after one in vain
+LOOK_S = 2.0  # polling interval
+SETTLE_S = 3.0  # a shortage must last so long to be reported
+GROW_S = 10.0  # room for more workers must last so long, and twice as long after a futile restart
 
 
 class ResourceWatch:
     """Watches whether there is room for the workers of a job, and for more of them.
 
-    Of what is free on each node Ray tells the sum alone, so that workers may still not fit.
+    Ray reports only the sum of free resources over all nodes, so that workers may still not fit.
     """
 
     def __init__(self, workers: Workers, ask: dict[str, float]):
         self.workers, self.ask = workers, ask
         self.gave_up: ClusterError | None = None
-        """Why the workers cannot start, once they have been waited for long enough."""
+        """The error to raise, once the workers have been waited for too long."""
         self._short_since: float | None = None
         self._roomy_since: float | None = None
         self._told: int | None = None
         self._grow_s, self._grown_from = GROW_S, 0
 
     def wait_for_room(self, tell: Callable[[Event], None], stopped: Callable[[], bool]) -> None:
-        """Return once the workers fit beside all that runs, or when stopped.
+        """Return once the workers fit into the free resources, or when stopped.
 
-        Raises ClusterError when they still do not after `workers.timeout_s`.
+        Raises ClusterError when they still do not fit after `workers.timeout_s`.
         """
         while self._count(free_resources()) < self.workers.least and not stopped():
             if event := self._wait(self._count(free_resources())):
@@ -45,9 +45,9 @@ class ResourceWatch:
         self._short_since = self._told = None
 
     def look(self, training: int) -> Event | None:
-        """Return what is to be told: that the workers lack room, or that more of them would fit.
+        """Return an event when the workers lack room, or when more of them would fit, else None.
 
-        `training` workers are at work; while there are none, they start, or wait for a node.
+        `training` is the number of workers that train; 0 while they start or wait for a node.
         """
         if training:
             self._short_since = self._told = None
@@ -59,7 +59,7 @@ class ResourceWatch:
         return self._wait(count)
 
     def _count(self, free: dict[str, float] | None = None) -> int:
-        """Return how many workers fit into the nodes, or into what is free of them."""
+        """Return how many workers fit into the nodes, or into their free resources."""
         count = capacity(alive_nodes(), self.ask)
         if free is not None:
             count = min(count, Node("", free).fits(self.ask))
@@ -81,7 +81,7 @@ class ResourceWatch:
         return WaitingForResources(reason=reason)
 
     def _grow(self, training: int) -> Event | None:
-        """Return the plan to start more workers where there has been room for them for a while."""
+        """Return an event to restart with more workers, if there has been room for a while."""
         nodes, free = alive_nodes(), Node("", free_resources()).fits(self.ask)
         most = min(training + free, capacity(nodes, self.ask), self.workers.most)
         now = time.monotonic()
@@ -98,5 +98,5 @@ class ResourceWatch:
 
 
 def free_resources() -> dict[str, float]:
-    """Return what no worker of the cluster has taken, over all nodes."""
+    """Return the free resources of the cluster, summed over all nodes."""
     return dict(ray.available_resources())

@@ -1,4 +1,4 @@
-"""What the workers of a job ask Ray for, and what nodes have. Ray is not imported."""
+"""Resources that workers request from Ray, and those that nodes have. Does not import Ray."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ class Node:
     total: dict[str, float]
 
     def fits(self, ask: dict[str, float]) -> int:
-        """How many workers that ask for so much find room here."""
+        """Return how many workers that request `ask` fit into this node."""
         return min(int(self.total.get(key, 0) // amount) for key, amount in ask.items())
 
 
 def kind_of(workers: Workers, nodes: list[Node]) -> DeviceKind:
-    """The kind of device a job's workers drive on this cluster."""
+    """Return the kind of device that a job's workers use on this cluster."""
     if workers.device != "auto":
         return DEVICE_KINDS[workers.device]
     there = (kind for kind in DEVICE_KINDS.values() if capacity(nodes, {kind.resource: 1}))
@@ -26,10 +26,10 @@ def kind_of(workers: Workers, nodes: list[Node]) -> DeviceKind:
 
 
 def resources_per_worker(workers: Workers, kind: DeviceKind, nodes: list[Node]) -> dict[str, float]:
-    """What each worker asks Ray for: with no `cpus` given, the most that lets all of them in.
+    """Return the resources of each worker; without `cpus`, the most CPUs with which all fit.
 
-    Where not all of a range fit, as many as do are all. Raises ClusterError, with a table of what
-    exists, when too few fit.
+    For a range of workers, "all" is as many as fit. Raises ClusterError, with a table of the nodes,
+    when too few fit.
     """
     device = {kind.resource: 1.0} if kind.resource != "CPU" else {}
     least = {"CPU": float(workers.cpus or 1)} | device
@@ -45,7 +45,7 @@ def resources_per_worker(workers: Workers, kind: DeviceKind, nodes: list[Node]) 
 
 
 def capacity(nodes: list[Node], ask: dict[str, float]) -> int:
-    """How many workers that ask for so much find room."""
+    """Return how many workers that request `ask` fit into the nodes."""
     return sum(node.fits(ask) for node in nodes)
 
 

@@ -1,8 +1,8 @@
-"""A job's workers on Ray: TorchTrainer (Train V2) starts them, and starts them again when lost.
+"""Train a job on Ray: TorchTrainer (Train V2) starts its workers, and restarts them when lost.
 
-Ray retries whatever a worker raises, as often as it takes; what is counted, and what is no retry's
-matter, is decided in channel.py. Ray's `fit` waits in a thread of its own, so that this one can
-show events, pass on a request to stop, and give up.
+Ray retries every error of a worker without limit; channel.py decides which errors to raise, and
+counts retries. Ray's `fit` runs in a background thread, so that this one can show events, forward a
+request to stop, and give up.
 """
 
 import math
@@ -36,17 +36,20 @@ from raycnn.runtime.device import DeviceKind
 from raycnn.search.folder import Search, Trial
 from raycnn.training.callbacks import Callback, Event, RestartPlanned, StopRequested
 
-ANSWER_S = 10  # of the channel, which is on this machine
-STARTS = 3  # tries to start workers where Ray gives up on one that dies as it starts
-START_S = 30.0  # for Ray to find room for a group, before it looks how many fit
+ANSWER_S = 10  # timeout of the channel, which is on this machine
+STARTS = 3  # attempts to start workers: Ray gives up when one dies during its start
+START_S = 30.0  # for Ray to find room for a group, before it counts how many workers fit
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-# For workers to come to the same report: the first name is of newer versions of Ray.
+# Timeouts of the barrier in ray.train.report: newer versions of Ray have the first name.
 TIMEOUTS = ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_REPORT_BARRIER_TIMEOUT_S")
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # of Ray's: what an earlier fit reported
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's record of the reports of an earlier fit
 
 
 def train(job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: Callback) -> Run:
-    """Train the job in its run folder on Ray, resuming from what is there; return the run."""
+    """Train a job on Ray in the run that `open_run` opens, resuming from its checkpoint.
+
+    Returns the run. Raises ClusterError, Interrupted, or the error that ended the job.
+    """
     kind = kind_of(job.workers, nodes)
     ask = resources_per_worker(job.workers, kind, nodes)
     run = open_run()
@@ -62,16 +65,16 @@ def train(job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: Ca
 def train_trial(
     search: Search, trial: Trial, kind: DeviceKind, ask: dict[str, float], deadline: float | None
 ) -> Ending:
-    """Train a trial of several workers; this process has no part in it."""
+    """Train a trial with several workers, none of which is this process."""
     job = trial.run.job()
-    if job.data.root:  # as the driver takes it: see find_data
+    if job.data.root:  # the driver's path: see find_data
         job = job.change({"data.root": os.environ["RAYCNN_DATA"]})
     extra = {"search": str(search.folder), "deadline": deadline}
     return Driver(job, trial.run, ask).fit(kind, extra) or {}
 
 
 class Driver:
-    """One job on Ray, as the process that started it sees it."""
+    """The driver's side of one job on Ray."""
 
     def __init__(
         self,
@@ -90,14 +93,14 @@ class Driver:
         self._fault: Exception | None = None
 
     def wait_for_room(self) -> None:
-        """Return once the workers fit beside what else runs, or when asked to stop.
+        """Return once the workers fit into the free resources, or on a request to stop.
 
         Raises ClusterError when they still do not fit after `workers.timeout_s`.
         """
         self.resources.wait_for_room(lambda event: self._tell(event, own=True), self._stop_asked)
 
     def fit(self, kind: DeviceKind, extra: dict[str, Any]) -> Any:
-        """Return what rank 0 returned. Raises the error that ended the job."""
+        """Train, and return the value of rank 0. Raises the error that ended the job."""
         config = self._config(kind, extra)
         fitting = threading.Thread(target=self._fit, args=(kind, config), daemon=True)
         fitting.start()
@@ -108,7 +111,7 @@ class Driver:
                     self._look()
             self._look()
         finally:
-            ray.kill(self.channel)  # workers that still come find it gone, and end
+            ray.kill(self.channel)  # workers that start later find it dead, and end
         if self.news.outcome:
             if self.news.outcome.error:
                 raise self.news.outcome.error
@@ -120,9 +123,9 @@ class Driver:
         raise self._fault or ClusterError("Ray ended the workers, and said nothing of why")
 
     def _fit(self, kind: DeviceKind, config: dict[str, Any]) -> None:
-        """Have Ray train; in a thread of its own.
+        """Run Ray's trainer; called in a background thread.
 
-        A worker that dies in the moment it starts is not retried by Ray, but is here.
+        Ray does not retry when a worker dies during its start, so this does.
         """
         limit_s = self.job.workers.timeout_s
         for key in TIMEOUTS:
@@ -154,7 +157,7 @@ class Driver:
             ),
             run_config=RunConfig(
                 storage_path=str(folder),
-                name="checkpoints",  # Ray takes a checkpoint that is in its own folder as it is
+                name="checkpoints",  # Ray does not copy a checkpoint in its own folder
                 failure_config=FailureConfig(
                     max_failures=-1,
                     controller_failure_limit=math.ceil(workers.timeout_s / float(start_s)),
@@ -164,7 +167,7 @@ class Driver:
         )
 
     def _config(self, kind: DeviceKind, extra: dict[str, Any]) -> dict[str, Any]:
-        """Return what the workers must know."""
+        """Return the configuration for the workers."""
         root = self.job.data.root and str(data_root(self.job.data.root))
         job = self.job.change({"workers.device": kind.name, "data.root": root})
         return extra | {
@@ -173,7 +176,7 @@ class Driver:
             "run": str(self.run.home),
             "mark": relay.mark(self.run),
             "threads": int(self.ask["CPU"]),
-            # Other machines have other working folders; what their own environment says goes first.
+            # Absolute, for other machines; their own environment takes precedence.
             "environment": {
                 "RAYCNN_DATA": str(data_root()),
                 "RAYCNN_CACHE": str(cache_folder()),
@@ -181,7 +184,7 @@ class Driver:
         }
 
     def _look(self) -> None:
-        """Show what happened, and pass on a request to stop."""
+        """Show new events, and forward a request to stop."""
         if not self._stopping and self._stop_asked():
             self._stopping = True
             self.channel.ask.remote("stop")
@@ -189,7 +192,7 @@ class Driver:
                 self.view.on_event(StopRequested())
         try:
             self.news = ray.get(self.channel.news.remote(self._seen), timeout=ANSWER_S)
-        except GetTimeoutError:  # a head that is away is said by Ray, in a minute
+        except GetTimeoutError:  # Ray itself reports a head that is down, after a minute
             return
         except RayError as error:
             raise ClusterError(f"the connection to Ray is lost: {first_line(error)}") from None
@@ -203,7 +206,7 @@ class Driver:
         return bool(self.stop and self.stop.asked) or self.run.stop_requested()
 
     def _look_at_resources(self) -> None:
-        with suppress(RayError):  # the next look may
+        with suppress(RayError):  # the next call may succeed
             event = self.resources.look(len(self.news.workers))
             if event:
                 self._tell(event, own=True)
@@ -211,7 +214,7 @@ class Driver:
                 self.channel.ask.remote("restart")
 
     def _tell(self, event: Event, own: bool) -> None:
-        """Show an event, and store it where no worker has."""
+        """Show an event, and store it if no worker has."""
         if own:
             with suppress(OSError):  # a full disk
                 self.run.add_event(event)
@@ -219,7 +222,7 @@ class Driver:
             self.view.on_event(event)
 
     def _should_leave(self) -> bool:
-        """Return whether to wait no longer for Ray, which would start workers again in vain."""
+        """Return whether to stop waiting for Ray, which would restart workers in vain."""
         outcome, training = self.news.outcome, bool(self.news.workers)
         lost = bool(outcome and isinstance(outcome.error, WorkerLost))
         return lost or bool(self.resources.gave_up) or (self._stopping and not training)

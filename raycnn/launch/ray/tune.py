@@ -1,7 +1,7 @@
-"""The trials of a search on Ray: actors that stay, and train one trial after another.
+"""Train the trials of a search in Ray actors, each of which trains one trial after another.
 
-What a trial changes, and when it is stopped, is decided in raycnn/search; Ray starts the processes,
-gives them their devices, and says when one is lost.
+raycnn/search decides what a trial changes, and when it is stopped; Ray starts the processes,
+assigns their devices, and reports lost ones.
 """
 
 import time
@@ -28,10 +28,10 @@ from raycnn.search.folder import Search, SearchView, Trial
 from raycnn.search.queue import TrialQueue
 from raycnn.training.callbacks import WorkersRestarted
 
-POLL_INTERVAL_S = 0.5  # of the view, and of a request to stop
+POLL_INTERVAL_S = 0.5  # for updating the view, and noticing a request to stop
 NODES_INTERVAL_S = 5
-START_TIMEOUT_S = 60  # of an actor that has its resources: it imports torch
-MAX_FAILED_STARTS = 3  # of actors, one after another
+START_TIMEOUT_S = 60  # for an actor with its resources to import torch
+MAX_FAILED_STARTS = 3  # consecutive failed starts of actors
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Slot:
     """Resources for one trial at a time."""
 
     pool: Pool
-    """With its kind of device: no longer `auto`."""
+    """The pool, with a concrete kind of device instead of `auto`."""
     resources: dict[str, float]
-    """Ray's, for each worker of the trial."""
+    """Ray resources of each worker of the trial."""
 
 
 def slots(search: TuneSpec, nodes: list[Node]) -> list[Slot]:
-    """Return a slot for each trial that can run at once; earlier pools take what they can first.
+    """Return a slot for each trial that can run at once; earlier pools take resources first.
 
-    Raises ClusterError for a pool of which not even one trial fits.
+    Raises ClusterError for a pool in which not even one trial fits.
     """
     free = [dict(node.total) for node in nodes]
     found: list[Slot] = []
@@ -61,7 +61,7 @@ def slots(search: TuneSpec, nodes: list[Node]) -> list[Slot]:
 
 
 def _reserve(free: list[dict[str, float]], slot: Slot) -> bool:
-    """Subtract the resources of a slot from those that are free on the nodes, if they suffice."""
+    """Subtract a slot's resources from the free ones of the nodes; return False if too few."""
     left = [dict(node) for node in free]
     for _ in range(slot.pool.workers):
         fitting = (n for n in left if all(n.get(k, 0) >= v for k, v in slot.resources.items()))
@@ -77,8 +77,8 @@ def _reserve(free: list[dict[str, float]], slot: Slot) -> bool:
 def run(search: Search, nodes: list[Node], view: SearchView) -> None:
     """Train every trial that has not ended.
 
-    Raises Interrupted when asked to stop, and ClusterError when there is no room left for trials;
-    in both cases all is saved.
+    Raises Interrupted on a request to stop, and ClusterError when no node has room for trials; in
+    both cases all trials are saved.
     """
     executor = _Executor(search, view)
     with executor.stop.listening():
@@ -93,7 +93,7 @@ def run(search: Search, nodes: list[Node], view: SearchView) -> None:
 
 
 class _Executor:
-    """Keeps an actor in every slot, and gives each the next trial when it is free."""
+    """Maintains an actor in every slot, and assigns the next trial to each free one."""
 
     def __init__(self, search: Search, view: SearchView):
         self.search, self.view = search, view
@@ -102,7 +102,7 @@ class _Executor:
         self.stop = Stop(busy=lambda: bool(self._training()))
         self.deadline: float | None = None
         self.fault = ""
-        """Why the cluster cannot train the rest, once that is clear."""
+        """The reason why the cluster cannot train the remaining trials; empty if it can."""
         self.losses = Counter[str]()
         self.failed_starts = 0
         self.alive_at = self.nodes_at = time.monotonic()
@@ -129,7 +129,7 @@ class _Executor:
         return [actor for actor in self.actors if actor.trial]
 
     def _ending(self) -> bool:
-        """Return whether no more trials begin; those under way are asked to save and stop."""
+        """Return whether to start no more trials; on a request to stop, have running ones save."""
         if self.stop():
             for actor in self._training():
                 assert actor.trial
@@ -139,7 +139,7 @@ class _Executor:
         return bool(self.stop() or self.fault or late)
 
     def _assign(self) -> None:
-        """Give waiting trials to actors that are free."""
+        """Assign waiting trials to free actors."""
         for actor in self.actors:
             if actor.free and self.queue.waiting:
                 budget = self.search.spec.tune.time_budget_s
@@ -148,7 +148,7 @@ class _Executor:
                 actor.train(self.search, self.queue.take(actor.slot.pool), self.deadline)
 
     def _collect(self) -> None:
-        """Wait for a moment for actors to become free."""
+        """Wait briefly for actors to become free, and take their results."""
         calls = {actor.call: actor for actor in self.actors if actor.call}
         if not calls:
             time.sleep(POLL_INTERVAL_S)
@@ -175,7 +175,7 @@ class _Executor:
             self.queue.complete(finished)
 
     def _lose(self, lost: Trial | None) -> None:
-        """Have another actor continue a trial whose actor was lost, as often as it may."""
+        """Put back a trial whose actor was lost, or fail it after `failure.retries` losses."""
         self.nodes_at = 0.0  # look for room for another actor now
         if lost is None:
             self.failed_starts += 1
@@ -197,7 +197,7 @@ class _Executor:
         self.queue.complete(lost)
 
     def _look_at_nodes(self) -> None:
-        """Follow nodes that go and come; give up when there has been no room for too long."""
+        """Adapt to nodes that are removed or added; give up when none has room for too long."""
         if time.monotonic() - self.nodes_at < NODES_INTERVAL_S:
             return
         self.nodes_at = time.monotonic()
@@ -237,7 +237,7 @@ class _Actor:
         self.handle = ray.remote(_Trainer).options(**_options(slot)).remote()
         self.trial: Trial | None = None
         self.call: Any = self.handle.ready.remote()
-        """What the process is doing; None when it is free."""
+        """The pending call; None when the actor is free."""
 
     @property
     def free(self) -> bool:
@@ -254,7 +254,7 @@ class _Actor:
 
 
 def _options(slot: Slot) -> dict[str, Any]:
-    """Return the resources of an actor: those of a trial, unless its workers ask for their own."""
+    """Return an actor's resources: a trial's, or none if the trial's workers request their own."""
     if slot.pool.workers > 1:
         here = ray.get_runtime_context().get_node_id()
         strategy = NodeAffinitySchedulingStrategy(here, soft=True)
@@ -268,7 +268,7 @@ def _options(slot: Slot) -> dict[str, Any]:
 
 
 class _Trainer:
-    """A process that trains trials."""
+    """The actor: a process that trains trials."""
 
     def ready(self) -> str:
         """Return once the process can train."""
@@ -283,7 +283,7 @@ class _Trainer:
         root: str | None,
         environment: dict[str, str],
     ) -> str:
-        """Train a trial; return why the cluster could not, if so."""
+        """Train a trial; return the reason if the cluster could not, else an empty string."""
         find_data(root, environment)
         search, chosen = Search(Path(search_folder)), Trial(Path(trial_folder))
         if not chosen.run.folder.is_dir():
@@ -295,6 +295,6 @@ def _work(search: Search, chosen: Trial, slot: Slot, deadline: float | None) -> 
     kind = DEVICE_KINDS[slot.pool.device]
     if slot.pool.workers == 1:
         return trial.work_on(search, chosen, kind.select(0, slot.pool.cpus), deadline)
-    from raycnn.launch.ray import trainer  # imports what one worker does not need
+    from raycnn.launch.ray import trainer  # slow to import, and not needed for one worker
 
     return trainer.train_trial(search, chosen, kind, slot.resources, deadline)

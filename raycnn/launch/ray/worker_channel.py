@@ -1,4 +1,4 @@
-"""The channel as a worker of a job on Ray has it; channel.py is its other end."""
+"""The worker's side of the channel of a job on Ray; channel.py is the actor."""
 
 import os
 import socket
@@ -30,14 +30,15 @@ from raycnn.runs.heartbeats import (
 )
 from raycnn.training.callbacks import Event, RestartPlanned
 
-GRACE_S = 10  # for a worker to find by itself that the job is over
-NOTICE_STEPS = 32  # between two looks for a notice that a node will be taken away
+GRACE_S = 10  # for a worker to end by itself when the job is over
+NOTICE_STEPS = 32  # steps between two checks for a preemption notice
 
 
 class WorkerChannel:
     """Heartbeats, failures, events and requests of one worker: a raycnn.runs.heartbeats.Channel.
 
-    A thread gives signs of life and brings the driver's requests, whatever training waits for.
+    A background thread sends heartbeats and receives the driver's requests, even while training
+    blocks.
     """
 
     def __init__(self, actor: Any, timeout_s: int):
@@ -62,13 +63,13 @@ class WorkerChannel:
             self._stacks.close()
 
     def join(self, own: Member) -> list[Member] | Outcome:
-        """Return all workers, once all are there; or how the job has ended."""
+        """Return all workers once all have joined, or the outcome of an ended job."""
         joined = self.actor.join.remote(self.group, self.rank, self.size, own)
         members: list[Member] | Outcome = ray.get(joined)
         return members
 
     def watch(self, run: Run) -> None:
-        """Have this worker's stacks written where it is silent for long, and a heartbeat sent."""
+        """Start heartbeats, and stack dumps when this worker is unresponsive."""
         path = run.folder / FOLDER / f"rank-{self.rank}.stack"
         self._stacks, self._stack_file = Stacks(path, self.timeout_s), path
         self._beat = new_heartbeat()
@@ -100,8 +101,8 @@ class WorkerChannel:
         )
 
     def should_stop(self) -> bool:
-        """Return whether to save and stop, also before a node of the workers is taken away."""
-        self._steps += 1  # alike on all workers, as the notice is
+        """Return whether to save and stop: on request, or on a preemption notice."""
+        self._steps += 1  # equal on all workers: reading the notice is a barrier
         if self._steps % NOTICE_STEPS == 0 and not self.request and self._notice():
             self.request = "restart"
             if self.rank == 0:
@@ -110,23 +111,23 @@ class WorkerChannel:
         return bool(self.request)
 
     def is_restarting(self) -> bool:
-        """Return whether the workers have stopped to make way for another group."""
-        # Another one may have brought the request that this one has not seen yet.
+        """Return whether the workers have stopped for a restart as another group."""
+        # Another worker may have received a request that this one has not.
         return self.request == "restart" or ray.get(self.actor.get_request.remote()) == "restart"
 
     def tell_saved(self) -> None:
-        """Tell that this worker has saved, and ends to make way for another group."""
+        """Report that this worker has saved, and ends for a restart as another group."""
         ray.get(self.actor.saved.remote())
 
     def end(self, outcome: Outcome) -> None:
-        """End the job so, unless it has ended before."""
+        """Set the outcome of the job, unless it has one."""
         ray.get(self.actor.end.remote(outcome))
 
     def fail(self, error: RaycnnError) -> None:
         self.end(Outcome(error=error))
 
     def outcome(self) -> Outcome | None:
-        """Return how the job has ended, if it has."""
+        """Return the outcome of the job, or None if it has not ended."""
         outcome: Outcome | None = ray.get(self.actor.get_outcome.remote())
         return outcome
 
@@ -137,7 +138,7 @@ class WorkerChannel:
             if self.request == "end":
                 ended_at = ended_at or monotonic()
                 if monotonic() - ended_at > GRACE_S:
-                    os._exit(1)  # it may wait for a worker that is done, for as long as it may
+                    os._exit(1)  # it may be blocked in a collective with an ended worker
 
     def _send(self) -> None:
         stack = ""
@@ -148,16 +149,16 @@ class WorkerChannel:
         try:
             sent = self.actor.beat.remote(self.group, self.rank, beat, stack)
             request: Request = ray.get(sent, timeout=self.timeout_s)
-        except ActorDiedError:  # and the driver with it
+        except ActorDiedError:  # the driver has ended
             request = "end"
-        except RayError:  # the next one may come through
+        except RayError:  # the next heartbeat may succeed
             return
         if request:
             self.request = request
 
 
 def here(resource: str) -> Member:
-    """Return this worker, as the others must know it: its devices are `resource` to Ray."""
+    """Return this worker as a Member; `resource` is Ray's name of its kind of device."""
     context = ray.get_runtime_context()
     with socket.socket() as free:
         free.bind(("", 0))
