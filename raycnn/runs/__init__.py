@@ -1,7 +1,7 @@
-"""Run folders: what is written where, when, and found again.
+"""Run folders: layout, storage, recording and lookup.
 
-The package itself can be called: `raycnn.runs()` lists all runs. A function of that name beside a
-package of that name would be gone as soon as the package is imported.
+The package is callable: `raycnn.runs()` lists all runs. A function of this name would be replaced
+by the package as soon as that is imported.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 
 class _Callable(ModuleType):
     def __call__(self, root: str | PathLike[str] = "runs") -> list[Any]:
-        """Return all runs of a folder, by job and number."""
+        """Return all runs in a folder, sorted by job and number."""
         from importlib import import_module
 
         return import_module("raycnn.api").runs(root)

@@ -1,4 +1,4 @@
-"""The channel between a worker and its starter where both see the run folder."""
+"""The channel between a worker and its launcher where both have access to the run folder."""
 
 import time
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from raycnn.runs.heartbeats import (
 )
 from raycnn.runtime import distributed
 
-SETTLE_S = 3  # for the other workers to tell why they ended
+SETTLE_S = 3  # seconds for the other workers to report why they ended
 
 
 class FolderChannel:
-    """Heartbeats, failures and stop requests as files of the run folder.
+    """Heartbeats, failures and stop requests as files in the run folder.
 
-    `stop_requested` tells of requests that reach this process alone, such as a signal.
+    `stop_requested` reports requests to this process alone, such as a signal.
     """
 
     def __init__(
@@ -32,28 +32,32 @@ class FolderChannel:
         self._stop, self._checked = False, 0.0
         self._beat = new_heartbeat()
         self._stacks = None
-        if distributed.world_size() > 1:  # else nobody waits for this worker
+        if distributed.world_size() > 1:  # else no other worker waits for this one
             path = run.folder / FOLDER / f"rank-{distributed.rank()}.stack"
             self._stacks = Stacks(path, timeout_s)
             self._send()
 
     def close(self) -> None:
+        """Stop monitoring this process."""
         if self._stacks:
             self._stacks.close()
 
     def heartbeat(self, epoch: int, step: int) -> None:
+        """Write a heartbeat with the current epoch and step."""
         if self._stacks:
             self._stacks.alive()
             self._beat = refreshed(self._beat, epoch=epoch, step=step)
             self._send()
 
     def failed(self, error: BaseException) -> None:
+        """Report the error that ends this worker."""
         if self._stacks:
             failure, text = failure_of(error)
             self._beat = refreshed(self._beat, failure=failure, error=text)
             self._send()
 
     def diagnose(self) -> str:
+        """Return which worker failed first or was unresponsive, and why."""
         time.sleep(SETTLE_S)
         return explain(
             self.run.heartbeats(),
@@ -63,6 +67,7 @@ class FolderChannel:
         )
 
     def should_stop(self) -> bool:
+        """Return whether this worker was asked to save and stop; rank 0 polls the folder."""
         now = time.monotonic()
         if distributed.rank() == 0 and now - self._checked > POLL_INTERVAL_S:
             self._checked, self._stop = now, self.run.stop_requested()

@@ -1,4 +1,4 @@
-"""Whether a run can be resumed as a job asks: some settings are fixed once it has begun."""
+"""Check whether a run can be resumed with a job: some settings are fixed once it has begun."""
 
 from functools import reduce
 from typing import Any
@@ -19,14 +19,13 @@ IMMUTABLE_ON_RESUME = [
     "train.batch_size",
     "train.balanced",
 ]
-READING = {"root", "download", "cache", "max_bad"}  # of `data`: where and how it is read
+READING = {"root", "download", "cache", "max_bad"}  # keys of `data` that do not change the images
 
 
 def validate_resume(run: Run, job: JobSpec) -> int:
-    """Return how many epochs the run has done.
+    """Return the number of completed epochs of the run.
 
-    Raises SpecError when the job differs from the run's in what is fixed, or ends before what has
-    begun.
+    Raises SpecError when the job changes a fixed setting, or has fewer epochs than have begun.
     """
     path, _ = run.newest()
     if not path:
@@ -40,8 +39,8 @@ def validate_resume(run: Run, job: JobSpec) -> int:
 
 
 def check_same_job(saved: dict[str, Any], spec: dict[str, Any]) -> None:
-    """Raise SpecError unless a job may resume from a checkpoint's saved state."""
-    # The defaults of keys that are newer than the checkpoint are filled in.
+    """Raise SpecError unless a spec may resume from a checkpoint's saved state."""
+    # Validation fills in the defaults of keys that are newer than the checkpoint.
     before = job_from_tree(saved["about"]["spec"]).tree()
     begun = _epochs_begun(saved)
     for path in ("stages", *IMMUTABLE_ON_RESUME):
@@ -50,13 +49,13 @@ def check_same_job(saved: dict[str, Any], spec: dict[str, Any]) -> None:
 
 
 def check_same_data(saved: dict[str, Any], fingerprint: str) -> None:
-    """Raise DataError when the images are not those that the checkpoint was trained on."""
+    """Raise DataError when the data differs from what the checkpoint was trained on."""
     if saved["about"]["data"] != fingerprint:
         raise DataError("the images or labels are not the ones this run was begun with")
 
 
 def version_differences(saved: dict[str, Any], current: dict[str, str]) -> list[VersionDiffers]:
-    """Return an event for each package whose version is not the checkpoint's."""
+    """Return an event for each package whose version differs from the checkpoint's."""
     return [
         VersionDiffers(package=name, saved=version, current=current[name])
         for name, version in saved["about"]["versions"].items()
@@ -65,7 +64,7 @@ def version_differences(saved: dict[str, Any], current: dict[str, str]) -> list[
 
 
 def _fixed_part(spec: dict[str, Any], path: str, begun: int) -> Any:
-    """Return what must stay as it is of a key, once so many epochs have begun."""
+    """Return the part of a key's value that is fixed once `begun` epochs have begun."""
     value: Any = reduce(dict.__getitem__, path.split("."), spec)
     if path == "stages":
         return [stage for stage in value if stage["epoch"] < begun]

@@ -1,18 +1,18 @@
-"""The run folder: what is written where, and found again.
+"""The run folder: its layout, and how runs are created and found.
 
 runs/<job>/<n>/
     job.yaml            the resolved spec
-    environment.json    what it ran on
+    environment.json    Python, packages and devices
     metrics.csv         a row for each epoch
-    events.jsonl        what happened to it, an event on each line: see training/callbacks.py
+    events.jsonl        its events, one on each line: see training/callbacks.py
     checkpoints/        see training/checkpoint.py
-    heartbeats/         where each worker was last, of several
+    heartbeats/         last epoch and step of each worker, where there are several
     logs/               a file for each worker; TensorBoard events in logs/tensorboard
-    result.json         when done: the test, and what was best
-    per_class.json      the test class by class, and which class was taken for which how often
-    progress.json       while it trains: where it is
+    result.json         when done: test metrics and the best epoch
+    per_class.json      test metrics of each class, and the confusion matrix
+    progress.json       while it trains: current epoch and step
 
-Nothing in it is found by a path from outside, so it can be moved.
+No file contains a path to the folder, so it can be moved.
 """
 
 import logging
@@ -37,8 +37,8 @@ from raycnn.runtime import distributed
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Event, Failed, SettingChanged
 
-LOCK_S = 2  # a listing of runs holds the lock for a moment
-POLL_INTERVAL_S = 0.25  # between two looks for a stop request
+LOCK_S = 2  # seconds; listing runs holds the lock briefly
+POLL_INTERVAL_S = 0.25  # seconds between checks for a stop request
 
 log = logging.getLogger("raycnn")
 
@@ -48,18 +48,18 @@ class Run:
 
     def __init__(self, folder: Path, copy: WorkingCopy | None = None):
         self.folder = folder
-        """Where it is worked in: always a local folder."""
+        """The local folder of the run: its own, or its working copy."""
         self.home: Path | str = copy.uri if copy else folder
-        """Where a person finds it: the same, or a URI. It is what `open` takes."""
+        """The address of the run, for users and `open`: the same folder, or a URI."""
         self.copy = copy
-        """Of a run that is kept elsewhere: what makes `folder` like it, and it like `folder`."""
+        """The working copy of a run at a URI, which syncs `folder`; None for a local run."""
         self.checkpoints = folder / "checkpoints"
 
     @classmethod
     def open(cls, home: Path | str) -> "Run":
-        """Return the run at a path or a URI. Of one at a URI all but its checkpoints is here then.
+        """Return the run at a path or a URI; from a URI all but its checkpoints is downloaded.
 
-        Raises EnvironmentUnavailable where a URI cannot be reached.
+        Raises EnvironmentUnavailable where the URI cannot be reached.
         """
         if not is_uri(str(home)):
             return cls(Path(home))
@@ -69,7 +69,10 @@ class Run:
 
     @classmethod
     def create(cls, job: JobSpec) -> "Run":
-        """A new folder, numbered after the ones that are there."""
+        """Create a run folder with the next free number, and return its run.
+
+        Raises EnvironmentUnavailable where it cannot be written.
+        """
         if is_uri(job.storage.path):
             copy = storage.create_numbered(job.storage.path, job.name)
             run = cls(copy.folder, copy)
@@ -87,7 +90,7 @@ class Run:
         return run
 
     def initialize(self, job: JobSpec) -> None:
-        """Put into the folder what every run has from its first moment."""
+        """Write the initial files and folders of the run. Raises OSError where that fails."""
         for inner in (self.checkpoints, self.folder / "logs"):
             inner.mkdir(parents=True, exist_ok=True)
         self.write_job(job)
@@ -95,25 +98,27 @@ class Run:
 
     @classmethod
     def find(cls, text: str, root: str = "runs", *, trained: bool = False) -> "Run":
-        """Return a run by its folder, by `job/n`, or the latest of `job`.
+        """Return a run by its folder, by `job/n`, or by `job` for the latest.
 
-        With `trained` the latest that has a checkpoint. Raises SpecError for none.
+        With `trained`, the latest with a checkpoint. Raises SpecError where there is none.
         """
         wanted = "checkpoints/index.json" if trained else ""
         return cls.open(resolve_run("run", text, root, "job.yaml", wanted))
 
     @classmethod
     def all(cls, root: str = "runs") -> list["Run"]:
+        """Return all runs at a path or URI, sorted by job and number."""
         if is_uri(root := local_path(root)):
             return [cls(copy.folder, copy) for copy in storage.list_copies(root, "job.yaml")]
         return [cls(folder) for folder in list_folders(root, "job.yaml")]
 
     @property
     def name(self) -> str:
+        """The name of the run: `job/n`."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     def job(self) -> JobSpec:
-        """Return the job of job.yaml, or where that is damaged, of the newest checkpoint.
+        """Return the job in job.yaml or, where that is damaged, in the newest checkpoint.
 
         Raises SpecError where neither can be read.
         """
@@ -126,6 +131,7 @@ class Run:
             return job_from_tree(checkpoint.read_state(path)["about"]["spec"])
 
     def write_job(self, job: JobSpec) -> None:
+        """Write job.yaml, atomically."""
         with (
             io.atomic_path(self.folder / "job.yaml") as temporary,
             temporary.open("w", encoding="utf-8") as file,
@@ -133,7 +139,10 @@ class Run:
             yaml_file.dump(job.tree(), file)
 
     def reopen(self, job: JobSpec) -> list[SettingChanged]:
-        """Make it a run under way again, of the job as it is now; return what changed."""
+        """Prepare the run for more training with `job`; return the changed settings.
+
+        The old result is removed. Raises EnvironmentUnavailable where the folder is not writable.
+        """
         changes = _changes(self.job().tree(), job.tree())
         try:
             self.write_job(job)
@@ -147,49 +156,50 @@ class Run:
         return changes
 
     def result(self) -> dict[str, Any] | None:
-        """Return the result of a run that is done, without what grows with the classes."""
+        """Return result.json of a completed run, else None."""
         return io.read_json(self.folder / RESULT)
 
     def per_class(self) -> dict[str, Any] | None:
-        """Return `per_class` and `confusion` of the test of a run that is done."""
+        """Return per_class.json (`per_class`, `confusion`) of a completed run, else None."""
         return io.read_json(self.folder / PER_CLASS)
 
     def add_event(self, event: Event) -> None:
-        """Store an event. Raises OSError where the disk refuses."""
+        """Append an event to events.jsonl. Raises OSError where writing fails."""
         events.append_event(self.folder / "events.jsonl", event)
 
     def events(self) -> list[Event]:
-        """Return what happened to the run, oldest first."""
+        """Return the events of the run, oldest first."""
         return events.read_events(self.folder / "events.jsonl")
 
     def write_heartbeat(self, beat: Heartbeat) -> None:
+        """Write a worker's heartbeat. Raises OSError where writing fails."""
         heartbeats.write_heartbeat(self.folder, beat)
 
     def heartbeats(self) -> dict[int, Heartbeat]:
-        """Return the last sign of life of each rank."""
+        """Return the last heartbeat of each rank."""
         return heartbeats.read_heartbeats(self.folder)
 
     def stack(self, rank: int) -> str:
-        """Return the stacks that faulthandler wrote of a worker; empty where it wrote none."""
+        """Return the stacks that faulthandler dumped for a rank; empty without a dump."""
         path = self.folder / heartbeats.FOLDER / f"rank-{rank}.stack"
         with suppress(OSError):
             return path.read_text(errors="replace")
         return ""
 
     def progress(self) -> dict[str, Any]:
-        """Return `epoch`, `step` and `steps` of a run under way; {} of another."""
+        """Return `epoch`, `step` and `steps` of a run that is training; else {}."""
         return io.read_json(self.folder / "progress.json") or {}
 
     def training(self) -> bool:
-        """Return whether there is a step to save."""
+        """Return whether training has begun its first epoch."""
         return bool(self.progress().get("epoch"))
 
     def rows(self) -> list[dict[str, str]]:
-        """Return the metrics of each epoch done."""
+        """Return the metrics of each completed epoch."""
         return metrics_file.read_metrics(self.folder / "metrics.csv")
 
     def state(self) -> str:
-        """Return done, running, failed or stopped."""
+        """Return the state of the run: done, running, failed or stopped."""
         if self.result():
             return "done"
         if io.is_locked(self.folder / ".lock") or self.copy and self.copy.is_leased():
@@ -197,35 +207,39 @@ class Run:
         return "failed" if isinstance(self.last_event(), Failed) else "stopped"
 
     def last_event(self) -> Event | None:
+        """Return the newest event, or None."""
         return next(reversed(self.events()), None)
 
     @contextmanager
     def lock(self, timeout_s: float = LOCK_S) -> Iterator[None]:
-        """Keep every other process from training in this folder."""
+        """Lock the run for training.
+
+        Raises EnvironmentUnavailable where another process trains it.
+        """
         busy = f"{self.folder} is being trained by another process"
         with io.lock(self.folder / ".lock", busy, timeout_s):
-            # What was asked of, and said by, those who trained here before is over.
+            # Stop requests to, and progress of, earlier trainings no longer apply.
             for name in (".stop", "progress.json"):
                 (self.folder / name).unlink(missing_ok=True)
             with self.copy.leased() if self.copy else nullcontext():
                 yield
 
     def request_stop(self) -> None:
-        """Have the workers save and stop, wherever they are."""
+        """Ask the workers, on any machine, to save and stop."""
         (self.folder / ".stop").touch()
         if self.copy:
             self.copy.request_stop()
 
     def stop_requested(self) -> bool:
-        """Return whether to save and stop; also where what is saved cannot be uploaded any more."""
+        """Return whether to save and stop: on request, or because uploads have failed."""
         return (self.folder / ".stop").exists() or bool(self.copy and self.copy.is_lost)
 
     @contextmanager
     def syncing(self, timeout_s: float) -> Iterator[None]:
-        """Upload beside the training what this worker writes, where the run is kept elsewhere.
+        """Upload this worker's files in the background during the block, for a run at a URI.
 
-        All is there when the block ends. Raises EnvironmentUnavailable where that gives no answer
-        for `timeout_s` seconds.
+        All files are uploaded when the block ends. Raises EnvironmentUnavailable where the storage
+        is unreachable for `timeout_s` seconds.
         """
         if not self.copy:
             yield
@@ -240,32 +254,38 @@ class Run:
             yield
 
     def flush(self) -> None:
-        """Have what was written where it stays.
+        """Upload what was written to the folder, for a run at a URI.
 
-        While it is trained a checkpoint is uploaded beside that, after the one before it. Raises
-        EnvironmentUnavailable where it cannot be.
+        Inside `syncing` this only waits for the previous upload and queues the next. Raises
+        EnvironmentUnavailable where an upload failed.
         """
         if self.copy:
             self.copy.push()
 
     def wait_flushed(self) -> None:
-        """Return when all that was flushed is where it stays. Raises as `flush`."""
+        """Wait until all flushed files are uploaded. Raises as `flush`."""
         if self.copy:
             self.copy.wait()
 
     def refresh(self) -> None:
-        """Have in the folder what workers on other machines have written."""
+        """Download what workers on other machines have written, for a run at a URI."""
         if self.copy:
             self.copy.refresh()
 
     def newest(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint that is whole, and what is wrong with any newer one."""
+        """Return the newest valid checkpoint, or None, and the faults of any newer ones.
+
+        Raises DataError when there are checkpoints but none is valid.
+        """
         if self.copy:
             self.copy.pull_checkpoints()
         return checkpoint.newest(self.checkpoints)
 
     def weights(self, which: str) -> Path:
-        """The checkpoint `best` or `last`. Raises DataError when it is not there, or damaged."""
+        """Return the folder of the checkpoint `best` or `last`.
+
+        Raises DataError where it is missing or damaged, SpecError for any other name.
+        """
         if which not in ("best", "last"):
             raise SpecError(unknown("checkpoint", which, ["best", "last"]))
         if self.copy:
@@ -280,7 +300,7 @@ class Run:
 
 
 def create_numbered(parent: Path) -> Path:
-    """A new folder in `parent`, numbered after the ones that are there."""
+    """Create a folder in `parent` named by the next free number, and return it."""
     parent.mkdir(parents=True, exist_ok=True)
     while True:
         taken = [int(path.name) for path in parent.iterdir() if path.name.isdigit()]
@@ -288,21 +308,21 @@ def create_numbered(parent: Path) -> Path:
         try:
             folder.mkdir()
             return folder
-        except FileExistsError:  # another process was quicker
+        except FileExistsError:  # another process took this number
             continue
 
 
 def resolve_run(kind: str, text: str, root: str, spec_name: str, wanted: str = "") -> Path | str:
-    """Return a folder of this kind, which `spec_name` is in: by its path, by `name/n`, or the
-    latest of a name; the latest that the file `wanted` is in, where there is one.
+    """Return the folder of a run or search, by its path, by `name/n`, or by `name` for the latest.
 
-    One at a URI is returned as its URI.
+    It contains the file `spec_name`. By `name`, folders that contain the file `wanted` are
+    preferred. A folder at a URI is returned as its URI. Raises SpecError where there is none.
     """
     text, root = local_path(text), local_path(root)
     if is_uri(text) or is_uri(root):
         return _resolve_uri(kind, text, root, spec_name)
     for path in (Path(text), Path(root) / text):
-        if os.path.isfile(path / spec_name):  # False for what may not be looked into
+        if os.path.isfile(path / spec_name):  # False without permission to read the folder
             return path.absolute()
     there = list_folders(root, spec_name)
     of_name = [path for path in there if path.parent.name == text]
@@ -328,7 +348,7 @@ def _resolve_uri(kind: str, text: str, root: str, spec_name: str) -> str:
 
 
 def list_folders(root: str, spec_name: str) -> list[Path]:
-    """The numbered folders that a file of this name is in, by name and number."""
+    """Return the numbered folders that contain the file `spec_name`, by name and number."""
     there = [path.parent.absolute() for path in Path(root).glob(f"*/*/{spec_name}")]
     numbered = [path for path in there if path.name.isdigit()]
     return sorted(numbered, key=lambda path: (path.parent, int(path.name)))

@@ -1,4 +1,4 @@
-"""environment.json: what a run was trained on."""
+"""environment.json: the software and devices that a run was created on."""
 
 import platform
 import sys
@@ -12,7 +12,7 @@ PACKAGES = ["raycnn", "torch", "torchvision", "torch_npu", "ray", "numpy", "safe
 
 
 def environment() -> dict[str, Any]:
-    """Return Python, platform, CPUs, packages and devices of this process."""
+    """Return Python version, platform, CPU count, package versions and devices."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),

@@ -1,4 +1,4 @@
-"""events.jsonl: what happened to a run, an event on each line, oldest first."""
+"""events.jsonl: the events of a run, one on each line, oldest first."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ from raycnn.training.callbacks import Event
 
 
 def append_event(path: Path, event: Event) -> None:
-    """Store an event. Raises OSError where the disk refuses."""
+    """Append an event to a file. Raises OSError where writing fails."""
     io.append_line(path, json.dumps(event.to_dict()))
 
 
 def read_events(path: Path) -> list[Event]:
-    """Return the events of a file; lines that are torn or of another version are left out."""
+    """Return the events in a file, skipping truncated lines and unknown events."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except FileNotFoundError:

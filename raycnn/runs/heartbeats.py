@@ -1,8 +1,8 @@
-"""Signs of life of each worker, and from them: which worker was unresponsive, and why one ended.
+"""Heartbeats of each worker, and from them which worker failed or was unresponsive, and why.
 
 heartbeats/
-    rank-N.json     where the worker was last, and its error
-    rank-N.stack    stacks of its threads (faulthandler), once it has been silent for long
+    rank-N.json     last epoch and step of the worker, and its error
+    rank-N.stack    stacks of its threads (faulthandler), once it has been unresponsive
 """
 
 import faulthandler
@@ -20,31 +20,31 @@ from raycnn.training import loop
 from raycnn.training.callbacks import Decoding, Event, Progress
 
 FOLDER = "heartbeats"
-STACK_SHARE = 0.7  # of the time that others wait for a worker: then its stacks are written
-FRAMES = 6  # of a stack that a message shows
+STACK_SHARE = 0.7  # fraction of the timeout after which an unresponsive worker dumps its stacks
+FRAMES = 6  # stack frames shown in a message
 
 Failure = Literal["", "error", "timeout", "peer_lost"]
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The last sign of life of a worker."""
+    """The last known state of a worker."""
 
     rank: int
     pid: int
     time: float
     """Seconds since 1970."""
     epoch: int = 0
-    """Under way, counted from 1; 0 before the first."""
+    """Current epoch, from 1; 0 before the first."""
     step: int = 0
-    """Steps of it that are done."""
+    """Steps completed in this epoch."""
     failure: Failure = ""
-    """`error`: one of its own; `timeout`, `peer_lost`: it waited for, or lost, another worker."""
+    """`error`: its own error; `timeout` or `peer_lost`: caused by another worker."""
     error: str = ""
 
 
 def failure_of(error: BaseException) -> tuple[Failure, str]:
-    """Return the kind of a worker's failure, and its error on one line."""
+    """Return the kind of a worker's failure, and its error as one line."""
     if isinstance(error, RuntimeError) and distributed.is_peer_loss(error):
         return ("timeout" if distributed.is_timeout(error) else "peer_lost"), first_line(error)
     known = first_line(error)
@@ -52,23 +52,23 @@ def failure_of(error: BaseException) -> tuple[Failure, str]:
 
 
 class Channel(Protocol):
-    """How a worker and whoever started it hear of one another, while and when training ends."""
+    """The interface between a worker and its launcher, during training and at its end."""
 
     def heartbeat(self, epoch: int, step: int) -> None:
-        """Give a sign of life. Called a few times a second at most."""
+        """Send a heartbeat. Called at most a few times per second."""
 
     def failed(self, error: BaseException) -> None:
-        """Tell the others why this worker ends."""
+        """Report the error that ends this worker."""
 
     def diagnose(self) -> str:
-        """Return which worker ended, or was unresponsive, and why, once all had time to tell."""
+        """Wait for the other workers' reports; return which failed or was unresponsive, and why."""
 
     def should_stop(self) -> bool:
         """Return whether this worker was asked to save and stop. Called at every step."""
 
 
 class HeartbeatSender:
-    """Callback that gives a sign of life over a channel."""
+    """A callback that sends heartbeats over a channel."""
 
     def __init__(self, channel: Channel):
         self.channel = channel
@@ -82,7 +82,7 @@ class HeartbeatSender:
 
 
 class Stacks:
-    """Has faulthandler write this process's stacks into a file unless it is kept alive."""
+    """A watchdog that dumps this process's stacks to a file unless `alive` is called in time."""
 
     def __init__(self, path: Path, timeout_s: float):
         self.timeout_s = STACK_SHARE * timeout_s
@@ -94,19 +94,21 @@ class Stacks:
         self.alive()
 
     def alive(self) -> None:
+        """Restart the watchdog's timer."""
         if self.file:
             faulthandler.dump_traceback_later(self.timeout_s, file=self.file)
 
     def close(self) -> None:
+        """Stop the watchdog."""
         faulthandler.cancel_dump_traceback_later()
         if self.file:
             self.file.close()
 
 
 def training_stack(dump: str) -> str:
-    """Return the innermost frames of the training thread in the last dump of faulthandler's.
+    """Return the innermost frames of the training thread in the last faulthandler dump.
 
-    Empty where the process could not write one: it was stopped, or is gone.
+    Empty where the process was suspended or killed before it could write a dump.
     """
     threads = dump.rpartition("Timeout (")[2].split("Thread 0x")
     training = next((thread for thread in threads if str(loop.__file__) in thread), "")
@@ -119,9 +121,9 @@ def explain(
     timeout_s: float,
     stack: Callable[[int], str] = lambda rank: "",
 ) -> str:
-    """Return which worker ended first, or was unresponsive, and why, for people.
+    """Return which worker failed first or was unresponsive, and why, as a message.
 
-    `beats` has the last heartbeat of each rank that gave one, `stack` the stacks of a rank.
+    `beats` has the last heartbeat of each rank that sent one; `stack` returns a rank's stacks.
     """
     for rank, beat in sorted(beats.items()):
         if beat.failure == "error":
@@ -135,16 +137,17 @@ def explain(
 
 
 def new_heartbeat(**fields: Any) -> Heartbeat:
-    """Return a heartbeat of this worker, now."""
+    """Return a heartbeat of this worker with the current time."""
     return Heartbeat(rank=distributed.rank(), pid=os.getpid(), time=time.time(), **fields)
 
 
 def refreshed(beat: Heartbeat, **fields: Any) -> Heartbeat:
+    """Return a copy of a heartbeat with the current time and changed fields."""
     return replace(beat, time=time.time(), **fields)
 
 
 def write_heartbeat(folder: Path, beat: Heartbeat) -> None:
-    """Put a worker's heartbeat into its run folder. Raises OSError where the disk refuses."""
+    """Write a worker's heartbeat to the run folder. Raises OSError where writing fails."""
     (folder / FOLDER).mkdir(exist_ok=True)
     io.write_json(folder / FOLDER / f"rank-{beat.rank}.json", asdict(beat))
 
@@ -155,7 +158,7 @@ def read_heartbeats(folder: Path) -> dict[int, Heartbeat]:
     for path in (folder / FOLDER).glob("rank-*.json"):
         try:
             beat = Heartbeat(**(io.read_json(path) or {}))
-        except TypeError:  # torn, or another version's
+        except TypeError:  # truncated, or from another version
             continue
         found[beat.rank] = beat
     return found

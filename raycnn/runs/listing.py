@@ -1,4 +1,4 @@
-"""A list of runs, read from small files alone: it imports no torch and opens no checkpoint."""
+"""Summaries of runs, read from small files, without importing torch or opening checkpoints."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ NOT_COMPARED = ("name", "storage.", "workers.", "data.root", "data.download")
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a list says of a run."""
+    """One row of a list of runs."""
 
     name: str
     state: str
@@ -23,24 +23,25 @@ class RunSummary:
     model: str
     epochs: int
     val: float | None
-    """The best validation accuracy, 0 to 1."""
+    """Best validation accuracy, 0 to 1."""
     test: float | None
-    """The test accuracy, 0 to 1."""
+    """Test accuracy, 0 to 1."""
     seconds: float
-    """Of training."""
+    """Training time."""
     start: str
+    """Local time of creation: `2025-01-31 12:00`."""
     changed: dict[str, str]
-    """Keys of the spec that differ from those of the job's first run, as they are written."""
+    """Keys and values of the spec that differ from the job's first run, as written in YAML."""
 
 
 def run_folders(root: str | Path) -> list[Path]:
-    """Return the folders of the runs below a folder, by job and number."""
+    """Return the run folders below a folder, sorted by job and number."""
     found = [path.parent for path in Path(root).glob("*/*/job.yaml") if path.parent.name.isdigit()]
     return sorted(found, key=lambda folder: (folder.parent, int(folder.name)))
 
 
 def summarize_runs(folders: Iterable[Path]) -> list[RunSummary]:
-    """Return what a list says of runs, in the order of their folders."""
+    """Return the summaries of runs, in the order of their folders."""
     first: dict[str, dict[str, str]] = {}
     found = []
     for folder in folders:
@@ -73,7 +74,7 @@ def _summary(folder: Path, keys: dict[str, str], base: dict[str, str]) -> RunSum
 
 
 def _state(folder: Path) -> str:
-    """Return running, failed or stopped, of a run without a result."""
+    """Return the state of a run without a result: running, failed or stopped."""
     if io.is_locked(folder / ".lock"):
         return "running"
     events = read_events(folder / "events.jsonl")
@@ -81,9 +82,9 @@ def _state(folder: Path) -> str:
 
 
 def spec_keys(file: Path) -> dict[str, str]:
-    """Return dotted keys and values of a job.yaml as raycnn writes it: a key on each line.
+    """Return the dotted keys and values of a job.yaml written by raycnn, one key per line.
 
-    A file that cannot be read has none; a YAML parser would take 20 ms for each run.
+    Return {} for an unreadable file. A YAML parser would take 20 ms for each run.
     """
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -106,7 +107,7 @@ def spec_keys(file: Path) -> dict[str, str]:
 
 
 def _start(path: Path) -> str:
-    """Return when a run was created, which is when its environment was written."""
+    """Return the creation time of a run: the modification time of its environment.json."""
     try:
         return f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"
     except OSError:

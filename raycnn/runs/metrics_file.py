@@ -1,4 +1,4 @@
-"""metrics.csv: a row for each epoch, written anew each time so that it heals after a full disk."""
+"""metrics.csv: one row per epoch, rewritten each time, so that it recovers from a full disk."""
 
 import csv
 from pathlib import Path
@@ -13,7 +13,7 @@ COLUMNS = [
 
 
 class MetricsWriter:
-    """Keeps metrics.csv: the history of a resumed run, and a row for each epoch that ends."""
+    """A callback that writes metrics.csv: the history of a resumed run, then each new epoch."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -34,9 +34,9 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a metrics.csv; none where it is missing or torn."""
+    """Return the rows of a metrics.csv; none where it is missing or damaged."""
     try:
         with path.open(newline="") as file:
             return list(csv.DictReader(file))
-    except (FileNotFoundError, UnicodeDecodeError, csv.Error):  # torn; a resume writes it anew
+    except (FileNotFoundError, UnicodeDecodeError, csv.Error):  # damaged; resuming rewrites it
         return []

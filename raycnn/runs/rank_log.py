@@ -1,4 +1,4 @@
-"""logs/rank-N.log: what one worker did, line by line."""
+"""logs/rank-N.log: the log file of one worker."""
 
 import logging
 from pathlib import Path
@@ -9,7 +9,7 @@ log = logging.getLogger("raycnn")
 
 
 class RankLog:
-    """Writes events, and what raycnn logs in this process, into a file until it is closed."""
+    """A callback that logs events, and sends the raycnn logger of this process to a file."""
 
     def __init__(self, path: Path):
         try:
@@ -27,13 +27,14 @@ class RankLog:
             log.info(event.message)
 
     def close(self) -> None:
+        """Detach from the logger and close the file."""
         log.removeHandler(self.handler)
         try:
             self.handler.close()
-        except OSError:  # a full disk, that some lines were still to be written to
+        except OSError:  # a full disk, while buffered lines are flushed
             pass
 
 
 class _Handler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        """Lose a line on a full disk, and go on."""
+        """Drop a line that cannot be written, such as on a full disk."""

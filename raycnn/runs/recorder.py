@@ -1,4 +1,4 @@
-"""Keeps a training in its run folder: restores and saves its state, and stores its events."""
+"""Records a training in its run folder: checkpoints, events, metrics and results."""
 
 import logging
 import os
@@ -33,9 +33,9 @@ log = logging.getLogger("raycnn")
 
 
 class Recorder:
-    """The loop's control over one run. Only rank 0 writes, but for each worker's own log.
+    """The training loop's `Control` for one run. Only rank 0 writes, except for rank logs.
 
-    `callbacks` are sent every event, after the run folder's own.
+    `callbacks` receive every event, after those that write to the run folder.
     """
 
     def __init__(self, run: Run, channel: Channel, callbacks: Iterable[Callback] = ()):
@@ -51,12 +51,16 @@ class Recorder:
         log.info(f"rank {distributed.rank()} of {distributed.world_size()}, process {os.getpid()}")
 
     def close(self) -> None:
+        """Close the trackers and the log."""
         for tracker in self._trackers:
             tracker.close()
         self._log.close()
 
     def restore(self, state: TrainingState) -> bool:
-        """Put the newest whole checkpoint into the state; return False when there is none."""
+        """Load the newest valid checkpoint into the state; return False when there is none.
+
+        Raises SpecError or DataError where job or data differ from the checkpoint's.
+        """
         self._wait_for_upload()
         path, faults = self.run.newest()
         if not path:
@@ -75,7 +79,7 @@ class Recorder:
         return True
 
     def save(self, state: TrainingState) -> None:
-        """Save the state, whole. Raises EnvironmentUnavailable where the disk refuses."""
+        """Save a checkpoint, on rank 0. Raises EnvironmentUnavailable where writing fails."""
         if not distributed.is_rank_zero():
             return
         try:
@@ -88,7 +92,7 @@ class Recorder:
             ) from None
 
     def restore_best(self, state: TrainingState) -> None:
-        """Put the best checkpoint's weights into the model; keep the last where it is damaged."""
+        """Load the best checkpoint's weights; keep the current ones where it is damaged."""
         self._wait_for_upload()
         try:
             checkpoint.load_weights(state.model, self.run.weights("best"))
@@ -98,18 +102,19 @@ class Recorder:
             state.best = state.epoch
 
     def _wait_for_upload(self) -> None:
-        """Have every checkpoint where workers on other machines can download it."""
+        """Wait until workers on other machines can download every checkpoint."""
         if distributed.world_size() > 1:
             distributed.broadcast_from_rank_zero(self.run.wait_flushed)
 
     def begin_epoch(self, state: TrainingState) -> None:
-        """Do nothing: a run goes through all of its epochs."""
+        """Do nothing: no run ends before an epoch."""
 
     def should_stop(self) -> bool:
+        """Return whether this worker was asked to save and stop."""
         return self.channel.should_stop()
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write what the run came to. Raises EnvironmentUnavailable where the disk refuses."""
+        """Write the result of the run. Raises EnvironmentUnavailable where writing fails."""
         if distributed.is_rank_zero():
             large = {key: result[key] for key in ("per_class", "confusion")}
             small = {key: value for key, value in result.items() if key not in large}
@@ -126,7 +131,7 @@ class Recorder:
 
 
 class EventWriter:
-    """Stores events, passing ones excepted, in the run's events.jsonl."""
+    """A callback that appends all but passing events to events.jsonl."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -137,7 +142,7 @@ class EventWriter:
 
 
 class ProgressWriter:
-    """Keeps where training is in the run's progress.json."""
+    """A callback that writes the current epoch and step to progress.json."""
 
     def __init__(self, run: Run):
         self.run = run

@@ -1,4 +1,4 @@
-"""result.json and per_class.json: what a run that is done came to."""
+"""result.json and per_class.json: the results of a completed run."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ RESULT, PER_CLASS = "result.json", "per_class.json"
 
 
 def result_of(state: TrainingState, test: EpochMetrics) -> dict[str, Any]:
-    """Return what result.json and per_class.json say of a trained state and its test."""
+    """Return the content of result.json and per_class.json for a trained state and its test."""
     low, high = confidence_interval(test.hits, test.count)
     return {
         "test": {

@@ -1,21 +1,21 @@
-"""Runs that are kept elsewhere: a local working copy, made like what is there and back.
+"""Runs at a URI: a local working copy, synchronized with remote storage.
 
-A run at a URI is worked in as a local folder below the cache. What is there is downloaded when it
-is opened, checkpoints when they are asked for; what is written here is uploaded by `push`, while
-training from a thread beside it.
+The working copy is a local folder in the cache. Remote files are downloaded when the run is opened,
+checkpoints when they are needed; local files are uploaded by `push`, during training from a
+background thread.
 
-What holds, on every file system that shows a file to all once it is written (S3, GCS, HDFS, NFS):
+Guarantees, on every file system with read-after-write consistency (S3, GCS, HDFS, NFS):
 
-- A checkpoint counts once the index there names it. Its tensors go first, then its state.json with
-  their digests, then the index, and only then is an older one removed: whatever is cut short, the
-  one before is whole.
-- A number is given to one run. Whoever wants it writes a claim and looks for others: at most one
-  finds itself alone, also where a file system knows no exclusive creation.
-- One process trains a run. It holds a lease, a file that it writes anew every few seconds; another
-  machine takes it over when it has not changed for LEASE_S, and a trainer whose lease was taken
-  uploads no further index. Two machines could both write for as long as one request takes.
-- Who trained here last goes on from what is here, uploaded or not, unless another machine has
-  trained the run since: then what is there counts.
+- A checkpoint is valid once the remote index names it. Its tensors are uploaded first, then its
+  state.json with their digests, then the index, and only then are older ones deleted: if any of
+  this is interrupted, the previous checkpoint is intact.
+- A number belongs to one run. A process that wants it writes a claim and lists all claims: at most
+  one process finds its own alone, even where a file system has no exclusive creation.
+- One process trains a run. It holds a lease, a file that it rewrites every few seconds. Another
+  machine takes the lease over when it has not changed for LEASE_S; a trainer that lost its lease
+  uploads no further index. Both machines can write only for the duration of one request.
+- A machine resumes from its local files, uploaded or not, unless another machine has trained the
+  run since; then the remote files are used.
 """
 
 import hashlib
@@ -57,26 +57,26 @@ Tell = Callable[[Event], None]
 CHECKPOINTS, EVENTS, STOP, TRIALS = "checkpoints", "events.jsonl", ".stop", "trials"
 CLAIM, LEASE, CLOCK, MANIFEST = ".claim", ".lease", ".clock", ".synced.json"
 INDEX_PATH = f"{CHECKPOINTS}/{INDEX}"
-# Not of a run that is resumed.
+# Files that a resumed run does not have.
 TRANSIENT = ("result.json", "per_class.json", "progress.json")
 FACTS = ("job.yaml", "metrics.csv", EVENTS, "result.json", "progress.json", "search.yaml")
-NOT_KEPT = {CHECKPOINTS, "heartbeats"}  # folders: uploaded otherwise; of use on one machine alone
-SYNC_S = 2.0  # between two looks at what is new
-LEASE_S = 60.0  # after which a lease that does not change is free
-RENEW_S = 10.0
-SYNC_LOCK_S = 3600  # the longest that another process may take to download the same run
-PAUSE_S = 15.0  # the longest between two tries
-THREADS = 8  # files that are downloaded at once
+NOT_KEPT = {CHECKPOINTS, "heartbeats"}  # folders: synced separately; needed on one machine only
+SYNC_S = 2.0  # seconds between checks for changes
+LEASE_S = 60.0  # seconds without a renewal after which a lease expires
+RENEW_S = 10.0  # seconds between renewals of a lease
+SYNC_LOCK_S = 3600  # seconds to wait for another process to sync the same run
+PAUSE_S = 15.0  # maximum seconds between retries
+THREADS = 8  # parallel downloads
 
 
 class WorkingCopy:
-    """A local folder, and the remote one that it is a copy of."""
+    """A local folder that is synchronized with a remote one."""
 
     def __init__(self, remote: RemoteFolder, folder: Path, every_s: float = SYNC_S):
         self.remote, self.folder, self.every_s = remote, folder, every_s
         self.checkpoints = folder / CHECKPOINTS
         self.uploaded: Index = {}
-        """What the index there names, as far as it is known."""
+        """The remote index, as last read or written."""
         self._uploader: _Uploader | None = None
         self._refreshed = 0.0
         try:
@@ -89,32 +89,33 @@ class WorkingCopy:
 
     @property
     def uri(self) -> str:
+        """The URI of the remote folder."""
         return self.remote.uri
 
-    # From there to here.
+    # Download.
 
     def pull(self, there: list[RemoteFile] | None = None) -> None:
-        """Have here what is there, but for checkpoints; not while it is trained on this machine.
+        """Download changed files except checkpoints, unless the run trains on this machine.
 
-        `there` are the files of the remote folder, where they are known.
+        `there` is the listing of the remote folder, if known. Raises EnvironmentUnavailable.
         """
         with self._alone(), _named(self.uri):
             if not (is_locked(self.folder / ".lock") or self._is_synced()):
                 self._pull(there)
 
     def refresh(self) -> None:
-        """Have here what workers elsewhere have written since the last look."""
+        """Download the status files that workers on other machines have changed."""
         if time.monotonic() - self._refreshed < self.every_s or self._is_synced():
             return
         self._refreshed = time.monotonic()
-        with suppress(*errors()), self._alone():  # the next look may
+        with suppress(*errors()), self._alone():  # the next refresh may succeed
             self._pull([file for name in FACTS if (file := self.remote.file(name))])
 
     def pull_checkpoints(self, names: Iterable[str] = ("previous", "best", "last")) -> None:
-        """Have here those checkpoints of the index that are named so."""
+        """Download the checkpoints with these names in the index, where they are newer."""
         if not self._uploader:
             with _named(self.uri):
-                # Where it is trained on this machine, the newest are here.
+                # Where it trains on this machine, the newest checkpoints are local.
                 if not is_locked(self.folder / ".rank-0.lock"):
                     self._pull_checkpoints(names)
         elif self._uploader.rank or not self._uploader.has_pulled:
@@ -158,7 +159,7 @@ class WorkingCopy:
             self._record(dict(pool.map(self._pull_file, changed)))
 
     def _is_known(self, file: RemoteFile) -> bool:
-        """Whether nobody else has changed a file there since it was last alike."""
+        """Return whether a remote file is unchanged since it was last synchronized."""
         return self._manifest().get(file.name, [])[:2] == list(file[1:])
 
     def _pull_file(self, file: RemoteFile) -> tuple[str, list[int]]:
@@ -175,12 +176,12 @@ class WorkingCopy:
         self.uploaded = dict(json.loads(self.remote.read(INDEX_PATH)))
         return self.uploaded
 
-    # From here to there.
+    # Upload.
 
     def push(self) -> None:
-        """Upload what is new; while training in the background, after what is being uploaded.
+        """Upload changed files; inside `syncing` in the background, after the previous upload.
 
-        Raises EnvironmentUnavailable where that could not be done.
+        Raises EnvironmentUnavailable where an upload failed.
         """
         if self._uploader:
             self._uploader.push()
@@ -193,12 +194,12 @@ class WorkingCopy:
             self.push_files()
 
     def wait(self) -> None:
-        """Return once all that was pushed is there. Raises as `push`."""
+        """Wait until all pushed files are uploaded. Raises as `push`."""
         if self._uploader:
             self._uploader.wait()
 
     def push_files(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
-        """Upload every file that has changed here, checkpoints and hidden files apart."""
+        """Upload every changed file except checkpoints and hidden files."""
         manifest = self._manifest()
         new: dict[str, list[int]] = {}
         for path in sorted(self.folder.rglob("*")):
@@ -223,7 +224,7 @@ class WorkingCopy:
             self.remote.upload(path, name)
 
     def _push_lines(self, path: Path, name: str) -> None:
-        """Add what lacks there: others add to their own copies meanwhile."""
+        """Append the lines that the remote file lacks; other machines may append to it too."""
         here, there = path.read_bytes(), self.remote.read(name)
         known = {*there.splitlines()}
         lacking = [line for line in here.splitlines() if line not in known]
@@ -234,16 +235,16 @@ class WorkingCopy:
                 self.remote.write(name, merged(there, here))
 
     def upload(self, index: Index | None, rank: int, is_ours: Callable[[], None]) -> None:
-        """Upload the checkpoints of an index, where one is given, and what else a worker wrote."""
+        """Upload the checkpoints of an index, if given, and the other files of a worker."""
         if index:
             self.push_checkpoints(index, is_ours)
         own = f"logs/rank-{rank}.log"
         self.push_files(lambda name: name == own or not (rank or name.startswith("logs/rank-")))
 
     def push_checkpoints(self, index: Index, is_ours: Callable[[], None] = lambda: None) -> None:
-        """Upload the checkpoints of an index, then the index; remove all others there.
+        """Upload the checkpoints of an index, then the index; delete other remote checkpoints.
 
-        `is_ours` raises where somebody else trains the run by now.
+        `is_ours` raises where another machine has taken over the run.
         """
         if not index:
             return
@@ -277,13 +278,13 @@ class WorkingCopy:
         for path in files:
             self.remote.upload(path, f"{CHECKPOINTS}/{name}/{path.name}")
 
-    # Who works in it.
+    # Leases and locks.
 
     @contextmanager
     def syncing(self, rank: int, timeout_s: float, tell: Tell) -> Iterator[None]:
-        """Upload in the background what this worker writes, and look whether to stop.
+        """Upload this worker's files and poll for stop requests in the background.
 
-        At the end all is there. Raises EnvironmentUnavailable where it could not be had there.
+        All files are uploaded at the end. Raises EnvironmentUnavailable where that failed.
         """
         used = FileLock(self.folder / f".rank-{rank}.lock", timeout=SYNC_LOCK_S)
         with used:
@@ -307,12 +308,12 @@ class WorkingCopy:
 
     @property
     def is_lost(self) -> bool:
-        """Whether what is written here cannot be uploaded any more."""
+        """Whether uploading has failed for good."""
         return bool(self._uploader and self._uploader.error)
 
     @contextmanager
     def leased(self) -> Iterator[None]:
-        """Keep other machines from training it. Raises EnvironmentUnavailable where one does."""
+        """Hold the lease for training. Raises EnvironmentUnavailable where another holds it."""
         own = f"{LEASE}/{_machine()}"
         with _named(self.uri):
             self._take_lease(own)
@@ -327,27 +328,30 @@ class WorkingCopy:
         finally:
             over.set()
             renewing.join()
-            with suppress(*errors()):  # else it runs out
+            with suppress(*errors()):  # else it expires
                 self.remote.delete(own)
 
     def is_leased(self) -> bool:
-        """Whether a machine says that it trains it."""
+        """Return whether a machine holds a lease that has not expired."""
         with suppress(*errors()):
             then = [file.modified_ns / 1e9 for file in self.remote.files(LEASE)]
             return any(time.time() - seconds < LEASE_S for seconds in then)
         return False
 
     def holders(self) -> set[str]:
-        """The files of the leases that are held."""
+        """Return the names of all lease files."""
         return {file.name for file in self.remote.files(LEASE)}
 
     def request_stop(self) -> None:
-        """Have the workers save and stop, on whichever machine. Raises EnvironmentUnavailable."""
+        """Ask the workers, on any machine, to save and stop. Raises EnvironmentUnavailable."""
         with _named(self.uri):
             self.remote.write(STOP, b"stop")
 
     def _take_lease(self, own: str) -> None:
-        """Wait until the leases of others run out, or one is renewed; then be the only one."""
+        """Take the lease once all others have expired.
+
+        Raises EnvironmentUnavailable when another machine renews its lease or takes one first.
+        """
         before: list[RemoteFile] = []
         while others := self._others(own):
             if before and others != before:
@@ -377,13 +381,13 @@ class WorkingCopy:
 
     def _renew(self, own: str, over: threading.Event) -> None:
         while not over.wait(RENEW_S):
-            with suppress(*errors()):  # the next time may
+            with suppress(*errors()):  # the next renewal may succeed
                 if self.remote.file(own):
                     self.remote.write(own, self.remote.read(own))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep other processes of this machine from copying at the same time."""
+        """Lock out other processes of this machine that sync the same run."""
         try:
             with FileLock(self.folder / ".sync.lock", timeout=SYNC_LOCK_S):
                 yield
@@ -393,21 +397,21 @@ class WorkingCopy:
             ) from None
 
     def _is_synced(self) -> bool:
-        """Whether a worker on this machine writes in it."""
+        """Return whether a worker on this machine is writing to the working copy."""
         return any(is_locked(path) for path in self.folder.glob(".rank-*.lock"))
 
     def _path(self, name: str) -> Path:
         return self.folder.joinpath(*name.split("/"))
 
     def _manifest(self) -> dict[str, list[int]]:
-        """Of every file as it was last alike: its size and time there, its time here."""
+        """Return each file's remote size and time and local time at its last synchronization."""
         try:
             return dict(json.loads((self.folder / MANIFEST).read_text()))
         except (OSError, ValueError):
             return {}
 
     def _record(self, alike: dict[str, list[int]]) -> None:
-        """Note of some files how they are alike; of some, with [], that they are gone."""
+        """Update the manifest with synchronized files; [] marks a deleted file."""
         if alike:
             with FileLock(self.folder / ".synced.lock", timeout=SYNC_LOCK_S):
                 known = {name: facts for name, facts in (self._manifest() | alike).items() if facts}
@@ -417,22 +421,24 @@ class WorkingCopy:
 
 
 class SearchCopy(WorkingCopy):
-    """The working copy of a search: its trials lie in it, each like a run."""
+    """The working copy of a search, which contains its trials, each like a run."""
 
     @classmethod
     def of(cls, copy: WorkingCopy) -> "SearchCopy":
+        """Return the copy of a search for a working copy."""
         return cls(copy.remote, copy.folder, copy.every_s)
 
     def pull_all(self) -> None:
-        """Have here what is there, checkpoints too."""
+        """Download all files, including the checkpoints of all trials."""
         self.pull()
         for trial in self._trials():
             trial.pull_checkpoints()
 
     def upload(self, index: Index | None, rank: int, is_ours: Callable[[], None]) -> None:
+        """Upload the changed files and the checkpoints of all trials."""
         self.push_files()
         for trial in self._trials():
-            with suppress(FileNotFoundError):  # a newer checkpoint has come meanwhile
+            with suppress(FileNotFoundError):  # replaced by a newer checkpoint meanwhile
                 trial.push_checkpoints(checkpoint.read_index(trial.checkpoints), is_ours)
 
     def _trials(self) -> "list[WorkingCopy]":
@@ -441,13 +447,13 @@ class SearchCopy(WorkingCopy):
 
 
 class _Uploader:
-    """A thread that uploads what a worker writes: rank 0 all but the logs of others."""
+    """A background thread that uploads a worker's files: on rank 0 all but other ranks' logs."""
 
     def __init__(self, copy: WorkingCopy, rank: int, timeout_s: float, tell: Tell):
         self.copy, self.rank, self.timeout_s, self.tell = copy, rank, timeout_s, tell
         self.error: Exception | None = None
         self.has_pulled = False
-        """Whether this worker has the checkpoints that were there; rank 0 then makes the next."""
+        """Whether this worker has downloaded the checkpoints; from then on rank 0 writes newer."""
         self._wake = threading.Condition()
         self._pending: Index | None = None
         self._over = threading.Event()
@@ -456,20 +462,21 @@ class _Uploader:
         self._thread.start()
 
     def push(self) -> None:
-        """Have the checkpoints as they are now uploaded, once the ones before are."""
+        """Wait for the previous upload, then queue the current checkpoints."""
         self.wait()
         with self._wake:
             self._pending = checkpoint.read_index(self.copy.checkpoints) if self.rank == 0 else {}
             self._wake.notify_all()
 
     def wait(self) -> None:
+        """Wait until nothing is queued. Raises the error that ended uploading."""
         with self._wake:
             self._wake.wait_for(lambda: self._pending is None or self.error)
         if self.error:
             raise self.error
 
     def close(self) -> None:
-        """Upload the rest. Raises what kept it from that."""
+        """Upload the remaining files and stop. Raises the error that ended uploading."""
         self._over.set()
         with self._wake:
             self._wake.notify_all()
@@ -478,7 +485,7 @@ class _Uploader:
             raise self.error
 
     def give_up(self) -> None:
-        """Do not wait for what is not there yet."""
+        """Stop without retrying uploads that fail."""
         self.timeout_s = 0
         self._over.set()
 
@@ -492,7 +499,7 @@ class _Uploader:
             over, index = self._over.is_set(), self._pending
             try:
                 self.patiently("save a checkpoint", partial(self._upload, index))
-            except Exception as error:  # raised where it is waited for
+            except Exception as error:  # raised by `wait` and `close`
                 self.error = error
             with self._wake:
                 if self._pending is index:
@@ -515,7 +522,10 @@ class _Uploader:
             )
 
     def patiently(self, doing: str, work: Callable[[], None]) -> None:
-        """Do it as soon as it can be done. Raises EnvironmentUnavailable after `timeout_s`."""
+        """Call `work`, retrying while storage fails.
+
+        Raises EnvironmentUnavailable after `timeout_s` seconds, or at once on a full disk.
+        """
         began, pause, last = time.monotonic(), 1.0, ""
         while True:
             try:
@@ -548,7 +558,7 @@ class _Uploader:
 
 
 def open_copy(uri: str) -> WorkingCopy:
-    """The working copy of a run or search at a URI, on this machine."""
+    """Return this machine's working copy of a run or search at a URI."""
     root = parent(parent(uri))
     place = hashlib.sha256(root.encode()).hexdigest()[:16]
     folder = cache_folder() / "remote" / place / base_name(parent(uri)) / base_name(uri)
@@ -557,7 +567,7 @@ def open_copy(uri: str) -> WorkingCopy:
 
 
 def create_numbered(root: str, name: str) -> WorkingCopy:
-    """A new folder `name`/n at a URI, numbered after the ones that are there."""
+    """Create a folder `name`/n at a URI with the next free number; return its working copy."""
     with _named(root):
         check_reachable(root)
         above = RemoteFolder.open(join(root, name))
@@ -574,9 +584,9 @@ def create_numbered(root: str, name: str) -> WorkingCopy:
 
 
 def list_copies(root: str, spec_name: str) -> list[WorkingCopy]:
-    """The numbered folders at a URI that a file of this name is in, by name and number.
+    """Return the working copies of the numbered folders at a URI that contain `spec_name`.
 
-    What lists of runs show is here.
+    They are sorted by name and number; the files that lists of runs need are downloaded.
     """
     with _named(root):
         check_reachable(root)
@@ -597,14 +607,14 @@ def list_copies(root: str, spec_name: str) -> list[WorkingCopy]:
 
 
 def is_run(uri: str, spec_name: str) -> bool:
-    """Whether there is a folder at a URI which a file of this name is in."""
+    """Return whether there is a folder at a URI that contains the file `spec_name`."""
     with _named(uri):
         check_reachable(uri)
         return RemoteFolder.open(uri).file(spec_name) is not None
 
 
 def check_reachable(uri: str) -> None:
-    """Raises EnvironmentUnavailable where the bucket, or top folder, of a URI is not there."""
+    """Raise EnvironmentUnavailable where the file system or bucket of a URI is unreachable."""
     with _named(uri):
         folder = RemoteFolder.open(uri)
         top = folder.path.strip("/").partition("/")[0]
@@ -615,13 +625,13 @@ def check_reachable(uri: str) -> None:
 
 
 def _is_kept_alike(name: str) -> bool:
-    """Whether a file is copied whenever it has changed: hidden ones and checkpoints are not."""
+    """Return whether a file is synced when it changes: hidden files and checkpoints are not."""
     folders = name.split("/")[:-1]
     return not (NOT_KEPT & {*folders} or any(part.startswith(".") for part in name.split("/")))
 
 
 def merged(one: bytes, other: bytes) -> bytes:
-    """The lines of two copies of events.jsonl that were both added to, by their time."""
+    """Return the merged lines of two diverged copies of events.jsonl, sorted by time."""
     lines = dict.fromkeys([*one.splitlines(), *other.splitlines()])
     return b"".join(line + b"\n" for line in sorted(lines, key=_time))
 
@@ -635,7 +645,7 @@ def _time(line: bytes) -> float:
 
 @contextmanager
 def _named(uri: str) -> Iterator[None]:
-    """Say of what a file system refuses which setting it is about."""
+    """Turn errors of a file system into EnvironmentUnavailable, naming setting and URI."""
     try:
         yield
     except errors() as error:
@@ -643,7 +653,7 @@ def _named(uri: str) -> Iterator[None]:
 
 
 def _machine() -> str:
-    """A name for this machine's working copies, the same as long as they are there."""
+    """Return a random id for this machine, stored next to its working copies."""
     path = cache_folder() / "remote" / "machine"
     if not path.exists():
         temporary = path.with_name(f".machine.{secrets.token_hex(4)}")
@@ -655,7 +665,7 @@ def _machine() -> str:
 
 
 def _changed(path: Path) -> int:
-    """When a file was last written; 0 for none."""
+    """Return the modification time of a file in ns; 0 where it does not exist."""
     try:
         return path.stat().st_mtime_ns
     except OSError:

@@ -1,4 +1,4 @@
-"""TensorBoard's event files: a scalar for each metric and epoch."""
+"""TensorBoard event files: one scalar for each metric and epoch."""
 
 import shutil
 from pathlib import Path
@@ -6,23 +6,24 @@ from typing import Any
 
 from raycnn.training.callbacks import EpochEnded, Event, Resumed
 
-SPARE_BYTES = 1 << 16  # SummaryWriter writes in a thread, which a full disk ends with a traceback
+SPARE_BYTES = 1 << 16  # SummaryWriter's thread would end with a traceback on a full disk
 
 
 class TensorBoardWriter:
-    """Writes the metrics of each epoch with SummaryWriter, unless the disk is full."""
+    """A callback that writes the metrics of each epoch, unless the disk is full."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._writer: Any = None
 
     def on_event(self, event: Event) -> None:
-        if isinstance(event, Resumed):  # epochs that are trained again replace those in older files
+        if isinstance(event, Resumed):  # repeated epochs replace those in older files
             self.close()
         if isinstance(event, EpochEnded):
             self._write(event.metrics)
 
     def close(self) -> None:
+        """Close the event file."""
         writer, self._writer = self._writer, None
         if writer:
             writer.close()

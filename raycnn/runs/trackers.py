@@ -1,7 +1,7 @@
-"""Experiment trackers, each a callback and an optional package: wandb, MLflow and trackio.
+"""Experiment trackers as callbacks, each an optional package: wandb, MLflow and trackio.
 
-Each has a thread of its own, so that a server that is slow or away delays no step. A tracker that
-fails is logged once and then left alone. The trackers' own environment variables decide where they
+Each runs in its own thread, so that a slow or unreachable server delays no step. A tracker that
+fails is logged once and then disabled. The trackers' own environment variables decide where they
 write (`WANDB_MODE=offline`, `MLFLOW_TRACKING_URI`, `TRACKIO_DIR`, ...).
 """
 
@@ -28,15 +28,15 @@ from raycnn.training.callbacks import (
     StoppedOnRequest,
 )
 
-IDS = "trackers.json"  # in the run folder: a resumed run goes on in the same place
-CLOSE_S = 60  # for a tracker to write what it was sent, at the end
-VALUE_LENGTH = 500  # characters of a parameter, which is what MLflow's oldest servers take
+IDS = "trackers.json"  # in the run folder: a resumed run continues the tracker's run
+CLOSE_S = 60  # seconds for a tracker to write its remaining events at the end
+VALUE_LENGTH = 500  # characters of a parameter, the limit of old MLflow servers
 
 log = logging.getLogger("raycnn")
 
 
 class Tracker:
-    """A callback that hands events to a tracker's client, in a thread beside training."""
+    """A callback that passes events to a tracker's client in a background thread."""
 
     name: ClassVar[str]
     package: ClassVar[str]
@@ -47,7 +47,7 @@ class Tracker:
         self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
 
     def on_event(self, event: Event) -> None:
-        """Take an event; the first one starts the tracker."""
+        """Queue an event; the first one starts the tracker's thread."""
         if event.passing:
             return
         self._events.put(event)
@@ -55,7 +55,7 @@ class Tracker:
             self._thread.start()
 
     def close(self) -> None:
-        """Wait until everything is written, but not for ever."""
+        """Wait until all events are written, at most CLOSE_S seconds."""
         if self._thread.ident is None:
             return
         self._events.put(None)
@@ -75,38 +75,38 @@ class Tracker:
                 elif isinstance(event, Failed | StoppedOnRequest):
                     state = "failed" if isinstance(event, Failed) else "stopped"
             self.finish(state)
-        except Exception as error:  # whatever a client, or its server, comes to
+        except Exception as error:  # a client, or its server, may raise anything
             log.warning(f"{self.name} is off: {type(error).__name__}: {error}")
 
     def start(self) -> None:
-        """Begin, or go on with, the tracker's own run."""
+        """Create or resume the tracker's own run."""
         raise NotImplementedError
 
     def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
-        """Write one row of metrics.csv."""
+        """Log the metrics of one epoch."""
         raise NotImplementedError
 
     def log_test(self, metrics: Mapping[str, float]) -> None:
-        """Write `test/acc1` and its like."""
+        """Log the test metrics: `test/acc1`, `test/loss`, ..."""
         raise NotImplementedError
 
     def finish(self, state: str) -> None:
-        """End the tracker's own run, which is finished, failed or stopped."""
+        """End the tracker's own run; `state` is finished, failed or stopped."""
         raise NotImplementedError
 
     @property
     def id(self) -> str | None:
-        """Of the tracker's own run, once it has one."""
+        """Id of the tracker's own run; None before the first start."""
         return (read_json(self.run.folder / IDS) or {}).get(self.name)
 
     def keep_id(self, own: str) -> None:
-        """Have a resumed run go on in the tracker's run of this id."""
+        """Save the id of the tracker's own run, so that a resumed run continues it."""
         known = read_json(self.run.folder / IDS) or {}
         write_json(self.run.folder / IDS, known | {self.name: own})
 
 
 class WandbTracker(Tracker):
-    """Weights & Biases; offline where WANDB_MODE says so, and where no key is known."""
+    """Weights & Biases; offline where WANDB_MODE says so, or without an API key."""
 
     name = package = "wandb"
 
@@ -132,7 +132,7 @@ class WandbTracker(Tracker):
 
 
 class MlflowTracker(Tracker):
-    """MLflow: an experiment named like the job."""
+    """MLflow, with an experiment named like the job."""
 
     name = package = "mlflow"
 
@@ -174,7 +174,7 @@ class MlflowTracker(Tracker):
 
 
 class TrackioTracker(Tracker):
-    """trackio: a project named like the job."""
+    """trackio, with a project named like the job."""
 
     name = package = "trackio"
 
@@ -204,7 +204,7 @@ TRACKERS: dict[str, type[Tracker]] = {
 
 
 def check_installed(names: Iterable[str]) -> None:
-    """Raises EnvironmentUnavailable for a tracker whose package is not installed."""
+    """Raise EnvironmentUnavailable for a tracker whose package is not installed."""
     for name in names:
         if name in TRACKERS and find_spec(TRACKERS[name].package) is None:
             raise EnvironmentUnavailable(
@@ -213,7 +213,7 @@ def check_installed(names: Iterable[str]) -> None:
 
 
 def trackers_of(run: Run, names: Iterable[str]) -> list[Tracker | TensorBoardWriter]:
-    """Return the callbacks of the trackers that a job names, to be closed at the end."""
+    """Return the callbacks of the trackers that a job names; the caller closes them."""
     events = run.folder / "logs" / "tensorboard"
     return [
         TRACKERS[name](run) if name in TRACKERS else TensorBoardWriter(events) for name in names
@@ -221,7 +221,7 @@ def trackers_of(run: Run, names: Iterable[str]) -> list[Tracker | TensorBoardWri
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of a spec, with their values."""
+    """Yield the dotted keys and values of a spec."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{key}.")
