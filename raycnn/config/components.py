@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from raycnn.training.optim import Optimizer, Schedule
 
 
-def _in(module: str, *names: str) -> dict[str, str]:
+def _import_paths(module: str, *names: str) -> dict[str, str]:
     """Return the import path of each builder whose function name is its name in the spec."""
     return {name: f"raycnn.{module}:{name}" for name in names}
 
@@ -21,13 +21,13 @@ DATASETS: "Registry[Source]" = Registry(
     "dataset",
     "data",
     {
-        **_in("data.sources.cifar", "cifar10", "cifar100"),
-        **_in("data.sources.digits", "digits"),
-        **_in("data.sources.folder", "folder"),
-        **_in("data.sources.hdf5", "hdf5"),
-        **_in("data.sources.idx", "fashion_mnist", "mnist"),
-        **_in("data.sources.parquet", "parquet"),
-        **_in("data.sources.synthetic", "synthetic"),
+        **_import_paths("data.sources.cifar", "cifar10", "cifar100"),
+        **_import_paths("data.sources.digits", "digits"),
+        **_import_paths("data.sources.folder", "folder"),
+        **_import_paths("data.sources.hdf5", "hdf5"),
+        **_import_paths("data.sources.idx", "fashion_mnist", "mnist"),
+        **_import_paths("data.sources.parquet", "parquet"),
+        **_import_paths("data.sources.synthetic", "synthetic"),
     },
     group="raycnn.datasets",
 )
@@ -37,13 +37,13 @@ TRANSFORMS: "Registry[Transform]" = Registry(
     "transform",
     "data.transforms",
     {
-        **_in("data.transforms.color", "color_jitter", "random_erasing"),
-        **_in(
+        **_import_paths("data.transforms.color", "color_jitter", "random_erasing"),
+        **_import_paths(
             "data.transforms.geometry",
             "center_crop", "horizontal_flip", "random_crop", "random_resized_crop", "resize",
             "vertical_flip",
         ),
-        **_in("data.transforms.mix", "cutmix", "mixup"),
+        **_import_paths("data.transforms.mix", "cutmix", "mixup"),
     },
 )  # fmt: skip
 """Image transforms; a builder takes (*, options)."""
@@ -52,11 +52,13 @@ MODELS: "Registry[nn.Module]" = Registry(
     "model",
     "model",
     {
-        **_in("models.alexnet", "alexnet"),
-        **_in("models.googlenet", "googlenet"),
-        **_in("models.lenet", "lenet"),
-        **_in("models.resnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-        **_in("models.vgg", "vgg11", "vgg13", "vgg16", "vgg19"),
+        **_import_paths("models.alexnet", "alexnet"),
+        **_import_paths("models.googlenet", "googlenet"),
+        **_import_paths("models.lenet", "lenet"),
+        **_import_paths(
+            "models.resnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+        ),
+        **_import_paths("models.vgg", "vgg11", "vgg13", "vgg16", "vgg19"),
     },
     group="raycnn.models",
     families={"torchvision": "raycnn.models.torchvision:builder_of"},
@@ -64,11 +66,13 @@ MODELS: "Registry[nn.Module]" = Registry(
 """Networks; a builder takes (shape, classes, *, options)."""
 
 OPTIMIZERS: "Registry[Optimizer]" = Registry(
-    "optimizer", "optimizer", _in("training.optim", "adam", "adamw", "sgd")
+    "optimizer", "optimizer", _import_paths("training.optim", "adam", "adamw", "sgd")
 )
 """Optimizers; a builder takes (named parameters, *, options)."""
 
 SCHEDULES: "Registry[Schedule]" = Registry(
-    "schedule", "schedule", _in("training.optim", "constant", "cosine", "one_cycle", "step")
+    "schedule",
+    "schedule",
+    _import_paths("training.optim", "constant", "cosine", "one_cycle", "step"),
 )
 """Learning-rate schedules; a builder takes (total steps, *, options)."""

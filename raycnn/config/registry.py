@@ -59,12 +59,12 @@ class Registry(Generic[T]):
         registered it cannot be imported.
         """
         if name in self._builders:
-            return _imported(self._builders[name])
+            return _import_target(self._builders[name])
         if name in self._plugins:
             return self._load(self._plugins[name])
         family, colon, member = name.partition(":")
         if colon and family in self.families:
-            return cast(Callable[..., T], _imported(self.families[family])(member))
+            return cast(Callable[..., T], _import_target(self.families[family])(member))
         if moved := renamed.renamed(renamed.NAMES, self.section, name):
             raise SpecError(moved, f"{self.section}.name")
         raise SpecError(self._unknown(name), f"{self.section}.name")
@@ -72,7 +72,7 @@ class Registry(Generic[T]):
     def _unknown(self, name: str) -> str:
         for family, target in self.families.items():
             try:
-                _imported(target)(name)
+                _import_target(target)(name)
             except RaycnnError:
                 continue
             return f"unknown {self.kind} {name!r}; did you mean '{family}:{name}'?"
@@ -132,7 +132,7 @@ class Registry(Generic[T]):
         return message, f"{self.section}.{option}"
 
 
-def _imported(target: Any) -> Any:
+def _import_target(target: Any) -> Any:
     """Import and return the object at `module:name`; return anything else unchanged."""
     if not isinstance(target, str):
         return target

@@ -26,17 +26,17 @@ def namespace(module: str) -> dict[str, Any]:
     for node in ast.parse(_path(module).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and node.module and not _is_light(node.module):
             if node.module.startswith("raycnn."):
-                _take(names, node)
+                _import_names(names, node)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             if isinstance(node, ast.ImportFrom) or all(_is_light(a.name) for a in node.names):
-                _run(node, module, names)
+                _execute(node, module, names)
         elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.FunctionDef)):
             with suppress(Exception):  # needs torch, which no type of an option does
-                _run(node, module, names)
+                _execute(node, module, names)
     return names
 
 
-def _take(names: dict[str, Any], node: ast.ImportFrom) -> None:
+def _import_names(names: dict[str, Any], node: ast.ImportFrom) -> None:
     """Import names from another raycnn module, leaving out those that need heavy imports."""
     if not node.module or not _path(node.module).is_file():
         return
@@ -46,7 +46,7 @@ def _take(names: dict[str, Any], node: ast.ImportFrom) -> None:
             names[alias.asname or alias.name] = others[alias.name]
 
 
-def _run(node: ast.stmt, module: str, names: dict[str, Any]) -> None:
+def _execute(node: ast.stmt, module: str, names: dict[str, Any]) -> None:
     code = compile(ast.Module([node], []), module, "exec", flags=FLAGS, dont_inherit=True)
     exec(code, names)
 

@@ -44,7 +44,7 @@ def load_yaml(path: Path, name: str) -> tuple[Tree, Where]:
         found = "empty" if value is None else f"a {type(value).__name__}"
         raise SpecError(f"{name}:1: a job is a mapping of keys to values; this file is {found}")
     where: Where = {"": name}
-    _lines(root, "", name, where)
+    _record_lines(root, "", name, where)
     return value, where
 
 
@@ -136,13 +136,13 @@ def _check_scalars(node: Node | None, name: str) -> None:
             raise SpecError(f"{name}:{line}: a number of more than {MAX_DIGITS} digits")
 
 
-def _lines(node: Node | None, path: str, name: str, where: Where) -> None:
+def _record_lines(node: Node | None, path: str, name: str, where: Where) -> None:
     if isinstance(node, MappingNode):
         for key, value in node.value:
             inner = f"{path}.{key.value}" if path else str(key.value)
             where[inner] = f"{name}:{key.start_mark.line + 1}"
-            _lines(value, inner, name, where)
+            _record_lines(value, inner, name, where)
     elif isinstance(node, SequenceNode):
         for index, value in enumerate(node.value):
             where[f"{path}.{index}"] = f"{name}:{value.start_mark.line + 1}"
-            _lines(value, f"{path}.{index}", name, where)
+            _record_lines(value, f"{path}.{index}", name, where)

@@ -24,7 +24,7 @@ def build_model(choice: Model, shape: Shape, classes: int) -> nn.Module:
     try:
         model = MODELS.builder(choice.name)(shape, classes, **options)
     except TooSmall:
-        least = _least(choice, shape.channels, classes)
+        least = _min_image_size(choice, shape.channels, classes)
         raise SpecError(
             f"{choice.name} needs images of at least {least}x{least}, not "
             f"{shape.height}x{shape.width}: `data.transforms: [{{name: resize, size: {least}}}]` "
@@ -56,7 +56,7 @@ def begin_training(model: nn.Module) -> None:
             module.train(module.weight.requires_grad)
 
 
-def _least(choice: Model, channels: int, classes: int) -> int:
+def _min_image_size(choice: Model, channels: int, classes: int) -> int:
     """Return the smallest side, in pixels, of square images that a network accepts."""
     for size in range(1, LARGEST):
         try:

@@ -71,7 +71,7 @@ def width(features: nn.Module, shape: Shape) -> int:
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
             layout = sides, *map(_pair, (layer.kernel_size, layer.stride, layer.padding))
             up = getattr(layer, "ceil_mode", False)
-            sides = [_steps(n, k, s, p, up) for n, k, s, p in zip(*layout, strict=True)]
+            sides = [_output_size(n, k, s, p, up) for n, k, s, p in zip(*layout, strict=True)]
         if isinstance(layer, nn.Conv2d):
             channels = layer.out_channels
         if min(sides) < 1:
@@ -79,7 +79,7 @@ def width(features: nn.Module, shape: Shape) -> int:
     return channels * sides[0] * sides[1]
 
 
-def _steps(n: int, kernel: int, stride: int, padding: int, up: bool) -> int:
+def _output_size(n: int, kernel: int, stride: int, padding: int, up: bool) -> int:
     """Return the output size along one side; `up` rounds up, as torch's `ceil_mode` does."""
     over = stride - 1 if up else 0
     count = (n + 2 * padding - kernel + over) // stride + 1

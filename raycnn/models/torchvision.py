@@ -42,8 +42,8 @@ def build_classifier(name: str, shape: Shape, classes: int) -> nn.Module:
                 setattr(parent, key, Dropout(child.p))
             elif type(child) is nn.BatchNorm2d:
                 child.__class__ = BatchNorm
-    _take_channels(model, shape.channels)
-    _try(name, model, shape)
+    _replace_first_conv(model, shape.channels)
+    _check_accepts(name, model, shape)
     return model
 
 
@@ -57,7 +57,7 @@ def plain_classifier(name: str, classes: int = 1000) -> nn.Module:
         return models.get_model(name, weights=None, num_classes=classes, **extra)
 
 
-def _take_channels(model: nn.Module, channels: int) -> None:
+def _replace_first_conv(model: nn.Module, channels: int) -> None:
     """Replace the first convolution by one with this number of input channels."""
     key, first = next((k, m) for k, m in model.named_modules() if isinstance(m, nn.Conv2d))
     if first.in_channels == channels:
@@ -69,7 +69,7 @@ def _take_channels(model: nn.Module, channels: int) -> None:
 
 
 @torch.no_grad()
-def _try(name: str, model: nn.Module, shape: Shape) -> None:
+def _check_accepts(name: str, model: nn.Module, shape: Shape) -> None:
     """Raise SpecError unless the network accepts an image of this shape."""
     device = next(model.parameters()).device  # meta, when a job is only checked
     image = torch.zeros(1, *shape, device=device)

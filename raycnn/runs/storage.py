@@ -60,7 +60,7 @@ INDEX_PATH = f"{CHECKPOINTS}/{INDEX}"
 # Files that a resumed run does not have.
 TRANSIENT = ("result.json", "per_class.json", "progress.json")
 FACTS = ("job.yaml", "metrics.csv", EVENTS, "result.json", "progress.json", "search.yaml")
-NOT_KEPT = {CHECKPOINTS, "heartbeats"}  # folders: synced separately; needed on one machine only
+NOT_SYNCED = {CHECKPOINTS, "heartbeats"}  # folders: synced separately; needed on one machine only
 SYNC_S = 2.0  # seconds between checks for changes
 LEASE_S = 60.0  # seconds without a renewal after which a lease expires
 RENEW_S = 10.0  # seconds between renewals of a lease
@@ -99,45 +99,45 @@ class WorkingCopy:
 
         `there` is the listing of the remote folder, if known. Raises EnvironmentUnavailable.
         """
-        with self._alone(), _named(self.uri):
-            if not (is_locked(self.folder / ".lock") or self._is_synced()):
+        with self._sync_lock(), _translate_errors(self.uri):
+            if not (is_locked(self.folder / ".lock") or self._is_in_use()):
                 self._pull(there)
 
     def refresh(self) -> None:
         """Download the status files that workers on other machines have changed."""
-        if time.monotonic() - self._refreshed < self.every_s or self._is_synced():
+        if time.monotonic() - self._refreshed < self.every_s or self._is_in_use():
             return
         self._refreshed = time.monotonic()
-        with suppress(*errors()), self._alone():  # the next refresh may succeed
+        with suppress(*errors()), self._sync_lock():  # the next refresh may succeed
             self._pull([file for name in FACTS if (file := self.remote.file(name))])
 
     def pull_checkpoints(self, names: Iterable[str] = ("previous", "best", "last")) -> None:
         """Download the checkpoints with these names in the index, where they are newer."""
         if not self._uploader:
-            with _named(self.uri):
+            with _translate_errors(self.uri):
                 # Where it trains on this machine, the newest checkpoints are local.
                 if not is_locked(self.folder / ".rank-0.lock"):
                     self._pull_checkpoints(names)
         elif self._uploader.rank or not self._uploader.has_pulled:
-            self._uploader.patiently("read the checkpoints", partial(self._pull_checkpoints, names))
+            self._uploader.retry("read the checkpoints", partial(self._pull_checkpoints, names))
             self._uploader.has_pulled = True
 
     def _pull_checkpoints(self, names: Iterable[str]) -> None:
-        with self._alone():
+        with self._sync_lock():
             file = self.remote.file(INDEX_PATH)
-            ours = file is None or self._is_known(file)
+            ours = file is None or self._is_unchanged(file)
             index = checkpoint.read_index(self.checkpoints) if ours else self._index()
             for name in dict.fromkeys(filter(None, map(index.get, names))):
                 self._pull_checkpoint(name, self.checkpoints / name)
             if file and not ours:
                 checkpoint.write_index(index, self.checkpoints)
                 checkpoint.drop_others(self.checkpoints, index.values())
-                self._record({INDEX_PATH: [*file[1:], _changed(self.checkpoints / INDEX)]})
+                self._record({INDEX_PATH: [*file[1:], _mtime_ns(self.checkpoints / INDEX)]})
 
     def _pull_checkpoint(self, name: str, target: Path) -> None:
         there = f"{CHECKPOINTS}/{name}"
         files = {Path(file.name).name for file in self.remote.files(there)}
-        if STATE not in files or _same(target / STATE, self.remote.read(f"{there}/{STATE}")):
+        if STATE not in files or _has_content(target / STATE, self.remote.read(f"{there}/{STATE}")):
             return
         temporary = target.with_name(f".{name}")
         temporary.mkdir(exist_ok=True)
@@ -149,16 +149,16 @@ class WorkingCopy:
         removable = {*TRANSIENT} if there is None else {*TRANSIENT} & {*FACTS}
         if there is None:
             there = self.remote.files("", recursive=True)
-        wanted = [file for file in there if _is_kept_alike(file.name)]
+        wanted = [file for file in there if _is_synced_file(file.name)]
         for name in removable - {file.name for file in wanted}:
             if self._manifest().get(name):
                 self._path(name).unlink(missing_ok=True)
                 self._record({name: []})
-        changed = [f for f in wanted if not (self._is_known(f) and self._path(f.name).exists())]
+        changed = [f for f in wanted if not (self._is_unchanged(f) and self._path(f.name).exists())]
         with ThreadPoolExecutor(THREADS) as pool:
             self._record(dict(pool.map(self._pull_file, changed)))
 
-    def _is_known(self, file: RemoteFile) -> bool:
+    def _is_unchanged(self, file: RemoteFile) -> bool:
         """Return whether a remote file is unchanged since it was last synchronized."""
         return self._manifest().get(file.name, [])[:2] == list(file[1:])
 
@@ -170,7 +170,7 @@ class WorkingCopy:
         if file.name == EVENTS and target.exists():
             temporary.write_bytes(merged(temporary.read_bytes(), target.read_bytes()))
         os.replace(temporary, target)
-        return file.name, [*file[1:], _changed(target)]
+        return file.name, [*file[1:], _mtime_ns(target)]
 
     def _index(self) -> Index:
         self.uploaded = dict(json.loads(self.remote.read(INDEX_PATH)))
@@ -186,10 +186,10 @@ class WorkingCopy:
         if self._uploader:
             self._uploader.push()
             return
-        with _named(self.uri):
+        with _translate_errors(self.uri):
             file, known = self.remote.file(INDEX_PATH), self._manifest().get(INDEX_PATH, [0, 0, 0])
-            changed = _changed(self.checkpoints / INDEX) != known[2]
-            if changed and (file is None or self._is_known(file)):
+            changed = _mtime_ns(self.checkpoints / INDEX) != known[2]
+            if changed and (file is None or self._is_unchanged(file)):
                 self.push_checkpoints(checkpoint.read_index(self.checkpoints))
             self.push_files()
 
@@ -204,9 +204,9 @@ class WorkingCopy:
         new: dict[str, list[int]] = {}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
-            if not (_is_kept_alike(name) and wanted(name) and path.is_file()):
+            if not (_is_synced_file(name) and wanted(name) and path.is_file()):
                 continue
-            changed = _changed(path)
+            changed = _mtime_ns(path)
             if manifest.get(name, [0, 0, 0])[2] != changed:
                 self._push_file(path, name)
                 file = self.remote.file(name)
@@ -251,27 +251,27 @@ class WorkingCopy:
         before = self._index() if self.remote.file(INDEX_PATH) else {}
         for name in sorted({name for name in index.values() if name}):
             counts = name in before.values()
-            if not (counts and self._is_there(name)):
+            if not (counts and self._is_uploaded(name)):
                 self._push_checkpoint(name)
         is_ours()
-        with self._alone():
+        with self._sync_lock():
             if before != index:
                 self.remote.write(INDEX_PATH, json.dumps(index).encode())
             self.uploaded = index
             if file := self.remote.file(INDEX_PATH):
                 here = self.checkpoints / INDEX
                 alike = checkpoint.read_index(self.checkpoints) == index
-                self._record({INDEX_PATH: [*file[1:], _changed(here) if alike else 0]})
+                self._record({INDEX_PATH: [*file[1:], _mtime_ns(here) if alike else 0]})
         for old in filter(None, {*before.values()} - {*index.values()}):
             self.remote.delete_folder(f"{CHECKPOINTS}/{old}")
 
-    def _is_there(self, name: str) -> bool:
+    def _is_uploaded(self, name: str) -> bool:
         try:
             state = self.remote.read(f"{CHECKPOINTS}/{name}/{STATE}")
         except FileNotFoundError:
             return False
         here = self.checkpoints / name / STATE
-        return not here.exists() or _same(here, state)
+        return not here.exists() or _has_content(here, state)
 
     def _push_checkpoint(self, name: str) -> None:
         files = sorted((self.checkpoints / name).iterdir(), key=lambda path: path.name == STATE)
@@ -314,10 +314,10 @@ class WorkingCopy:
     @contextmanager
     def leased(self) -> Iterator[None]:
         """Hold the lease for training. Raises EnvironmentUnavailable where another holds it."""
-        own = f"{LEASE}/{_machine()}"
-        with _named(self.uri):
+        own = f"{LEASE}/{_machine_id()}"
+        with _translate_errors(self.uri):
             self._take_lease(own)
-            with self._alone():
+            with self._sync_lock():
                 self._pull()
             self.remote.delete(STOP)
         over = threading.Event()
@@ -344,7 +344,7 @@ class WorkingCopy:
 
     def request_stop(self) -> None:
         """Ask the workers, on any machine, to save and stop. Raises EnvironmentUnavailable."""
-        with _named(self.uri):
+        with _translate_errors(self.uri):
             self.remote.write(STOP, b"stop")
 
     def _take_lease(self, own: str) -> None:
@@ -353,9 +353,11 @@ class WorkingCopy:
         Raises EnvironmentUnavailable when another machine renews its lease or takes one first.
         """
         before: list[RemoteFile] = []
-        while others := self._others(own):
+        while others := self._other_leases(own):
             if before and others != before:
-                raise EnvironmentUnavailable(f"{self.uri} is being trained by {self._said(others)}")
+                raise EnvironmentUnavailable(
+                    f"{self.uri} is being trained by {self._describe_holder(others)}"
+                )
             self.remote.write(CLOCK, b"")
             now = self.remote.file(CLOCK)
             newest = max(file.modified_ns for file in others)
@@ -366,14 +368,16 @@ class WorkingCopy:
             before = others
             time.sleep(self.every_s)
         self.remote.write(own, f"{socket.gethostname()}, process {os.getpid()}".encode())
-        if others := self._others(own):
+        if others := self._other_leases(own):
             self.remote.delete(own)
-            raise EnvironmentUnavailable(f"{self.uri} is being trained by {self._said(others)}")
+            raise EnvironmentUnavailable(
+                f"{self.uri} is being trained by {self._describe_holder(others)}"
+            )
 
-    def _others(self, own: str) -> list[RemoteFile]:
+    def _other_leases(self, own: str) -> list[RemoteFile]:
         return [file for file in self.remote.files(LEASE) if file.name != own]
 
-    def _said(self, leases: list[RemoteFile]) -> str:
+    def _describe_holder(self, leases: list[RemoteFile]) -> str:
         try:
             return f"another process ({self.remote.read(leases[0].name).decode()})"
         except errors():
@@ -386,7 +390,7 @@ class WorkingCopy:
                     self.remote.write(own, self.remote.read(own))
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _sync_lock(self) -> Iterator[None]:
         """Lock out other processes of this machine that sync the same run."""
         try:
             with FileLock(self.folder / ".sync.lock", timeout=SYNC_LOCK_S):
@@ -396,7 +400,7 @@ class WorkingCopy:
                 f"another process has been copying {self.uri} for {SYNC_LOCK_S} s"
             ) from None
 
-    def _is_synced(self) -> bool:
+    def _is_in_use(self) -> bool:
         """Return whether a worker on this machine is writing to the working copy."""
         return any(is_locked(path) for path in self.folder.glob(".rank-*.lock"))
 
@@ -498,7 +502,7 @@ class _Uploader:
                 )
             over, index = self._over.is_set(), self._pending
             try:
-                self.patiently("save a checkpoint", partial(self._upload, index))
+                self.retry("save a checkpoint", partial(self._upload, index))
             except Exception as error:  # raised by `wait` and `close`
                 self.error = error
             with self._wake:
@@ -521,7 +525,7 @@ class _Uploader:
                 "reached for long: it ends here"
             )
 
-    def patiently(self, doing: str, work: Callable[[], None]) -> None:
+    def retry(self, doing: str, work: Callable[[], None]) -> None:
         """Call `work`, retrying while storage fails.
 
         Raises EnvironmentUnavailable after `timeout_s` seconds, or at once on a full disk.
@@ -533,7 +537,7 @@ class _Uploader:
                 break
             except errors() as error:
                 if getattr(error, "errno", None) in HOPELESS:
-                    raise EnvironmentUnavailable(self._gave_up(doing, error)) from None
+                    raise EnvironmentUnavailable(self._failure_message(doing, error)) from None
                 if not last:
                     away = StorageUnreachable(
                         uri=self.copy.uri, error=first_line(error), timeout_s=self.timeout_s
@@ -542,13 +546,13 @@ class _Uploader:
                 last = first_line(error)
             if time.monotonic() - began > self.timeout_s:
                 why = f"not reached for {self.timeout_s:g} s (storage.timeout_s): {last}"
-                raise EnvironmentUnavailable(self._gave_up(doing, why))
+                raise EnvironmentUnavailable(self._failure_message(doing, why))
             time.sleep(pause)
             pause = min(2 * pause, PAUSE_S)
         if last:
             self.tell(StorageReached(uri=self.copy.uri, waited_s=time.monotonic() - began))
 
-    def _gave_up(self, doing: str, why: object) -> str:
+    def _failure_message(self, doing: str, why: object) -> str:
         last = self.copy.uploaded.get("last")
         whole = f"the last whole checkpoint there is {last}" if last else "no checkpoint is there"
         return (
@@ -562,13 +566,13 @@ def open_copy(uri: str) -> WorkingCopy:
     root = parent(parent(uri))
     place = hashlib.sha256(root.encode()).hexdigest()[:16]
     folder = cache_folder() / "remote" / place / base_name(parent(uri)) / base_name(uri)
-    with _named(uri):
+    with _translate_errors(uri):
         return WorkingCopy(RemoteFolder.open(uri), folder)
 
 
 def create_numbered(root: str, name: str) -> WorkingCopy:
     """Create a folder `name`/n at a URI with the next free number; return its working copy."""
-    with _named(root):
+    with _translate_errors(root):
         check_reachable(root)
         above = RemoteFolder.open(join(root, name))
         token = secrets.token_hex(16)
@@ -588,7 +592,7 @@ def list_copies(root: str, spec_name: str) -> list[WorkingCopy]:
 
     They are sorted by name and number; the files that lists of runs need are downloaded.
     """
-    with _named(root):
+    with _translate_errors(root):
         check_reachable(root)
         found: dict[tuple[str, str], list[RemoteFile]] = {}
         for file in RemoteFolder.open(root).files():
@@ -608,14 +612,14 @@ def list_copies(root: str, spec_name: str) -> list[WorkingCopy]:
 
 def is_run(uri: str, spec_name: str) -> bool:
     """Return whether there is a folder at a URI that contains the file `spec_name`."""
-    with _named(uri):
+    with _translate_errors(uri):
         check_reachable(uri)
         return RemoteFolder.open(uri).file(spec_name) is not None
 
 
 def check_reachable(uri: str) -> None:
     """Raise EnvironmentUnavailable where the file system or bucket of a URI is unreachable."""
-    with _named(uri):
+    with _translate_errors(uri):
         folder = RemoteFolder.open(uri)
         top = folder.path.strip("/").partition("/")[0]
         if folder.system.type_name in NO_FOLDERS:
@@ -624,10 +628,10 @@ def check_reachable(uri: str) -> None:
         folder.files("", recursive=False)
 
 
-def _is_kept_alike(name: str) -> bool:
+def _is_synced_file(name: str) -> bool:
     """Return whether a file is synced when it changes: hidden files and checkpoints are not."""
     folders = name.split("/")[:-1]
-    return not (NOT_KEPT & {*folders} or any(part.startswith(".") for part in name.split("/")))
+    return not (NOT_SYNCED & {*folders} or any(part.startswith(".") for part in name.split("/")))
 
 
 def merged(one: bytes, other: bytes) -> bytes:
@@ -644,7 +648,7 @@ def _time(line: bytes) -> float:
 
 
 @contextmanager
-def _named(uri: str) -> Iterator[None]:
+def _translate_errors(uri: str) -> Iterator[None]:
     """Turn errors of a file system into EnvironmentUnavailable, naming setting and URI."""
     try:
         yield
@@ -652,7 +656,7 @@ def _named(uri: str) -> Iterator[None]:
         raise EnvironmentUnavailable(f"storage.path: {uri}: {first_line(error)}") from None
 
 
-def _machine() -> str:
+def _machine_id() -> str:
     """Return a random id for this machine, stored next to its working copies."""
     path = cache_folder() / "remote" / "machine"
     if not path.exists():
@@ -664,7 +668,7 @@ def _machine() -> str:
     return path.read_text()
 
 
-def _changed(path: Path) -> int:
+def _mtime_ns(path: Path) -> int:
     """Return the modification time of a file in ns; 0 where it does not exist."""
     try:
         return path.stat().st_mtime_ns
@@ -672,7 +676,7 @@ def _changed(path: Path) -> int:
         return 0
 
 
-def _same(path: Path, data: bytes) -> bool:
+def _has_content(path: Path, data: bytes) -> bool:
     try:
         return path.read_bytes() == data
     except OSError:

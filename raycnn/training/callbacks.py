@@ -285,7 +285,9 @@ class EpochEnded(Event):
 
     @property
     def message(self) -> str:
-        return "  ".join(f"{key} {_short(key, value)}" for key, value in self.metrics.items())
+        return "  ".join(
+            f"{key} {_format_value(key, value)}" for key, value in self.metrics.items()
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -484,7 +486,7 @@ class CallbackList:
                 log.warning(f"{name}: {type(event).__name__} is lost: {error}", exc_info=trace)
 
 
-def _short(key: str, value: float) -> str:
+def _format_value(key: str, value: float) -> str:
     if key in ("epoch", "step"):
         return str(int(value))
     return f"{value:,.0f}" if key == "images_per_s" else f"{value:.4g}"

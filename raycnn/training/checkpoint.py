@@ -93,7 +93,7 @@ def save_checkpoint(state: TrainingState, folder: Path) -> None:
     Raises OSError where writing fails; existing checkpoints stay intact.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _clean(folder)
+    _remove_incomplete(folder)
     index = read_index(folder)
     again = index.get("last") == state.name
     if not again or verify_checkpoint(folder / state.name):
@@ -144,7 +144,7 @@ def _write(state: TrainingState, folder: Path) -> None:
         for name, tensors in ((MODEL, weights(state)), (OPTIMIZER, _training_tensors(state))):
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             _save_tensors(plain, temporary / name)
-        files = {name: _facts(temporary / name) for name in TENSORS}
+        files = {name: _file_digest(temporary / name) for name in TENSORS}
         keys = ("about", "epoch", "step", "history", "best", "lr_backoffs")
         saved = {key: getattr(state, key) for key in keys}
         body = {"files": files, "seen": asdict(state.seen), **saved}
@@ -222,7 +222,7 @@ def verify_checkpoint(checkpoint: Path) -> str | None:
     try:
         files = read_state(checkpoint)["files"]
         for name in TENSORS:
-            if _facts(checkpoint / name) != files[name]:
+            if _file_digest(checkpoint / name) != files[name]:
                 return f"{checkpoint / name} is not what was written (size or SHA-256 differ)"
     except (DataError, OSError, KeyError, TypeError) as error:
         return f"{checkpoint} is damaged: {error}"
@@ -285,7 +285,7 @@ def format_shape(tensor: Tensor | None) -> str:
     return "nothing" if tensor is None else "x".join(map(str, tensor.shape)) or "a number"
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _file_digest(path: Path) -> dict[str, Any]:
     """Return the size in bytes and the SHA-256 of a file."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
@@ -298,7 +298,7 @@ def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _clean(folder: Path) -> None:
+def _remove_incomplete(folder: Path) -> None:
     """Delete files and folders that a killed process left incomplete."""
     for path in folder.glob(".*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -63,7 +63,7 @@ def job_for_folder(folder: Path, changes: Iterable[str] | Mapping[str, Any] = ()
     source = Folder(folder, 0.2, None, "crop", None, None)
     images = {name: len(listing.labels) for name, listing in source.listings.items()}
     shapes = _sample_shapes(source)
-    trained = _trained(images)
+    trained = _train_count(images)
     batch = pairs.get("train.batch_size", _batch_size(trained))
     size, transforms, why = _size(shapes, pairs.get("data.size"))
     epochs = _epochs(trained, batch if isinstance(batch, int) else 1)
@@ -121,7 +121,7 @@ def _sample_shapes(source: Folder) -> list[Shape]:
     return shapes
 
 
-def _trained(images: Mapping[str, int]) -> int:
+def _train_count(images: Mapping[str, int]) -> int:
     """Return the approximate number of training images."""
     return images["train"] if "test" in images else round(0.8 * images["train"])
 

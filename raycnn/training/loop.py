@@ -122,7 +122,7 @@ def fit(
         }
         step = prepare(state, splits, job.train.epochs * len(loaders["train"]), job, callbacks)
         if not lr_backoffs:
-            callbacks.on_event(_started(job, state, splits, device))
+            callbacks.on_event(_started_event(job, state, splits, device))
         try:
             return run_epochs(step, splits, loaders, control, callbacks, test_once)
         except Diverged as error:
@@ -148,7 +148,7 @@ def fit(
         del step, state  # free their memory for the next attempt
 
 
-def _started(
+def _started_event(
     job: JobSpec, state: TrainingState, splits: Splits, device: torch.device
 ) -> TrainingStarted:
     """Return the event that describes the training about to start."""
@@ -385,9 +385,9 @@ class EpochMeter:
 
         Raises Diverged, on all workers, when a loss or a weight is not finite.
         """
-        seen = self.metrics.all_reduce(time.perf_counter() - self.began)
+        seen = self.metrics.all_reduce(time.perf_counter() - self.start_time)
         if seen.bad_step is not None:
-            raise _diverged(state, self.first + seen.bad_step + 1)
+            raise _divergence_error(state, self.first + seen.bad_step + 1)
         distributed.broadcast_buffers(state.model)
         # The last update may have made weights non-finite that no loss has used yet.
         _check_finite(sum(p.detach().sum() for p in state.model.parameters()), state)
@@ -396,15 +396,15 @@ class EpochMeter:
 
     def _begin(self, state: TrainingState) -> None:
         self.metrics = MetricAccumulator(self.classes)
-        self.began, self.first = time.perf_counter(), state.step
+        self.start_time, self.first = time.perf_counter(), state.step
 
 
 def _check_finite(value: float | Tensor, state: TrainingState) -> None:
     if not math.isfinite(value):
-        raise _diverged(state, state.step)
+        raise _divergence_error(state, state.step)
 
 
-def _diverged(state: TrainingState, step: int) -> Diverged:
+def _divergence_error(state: TrainingState, step: int) -> Diverged:
     return Diverged(
         f"the loss is not finite at step {step} of epoch {state.epoch + 1}: "
         "lower optimizer.lr, set train.clip_norm, or warm up"
@@ -425,7 +425,7 @@ def evaluate(
     At most `at_once` images are in a forward pass. `collector` receives all logits.
     """
     model.eval()
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     tally = MetricAccumulator(classes, evaluating=True)
     for step, batch in enumerate(loader.epoch(0)):
         for part in split_micro_batches(batch, at_once) if batch.count else ():
@@ -433,7 +433,7 @@ def evaluate(
             tally.add(loss, logits, part.labels, part.count)
             if collector:
                 collector.add(step * loader.batch_size + part.first, logits)
-    return tally.all_reduce(time.perf_counter() - began)
+    return tally.all_reduce(time.perf_counter() - start_time)
 
 
 def predict_split(

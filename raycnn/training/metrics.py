@@ -85,7 +85,7 @@ class MetricAccumulator:
         losses = torch.stack(self._losses) if self._losses else torch.zeros(1)
         if self.evaluating:  # ranks may have had different numbers of batches
             losses = losses.sum()[None]
-        parts = [losses, _total(self._hits), _total(self._top5), torch.tensor([self.count])]
+        parts = [losses, _sum(self._hits), _sum(self._top5), torch.tensor([self.count])]
         sums = distributed.all_reduce_sum(torch.cat([part.cpu().double() for part in parts]))
         losses, counts = sums.split([len(losses), 3])
         hits, top5, count = counts.long().tolist()
@@ -107,7 +107,7 @@ class MetricAccumulator:
         return torch.stack([pairs // self.classes, pairs % self.classes, counts], 1).tolist()
 
 
-def _total(values: list[Tensor]) -> Tensor:
+def _sum(values: list[Tensor]) -> Tensor:
     return torch.stack(values).sum()[None] if values else torch.zeros(1)
 
 

@@ -241,7 +241,7 @@ def adamw(
 
 def constant(steps: int, *, warmup: BelowOne = 0.0) -> Schedule:
     """Return a constant rate, after a linear warm-up over the fraction `warmup` of the run."""
-    return _warmed(steps, warmup, lambda done: 1.0)
+    return _with_warmup(steps, warmup, lambda done: 1.0)
 
 
 def step(
@@ -252,7 +252,7 @@ def step(
     warmup: BelowOne = 0.0,
 ) -> Schedule:
     """Return a rate that is multiplied by `gamma` at each milestone, a fraction of the run."""
-    return _warmed(steps, warmup, lambda done: gamma ** sum(done >= m for m in milestones))
+    return _with_warmup(steps, warmup, lambda done: gamma ** sum(done >= m for m in milestones))
 
 
 def cosine(steps: int, *, end_factor: BelowOne = 0.0, warmup: BelowOne = 0.0) -> Schedule:
@@ -265,7 +265,7 @@ def cosine(steps: int, *, end_factor: BelowOne = 0.0, warmup: BelowOne = 0.0) ->
         eased = (done - warmup) / (1 - warmup)
         return end_factor + (1 - end_factor) * (1 + math.cos(math.pi * eased)) / 2
 
-    return _warmed(steps, warmup, factor)
+    return _with_warmup(steps, warmup, factor)
 
 
 def one_cycle(
@@ -306,7 +306,7 @@ def _ease(begin: float, end: float, t: float) -> float:
     return end + (begin - end) * (1 + math.cos(math.pi * min(1.0, t))) / 2
 
 
-def _warmed(steps: int, warmup: float, factor: Callable[[float], float]) -> Schedule:
+def _with_warmup(steps: int, warmup: float, factor: Callable[[float], float]) -> Schedule:
     """Return a schedule with a linear warm-up over the fraction `warmup` of the run.
 
     After it the rate is `factor` of the completed fraction of the run.

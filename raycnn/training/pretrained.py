@@ -45,7 +45,7 @@ def check_weights(model: nn.Module, choice: Model) -> list[str]:
     if not choice.weights:
         return []
     if choice.weights != IMAGENET:
-        return _adapt(model.state_dict(), _local(Path(choice.weights)), choice).changes
+        return _adapt(model.state_dict(), _load_local(Path(choice.weights)), choice).changes
     from torchvision import models  # slow to import
 
     if torchvision_name(choice) not in models.list_models(module=models):
@@ -62,7 +62,11 @@ def load_pretrained(model: nn.Module, choice: Model) -> Adapted:
     for weights of another network, DataError where they cannot be downloaded or read.
     """
     assert choice.weights
-    tensors = _imagenet(choice) if choice.weights == IMAGENET else _local(Path(choice.weights))
+    tensors = (
+        _download_imagenet(choice)
+        if choice.weights == IMAGENET
+        else _load_local(Path(choice.weights))
+    )
     adapted = _adapt(model.state_dict(), tensors, choice)
     model.load_state_dict(adapted.tensors, strict=False)
     return adapted
@@ -81,7 +85,7 @@ def _adapt(own: Weights, tensors: Weights, choice: Model) -> Adapted:
     if counters:
         changes.append(f"{len(counters)} num_batches_tracked are absent, and begin at 0")
     _fit_channels(own, tensors, changes)
-    head = _head(own)
+    head = _last_layer_keys(own)
     new = [key for key in head if key not in tensors or tensors[key].shape != own[key].shape]
     differ = [
         f"{key}: {checkpoint.format_shape(tensors.get(key))} in the weights, "
@@ -105,7 +109,7 @@ def _rename(own: Weights, tensors: Weights, changes: list[str]) -> dict[str, Ten
     if plain.keys() != tensors.keys():
         there = (name for name in WRAPPERS if any(name in key.split(".") for key in tensors))
         changes.append(f"{', '.join(there)} are stripped from the names")
-    counts = Counter(key[: -len(name)] for key in plain for name in _endings(key) if name in own)
+    counts = Counter(key[: -len(name)] for key in plain for name in _suffixes(key) if name in own)
     prefix, count = max(counts.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
     if not prefix or count <= counts.get("", 0):
         return plain
@@ -117,7 +121,7 @@ def _rename(own: Weights, tensors: Weights, changes: list[str]) -> dict[str, Ten
     return inside
 
 
-def _endings(key: str) -> list[str]:
+def _suffixes(key: str) -> list[str]:
     """Return all suffixes of a dotted name, the longest first."""
     parts = key.split(".")
     return [".".join(parts[start:]) for start in range(len(parts))]
@@ -154,13 +158,13 @@ def _fit_channels(own: Weights, tensors: dict[str, Tensor], changes: list[str]) 
     changes.append(f"{key} {how}")
 
 
-def _head(own: Weights) -> list[str]:
+def _last_layer_keys(own: Weights) -> list[str]:
     """Return the keys of the last layer."""
     layer = list(own)[-1].rpartition(".")[0]
     return [key for key in own if key.rpartition(".")[0] == layer]
 
 
-def _local(path: Path) -> Weights:
+def _load_local(path: Path) -> Weights:
     """Return the weights in a run folder or a file. Raises SpecError or DataError for neither."""
     if path.is_dir():
         best = checkpoint.read_index(path / "checkpoints").get("best")
@@ -208,7 +212,7 @@ def _is_state_dict(value: Any) -> bool:
     return bool(tensors and value)
 
 
-def _imagenet(choice: Model) -> Weights:
+def _download_imagenet(choice: Model) -> Weights:
     from torchvision import models
 
     name = torchvision_name(choice)
