@@ -1,1 +1,1 @@
-"""What is asked of networks, data and runs outside of training."""
+"""Evaluate, compare, export and inspect trained networks and runs."""

@@ -1,4 +1,4 @@
-"""What sets runs apart: their specs, their tests image by image, their classes and curves."""
+"""Compare runs: their specs, test predictions image by image, per-class recall and curves."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ from raycnn.errors import DataError, SpecError
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
 
-EXACT = 25  # discordant images, below which McNemar's test is the exact binomial one
-UNTOLD = {"name", "storage.path", "tune"}  # say where a run lies, not what it does
+EXACT = 25  # below so many discordant images McNemar's test is the exact binomial test
+UNTOLD = {"name", "storage.path", "tune"}  # keys that do not affect training
 SEED = "seed"
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One run, read once."""
+    """The data of one run, read once."""
 
     name: str
     state: str
     spec: dict[str, Any]
-    """Dotted keys and values."""
+    """The spec as dotted keys and values."""
     rows: list[dict[str, float]]
     result: dict[str, Any] | None
     fingerprint: str | None
-    """Of the images and labels; None where no checkpoint tells."""
+    """The digest of the images and labels; None without a valid checkpoint."""
     predictions: Predictions | None
 
     @property
@@ -45,34 +45,34 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two runs on the same test images (McNemar, Psychometrika 12 (1947), pages 153 to 157)."""
+    """McNemar's test of two runs on the same images (Psychometrika 12 (1947), pages 153 to 157)."""
 
     one: str
     other: str
     only_one: int
-    """Images that `one` alone gets right."""
+    """The number of images that only `one` classifies correctly."""
     only_other: int
     count: int
     p_value: float | None
-    """Of no difference, two-sided; None where the tests cannot be compared."""
+    """Two-sided p-value of no difference; None where the tests cannot be compared."""
     exact: bool
     refused: str = ""
-    """Why they cannot be compared."""
+    """The reason why they cannot be compared."""
 
     @property
     def difference(self) -> float:
-        """Accuracy of `other` less that of `one`."""
+        """The accuracy of `other` minus that of `one`."""
         return (self.only_other - self.only_one) / max(1, self.count)
 
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
     runs: list[str]
     seeds: list[int]
     mean: float
-    """Of the test accuracies."""
+    """The mean of the test accuracies."""
     deviation: float | None
     """Sample standard deviation; None for one run."""
 
@@ -81,15 +81,15 @@ class SeedGroup:
 class Comparison:
     runs: list[ComparedRun]
     differing: dict[str, list[Any]]
-    """Dotted keys of the specs that differ, with the value in each run."""
+    """The dotted keys that differ between the specs, with the value in each run."""
     groups: list[SeedGroup]
     paired: list[PairedTest]
     classes: dict[str, list[float]]
-    """Recall of each class in each run, the largest spread first; {} where classes differ."""
+    """The recall of each class in each run, the largest spread first; {} where the data differ."""
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    """Compare two runs or more. Raises SpecError for fewer, or for the same run twice."""
+    """Compare two or more runs. Raises SpecError for fewer, or for the same run twice."""
     if len(runs) < 2:
         raise SpecError("takes two runs or more", "compare")
     twice = [
@@ -109,7 +109,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Return `job/n` of each run, or the whole path where two have the same."""
+    """Return `job/n` of each run, or its path where two runs have the same name."""
     counts = Counter(run.name for run in runs)
     return [run.name if counts[run.name] == 1 else str(run.folder) for run in runs]
 
@@ -121,14 +121,14 @@ def _read(run: Run, name: str) -> ComparedRun:
         fingerprint = checkpoint.read_state(run.weights("best"))["about"]["data"]
         found = kept(run)
     except DataError:
-        pass  # no epoch is done, or the checkpoint is damaged: no test to compare
+        pass  # no complete epoch, or a corrupt checkpoint: no test to compare
     return ComparedRun(
         name, run.state(), flat(run.job().tree()), rows, run.result(), fingerprint, found
     )
 
 
 def flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Return dotted keys and values of a nested mapping."""
+    """Return a nested mapping as dotted keys and values."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         dotted = f"{path}{key}"
@@ -137,14 +137,14 @@ def flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def differing_keys(specs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Return the keys whose values are not the same in all specs, in the order of the specs."""
+    """Return the keys whose values differ between specs, with the value in each spec."""
     keys = dict.fromkeys(key for spec in specs for key in spec if key not in UNTOLD)
     values = {key: [spec.get(key) for spec in specs] for key in keys}
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
 
 def seed_groups(runs: Sequence[ComparedRun]) -> list[SeedGroup]:
-    """Group tested runs whose specs and data are the same but for the seed."""
+    """Group tested runs whose specs and data are equal except for the seed."""
     groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
         if run.accuracy is not None:
@@ -165,7 +165,7 @@ def seed_groups(runs: Sequence[ComparedRun]) -> list[SeedGroup]:
 
 
 def paired_test(one: ComparedRun, other: ComparedRun) -> PairedTest:
-    """Test whether two runs differ on the same test images, or say why they cannot be compared."""
+    """Test whether two runs differ on the same test images, or return why that is not possible."""
     refused = _refusal(one, other)
     if refused or not one.predictions or not other.predictions:
         return PairedTest(one.name, other.name, 0, 0, 0, None, False, refused)
@@ -195,8 +195,8 @@ def _refusal(one: ComparedRun, other: ComparedRun) -> str:
 def mcnemar(b: int, c: int) -> tuple[float, bool]:
     """Return the two-sided p-value of b and c discordant images, and whether it is exact.
 
-    Below EXACT of them the binomial test; else chi-squared with Edwards' continuity correction
-    (Psychometrika 13 (1948), pages 185 to 187).
+    Below EXACT discordant images it is the binomial test, else chi-squared with Edwards' continuity
+    correction (Psychometrika 13 (1948), pages 185 to 187).
     """
     from scipy import stats  # slow to import
 
@@ -207,7 +207,7 @@ def mcnemar(b: int, c: int) -> tuple[float, bool]:
 
 
 def class_differences(runs: Sequence[ComparedRun]) -> dict[str, list[float]]:
-    """Return each class's recall in every run that keeps predictions, if all do, of one data."""
+    """Return the recall of each class in each run; {} unless all have predictions on equal data."""
     found = [run.predictions for run in runs]
     if len({run.fingerprint for run in runs}) > 1:
         return {}

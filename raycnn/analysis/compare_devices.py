@@ -1,4 +1,4 @@
-"""The same steps on several devices: how far apart their losses and gradients are."""
+"""Compare losses and gradients of the same training steps on several devices."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,34 +22,34 @@ from raycnn.training.step import TrainStep
 
 @dataclass(frozen=True)
 class Gap:
-    """How far a device is from the first one, at one step."""
+    """The difference between a device and the first one, at one step."""
 
     step: int
-    """From 1 on."""
+    """The step, from 1."""
     name: str
     """The kind of device that is compared with the first."""
     loss: float
-    """Of the first device: the mean over the batch."""
+    """The loss on the first device, averaged over the batch."""
     loss_gap: float
     largest: float
-    """The first device's largest gradient of any weight."""
+    """The largest absolute gradient of any weight on the first device."""
     gap: float
-    """The largest difference of the gradients of any weight."""
+    """The largest absolute difference between the gradients of any weight."""
     where: str
-    """The parameter that has it."""
+    """The parameter with the largest difference."""
 
     @property
     def relative(self) -> float:
-        """The gap in units of the largest gradient."""
+        """The gap relative to the largest gradient."""
         return self.gap / self.largest if self.largest else self.gap
 
 
 @dataclass(frozen=True)
 class _Traced(TrainStep):
-    """A step whose gradients can be looked at afterwards."""
+    """A training step that records its gradients."""
 
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    """Of each parameter, before they are clipped, on the CPU."""
+    """The gradient of each parameter before clipping, on the CPU."""
 
     def _gradients(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
         found = super()._gradients(batch, number)
@@ -61,11 +61,12 @@ class _Traced(TrainStep):
 
 
 def compare(job: JobSpec, names: Sequence[str], steps: int) -> Iterator[Gap]:
-    """Take the steps on every device, and compare each with the first after each step.
+    """Train the same steps on all devices, and yield their differences from the first one.
 
-    All begin with the same weights, and see the same batches, which the CPU has augmented; after
-    that each goes its own way. Dropout is left out: no two kinds draw the same numbers. Raises
-    EnvironmentUnavailable for a device that is not there.
+    All devices start with the same weights and use the same batches, augmented on the CPU; their
+    weights are not synchronized afterwards. Dropout is disabled, since kinds of devices generate
+    different random numbers. Raises EnvironmentUnavailable for an unavailable device, and SpecError
+    for fewer than two.
     """
     if len(names) < 2:
         raise SpecError(f"--devices names {len(names)}: two or more are compared")
@@ -102,7 +103,7 @@ def _traced(job: JobSpec, splits: Splits, schedule: Schedule, chosen: torch.devi
 
 
 def _take(step: _Traced, batch: Batch, k: int) -> float:
-    """Step `k` on the batch, moved to where the step's weights are: its mean loss."""
+    """Take step `k` on the batch, moved to the step's device; return the mean loss."""
     kind = next(step.state.model.parameters()).device
     moved = {
         key: tensor.to(kind)

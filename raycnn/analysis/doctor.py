@@ -1,4 +1,4 @@
-"""What is installed and at hand here, and what of it does not fit together."""
+"""Examine this machine: installed versions, devices, disk space, and incompatibilities."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ from raycnn.runtime.device import DEVICE_KINDS, minor, package
 from raycnn.training.preflight import nearest
 
 PACKAGES = ["raycnn", "torch", "torchvision", "torch_npu", "ray"]
-SHARED = Path("/dev/shm")  # where Ray keeps its objects
+SHARED = Path("/dev/shm")  # the location of Ray's object store
 SHARED_BYTES = 256 << 20
 ASCEND = Path("/usr/local/Ascend")
 
@@ -27,23 +27,23 @@ ASCEND = Path("/usr/local/Ascend")
 @dataclass(frozen=True)
 class DoctorReport:
     versions: dict[str, str | None]
-    """Of Python, packages, CUDA and CANN, and the drivers; None for what is not there."""
+    """Versions of Python, packages, CUDA, CANN and drivers; None if not installed."""
     devices: dict[str, list[str]]
     """The names of the accelerators of each kind."""
     cpus: int
     backends: list[str]
-    """Of process groups, as torch has them here."""
+    """The process group backends of this torch."""
     free: dict[str, int]
-    """Bytes, by folder; of one yet to be made, those of the folder it will be in."""
+    """Free bytes by folder; for a missing folder, those of its nearest parent."""
     faults: list[str]
-    """What does not fit, or lacks, and what would mend it."""
+    """What is incompatible or missing, and the remedy."""
 
 
 def examine(storage: Path) -> DoctorReport:
-    """Look at this machine; `storage` is where runs are to be kept."""
+    """Examine this machine; `storage` is the folder of the runs."""
     versions = {"python": platform.python_version(), **{name: package(name) for name in PACKAGES}}
     versions |= {
-        "torch": torch.__version__,  # with what it was built for
+        "torch": torch.__version__,  # with the suffix of its build
         "cuda": torch.version.cuda,
         "nvidia driver": _said(Path("/proc/driver/nvidia/version"), r"Module\s+([\d.]+)"),
         "cann": cann(),
@@ -61,12 +61,12 @@ def examine(storage: Path) -> DoctorReport:
 
 
 def misfits(versions: dict[str, str | None]) -> list[str]:
-    """Packages of versions that do not go together, each with the version that would."""
+    """Return messages for incompatible versions of packages, each with a compatible version."""
     torch_version = versions["torch"] or ""
     major, _, number = minor(torch_version).partition(".")
     pairs = {"torch_npu": minor(torch_version)}
     if major == "2":
-        pairs["torchvision"] = f"0.{int(number) + 15}"  # as both have counted since torch 2.0
+        pairs["torchvision"] = f"0.{int(number) + 15}"  # the numbering since torch 2.0
     faults = [
         f"{name} {found} does not fit torch {torch_version}: take {name} {wanted}"
         for name, wanted in pairs.items()
@@ -82,7 +82,7 @@ def misfits(versions: dict[str, str | None]) -> list[str]:
 
 
 def _lacking(versions: dict[str, str | None], devices: dict[str, list[str]]) -> list[str]:
-    """Devices whose driver is here, and that torch does not see."""
+    """Return messages for devices whose driver is installed but that torch does not see."""
     faults = []
     if (driver := versions["nvidia driver"]) and not devices["cuda"]:
         why = "was built without CUDA"
@@ -106,7 +106,7 @@ def _cramped(free: dict[str, int]) -> list[str]:
 
 
 def cann() -> str | None:
-    """The version of the CANN toolkit whose set_env.sh was sourced, or of the one installed."""
+    """Return the version of the CANN toolkit of this environment, else of the installed one."""
     home = Path(os.environ.get("ASCEND_TOOLKIT_HOME") or ASCEND / "ascend-toolkit" / "latest")
     files = [*home.glob("*-linux/ascend_toolkit_install.info"), home / "compiler" / "version.info"]
     found = (_said(file, r"(?im)^version=(\S+)") for file in files)

@@ -1,4 +1,4 @@
-"""How good predictions are: overall, class by class, and where and how surely they are wrong."""
+"""Evaluate predictions: metrics overall and by class, calibration, mistakes and label issues."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from raycnn.training.metrics import TOP, Confusion, confidence_interval
 from raycnn.training.predictions import SplitPredictions
 
 BINS = 15  # of a reliability diagram, as in Guo et al.
-CHUNK = 2**22  # probabilities looked at together
-POINTS = 200  # of a curve, at most
+CHUNK = 2**22  # probabilities processed at once
+POINTS = 200  # at most so many points of a curve
 
 Array = NDArray[Any]
 
@@ -30,9 +30,9 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Return metrics of a split: `{split: {...}, "epoch", "confusion", "per_class"}`.
 
-    They are of the predictions that the run keeps, or where it has none of these weights and this
-    split, of new ones; those of the best weights are kept. A `device` or `root` that is given is
-    always used.
+    They are computed from the run's stored predictions, or if it has none for these weights and
+    this split, from new ones, which are stored for the best weights. A given `device` or `root`
+    always causes new predictions. Raises DataError where the data differ from the run's.
     """
     best = weights == "best"
     found = kept(run) if best else None
@@ -52,7 +52,7 @@ def evaluate_run(
 
 
 def kept(run: Run) -> Predictions | None:
-    """Return the predictions of the best weights that the run keeps, if it does."""
+    """Return the run's stored predictions of its best weights, or None."""
     try:
         found = predictions.read(run.folder / predictions.FILE)
     except DataError:
@@ -63,7 +63,7 @@ def kept(run: Run) -> Predictions | None:
 def predict_run(run: Run, split: str, weights: str, device: str, root: str | None) -> Predictions:
     """Predict every image of a split once, with a checkpoint of the run.
 
-    Raises DataError where the data are not those the run was trained on.
+    Raises DataError where the data differ from those that the run was trained on.
     """
     job = run.job()
     if root:
@@ -84,7 +84,7 @@ def predict_run(run: Run, split: str, weights: str, device: str, root: str | Non
 
 
 def _keep(run: Run, made: Predictions, before: Predictions | None) -> Predictions:
-    """Write new predictions beside those of other splits, where the folder can be written to."""
+    """Merge new predictions with those of other splits, and write them if that is possible."""
     if before:
         files = before.files | made.files
         made = Predictions(made.classes, made.epoch, before.splits | made.splits, files)
@@ -92,14 +92,14 @@ def _keep(run: Run, made: Predictions, before: Predictions | None) -> Prediction
         predictions.write(run.folder / predictions.FILE, made)
         run.flush()
     except OSError:
-        pass  # a run on a read-only disk is evaluated all the same
+        pass  # a run on a read-only disk can be evaluated too
     return made
 
 
 def split_metrics(own: SplitPredictions) -> dict[str, Any]:
     """Return accuracy with its 95 % interval, cross-entropy (no smoothing), ECE and the count.
 
-    The cross-entropy is None where not all probabilities were kept.
+    The cross-entropy is None where not all probabilities were stored.
     """
     hits, count = int((own.predicted == own.labels).sum()), len(own)
     top5 = sum(int((top == labels[:, None]).sum()) for top, labels in _top5(own))
@@ -137,26 +137,26 @@ def confidence(own: SplitPredictions) -> NDArray[np.float32]:
 
 
 def label_probability(own: SplitPredictions) -> NDArray[np.float32]:
-    """Return the probability of each image's label (N,): 0 where it was not kept."""
+    """Return the probability of each image's label (N,): 0 where it was not stored."""
     if own.classes is None:
         return np.take_along_axis(own.probabilities, own.labels[:, None], 1)[:, 0]
     return np.where(own.classes == own.labels[:, None], own.probabilities, 0).sum(1)
 
 
 def confusion_pairs(own: SplitPredictions, classes: int) -> Confusion:
-    """Return [label, prediction, count] of the pairs that occur, in rising order."""
+    """Return [label, prediction, count] of the pairs that occur, in ascending order."""
     pairs, counts = np.unique(own.labels * classes + own.predicted, return_counts=True)
     return np.stack([pairs // classes, pairs % classes, counts], 1).tolist()
 
 
 def confusion(own: SplitPredictions, classes: int) -> NDArray[np.int64]:
-    """Return counts (K, K) by label and prediction: for few classes."""
+    """Return the confusion matrix (K, K), by label and prediction; meant for few classes."""
     pairs = own.labels * classes + own.predicted
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def most_confused(own: SplitPredictions, classes: int, most: int) -> Confusion:
-    """Return [label, prediction, count] of the commonest mistakes, the commonest first."""
+    """Return [label, prediction, count] of the most frequent mistakes, the most frequent first."""
     wrong = [row for row in confusion_pairs(own, classes) if row[0] != row[1]]
     return sorted(wrong, key=lambda row: -row[2])[:most]
 
@@ -172,11 +172,11 @@ def per_class(own: SplitPredictions, classes: tuple[str, ...]) -> list[dict[str,
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence against accuracy in bins of equal width."""
+    """Confidence and accuracy in bins of equal width."""
 
     counts: NDArray[np.int64]
     confidence: NDArray[np.float64]
-    """(BINS,) mean of each bin; NaN where it is empty."""
+    """(BINS,): the mean confidence of each bin; NaN where it is empty."""
     accuracy: NDArray[np.float64]
     ece: float
     """Expected calibration error: the mean gap between the two, weighted by the counts."""
@@ -196,7 +196,7 @@ def calibration(own: SplitPredictions, bins: int = BINS) -> Calibration:
 
 
 def risk_coverage(own: SplitPredictions) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return coverage and the accuracy on that share of images, the surest first.
+    """Return coverages, and the accuracy on that share of the images, the most confident first.
 
     Geifman and El-Yaniv, NeurIPS 2017, arXiv:1705.08500, section 2. At most POINTS points.
     """
@@ -208,7 +208,7 @@ def risk_coverage(own: SplitPredictions) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def worst_mistakes(own: SplitPredictions, most: int) -> NDArray[np.int64]:
-    """Return the indices of wrong predictions, the surest first."""
+    """Return the indices of wrong predictions, the most confident first."""
     wrong = np.flatnonzero(own.predicted != own.labels)
     return wrong[np.argsort(-confidence(own)[wrong], kind="stable")][:most]
 
@@ -221,16 +221,16 @@ class LabelIssue:
     suggested: int
     label_probability: float
     probability: float
-    """Of the suggested class."""
+    """The probability of the suggested class."""
 
 
 def label_issues(own: SplitPredictions, classes: int) -> list[LabelIssue]:
     """Find labels that are likely wrong, the likeliest first: confident learning.
 
-    An image counts as of class j where its p(j) reaches the mean p(j) of all images labeled j, and
-    among several such classes as of the likeliest. It is an issue where that is not its label; the
-    rank is p(label), the self-confidence. Northcutt et al., JAIR 70 (2021), pages 1373 to 1411,
-    sections 3.1 and 3.2. The network must not have been trained on these images.
+    An image counts as class j if its p(j) reaches the mean p(j) of all images labeled j, and among
+    several such classes as the most probable. It is an issue if that differs from its label; issues
+    are ranked by p(label), the self-confidence. Northcutt et al., JAIR 70 (2021), pages 1373 to
+    1411, sections 3.1 and 3.2. The network must not have been trained on these images.
     """
     given = label_probability(own)
     labeled = np.bincount(own.labels, minlength=classes)

@@ -1,6 +1,7 @@
-"""Files that take a trained network away: ONNX, safetensors as Hugging Face has them, torch.export.
+"""Export a trained network: ONNX, safetensors in Hugging Face's layout, or torch.export.
 
-An export is compared with the run before it exists: logits on real images, and every test image.
+An export is verified against the run before it is written: logits on real images, and the number
+of correct test images.
 """
 
 import importlib
@@ -30,8 +31,8 @@ from raycnn.errors import DataError, EnvironmentUnavailable, JobFailed, SpecErro
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
 
-BATCHES = (1, 2, 7)  # sizes at which logits are compared
-TOLERANCE = 1e-3  # between logits, over the largest
+BATCHES = (1, 2, 7)  # batch sizes for comparing logits
+TOLERANCE = 1e-3  # of logits, relative to the largest
 LOADER = Path(__file__).with_name("onnx_loader.py")
 NEEDS = {"onnx": ["onnx", "onnxruntime", "onnxscript"]}
 
@@ -40,20 +41,20 @@ Description = dict[str, Any]
 
 @dataclass(frozen=True)
 class Export:
-    """A network that was written and found equal to its run's."""
+    """An exported network that was verified to equal its run's."""
 
     folder: Path
     file: Path
     hits: int
-    """Test images that it classifies as labeled."""
+    """The number of correctly classified test images."""
     images: int
-    """All test images."""
+    """The number of test images."""
     difference: float
-    """The largest between its logits and the run's."""
+    """The largest difference from the run's logits, relative to the largest logit."""
 
 
 class Deployed(nn.Module):
-    """A network from uint8 pixels to probabilities, with everything between them inside."""
+    """A network from uint8 pixels to probabilities, including transforms and normalization."""
 
     mean: Tensor
     std: Tensor
@@ -68,7 +69,7 @@ class Deployed(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities and logits, each (B, K), of (B, C, H, W) uint8 images."""
-        numbers = torch.zeros(0)  # what is random has no part in evaluation
+        numbers = torch.zeros(0)  # evaluation transforms need no random numbers
         for transform in self.transforms:
             images = transform(images, numbers)
         logits = self.network((images.float() - self.mean) / self.std)
@@ -83,11 +84,12 @@ def export(
     weights: str = "best",
     root: str | None = None,
 ) -> Export:
-    """Write a run's network as `onnx`, `safetensors` or `torch` into a folder of its own.
+    """Write a run's network as `onnx`, `safetensors` or `torch` to a folder of its own.
 
-    Nothing is written unless the exported network equals the run's: logits in batches of 1, 2 and
-    7 test images, and as many hits among all test images as result.json counts. Raises JobFailed
-    when it does not, DataError when the test images are not there (`root` says where they are).
+    Nothing is written unless the exported network equals the run's: its logits, in batches of 1, 2
+    and 7 test images, and its number of correct test images, which must match result.json. Raises
+    JobFailed when they differ, DataError when the test images are missing (`root` locates them),
+    SpecError for an unknown format, and EnvironmentUnavailable for a missing package.
     """
     if kind not in FILES:
         raise SpecError(unknown("format", kind, FILES))
@@ -114,7 +116,7 @@ def export(
 
 
 def describe(run: Run, network: Network, path: Path) -> Description:
-    """Return all that is to be known of an exported network, without a path of this machine."""
+    """Return the content of export.json, without paths of this machine."""
     state = checkpoint.read_state(path)
     metadata = state["about"]
     places = {"data.root": None, "storage.path": "runs", "workers.address": None}
@@ -147,12 +149,12 @@ def atc_command(export: Export) -> str:
 
 
 def _write_onnx(folder: Path, network: Network, description: Description) -> None:
-    """One file; opset and operators are torch's choice, checked by onnx itself."""
+    """Write model.onnx, with torch's default opset, and check it with onnx."""
     import onnx
 
     path = folder / FILES["onnx"]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own parts, about each other
+        warnings.simplefilter("ignore")  # internal deprecations of the exporter
         outputs = description["outputs"]
         program = torch.onnx.export(
             _captured(network), dynamo=True, verbose=False,
@@ -161,7 +163,7 @@ def _write_onnx(folder: Path, network: Network, description: Description) -> Non
         assert program
         model = program.model_proto
     for node in model.graph.node:
-        del node.metadata_props[:]  # stacks, with the paths of this machine
+        del node.metadata_props[:]  # stack traces, with paths of this machine
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     properties = {"classes": description["classes"], "raycnn": description}
@@ -195,7 +197,7 @@ WRITERS: dict[str, Callable[[Path, Network, Description], None]] = {
 
 
 def _captured(network: Network) -> torch.export.ExportedProgram:
-    """Return the graph of a network, for batches of any size."""
+    """Return the exported graph of a network, with a dynamic batch size."""
     images = torch.zeros(2, *network.image_format.shape, dtype=torch.uint8)
     batch = torch.export.Dim("batch")
     deployed = Deployed(network).eval()
@@ -203,7 +205,7 @@ def _captured(network: Network) -> torch.export.ExportedProgram:
 
 
 def _test_images(run: Run, path: Path, root: str | None) -> Splits:
-    """Raises DataError when they are not there, or not those that the run was tested on."""
+    """Return the data of a run. Raises DataError when it is missing, or differs from the run's."""
     job = run.job()
     splits = open_splits(job.change({"data.root": root}) if root else job)
     if splits.store.fingerprint != checkpoint.read_state(path)["about"]["data"]:
@@ -222,7 +224,7 @@ def _batches(splits: Splits, size: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _compare_logits(exported: Classifier, network: Network, splits: Splits) -> float:
-    """Return the largest difference, over the largest logit. Raises JobFailed when it is large."""
+    """Return the largest relative difference of logits. Raises JobFailed above TOLERANCE."""
     images, _ = next(_batches(splits, max(BATCHES)))
     images = images.repeat(max(BATCHES), 1, 1, 1)
     worst = 0.0
@@ -240,10 +242,10 @@ def _compare_logits(exported: Classifier, network: Network, splits: Splits) -> f
 def _compare_hits(
     exported: Classifier, network: Network, splits: Splits, expected: int, run: Run
 ) -> tuple[int, int]:
-    """Return hits and images of the test split. Raises JobFailed unless as many as expected.
+    """Return the hits and images of the test split. Raises JobFailed for unexpected hits.
 
-    A run of a lower precision, or of another device, may have rounded the logits of two classes to
-    the other's side: there every image must be classified as this network does it here.
+    A run in lower precision, or on an accelerator, may round a tie differently: then every image
+    must be classified as by this network on the CPU.
     """
     hits = images = differ = 0
     rounds = run.job().train.precision != "fp32" or bool(run_devices(run))
@@ -290,7 +292,7 @@ def _require(packages: list[str]) -> None:
 
 
 def _target(folder: Path) -> Path:
-    """Raises SpecError for a folder that holds something else than an earlier export."""
+    """Return the target folder. Raises SpecError if it holds anything but an earlier export."""
     folder = folder.absolute()
     if folder.exists() and not (folder / DESCRIPTION).is_file() and any(_entries(folder)):
         raise SpecError(f"{folder} is there and holds no earlier export: name a new folder")
@@ -304,7 +306,7 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def _replace(made: Path, target: Path) -> None:
-    """Put a folder in its place; an earlier one goes only then."""
+    """Move a complete folder to its place, replacing an earlier export."""
     earlier = made.with_name("earlier")
     if target.exists():
         os.replace(target, earlier)

@@ -1,4 +1,4 @@
-"""Networks that left their run: an ONNX file, a torch.export archive, a folder of safetensors."""
+"""Load exported networks: an ONNX file, a torch.export archive, or a folder of safetensors."""
 
 import json
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ DESCRIPTION = "export.json"
 
 
 class Exported(ABC):
-    """What every exported network has: its classes, and the format of the images it takes."""
+    """Base class of exported networks, with their classes and image format."""
 
     def __init__(self, description: dict[str, Any]):
         self.classes = tuple(description["classes"])
@@ -47,7 +47,7 @@ class OnnxClassifier(Exported):
             options.intra_op_num_threads = torch.get_num_threads()
             providers = ["CPUExecutionProvider"]
             self.session = onnxruntime.InferenceSession(path, options, providers=providers)
-        except Exception as error:  # onnxruntime raises whatever the bytes lead it to
+        except Exception as error:  # on a corrupt file onnxruntime may raise anything
             raise DataError(f"{path} is no ONNX file that can be run: {error}") from None
         properties = self.session.get_modelmeta().custom_metadata_map
         super().__init__(_description(properties.get("raycnn"), path))
@@ -67,7 +67,7 @@ class TorchClassifier(Exported):
         extra = {DESCRIPTION: ""}
         try:
             self.module = torch.export.load(path, extra_files=extra).module()
-        except Exception as error:  # torch raises whatever the bytes lead it to
+        except Exception as error:  # on a corrupt file torch may raise anything
             raise DataError(f"{path} is no torch.export archive: {error}") from None
         super().__init__(_description(extra[DESCRIPTION], path))
 
@@ -78,9 +78,9 @@ class TorchClassifier(Exported):
 
 
 def open_exported(path: Path) -> Classifier:
-    """Return the network of an exported file, or of the folder it is in.
+    """Return the network of an exported file, or of its folder.
 
-    Raises SpecError for what is neither, DataError for a file that cannot be read.
+    Raises SpecError where there is none, and DataError for a file that cannot be read.
     """
     if path.is_dir():
         there = [path / name for name in FILES.values() if (path / name).is_file()]
@@ -95,7 +95,7 @@ def open_exported(path: Path) -> Classifier:
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a path names an exported network, and not a run."""
+    """Return whether a path names an exported network rather than a run."""
     suffixes = {Path(name).suffix for name in FILES.values()}
     return path.suffix in suffixes or (path / DESCRIPTION).is_file()
 

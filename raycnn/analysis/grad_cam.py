@@ -1,4 +1,4 @@
-"""Where a network looks: Grad-CAM (Selvaraju et al., ICCV 2017, arXiv:1610.02391)."""
+"""Grad-CAM heat maps (Selvaraju et al., ICCV 2017, arXiv:1610.02391)."""
 
 import sys
 from contextlib import ExitStack
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LEAST = 4  # rows and columns of a feature map that still says where something is
+LEAST = 4  # rows and columns of a feature map with useful resolution
 
 
 def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None:
-    """Return how much each pixel speaks for a class (B, H, W) in 0 to 1, of images (B, C, H, W).
+    """Return heat maps (B, H, W) in 0 to 1 of images (B, C, H, W) for `classes` (B,).
 
-    `classes` (B,) are explained. The feature map is the last of at least LEAST rows and columns;
-    None where the network has none. The model must be in evaluation mode, as it is left.
+    Uses the last feature map of at least LEAST rows and columns; returns None where the network has
+    none. The model must be in evaluation mode, and stays in it.
     """
     maps: list[Tensor] = []
 
@@ -28,7 +28,7 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None
             hooks.enter_context(torch.compiler.set_stance("force_eager"))
         for module in model.modules():
             hooks.enter_context(module.register_forward_hook(keep))
-        # A network whose layers are all frozen has gradients all the same.
+        # With a gradient on the images this works for a fully frozen network too.
         logits = model(images.detach().requires_grad_())
         if not maps or maps[0].shape[0] != len(images):
             return None

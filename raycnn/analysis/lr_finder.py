@@ -1,5 +1,7 @@
-"""The learning-rate range test: Smith, "Cyclical learning rates for training neural networks",
-WACV 2017 (arXiv:1506.01186), section 3.3, with rates that grow exponentially.
+"""Learning-rate range test, with exponentially growing rates.
+
+Smith, "Cyclical learning rates for training neural networks", WACV 2017 (arXiv:1506.01186),
+section 3.3.
 """
 
 import math
@@ -18,8 +20,8 @@ from raycnn.training.loop import fresh_state, load_initial_weights, loss_weights
 from raycnn.training.optim import Rates
 from raycnn.training.step import TrainStep
 
-EXPLODED = 3.0  # times the least loss so far: larger rates have nothing more to tell
-SMOOTHED_SHARE = 0.03  # of the steps, on either side: the standard deviation of the smoothing
+EXPLODED = 3.0  # the test ends at so many times the smallest loss so far
+SMOOTHED_SHARE = 0.03  # standard deviation of the smoothing, as a share of the steps
 FEWEST_STEPS = 10
 
 
@@ -29,11 +31,11 @@ class RangeTest:
 
     rates: NDArray[np.float64]
     losses: NDArray[np.float64]
-    """Mean over the batch at each rate, before the step with it."""
+    """(N,): the mean loss over the batch before the step at each rate."""
 
     @property
     def smoothed(self) -> NDArray[np.float64]:
-        """The losses under a Gaussian over neighboring steps: noise goes, and no rate shifts."""
+        """The losses (N,) smoothed by a Gaussian filter over steps."""
         steps = np.arange(len(self.losses))
         width = max(1.0, SMOOTHED_SHARE * len(steps))
         weights = np.exp(-(((steps[:, None] - steps) / width) ** 2) / 2)
@@ -41,7 +43,7 @@ class RangeTest:
 
     @property
     def suggestion(self) -> float:
-        """The rate at which the smoothed loss falls most steeply, before it is least."""
+        """The rate at which the smoothed loss falls most steeply, before its minimum."""
         smoothed = self.smoothed
         end = max(2, int(np.argmin(smoothed)) + 1)
         steepest = int(np.argmin(np.gradient(smoothed[:end], np.log(self.rates[:end]))))
@@ -51,10 +53,10 @@ class RangeTest:
 def find_lr(
     job: JobSpec, device: torch.device, low: float = 1e-6, high: float = 10.0, steps: int = 100
 ) -> RangeTest:
-    """Train from the job's first weights, at rates from `low` to `high`, until the loss explodes.
+    """Train from the job's initial weights at rates from `low` to `high`, until the loss diverges.
 
-    Neither a run nor a checkpoint is read or written. Raises JobFailed when the loss explodes
-    before there is anything to see.
+    No run or checkpoint is read or written. Raises JobFailed when the loss diverges within the
+    first FEWEST_STEPS steps.
     """
     job = job.change({"train.ema": None, "stages": []})
     splits = open_splits(job)

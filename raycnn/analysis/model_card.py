@@ -1,4 +1,4 @@
-"""What stands beside exported safetensors: config.json as timm reads it, and a model card."""
+"""The files next to exported safetensors: config.json for timm, and a model card."""
 
 import io
 from typing import Any
@@ -13,11 +13,11 @@ TIMM = {name: name for name in RESNETS} | {
     f"torchvision:{name}": name
     for name in (*RESNETS, "wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "densenet121")
 }
-FOR_TIMM = {"shortcut": "projection", "bias": False}  # options of ours that timm's have
+FOR_TIMM = {"shortcut": "projection", "bias": False}  # options that equal timm's networks
 
 
 def timm_name(model: dict[str, Any], shape: Shape) -> str | None:
-    """Return what timm calls a network that it can load the weights of, else None."""
+    """Return timm's name of a network whose weights timm can load, else None."""
     name = model["name"]
     same = all(model.get(key, value) == value for key, value in FOR_TIMM.items())
     small = name in RESNETS and is_small(model.get("stem", "auto"), shape)
@@ -25,7 +25,7 @@ def timm_name(model: dict[str, Any], shape: Shape) -> str | None:
 
 
 def config(description: dict[str, Any]) -> dict[str, Any]:
-    """Return config.json: what timm reads, and under `raycnn` what raycnn reads."""
+    """Return the content of config.json: timm's keys, and under `raycnn` raycnn's metadata."""
     metadata = description["metadata"]
     shape, classes = Shape(*metadata["shape"]), description["classes"]
     model = metadata["spec"]["model"]
@@ -49,7 +49,7 @@ def config(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def card(description: dict[str, Any], config: dict[str, Any]) -> str:
-    """Return README.md in Hugging Face's layout, from the run's result."""
+    """Return the model card, README.md in Hugging Face's layout, from the run's result."""
     metadata, result = description["metadata"], description["result"]
     spec, test = metadata["spec"], result["test"]
     name, data = spec["name"], spec["data"]["name"]

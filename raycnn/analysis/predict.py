@@ -1,4 +1,4 @@
-"""A trained network, from its run folder alone, and the classes that it gives images."""
+"""Load a trained network from its run folder, and classify images."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -36,11 +36,11 @@ BATCH_SIZE = 64
 MODES = {channels: mode for mode, channels in CHANNELS.items()}
 
 Pictures = str | Path | Image.Image | NDArray[np.uint8]
-"""A picture: a file, a folder of them, a PIL image, or an array (H, W), (H, W, C), (B, H, W, C)."""
+"""An image file, a folder, a PIL image, or a uint8 array (H, W), (H, W, C) or (B, H, W, C)."""
 
 
 class Classifier(Protocol):
-    """A network with all that it needs to classify images: a run's own, or an exported one."""
+    """Protocol of networks that classify images: a run's, or an exported one."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
@@ -57,12 +57,12 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one picture."""
+    """The prediction of a network for one image."""
 
     source: str
-    """Its file, or its number among those that were given."""
+    """The file of the image, or its number among the given images."""
     probabilities: dict[str, float]
-    """Of every class, the most probable first."""
+    """The probability of each class, the most probable first."""
 
     @property
     def label(self) -> str:
@@ -71,26 +71,26 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """Of `label`."""
+        """The probability of `label`."""
         return self.probabilities[self.label]
 
 
 @dataclass(frozen=True)
 class Network:
-    """A run's network, as it was validated and tested."""
+    """A run's network with its preprocessing, as used in validation and test."""
 
     module: nn.Module
     """Maps (B, C, H, W) normalized float32 images to (B, K) logits."""
     classes: tuple[str, ...]
     image_format: ImageFormat
-    """Of the images it was trained on, before their transforms."""
+    """The format of the training images, before their transforms."""
     pipeline: Pipeline
     device: torch.device
     precision: str
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What is done to a picture: first by Pillow (size, fit, mode), then on the device."""
+        """The preprocessing of an image: by Pillow (size, fit, mode), then on the device."""
         return {
             **describe_format(self.image_format),
             "transforms": [type(step).__name__ for step in self.pipeline.transforms],
@@ -110,13 +110,13 @@ class Network:
     def predict(self, images: Pictures | Sequence[Pictures]) -> list[Prediction]:
         """Classify pictures: files, folders, PIL images or uint8 arrays.
 
-        Raises DataError, naming the picture, for one that is not there or cannot be read.
+        Raises DataError, naming the image, for one that is missing or cannot be read.
         """
         return classify(self, images)
 
 
 def load(weights: Path, device: torch.device) -> Network:
-    """Return the network of a checkpoint's folder."""
+    """Return the network of a checkpoint folder, on a device."""
     metadata = checkpoint.read_state(weights)["about"]
     network = build(metadata, device)
     checkpoint.load_weights(network.module, weights)
@@ -124,7 +124,7 @@ def load(weights: Path, device: torch.device) -> Network:
 
 
 def build(metadata: dict[str, Any], device: torch.device) -> Network:
-    """Return the network that a checkpoint's metadata describes, its weights to be loaded."""
+    """Return the network that a checkpoint's metadata describes, without its weights."""
     job: JobSpec = job_from_tree(metadata["spec"])
     classes = tuple(metadata["classes"])
     module = models.build_model(job.model, Shape(*metadata["shape"]), len(classes))
@@ -137,7 +137,7 @@ def build(metadata: dict[str, Any], device: torch.device) -> Network:
 
 
 def describe_format(image_format: ImageFormat) -> dict[str, Any]:
-    """Return an image format as plain values; mode is null for channels no picture has."""
+    """Return an image format as plain values; `mode` is None unless there are 1 or 3 channels."""
     channels, height, width = image_format.shape
     return {
         "channels": channels,
@@ -150,7 +150,7 @@ def describe_format(image_format: ImageFormat) -> dict[str, Any]:
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Return the files named, and the pictures in the folders named. Raises DataError for none."""
+    """Return the given files, and the images in given folders. Raises DataError for none."""
     found: list[Path] = []
     for path in paths:
         if not path.exists():
@@ -166,7 +166,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 def predict(
     classifier: Classifier, pictures: Sequence[Named]
 ) -> Iterator[tuple[str, Tensor | BadImage]]:
-    """Yield for each picture its name, and its probabilities (K,) or what is wrong with it."""
+    """Yield the name of each image, and its probabilities (K,) or its BadImage error."""
     for start in range(0, len(pictures), BATCH_SIZE):
         some = pictures[start : start + BATCH_SIZE]
         decoded = decode_batch(some, classifier.image_format)
@@ -178,7 +178,7 @@ def predict(
 
 
 def classify(classifier: Classifier, images: Pictures | Sequence[Pictures]) -> list[Prediction]:
-    """Return a prediction for each picture. Raises DataError for one that cannot be read."""
+    """Return a prediction for each image. Raises DataError for one that cannot be read."""
     given = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
     pictures = [picture for image in given for picture in _named(image)]
     pictures = [(name or f"image {number}", data) for number, (name, data) in enumerate(pictures)]
@@ -191,14 +191,14 @@ def classify(classifier: Classifier, images: Pictures | Sequence[Pictures]) -> l
 
 
 def prediction_of(name: str, probabilities: Tensor, classes: Sequence[str]) -> Prediction:
-    """Return probabilities (K,) by the name of their class, sorted."""
+    """Return the Prediction of probabilities (K,), sorted in descending order."""
     ranked = probabilities.sort(descending=True, stable=True)
     names = (classes[index] for index in ranked.indices.tolist())
     return Prediction(name, dict(zip(names, ranked.values.tolist(), strict=True)))
 
 
 def _named(image: Pictures) -> list[Named]:
-    """Return what to decode; nameless, where it is no file."""
+    """Return the images to decode; the name is empty where an image is not a file."""
     if isinstance(image, str | Path):
         return [(str(path), path) for path in find_pictures([Path(image)])]
     if isinstance(image, Image.Image):
@@ -217,7 +217,7 @@ def _named(image: Pictures) -> list[Named]:
 
 
 def _encode(image: Image.Image) -> bytes:
-    """Return a picture as an uncompressed PNG: the decoder then treats all pictures alike."""
+    """Return an image as an uncompressed PNG, so that all images pass through the same decoder."""
     buffer = io.BytesIO()
     upright = ImageOps.exif_transpose(image)
     plain = upright.convert("RGB") if upright.mode in ("CMYK", "YCbCr", "LAB", "HSV") else upright

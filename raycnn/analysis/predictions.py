@@ -1,15 +1,15 @@
-"""The predictions of a run, kept in its folder: one row for each image of val and test.
+"""The stored predictions of a run: one row per image of val and test.
 
 predictions.parquet
     split           train, val or test
-    sample          row of the source's split; validation images taken from train keep theirs
-    file            of the image, below the data's folder, where each is one
-    label           index into the class names, which the schema's metadata holds
+    sample          row in the source's split; held-out validation images have their row in train
+    file            path relative to the data folder, where each image is a file
+    label           index into the class names in the schema's metadata
     predicted       the class with the largest logit
-    probabilities   one for each class, or the 20 largest where a split has more than 2^26 of them
-    classes         the classes of these 20, in that case alone
+    probabilities   one per class, or the 20 largest where a split has more than 2^26
+    classes         the classes of these 20, in that case only
 
-The metadata also has the epoch, counted from 1, whose weights predicted.
+The metadata also has the epoch, counted from 1, of the weights.
 """
 
 import json
@@ -36,14 +36,14 @@ ROW_GROUP = 2**22  # probabilities, at least one image
 
 @dataclass(frozen=True)
 class Predictions:
-    """What predictions.parquet holds."""
+    """The content of predictions.parquet."""
 
     classes: tuple[str, ...]
     epoch: int
-    """Whose weights predicted."""
+    """The epoch of the weights, from 1."""
     splits: dict[str, SplitPredictions]
     files: dict[str, NDArray[np.object_] | None]
-    """(N,) of each split, where each image is a file."""
+    """(N,) file names of each split; None where images are not files."""
 
     def name(self, split: str, index: int) -> str:
         """Return the file of an image, else its row."""
@@ -55,7 +55,7 @@ class Predictions:
 def from_training(
     splits: Splits, epoch: int, predicted: Mapping[str, SplitPredictions]
 ) -> Predictions:
-    """Return the predictions of a training, with the names of the files that they are of."""
+    """Return the predictions of a training, with the names of the image files."""
     files = {split: file_names(splits, split, own.samples) for split, own in predicted.items()}
     return Predictions(splits.classes, epoch, dict(predicted), files)
 
@@ -70,7 +70,7 @@ def file_names(
 
 
 def write(path: Path, predictions: Predictions) -> None:
-    """Write the file whole or not at all. Raises OSError."""
+    """Write the file atomically. Raises OSError."""
     splits = _alike(predictions.splits)
     about = {"classes": predictions.classes, "epoch": predictions.epoch}
     schema = _schema(splits).with_metadata({METADATA: json.dumps(about).encode()})
@@ -86,7 +86,7 @@ def write(path: Path, predictions: Predictions) -> None:
 
 
 def read(path: Path) -> Predictions:
-    """Return what `write` wrote. Raises DataError where there is no such file, or a damaged one."""
+    """Read a file that `write` wrote. Raises DataError when it is missing or corrupt."""
     try:
         with pq.ParquetFile(path) as file:  # read_table would import pandas
             table = file.read()
@@ -109,14 +109,14 @@ def read(path: Path) -> Predictions:
 
 
 def _alike(splits: Mapping[str, SplitPredictions]) -> dict[str, SplitPredictions]:
-    """The splits, with the largest probabilities alone in all of them if in one."""
+    """Return the splits, all reduced to the largest probabilities if one of them is."""
     if all(own.classes is None for own in splits.values()):
         return dict(splits)
     return {split: largest(own) for split, own in splits.items()}
 
 
 def largest(predictions: SplitPredictions, top: int = TOP) -> SplitPredictions:
-    """Keep the largest probabilities of each image alone, the largest first."""
+    """Return predictions with only the `top` probabilities of each image, the largest first."""
     if predictions.classes is not None:
         return predictions
     order = np.argsort(-predictions.probabilities, 1, kind="stable")[:, :top]

@@ -1,11 +1,11 @@
-"""What a network is made of: its layers in the order they run, what each costs, how far it sees.
+"""Summarize a network: its layers in execution order, their cost and their receptive fields.
 
-The network maps one image while every operation is watched; on the meta device that takes neither
-memory nor arithmetic. What an output sees is handed from tensor to tensor, so branches need no
-care: with kernel k and stride s of a convolution or pool, field' = field + (k - 1) * jump and
+Every operation is recorded while the network maps one image; on the meta device that takes neither
+memory nor arithmetic. Receptive fields propagate from tensor to tensor, so branches need no special
+care: for a convolution or pool of kernel k and stride s, field' = field + (k - 1) * jump and
 jump' = jump * s (Araujo et al., "Computing receptive fields of convolutional neural networks",
-Distill 2019, doi:10.23915/distill.00021), and where paths meet, the union. Attention, and reshapes
-that do not flatten, are not followed: after them no field is told.
+Distill 2019, doi:10.23915/distill.00021); where paths join, it is the union. Attention, and
+reshapes that do not flatten, are not followed: layers after them have no field.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,32 +37,32 @@ class Layer:
     """One call of one module, on one image."""
 
     name: str
-    """What its keys in the state dict begin with."""
+    """The prefix of its keys in the state dict."""
     kind: str
     shape: tuple[int, ...]
-    """Of its output, without the batch."""
+    """The shape of its output, without the batch."""
     parameters: int
-    """Its own, counted at its first call."""
+    """The number of its own parameters, counted at its first call."""
     multiply_adds: int
     field: Pair | None
-    """Rows and columns of pixels that one output sees, padding included; None: not followed."""
+    """Receptive field: rows and columns of pixels, padding included; None where not followed."""
     jump: Pair | None
-    """Pixels from one output to the next; None where there are no rows and columns, either."""
+    """Cumulative stride in pixels; None also where there are no rows and columns."""
 
 
 @dataclass(frozen=True)
 class Summary:
     layers: list[Layer]
     parameters: int
-    """Of the whole network, also of what evaluation does not reach."""
+    """The number of parameters of the whole network, including parts unused in evaluation."""
     multiply_adds: int
     activations: int
-    """Numbers that the operations write for one image, in evaluation."""
+    """The number of values that operations write for one image, in evaluation."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Along one axis: output i sees the pixels from i * jump + first to i * jump + last."""
+    """The receptive field along an axis: pixels i * jump + first to i * jump + last of output i."""
 
     first: int = 0
     last: int = 0
@@ -83,12 +83,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Sight:
-    """What the numbers of a tensor see."""
+    """The receptive field of the elements of a tensor."""
 
     rows: Span = Span()
     columns: Span = Span()
     axes: tuple[int, ...] = (-2, -1)
-    """Where rows and columns lie, from the end; none where every number sees the same."""
+    """The axes of rows and columns, from the end; empty where all elements share one field."""
 
     @property
     def field(self) -> Pair:
@@ -99,7 +99,7 @@ class Sight:
         return (self.rows.jump, self.columns.jump) if self.axes else None
 
     def through(self, *windows: Sequence[int]) -> "Sight":
-        """After windows: their kernels, strides and paddings, each of rows and columns."""
+        """Return the field after windows of (kernel, stride, padding) for rows and columns."""
         rows, columns = zip(*windows, strict=True)
         return replace(self, rows=self.rows.through(*rows), columns=self.columns.through(*columns))
 
@@ -109,7 +109,7 @@ class Sight:
 
 
 def summarise(network: nn.Module, image: Shape) -> Summary:
-    """The layers of a network for such images, in evaluation mode, in which it is left."""
+    """Summarize a network for images of a shape; it is left in evaluation mode."""
     watch = OperationRecorder()
     device = next((parameter.device for parameter in network.parameters()), "meta")
     with ExitStack() as hooks, torch.no_grad():
@@ -126,7 +126,7 @@ def summarise(network: nn.Module, image: Shape) -> Summary:
 
 
 class OperationRecorder(TorchDispatchMode):
-    """Adds up what every operation costs, and hands on what its inputs see."""
+    """Sums the cost of every operation, and propagates receptive fields."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class OperationRecorder(TorchDispatchMode):
         self._costs.append(0)
 
     def leave(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        """A hook for the end of a module's forward."""
+        """Return a forward hook that records a module's layer."""
 
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             cost, tensor = self._costs.pop(), _tensors(out)[0]
@@ -177,7 +177,7 @@ class OperationRecorder(TorchDispatchMode):
 
 
 def _after(func: Any, named: dict[str, Any], seen: Seen, out: Tensor) -> Sight | None:
-    """What the output of an operation sees; None for what is not followed."""
+    """Return the receptive field of an operation's output; None where it is not followed."""
     operation, (tensor, sight) = func.overloadpacket, seen[0]
     if operation is aten.convolution:
         kernel = named["weight"].shape[2:]
@@ -199,7 +199,7 @@ def _after(func: Any, named: dict[str, Any], seen: Seen, out: Tensor) -> Sight |
 
 
 def _window(sight: Sight, kernel: Any, named: dict[str, Any]) -> Sight | None:
-    """After a convolution or a pool."""
+    """Return the receptive field after a convolution or a pool."""
     if not sight.axes:  # a map of 1 x 1: all around it is padding
         return sight
     if sight.axes != (-2, -1):
@@ -211,7 +211,7 @@ def _window(sight: Sight, kernel: Any, named: dict[str, Any]) -> Sight | None:
 
 
 def _gathered(operation: Any, tensor: Tensor, sight: Sight, out: Tensor) -> Sight | None:
-    """After what may make one position of several: a flattening, a mean, an adaptive pool."""
+    """Return the receptive field after a flattening, a reduction, or an adaptive pool."""
     here = [tensor.shape[axis] for axis in sight.axes]
     there = [out.shape[axis] for axis in sight.axes if -axis <= out.ndim]
     flat = out.ndim == 2 and len(out) == len(tensor)
@@ -223,7 +223,7 @@ def _gathered(operation: Any, tensor: Tensor, sight: Sight, out: Tensor) -> Sigh
 
 
 def _adaptive(size: int, places: int) -> Pair:
-    """The largest window, and the largest step between two, of an adaptive pool."""
+    """Return the largest window of an adaptive pool, and the largest step between two windows."""
     starts = [place * size // places for place in range(places + 1)]
     ends = [-(-place * size // places) for place in range(1, places + 1)]
     steps = (after - before for before, after in pairwise(starts))
@@ -231,7 +231,7 @@ def _adaptive(size: int, places: int) -> Pair:
 
 
 def _joined(seen: Seen, out: Tensor) -> Sight | None:
-    """The union, where rows and columns of all lie on one another."""
+    """Return the union of the inputs' fields, if their rows and columns coincide, else None."""
     sight = seen[0][1]
     for tensor, other in seen:
         there = [out.shape[axis] for axis in other.axes if -axis <= out.ndim]
@@ -253,7 +253,7 @@ def _pair(value: Any) -> Pair:
 
 
 def _named(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of an operation by name, with its defaults."""
+    """Return the arguments of an operation by name, including defaults."""
     arguments = func._schema.arguments
     given = {argument.name: value for argument, value in zip(arguments, args, strict=False)}
     return {argument.name: argument.default_value for argument in arguments} | given | kwargs

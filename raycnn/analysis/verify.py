@@ -1,7 +1,7 @@
-"""What resume promises, put to the test with a job of the user's own, on the user's own machine.
+"""Verify exact resume with a user's job, on the user's machine.
 
-The job is shortened and trained three times: unbroken; killed in mid-epoch, and gone on with; and
-by another number of workers. Each worker is a process of its own, in a folder that is removed.
+A shortened job is trained three times: uninterrupted; killed during an epoch and resumed; and with
+another number of workers. Each worker is a separate process, in a temporary folder.
 """
 
 import os
@@ -29,9 +29,9 @@ from raycnn.training.preflight import resolve_job
 EPOCHS, STEPS = 3, 12  # of the shortened job: at most so many steps an epoch
 TRIES = 3
 POLL_S = 0.002
-CLOSE = 1e-3  # between numbers of workers, over the largest weight
-CLOCK = {"images_per_s", "time_s", "memory_mib"}  # what two equal runs need not share
-SAID = "stderr"  # of the workers, in their run's folder
+CLOSE = 1e-3  # tolerance between numbers of workers, relative to the largest weight
+CLOCK = {"images_per_s", "time_s", "memory_mib"}  # metrics that may differ between equal runs
+SAID = "stderr"  # the file of the workers' stderr in the run folder
 
 Tell = Callable[[str], None]
 Processes = list[subprocess.Popen[bytes]]
@@ -39,7 +39,7 @@ Processes = list[subprocess.Popen[bytes]]
 
 @dataclass(frozen=True)
 class VerifyCheck:
-    """What was compared, and whether it is as promised; None: it could not be compared."""
+    """A comparison, and whether it held; `kept` is None where it was not possible."""
 
     text: str
     kept: bool | None
@@ -49,7 +49,7 @@ class VerifyCheck:
 class VerifyReport:
     job: str
     how: str
-    """What was trained, in words."""
+    """A description of the training."""
     environment: dict[str, Any]
     findings: list[VerifyCheck]
 
@@ -59,9 +59,9 @@ class VerifyReport:
 
 
 def verify(job: JobSpec, run: Run | None, tell: Tell) -> VerifyReport:
-    """Put a job to the test, and the checkpoints of `run` where there is one.
+    """Verify exact resume of a job, and the checksums of the checkpoints of `run` if given.
 
-    Raises JobFailed when the job cannot be trained here.
+    `tell` is called with progress messages. Raises JobFailed when the job cannot be trained.
     """
     kind = device.find(job.workers.device)
     most = max(2, kind.count()) if kind.name == "cpu" else kind.count()
@@ -93,7 +93,7 @@ def verify(job: JobSpec, run: Run | None, tell: Tell) -> VerifyReport:
 
 
 def shortened(job: JobSpec, folder: Path, count: int, most: int) -> JobSpec:
-    """A few steps of the same training, on `count` workers with the threads that `most` leave."""
+    """Return a job of a few steps on `count` workers, with CPUs for `most` workers each."""
     images = int(STEPS * job.train.batch_size / (1 - job.data.val))
     return job.change(
         {
@@ -111,7 +111,7 @@ def shortened(job: JobSpec, folder: Path, count: int, most: int) -> JobSpec:
 
 
 def _start(run: Run) -> Processes:
-    """The workers of a run: as torchrun starts them, or one process that has Ray start them."""
+    """Start the workers of a run as torchrun would, or one process that starts them on Ray."""
     workers = run.job().workers
     with socket.create_server(("127.0.0.1", 0)) as free:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -135,7 +135,7 @@ def _end(processes: Processes) -> None:
 
 
 def _trained(run: Run) -> Run:
-    """The run, gone on with to its end."""
+    """Train a run to its end, and return it. Raises JobFailed with the workers' message."""
     processes = _start(run)
     try:
         for process in processes:
@@ -149,7 +149,7 @@ def _trained(run: Run) -> Run:
 
 
 def _killed(job: JobSpec) -> tuple[Run, int]:
-    """A run that was killed in the middle of its last epoch, and the steps of it that are saved."""
+    """Return a run that was killed during its last epoch, and the saved steps of that epoch."""
     for _ in range(TRIES):
         run = Run.create(job)
         processes = _start(run)
@@ -164,13 +164,13 @@ def _killed(job: JobSpec) -> tuple[Run, int]:
 
 
 def _saved_steps(run: Run) -> int:
-    """Of the last epoch."""
+    """Return the number of saved steps of the last epoch."""
     epoch, _, step = (checkpoint.read_index(run.checkpoints).get("last") or "0-0").partition("-")
     return int(step) if int(epoch) == EPOCHS - 1 else 0
 
 
 def _whole(run: Run) -> VerifyCheck:
-    """The checksums of a run's checkpoints."""
+    """Check the checksums of a run's checkpoints."""
     paths = sorted(run.checkpoints.glob("[0-9]*-[0-9]*"))
     faults = [fault for path in paths if (fault := checkpoint.verify_checkpoint(path))]
     text = f"{len(paths) - len(faults)} of {len(paths)} checkpoints of {run.name} are whole"
@@ -178,7 +178,7 @@ def _whole(run: Run) -> VerifyCheck:
 
 
 def _same(unbroken: Run, broken: Run, how: str) -> list[VerifyCheck]:
-    """Bit for bit: weights, optimizer, metrics and test of two runs."""
+    """Compare weights, optimizer state, metrics and test of two runs bit for bit."""
     tensors, differ, furthest = 0, 0, 0.0
     for name in checkpoint.TENSORS:
         one, other = (checkpoint.read_tensors(r.weights("last") / name) for r in (unbroken, broken))
@@ -205,7 +205,7 @@ def _same(unbroken: Run, broken: Run, how: str) -> list[VerifyCheck]:
 
 
 def _counted(run: Run) -> VerifyCheck:
-    """The images that the last checkpoint in mid-epoch says were seen, and those that were due."""
+    """Compare the number of images seen, by the last mid-epoch checkpoint, with that expected."""
     name = checkpoint.read_index(run.checkpoints)["previous"]
     state, job = checkpoint.read_state(run.checkpoints / str(name)), run.job()
     due = min(state["step"] * job.train.batch_size, state["about"]["images"]["train"])
@@ -215,7 +215,7 @@ def _counted(run: Run) -> VerifyCheck:
 
 
 def _close(one: Run, other: Run, job: JobSpec) -> VerifyCheck:
-    """The same but for the order in which floats are summed."""
+    """Compare the weights of two runs up to the order of float summation."""
     text = f"{_workers(other.job().workers.most)} instead"
     model = resolve_job(job).model
     if any(isinstance(part, _BatchNorm) for part in model.modules()):
