@@ -1,4 +1,4 @@
-"""The command line: one thin file per command, which is imported when it is called."""
+"""The command line: one thin file per command, imported when the command is called."""
 
 import os
 import sys
@@ -11,15 +11,17 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command line; a user's error is a message and an exit code, without a traceback."""
+    """Run the command line; user errors give a message and an exit code, without a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal cannot show
+        if hasattr(
+            stream, "reconfigure"
+        ):  # file names may contain characters that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     with exit.at_once():
         try:
             app(prog_name="raycnn")
         except RaycnnError as error:
-            if os.environ.get("RANK", "0") == "0":  # of the processes of torchrun, one speaks
+            if os.environ.get("RANK", "0") == "0":  # under torchrun only rank 0 prints it
                 print(f"raycnn: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
         except BrokenPipeError:  # `raycnn list | head`

@@ -1,4 +1,4 @@
-"""Arguments that several verbs take."""
+"""Arguments shared by several commands."""
 
 import os
 from collections.abc import Iterable
@@ -45,17 +45,17 @@ Entry = TypeVar("Entry", bound=schema.ComponentConfig)
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that speaks, of those that torchrun started."""
+    """Return whether this process prints, among those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def is_job(word: str) -> bool:
-    """Whether a word names a job's file, and not an entry of a catalogue."""
+    """Return whether an argument names a job file rather than a registry entry."""
     return Path(word).suffix in (".yaml", ".yml") or Path(word).is_file()
 
 
 def chosen(kind: type[Entry], section: str, name: str, options: Iterable[str] | None) -> Entry:
-    """An entry of a catalogue by its name, with options as key=value."""
+    """Return a registry entry by its name, with options as key=value. Raises SpecError."""
     try:
         return kind.model_validate({**parse_changes(options or []), "name": name})
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The commands, in the groups of `raycnn --help`. Each is imported when it is asked for."""
+"""The commands, in the groups of `raycnn --help`, imported lazily."""
 
 from importlib import import_module
 from typing import Annotated, Any
@@ -45,7 +45,7 @@ COMMANDS = {name: target for group in GROUPS.values() for name, (target, _) in g
 
 
 class LazyGroup(TyperGroup):
-    """A group whose commands are imported one by one."""
+    """A group that imports a command only when it is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)

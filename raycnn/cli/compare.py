@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from raycnn.analysis.compare import Comparison
 
-CLASSES = 10  # that the terminal shows
+CLASSES = 10  # shown on the terminal
 WIDEST = 120
 
 

@@ -57,7 +57,7 @@ def data(
 
 
 def _opened(source: str, changes: Iterable[str], root: str | None) -> "tuple[Store, SplitIndices]":
-    """The images of a job, or of a source as it is split."""
+    """Return the images and splits of a job, or of a source with its own splits."""
     import numpy as np
 
     from raycnn.config.components import DATASETS
@@ -108,7 +108,7 @@ def _title(what: str, found: "list[Duplicates]") -> str:
 
 
 def _lines(found: "list[Duplicates]") -> list[str]:
-    """Duplicates of two classes first, then those of two splits."""
+    """Return lines of duplicates: first those across classes, then those across splits."""
     ordered = sorted(
         found, key=lambda duplicates: (not duplicates.across_classes, not duplicates.across_splits)
     )
@@ -123,7 +123,7 @@ def _line(duplicates: "Duplicates") -> str:
 
 
 def _list(title: str, lines: list[str]) -> None:
-    """Nothing, where there is nothing."""
+    """Print a title and lines, if there are lines."""
     if lines:
         print(f"\n{title}", *lines[:SHOWN], sep="\n  ")
     if len(lines) > SHOWN:

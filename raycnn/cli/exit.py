@@ -1,4 +1,4 @@
-"""How the process of a worker ends."""
+"""Exit from a worker process."""
 
 import atexit
 import os
@@ -10,13 +10,12 @@ from typing import NoReturn
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """End the process after this block, if it met other workers, without finalizing Python.
+    """Exit after this block without finalizing Python, if the process joined a process group.
 
-    A thread of gloo that lets go of a tensor meanwhile, as happens under load, would abort it there
-    (SIGABRT: "terminate called without an active exception"), and a job that went well would end as
-    failed: pytorch/pytorch issue 190489. To wait for these threads first could take as long as it
-    takes to give up on a worker that is gone. What is registered with atexit is done, a caller's
-    `finally` is not.
+    During finalization, a gloo thread that releases a tensor, as happens under load, would abort
+    it (SIGABRT: "terminate called without an active exception"), and a successful job would
+    end as failed: pytorch/pytorch issue 190489. Waiting for these threads could take as long as the
+    timeout for a lost worker. Functions registered with atexit run; a caller's `finally` does not.
     """
     try:
         yield
@@ -29,7 +28,7 @@ def at_once() -> Iterator[None]:
 
 
 def _met_others() -> bool:
-    dist = sys.modules.get("raycnn.runtime.distributed")  # it takes seconds to import
+    dist = sys.modules.get("raycnn.runtime.distributed")  # slow to import
     return dist is not None and dist.met
 
 
@@ -45,7 +44,7 @@ def _end(error: BaseException | None) -> NoReturn:
 
 
 def _code(error: BaseException | None) -> int:
-    """The process's exit code, as Python itself has it; an error that nobody caught is shown."""
+    """Return the exit code that Python would use; print an uncaught error."""
     if isinstance(error, SystemExit):
         if isinstance(error.code, int | None):
             return error.code or 0

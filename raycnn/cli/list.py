@@ -86,7 +86,7 @@ def _tables() -> "dict[str, Registry[Any]]":
 def _options(table: "Registry[Any]", entry: str) -> str:
     try:
         fields = table.described(entry).model_fields.items()
-    except EnvironmentUnavailable as error:  # of another package: the others are listed
+    except EnvironmentUnavailable as error:  # of another package: list the rest
         return str(error)
     return ", ".join(n if f.is_required() else f"{n}={f.default}" for n, f in fields)
 
@@ -127,7 +127,7 @@ def _row(run: "RunSummary") -> list[str]:
 
 
 def _print_table(rows: list[list[str]]) -> None:
-    """Print columns; on a terminal a row is cut where it would break in two."""
+    """Print aligned columns; on a terminal, rows are cut to its width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     limit = get_terminal_size().columns if sys.stdout.isatty() else None
     for row in rows:
@@ -142,7 +142,7 @@ def _show_searches(root: str) -> None:
     for search in Search.all(root):
         try:
             board = leaderboard(search)
-        except SpecError as error:  # torn, or another version's: the others are shown all the same
+        except SpecError as error:  # corrupt, or of another version: show the rest
             print(f"{search.name:<28}damaged  {first_line(error)}")
             continue
         ended = sum(entry.state != "unfinished" for entry in board)

@@ -1,4 +1,4 @@
-"""What the verbs share that look at jobs on a cluster."""
+"""Functions shared by the commands for jobs on a cluster."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def reach(address: str | None) -> "Cluster":
-    """The cluster that is meant. Raises SpecError for none, ClusterError when it is silent."""
+    """Return the cluster. Raises SpecError without an address, ClusterError without an answer."""
     from raycnn.launch.jobs.client import Cluster, server_of
 
     server = server_of(address)
@@ -32,7 +32,7 @@ def find_job(cluster: "Cluster", name: str) -> "JobDetails":
 
 
 def job_facts(job: "JobDetails") -> dict[str, Any]:
-    """Return what a list says of a job, as plain values."""
+    """Return the properties of a job as plain values."""
     about = job.metadata or {}
     began = datetime.fromtimestamp((job.start_time or 0) / 1000)
     keys = ("name", "verb", "user", "raycnn")
@@ -45,7 +45,7 @@ def job_facts(job: "JobDetails") -> dict[str, Any]:
 
 
 def show_jobs(cluster: "Cluster") -> None:
-    """Print a line for each job, which fits into 80 columns where its id does."""
+    """Print a line for each job, within 80 columns unless its id is long."""
     rows = [job_facts(job) for job in cluster.jobs()]
     width = max((len(row["id"]) for row in rows), default=0)
     for row in rows:
@@ -53,7 +53,7 @@ def show_jobs(cluster: "Cluster") -> None:
 
 
 def follow(cluster: "Cluster", name: str, ours: bool = False) -> None:
-    """Show what a job says, and end as it does; Ctrl-C stops it only where the cluster is ours."""
+    """Print a job's output, and exit with its code; Ctrl-C stops the job only if `ours`."""
     try:
         job = cluster.follow(name, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
@@ -68,7 +68,7 @@ def follow(cluster: "Cluster", name: str, ours: bool = False) -> None:
 
 
 def end_as(job: "JobDetails") -> None:
-    """Raises what gives this process the exit code that the job ended with."""
+    """Raise the exception that gives this process the job's exit code."""
     if job.status.value == "STOPPED":
         raise Interrupted(f"{job.submission_id} was stopped")
     code = job.driver_exit_code

@@ -1,4 +1,4 @@
-"""What a person sees of a search: one calm live table on a terminal, plain lines otherwise."""
+"""The view of a search: a live table on a terminal, plain lines otherwise."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ SHOWN = 10  # entries of the leaderboard on the terminal
 
 
 class PlainSearchView:
-    """A line for each trial that ends."""
+    """Prints a line for each trial that ends."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -35,7 +35,7 @@ class PlainSearchView:
     def show(self, search: Search, running: list[str]) -> None:
         if self.progress is None:
             self.progress = SearchProgress(search)
-            self.progress.update()  # what had ended before is not shown again
+            self.progress.update()  # skip trials that had ended before
         before, of = len(self.progress.ended), len(self.progress.trials)
         for number, entry in enumerate(self.progress.update(), before + 1):
             row = Text(f"{number:>{len(str(of))}}/{of}  {line(entry, search.spec.tune.metric)}")
@@ -43,7 +43,7 @@ class PlainSearchView:
 
 
 class LiveSearchView(PlainSearchView):
-    """A table of the architectures over the trials under way."""
+    """Shows a live table of the architectures, and the running trials."""
 
     def __init__(self, console: Console):
         super().__init__(console)
@@ -70,7 +70,7 @@ def search_view_for(console: Console) -> PlainSearchView:
 
 
 def picture(progress: SearchProgress, search: Search, running: list[str]) -> Text:
-    """Return how far every architecture is, the trials under way and the time left."""
+    """Return the progress of each architecture, the running trials, and the remaining time."""
     best, metric = progress.best(), search.spec.tune.metric
     rows = [["architecture", "trials", "done", "stopped", "failed", "best", "with"]]
     for architecture in search.spec.architectures:
@@ -101,7 +101,7 @@ def _remaining(progress: SearchProgress, running: list[str]) -> str:
 
 
 def show_leaderboard(console: Console, search: Search, board: list[LeaderboardEntry]) -> None:
-    """Print the leaderboard, the best last, so that it stays in sight; a row is one line."""
+    """Print the leaderboard, one line per row, the best last so that it stays visible."""
     shown, metric = board[:SHOWN], search.spec.tune.metric
     console.print(f"{metric}, best last:", style="bold", highlight=False)
     if len(board) > SHOWN:
@@ -124,7 +124,7 @@ def show_leaderboard(console: Console, search: Search, board: list[LeaderboardEn
 
 
 def show_next(console: Console, search: Search, board: list[LeaderboardEntry]) -> None:
-    """Print where the search is, and what can be done with it."""
+    """Print the location of a search, and the next commands."""
     folder = relative(search.folder)
     console.print(f"plots and tables: {folder}", soft_wrap=True, highlight=False, markup=False)
     commands = []
@@ -138,7 +138,7 @@ def show_next(console: Console, search: Search, board: list[LeaderboardEntry]) -
 
 
 def line(entry: LeaderboardEntry, metric: str) -> str:
-    """Return a trial that has ended in one line."""
+    """Return one line about an ended trial."""
     name = f"{entry.trial:<12} {entry.state:<7}"
     if entry.state == "failed":
         return f"{name} {entry.reason.partition(chr(10))[0]}"
@@ -147,7 +147,7 @@ def line(entry: LeaderboardEntry, metric: str) -> str:
 
 
 def changes_text(changes: Tree) -> str:
-    """Return changes as `lr=0.1 epochs=5`: keys without their section, where that is clear."""
+    """Return changes as `lr=0.1 epochs=5`: keys without their section, unless ambiguous."""
     ends = [key.rpartition(".")[2] for key in changes]
     short = {
         key: end if ends.count(end) == 1 else key for key, end in zip(changes, ends, strict=True)
@@ -163,7 +163,7 @@ def _value_text(value: object) -> str:
 
 
 def metric_text(entry: LeaderboardEntry, metric: str) -> str:
-    """Return the metric, an accuracy in per cent; of folds mean ± standard deviation."""
+    """Return the metric as text, accuracies in percent; with folds mean ± standard deviation."""
     if entry.metric is None:
         return "-"
     form = ".2%" if "acc" in metric else ".4g"
@@ -179,12 +179,12 @@ def duration(seconds: float) -> str:
 
 
 def relative(path: Path) -> str:
-    """Return a path as short as it can be written from here."""
+    """Return the shorter of a path and its form relative to the working directory."""
     return min(os.path.relpath(path), str(path), key=len)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Return rows as lines with aligned columns; the last column may be cut by a narrow screen."""
+    """Return rows as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

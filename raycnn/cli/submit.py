@@ -47,7 +47,7 @@ def submit(
     Without any address a Ray is started here for the job, in this folder, and ended with it, so
     that --detach needs one.
     """
-    if resume is not None and job is not None:  # what stands first are changes then
+    if resume is not None and job is not None:  # with --resume the first argument is a change
         changes, job = [str(job), *(changes or [])], None
     if (job is None) == (resume is None):
         raise SpecError("name a job to submit, or a run to go on with: --resume RUN")
@@ -70,7 +70,7 @@ def submit(
 
 
 def _checked(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
-    """What the file says, checked as far as that can be done without the cluster's files."""
+    """Load and check a spec, as far as that is possible without the cluster's files."""
     from raycnn.launch.jobs.client import each
     from raycnn.search import preflight
     from raycnn.training.preflight import resolve_job

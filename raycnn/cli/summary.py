@@ -95,5 +95,5 @@ def _row(layer: "Layer") -> list[str]:
 
 
 def _square(pair: tuple[int, int] | None) -> str:
-    """One number where both are the same."""
+    """Return a pair as text, as one number if both are equal."""
     return "x".join(map(str, sorted(set(pair)))) if pair else "-"

@@ -71,7 +71,7 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
         return
     elsewhere = launcher.elsewhere(resolved.workers)
     check_job(resolved, elsewhere=elsewhere, checkpoints=found.checkpoints)
-    with found.lock():  # else another process trains it: said before anything starts
+    with found.lock():  # fail early if another process trains it
         pass
 
     def reopen(view: "Callback") -> Run:
@@ -92,7 +92,7 @@ def _launch(job: schema.JobSpec, open_run: "Callable[[Callback], Run]") -> None:
 
 
 def launch(job: schema.JobSpec, open_run: "Callable[[Callback], Run]", console: "Console") -> "Run":
-    """Train a job that was checked, in the run that `open_run` opens, and show it on a console."""
+    """Train a checked job in the run that `open_run` opens, and show progress on a console."""
     from raycnn.cli.training_view import view_for
     from raycnn.launch import dispatch
     from raycnn.training.callbacks import RunOpened

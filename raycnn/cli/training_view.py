@@ -1,4 +1,4 @@
-"""What a person sees of a training: one calm live view on a terminal, plain lines otherwise."""
+"""The view of a training: a live table and bar on a terminal, plain lines otherwise."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,14 +21,14 @@ from raycnn.training.callbacks import (
     StoppedOnRequest,
 )
 
-# Told by the error that ends the command, or by the result below it, or too often.
+# Shown by the error that ends the command or by the result, or too frequent.
 HIDDEN = CheckpointSaved | Failed | StoppedOnRequest | Evaluated
 
 HEADER = " epoch  train loss  train acc  val loss  val acc        lr  images/s     time"
 
 
 def table_row(row: Mapping[str, float]) -> str:
-    """One epoch under the header."""
+    """Return the row of one epoch, aligned with HEADER."""
     val = f"{row['val/loss']:9.4f} {row['val/acc1']:8.2%}" if "val/loss" in row else " " * 18
     return (
         f"{row['epoch']:6.0f} {row['train/loss']:11.4f} {row['train/acc1']:10.2%} {val} "
@@ -42,7 +42,7 @@ def is_shown(event: Event) -> bool:
 
 
 class TerminalView:
-    """A table that grows by a row each epoch, over one bar for the steps of the whole run."""
+    """Shows a table with a row per epoch, above one progress bar for the whole run."""
 
     def __init__(self, console: Console, epochs: int):
         self.console, self.epochs = console, epochs
@@ -89,17 +89,17 @@ class TerminalView:
                 self.bar.console.print(event.message, style="dim", highlight=False, markup=False)
 
     def _progress(self, event: Progress) -> None:
-        """Move the bar; the time left is that of the whole run, from the speed of this process."""
+        """Update the bar; the remaining time is that of the whole run, at this process's speed."""
         text = f"epoch {event.epoch}/{self.epochs}"
         done, total = (event.epoch - 1) * event.steps + event.step, self.epochs * event.steps
-        if not self.moving:  # a resumed run did not do its first epochs in a moment
+        if not self.moving:  # else a resumed run's first epochs would count as instant
             self.bar.reset(self.task, total=total, completed=done, description=text)
             self.moving = True
         self.bar.update(self.task, description=text, completed=done, total=total)
 
 
 class PlainView:
-    """A line for each epoch, for logs."""
+    """Prints a line per event, for logs."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -120,7 +120,7 @@ def view_for(console: Console, epochs: int) -> TerminalView | PlainView:
 
 
 def show_result(console: Console, run: Run) -> None:
-    """Print the test result of a run that is done, where the run is, and what to do next."""
+    """Print the test result of a finished run, its location, and the next commands."""
     result = run.result()
     assert result, "a launcher returns when the run is done"
     console.print(f"best epoch {result['best_epoch']} of {result['epochs']}", highlight=False)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 File = Annotated[
     Path | None, typer.Argument(metavar="SEARCH", help="A job spec with `tune:`: a YAML file.")
 ]
-DRY_RUN_TRIALS = 12  # of each architecture that --dry-run names
+DRY_RUN_TRIALS = 12  # trials per architecture that --dry-run lists
 
 
 def tune(

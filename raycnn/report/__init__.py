@@ -1,1 +1,1 @@
-"""What people look at afterwards."""
+"""HTML reports and figures of runs, searches and comparisons."""

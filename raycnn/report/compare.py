@@ -1,4 +1,4 @@
-"""The page that sets runs side by side."""
+"""The HTML page of a comparison of runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from raycnn.report.style import SERIES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CLASSES = 40  # of a table and picture, those that differ most
+CLASSES = 40  # the classes that differ most, in the table and the figure
 
 
 def write(path: Path, found: Comparison) -> None:
@@ -45,7 +45,7 @@ def color_of(place: int) -> str:
 
 
 def _curves(runs: Sequence[ComparedRun]) -> list[Markup]:
-    """Draw validation accuracy, of training where there is none, by epoch and by second."""
+    """Draw validation accuracy, or else training accuracy, by epoch and by training time."""
     drawn = []
     for key, label in (("epoch", "epoch"), ("time_s", "seconds of training")):
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: how it learned, what it confuses, how far its confidence can be trusted."""
+"""Figures of a run: learning curves, confusion, reliability and coverage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from raycnn.report.style import ACCENT, INK, LINE, MUTED, PAPER, SOFT, WARN
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POINTS = 500  # of a curve, at most
-SHORT = 14  # letters of a class name on an axis
+POINTS = 500  # at most so many points of a curve
+SHORT = 14  # characters of a class name on an axis
 Row = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened, on a curve."""
+    """An event marked on a learning curve."""
 
     epoch: float
     text: str
@@ -30,7 +30,7 @@ class Mark:
 def curve(
     axes: "Axes", rows: Sequence[Row], metric: str, best: int | None, marks: Sequence[Mark]
 ) -> None:
-    """Draw `loss` or `acc1` of training and validation by epoch, with what happened."""
+    """Draw `loss` or `acc1` of training and validation by epoch, with marked events."""
     percent = 100 if metric == "acc1" else 1
     shown = rows[:: max(1, -(-len(rows) // POINTS))]
     dot = "o" if len(shown) < 30 else None
@@ -62,7 +62,7 @@ def curve(
 
 
 def confusion(axes: "Axes", counts: NDArray[np.int64], classes: Sequence[str]) -> None:
-    """Draw counts (K, K) by label and prediction: shades are shares of a label."""
+    """Draw a confusion matrix (K, K) by label and prediction, shaded by the share of each label."""
     from matplotlib.patches import Rectangle
 
     size = len(classes)
@@ -95,7 +95,7 @@ def confusion(axes: "Axes", counts: NDArray[np.int64], classes: Sequence[str]) -
 
 
 def most_confused(axes: "Axes", pairs: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
-    """Draw the commonest confusions as bars: (label, prediction, count)."""
+    """Draw the most frequent confusions (label, prediction, count) as bars."""
     names = [f"{short(classes[label])} → {short(classes[said])}" for label, said, _ in pairs]
     bars = axes.barh(range(len(pairs)), [count for *_, count in pairs], 0.7, color=WARN)
     axes.bar_label(bars, padding=3, fontsize=7.5, color=MUTED)
@@ -110,7 +110,7 @@ def most_confused(axes: "Axes", pairs: Sequence[Sequence[int]], classes: Sequenc
 
 
 def reliability(axes: "Axes", found: Calibration) -> None:
-    """Draw accuracy in bins of confidence: the diagonal is a network that knows what it knows."""
+    """Draw a reliability diagram: accuracy in bins of confidence, the diagonal being perfect."""
     bins = len(found.counts)
     edges = (np.arange(bins) + 0.5) * 100 / bins
     full = found.counts > 0
@@ -119,7 +119,7 @@ def reliability(axes: "Axes", found: Calibration) -> None:
     axes.bar(edges[full], 100 * share, 100 / bins * 0.86, color=LINE, label="share of images")
     confidence, accuracy = 100 * found.confidence[full], 100 * found.accuracy[full]
     axes.plot(confidence, accuracy, color=ACCENT, lw=1, alpha=0.5)
-    # A bin of few images says little: the area of a dot is its share.
+    # The area of a dot is its bin's share of the images: small bins are unreliable.
     axes.scatter(confidence, accuracy, 12 + 90 * share, color=ACCENT, lw=0, label="accuracy")
     axes.set(
         xlim=(0, 101), ylim=(0, 103), xlabel="confidence (%)",
@@ -129,7 +129,7 @@ def reliability(axes: "Axes", found: Calibration) -> None:
 
 
 def coverage(axes: "Axes", covered: NDArray[np.float64], accuracy: NDArray[np.float64]) -> None:
-    """Draw the accuracy on the images that the network is surest of."""
+    """Draw accuracy against coverage (N,): the share of the most confident images."""
     axes.plot(100 * covered, 100 * accuracy, color=ACCENT)
     axes.fill_between(100 * covered, 100 * accuracy, 0, color=ACCENT, alpha=0.08, lw=0)
     low = 100 * float(accuracy[covered >= 0.05].min(initial=1))

@@ -1,4 +1,4 @@
-"""What happened to a run, in order, and at which epoch: for the marks on its curves."""
+"""The history of a run: its events in order, with their epochs, to mark them on curves."""
 
 import time
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ SERIOUS = (
     callbacks.WorkersRestarted, callbacks.RolledBack, callbacks.MicroBatchHalved,
     callbacks.CheckpointSkipped, callbacks.Failed,
 )  # fmt: skip
-# What the curves and the verdict show already.
+# Events that the curves and the result already show.
 SHOWN = (
     callbacks.EpochEnded, callbacks.CheckpointSaved, callbacks.RunOpened, callbacks.Evaluated,
     callbacks.ConnectingToRay,
@@ -37,15 +37,15 @@ class Happening:
 
     when: str
     epoch: float | None
-    """Epochs that were done; None before the first one is."""
+    """The number of completed epochs; None before the first."""
     mark: str
-    """A word or two on the curves; empty for what is only listed."""
+    """A short label on the curves; empty for events that are only listed."""
     text: str
     serious: bool
 
 
 def happenings(run: Run) -> list[Happening]:
-    """Return what the run's events tell, oldest first."""
+    """Return the events of a run for its report, oldest first."""
     events = run.events()
     return [
         Happening(
@@ -61,9 +61,9 @@ def happenings(run: Run) -> list[Happening]:
 
 
 def _epochs(events: Sequence[Event]) -> list[float | None]:
-    """Return where on the axis of epochs each event lies.
+    """Return the position of each event on the axis of epochs.
 
-    What sends a training back lies where the training goes on from: at the next `Resumed`.
+    A restart or rollback is placed where training continues: at the next `Resumed`.
     """
     places: list[float | None] = []
     last: float | None = None

@@ -1,4 +1,4 @@
-"""Images for a page and as contact sheets: as the network sees them, and where it looks."""
+"""Images of reports: thumbnails, contact sheets, and Grad-CAM overlays."""
 
 import base64
 from collections.abc import Sequence
@@ -21,27 +21,27 @@ from raycnn.io import atomic_path
 from raycnn.report.style import INK, MUTED, PAPER
 from raycnn.runtime import distributed
 
-SIDE = 144  # pixels of a thumbnail's longer side, at most
-TINY = 64  # up to which an image is shown pixel by pixel
-AT_ONCE = 8  # images of a Grad-CAM in memory together
-BATCH = 24  # images of a batch that are shown
-HEAT = 0.5  # of a pixel, where the network looks
+SIDE = 144  # maximum pixels of a thumbnail's longer side
+TINY = 64  # up to this size an image is enlarged without smoothing
+AT_ONCE = 8  # images per Grad-CAM batch
+BATCH = 24  # images shown of a training batch
+HEAT = 0.5  # opacity of a heat map
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network with its data, to take pictures of."""
+    """A trained network with its data, for the images of a report."""
 
     job: JobSpec
     splits: Splits
     model: nn.Module
-    """With the best weights."""
+    """The network with its best weights."""
     device: torch.device
 
     def inputs(self, split: str, samples: NDArray[np.int64]) -> Tensor:
-        """Return images (B, C, H, W) of a split as the network sees them, normalized."""
+        """Return normalized images (B, C, H, W) of a split, as the network sees them."""
         stored, _ = self.splits.members[split]
         pixels = self.splits.store.splits[stored].images[samples].transpose(0, 3, 1, 2)
         images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
@@ -49,7 +49,7 @@ class Subject:
         return pipeline(images, torch.zeros(len(images), 0, device=self.device))
 
     def heat(self, images: Tensor, classes: NDArray[np.int64]) -> NDArray[np.float32] | None:
-        """Return Grad-CAM (B, H, W) of these classes; None where the network has no feature map."""
+        """Return Grad-CAM maps (B, H, W) for classes (B,); None without a feature map."""
         self.model.eval()
         of = torch.from_numpy(classes).to(self.device)
         parts = []
@@ -64,13 +64,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """An image inside a page."""
+    """An image embedded in a page."""
 
     uri: str
     width: int
     height: int
     tiny: bool
-    """Whether its pixels are to be seen."""
+    """Whether to enlarge it without smoothing."""
 
 
 def pixels_of(images: Tensor, pipeline: Pipeline) -> Pixels:
@@ -82,7 +82,7 @@ def pixels_of(images: Tensor, pipeline: Pipeline) -> Pixels:
 
 
 def overlay(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
-    """Lay heat (H, W) in 0 to 1 over pixels (H, W, 3), which become gray beneath it."""
+    """Return pixels (H, W, 3), converted to grey, blended with a heat map (H, W) in 0 to 1."""
     from matplotlib import colormaps  # slow to import
 
     gray = pixels.mean(2, keepdims=True)
@@ -91,7 +91,7 @@ def overlay(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
 
 
 def thumbnail(pixels: Pixels) -> Thumbnail:
-    """Return pixels (H, W, 3) for a page."""
+    """Return pixels (H, W, 3) as a thumbnail with a data URI."""
     image = Image.fromarray(pixels)
     image.thumbnail((SIDE, SIDE))
     tiny = max(image.size) <= TINY
@@ -108,12 +108,12 @@ def thumbnail(pixels: Pixels) -> Thumbnail:
 def training_batch(subject: Subject) -> Batch:
     """Return the first BATCH images that the network was trained on, augmented as it saw them."""
     loader = subject.splits.loader("train", subject.job, subject.device, training=True)
-    loader.batch_size = BATCH * distributed.world_size()  # of which this worker has its share
+    loader.batch_size = BATCH * distributed.world_size()  # this worker gets its share of it
     return next(iter(loader.epoch(0)))
 
 
 def sheet(path: Path, tiles: Sequence[Pixels], captions: Sequence[str], columns: int = 6) -> None:
-    """Write a PNG of images (H, W, 3), each above its caption."""
+    """Write a PNG contact sheet of images (H, W, 3), each above its caption."""
     side, gap, text = SIDE, 10, 16
     rows = -(-len(tiles) // columns)
     font = ImageFont.load_default(11)

@@ -1,4 +1,4 @@
-"""A page: one HTML file that needs nothing from outside, whatever names stand in it."""
+"""Render a page: a self-contained HTML file, with all names escaped."""
 
 import base64
 import hashlib
@@ -16,8 +16,8 @@ from raycnn.io import atomic_path
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-LIMIT = 2_000_000  # bytes of a page
-NAME = 80  # letters of a name or value that a page shows
+LIMIT = 2_000_000  # maximum bytes of a page
+NAME = 80  # maximum characters of a name or value on a page
 
 
 @cache
@@ -33,7 +33,7 @@ def _environment() -> "Environment":
 
 
 def render(template: str, title: str, **values: Any) -> str:
-    """Return a page. What is no Markup in `values` is escaped."""
+    """Return the HTML of a page. Everything in `values` except Markup is escaped."""
     environment = _environment()
     assert environment.loader
     style, script = (
@@ -47,7 +47,7 @@ def render(template: str, title: str, **values: Any) -> str:
 
 
 def save(path: Path, page: str) -> None:
-    """Write a page whole or not at all. Raises OSError."""
+    """Write a page atomically. Raises OSError."""
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
@@ -57,7 +57,7 @@ def percent(value: float | None, digits: int = 2) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return seconds in the two largest units that say something."""
+    """Return seconds as text, in the two largest nonzero units."""
     if seconds is None:
         return ""
     if seconds < 60:
@@ -71,13 +71,13 @@ def duration(seconds: float | None) -> str:
 
 
 def clip(text: object, length: int = NAME) -> str:
-    """Return a name of bounded length."""
+    """Return text cut to `length` characters."""
     said = str(text)
     return said if len(said) <= length else f"{said[: length - 1]}…"
 
 
 def plain(value: Any) -> str:
-    """Return a setting as YAML and the command line have it, of bounded length."""
+    """Return a setting as on the command line, cut to a maximum length."""
     if isinstance(value, str):
         return clip(value, 4 * NAME)
     return clip(json.dumps(value, ensure_ascii=False), 4 * NAME)

@@ -1,6 +1,6 @@
-"""The report of a run: report.html and its pictures as PNGs, in the run's folder.
+"""The report of a run: report.html, and its figures as PNGs, in the run folder.
 
-Pictures of images need the data and the weights; everything else is read from the run's folder.
+Images need the data and the weights; everything else is read from the run folder.
 """
 
 import logging
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
 log = logging.getLogger("raycnn")
 
 FILE = "report.html"
-MISTAKES, ISSUES = 24, 16  # images that are shown; issues of each split
-MATRIX = 30  # classes, up to which the confusion matrix is shown whole
-PAIRS = 15  # confused pairs, above
-TABLE = 300  # classes that a table lists, the worst
-FEW = 100  # validation images, below which the choice of the best epoch is said to be unsure
-WARNINGS, HAPPENINGS = 20, 40  # that are shown
+MISTAKES, ISSUES = 24, 16  # mistakes shown; label issues shown per split
+MATRIX = 30  # maximum classes of a complete confusion matrix
+PAIRS = 15  # confused pairs shown above that
+TABLE = 300  # maximum classes in the table, the worst
+FEW = 100  # below so many validation images the choice of the best epoch is called uncertain
+WARNINGS, HAPPENINGS = 20, 40  # maximum warnings and events shown
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Card:
-    """An image, where the network looked, and what is to be said of it."""
+    """An image with its Grad-CAM overlay, label, prediction and probabilities."""
 
     images: list[Thumbnail]
     label: str
@@ -60,16 +60,16 @@ class Card:
 
 
 def write(run: Run, found: Predictions | None, subject: Subject | None, missing: str = "") -> Path:
-    """Write report.html and the PNGs, from the run's predictions; returns the page's path.
+    """Write report.html and the PNGs from the run's predictions; return the page's path.
 
-    Without a `subject` it shows no images, for the reason that `missing` says.
+    Without a `subject` the report has no images, and `missing` is the reason. Raises OSError.
     """
     drawings = _Drawings(run.folder)
     with style.styled():
         values = _values(run, found, subject, missing, drawings)
     title = f"{run.name} · raycnn"
     text = page.render("run.html", title, **values)
-    if len(text.encode()) > page.LIMIT:  # the largest things in it are images
+    if len(text.encode()) > page.LIMIT:  # images take most of the space
         values |= {"mistakes": [], "issues": [], "batch": None}
         values["missing"] = "the images are left out: they are too many bytes; see the PNGs"
         text = page.render("run.html", title, **values)
@@ -93,7 +93,7 @@ def subject_of(run: Run, device: str = "cpu", root: str | None = None) -> Subjec
 
 
 def publish(run: Run, job: JobSpec, result: TrainResult, callback: Callback) -> None:
-    """Write the report of a run that ended; a failure is a warning, and never the run's."""
+    """Write the report of a finished run; an error is only a warning."""
     try:
         best = result.state.best or result.state.epoch
         found = from_training(result.splits, best, result.predictions)
@@ -108,20 +108,20 @@ def publish(run: Run, job: JobSpec, result: TrainResult, callback: Callback) -> 
 
 
 def write_from_folder(run: Run, device: str = "cpu", root: str | None = None) -> Path:
-    """Write the report of a run from its folder, with images where its data is found."""
+    """Write the report of a run from its folder, with images if its data is found."""
     try:
         subject, missing = subject_of(run, device, root), ""
     except RaycnnError as error:
         subject, missing = None, str(error)
     try:
         found = evaluate.kept(run)
-    except DataError:  # no epoch is done, or its weights are damaged
+    except DataError:  # no complete epoch, or corrupt weights
         found = None
     return write(run, found, subject, missing)
 
 
 class _Drawings:
-    """Draws each picture once: into the page, and as a PNG into the folder."""
+    """Draws each figure once, for the page and as a PNG in the folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -142,7 +142,7 @@ class _Drawings:
 def _values(
     run: Run, found: Predictions | None, subject: Subject | None, missing: str, draw: _Drawings
 ) -> dict[str, Any]:
-    """Return everything that the template shows."""
+    """Return the values of the template."""
     job, result = run.job(), run.result()
     rows = [{key: float(value) for key, value in row.items() if value} for row in run.rows()]
     test = found.splits.get("test") if found else None
@@ -209,7 +209,7 @@ def _facts(
 def _notes(
     rows: Sequence[dict[str, float]], subject: Subject | None, result: dict[str, Any] | None
 ) -> list[str]:
-    """Return what a reader of the number should bear in mind."""
+    """Return caveats of the test result."""
     notes = []
     val = len(subject.splits.labels("val")) if subject else None
     if rows and "val/acc1" not in rows[-1]:
@@ -304,7 +304,7 @@ def _cards(
 ) -> list[Card]:
     """Return a card for each image, and write their contact sheet.
 
-    `others` are the classes that are set against the labels.
+    `others` are the classes that are contrasted with the labels.
     """
     if not len(indices):
         png.unlink(missing_ok=True)
@@ -354,7 +354,7 @@ def _mistakes(
 
 
 def _issues(found: Predictions | None, subject: Subject | None, folder: Path) -> list[Any]:
-    """Return (split, how many, cards) of the held-out splits that have likely wrong labels."""
+    """Return (split, count, cards) of the held-out splits with likely wrong labels."""
     sections = []
     for split in ("test", "val"):
         if not found or split not in found.splits:
@@ -372,7 +372,7 @@ def _issues(found: Predictions | None, subject: Subject | None, folder: Path) ->
 
 
 def _data(subject: Subject | None, name: str) -> dict[str, Any] | None:
-    """Return images of each split, and of each class in each."""
+    """Return the numbers of images by split and class."""
     if not subject:
         return None
     splits = subject.splits
@@ -400,7 +400,7 @@ def _warnings(subject: Subject | None) -> list[str]:
 
 
 def _batch(subject: Subject | None, folder: Path) -> list[tuple[Thumbnail, str]] | None:
-    """Return the first images of training as the network saw them, with their labels."""
+    """Return the first augmented training images, with their labels."""
     if not subject:
         return None
     batch = images.training_batch(subject)

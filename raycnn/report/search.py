@@ -1,4 +1,4 @@
-"""The report of a search: report.html and its pictures as PNGs, in the search's folder."""
+"""The report of a search: report.html, and its figures as PNGs, in the search folder."""
 
 import logging
 import math
@@ -37,7 +37,7 @@ log = logging.getLogger("raycnn")
 
 
 def publish(search: Search, board: Board, note: Callable[[str], None] = log.warning) -> None:
-    """Write the report of a search that ended; a failure is a note, and never the search's."""
+    """Write the report of a finished search; an error is only noted."""
     try:
         write(search, board)
     except Exception as error:
@@ -46,7 +46,7 @@ def publish(search: Search, board: Board, note: Callable[[str], None] = log.warn
 
 
 def write(search: Search, board: Board) -> Path:
-    """Write report.html and the PNGs; returns the page's path. Raises OSError."""
+    """Write report.html and the PNGs; return the page's path. Raises OSError."""
     pictures = _pictures(search, board)
     best = winners(list(board))
     overall = next(iter(best.values()), None)
@@ -67,12 +67,12 @@ def write(search: Search, board: Board) -> Path:
 
 
 def draw(search: Search, board: Board) -> list[Path]:
-    """Write the PNGs that there is something to show in; returns their paths."""
+    """Write the PNGs of all figures that have data; return their paths."""
     return [search.folder / f"{name}.png" for name in _pictures(search, board)]
 
 
 def _pictures(search: Search, board: Board) -> dict[str, Markup]:
-    """Draw each picture that there is something for: for the page, and as a PNG."""
+    """Draw all figures that have data, for the page and as PNGs."""
     known = [entry for entry in board if entry.metric is not None]
     pictures: dict[str, Picture] = {
         "curves": _curves,
@@ -123,7 +123,7 @@ def _scaled(search: Search, value: float | None) -> float:
 
 
 def _colors(search: Search) -> Iterator[tuple[str, str]]:
-    """Yield each architecture and its color, whatever is in a picture."""
+    """Yield each architecture with its color, the same in all figures."""
     for index, architecture in enumerate(search.spec.architectures):
         yield architecture.name, SERIES[index % len(SERIES)]
 
@@ -131,7 +131,7 @@ def _colors(search: Search) -> Iterator[tuple[str, str]]:
 def _points(
     axes: "Axes", search: Search, board: Board, x: Callable[[LeaderboardEntry], float]
 ) -> None:
-    """Draw a dot for each trial: hollow where it was ended early, ringed where it won."""
+    """Draw a dot for each trial: hollow if it was stopped early, ringed for the winner."""
     overall = next(iter(winners(list(board)).values()), None)
     for name, color in _colors(search):
         own = [entry for entry in board if entry.architecture == name]
@@ -168,7 +168,7 @@ def _against(axes: "Axes", search: Search, board: Board, key: str, log: bool) ->
 
 
 def _plain_log(axes: "Axes") -> None:
-    """Make the x axis logarithmic, with numbers as people write them."""
+    """Make the x axis logarithmic, with plain numbers as tick labels."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -180,7 +180,7 @@ def _plain_log(axes: "Axes") -> None:
 
 
 def value_of(job: JobSpec, entry: LeaderboardEntry, key: str) -> Any:
-    """Return what a trial had for a dotted key: its own change, or the job's setting."""
+    """Return a trial's value of a dotted key: its own change, or else the job's setting."""
     if key in entry.changes:
         return entry.changes[key]
     value: Any = job.tree()
@@ -190,7 +190,7 @@ def value_of(job: JobSpec, entry: LeaderboardEntry, key: str) -> Any:
 
 
 def _curves(axes: "Axes", search: Search, board: Board) -> bool:
-    """Draw every trial epoch by epoch: the best of each architecture heavy, the others faint."""
+    """Draw the learning curve of each trial, with the best of each architecture emphasized."""
     metric = search.spec.tune.metric
     best = {entry.trial for entry in winners(list(board)).values()}
     colors = dict(_colors(search))
@@ -217,7 +217,7 @@ def _curves(axes: "Axes", search: Search, board: Board) -> bool:
 
 
 def _importance(axes: "Axes", search: Search, board: Board) -> bool:
-    """Draw how much of the metric's variation each key explains, for each architecture."""
+    """Draw the importance of each key for the metric, by architecture."""
     shown = {}
     for name, color in _colors(search):
         own = [entry for entry in board if entry.architecture == name]
@@ -241,10 +241,10 @@ def _importance(axes: "Axes", search: Search, board: Board) -> bool:
 
 
 def importance(board: Board) -> dict[str, float]:
-    """Return the share of each key, of the trials of one architecture; they add up to 1.
+    """Return the importance of each key over trials of one architecture, summing to 1.
 
-    Impurity decrease in a random forest (Breiman, Machine Learning 45 (2001), pages 5 to 32); {}
-    where there are too few trials, or nothing varies.
+    Impurity decrease in a random forest (Breiman, Machine Learning 45 (2001), pages 5 to 32).
+    Returns {} for too few trials, or without variation.
     """
     if len(board) < FEWEST:
         return {}
@@ -267,7 +267,7 @@ def _numbers(values: list[Any]) -> NDArray[np.float64]:
 
 
 def _pareto(axes: "Axes", search: Search, board: Board) -> bool:
-    """Draw the metric against the time it took, and the trials that none beats in both."""
+    """Draw the metric against training time, with the Pareto front."""
     board = [entry for entry in board if entry.seconds > 0]
     if not board:
         return False
@@ -285,7 +285,7 @@ def _pareto(axes: "Axes", search: Search, board: Board) -> bool:
 
 
 def front(board: list[LeaderboardEntry], sign: int) -> list[LeaderboardEntry]:
-    """Return the Pareto front, quickest first: each is better than all that are quicker."""
+    """Return the Pareto front, fastest first: each entry is better than all faster ones."""
     found: list[LeaderboardEntry] = []
     for entry in sorted(board, key=lambda e: (e.seconds, -sign * (e.metric or 0.0))):
         if not found or sign * (entry.metric or 0.0) > sign * (found[-1].metric or 0.0):
@@ -295,18 +295,18 @@ def front(board: list[LeaderboardEntry], sign: int) -> list[LeaderboardEntry]:
 
 @dataclass(frozen=True)
 class Strip:
-    """One key of a space: where the trials' values lie in it, and the best one's."""
+    """One key of a search space, with the positions of the trials' values and the best value."""
 
     key: str
     kind: str
     ends: list[str]
     places: list[float]
-    """From 0 to 1, of all trials."""
+    """The positions of all trials, from 0 to 1."""
     best: float | None
     value: str
-    """Of the best trial."""
+    """The value of the best trial."""
     at_edge: bool
-    """Whether the best lies so near an end that the space may be too narrow."""
+    """Whether the best value is so close to an end that the space may be too narrow."""
 
 
 def _space(search: Search, architecture: Architecture, board: Board) -> tuple[str, list[Strip]]:
@@ -329,7 +329,7 @@ def _space(search: Search, architecture: Architecture, board: Board) -> tuple[st
 
 
 def place_in(domain: Domain, value: Any) -> float | None:
-    """Return where a value lies in its domain, from 0 to 1; None where it is not in it."""
+    """Return the position of a value in its domain, from 0 to 1; None if it is outside."""
     if domain.kind in ("choice", "grid"):
         if value not in domain.ends:
             return None

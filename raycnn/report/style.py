@@ -1,7 +1,7 @@
-"""How pictures look: one palette, which holds on a light and on a dark page, in print and as PNGs.
+"""The style of figures: one palette for light and dark pages, print and PNGs.
 
-A figure is drawn once in the colors of the light page. In a page its SVG takes its colors and its
-font from the page, since each color of the palette stands there as a CSS variable.
+A figure is drawn once, in the colors of the light page. Its SVG takes colors and font from the
+page, where each color of the palette is a CSS variable.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Blue and orange of Okabe and Ito's palette, darkened for text: told apart by the color-blind.
+# Blue and orange of Okabe and Ito's color-blind-safe palette, darkened for text.
 INK, MUTED, LINE, PAPER = "#1c2127", "#68717b", "#dfe3e8", "#fefefe"
 ACCENT, WARN, SOFT = "#0a62a8", "#b8500b", "#9aa5b1"
 PALETTE = {
     INK: "ink", MUTED: "muted", LINE: "line", PAPER: "paper",
     ACCENT: "accent", WARN: "warn", SOFT: "soft",
 }  # fmt: skip
-# Of several things in one picture (Okabe and Ito, 2008, without yellow, which is lost on white).
+# Colors of series in one figure (Okabe and Ito, 2008, without yellow, which is invisible on white).
 SERIES = ["#0a62a8", "#d2690a", "#00896a", "#b25b8e", "#4d9fd6", "#8a6d00", "#68717b"]
 
 SIZE = (4.8, 3.0)  # inches; 460 pixels wide on a page, so that text stays legible on a phone
@@ -49,7 +49,7 @@ RC: dict[str, Any] = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw within this: in our style, and without a word on letters that the font lacks."""
+    """Apply the style inside the block, without warnings about missing glyphs."""
     from matplotlib import rc_context  # slow to import
 
     settings: Any = RC
@@ -59,7 +59,7 @@ def styled() -> Iterator[None]:
 
 
 def draw(picture: Callable[["Axes"], None], size: tuple[float, float] = SIZE) -> "Figure":
-    """Return a figure with one pair of axes, drawn by `picture`. Call it within `styled`."""
+    """Return a figure whose axes `picture` draws. Call it inside `styled`."""
     from matplotlib.figure import Figure
 
     figure = Figure(size, layout="constrained")
@@ -71,13 +71,13 @@ def save_png(figure: "Figure", path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
-    figure.set_layout_engine("none")  # as it was laid out for the page
+    figure.set_layout_engine("none")  # keep the layout of the page
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
 
 
 def svg(figure: "Figure", title: str) -> str:
-    """Return the figure for a page: an <svg> element that takes colors and font from its CSS."""
+    """Return a figure as an <svg> element that takes colors and font from the page's CSS."""
     from html import escape
 
     from matplotlib import rc_context
@@ -85,7 +85,7 @@ def svg(figure: "Figure", title: str) -> str:
 
     FigureCanvasSVG(figure)
     file = StringIO()
-    # Ids are unique in the page, and the same each time.
+    # Make ids unique in the page, and reproducible.
     salt = hashlib.sha256(title.encode()).hexdigest()[:8]
     with rc_context({"svg.hashsalt": salt}):
         figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
