@@ -86,7 +86,7 @@ def _search(
     open_search: "Callable[[], Search]", view: "SearchView", train: "Callable[[Search], None]"
 ) -> "Search":
     from raycnn.report.search import publish
-    from raycnn.search.leaderboard import write
+    from raycnn.search.leaderboard import write_leaderboard
 
     opened = open_search()
     again = f"`raycnn tune --resume {opened.home}`"
@@ -98,7 +98,7 @@ def _search(
         except ClusterError as error:
             raise ClusterError(f"{error}: {again} continues") from None
         finally:
-            publish(opened, write(opened), view.note)
+            publish(opened, write_leaderboard(opened), view.note)
     return opened
 
 

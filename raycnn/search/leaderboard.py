@@ -183,7 +183,7 @@ def winners(board: list[LeaderboardEntry]) -> dict[str, LeaderboardEntry]:
     return best
 
 
-def write(search: Search) -> list[LeaderboardEntry]:
+def write_leaderboard(search: Search) -> list[LeaderboardEntry]:
     """Write the leaderboard and the winners' jobs into the folder; return the leaderboard."""
     board = leaderboard(search)
     best = winners(board)

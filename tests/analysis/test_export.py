@@ -19,7 +19,7 @@ from raycnn.analysis.exported import open_exported
 from raycnn.analysis.predict import Network, find_pictures
 from raycnn.config.load import job_from_tree
 from raycnn.config.schema import Model
-from raycnn.config.yaml_file import load as load_yaml
+from raycnn.config.yaml_file import load_yaml
 from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, JobFailed, SpecError
 from raycnn.runs.directory import Run

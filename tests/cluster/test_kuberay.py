@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
-from raycnn.cli import verbs
+from raycnn.cli.commands import COMMANDS
 from raycnn.config.load import load_job
 from raycnn.runtime.device import DEVICE_KINDS
 from tests.cluster.conftest import CLUSTER, locked, read
@@ -93,7 +93,7 @@ def test_ray_counts_the_cards_that_kubernetes_gives(kind: str) -> None:
 def test_a_jobs_command_is_a_raycnn_job_that_fits_its_cluster(kind: str) -> None:
     manifest = read(KUBERAY / f"job-{kind}.yaml")["spec"]
     program, verb, file, *changes = shlex.split(manifest["entrypoint"])
-    assert program == "raycnn" and verb in verbs
+    assert program == "raycnn" and verb in COMMANDS
     job = load_job(ROOT / Path(file).relative_to("/opt/raycnn"), changes)
     (group,) = manifest["rayClusterSpec"]["workerGroupSpecs"]
     assert job.workers.count == group["replicas"] and job.workers.device == DEVICES[kind]

@@ -50,7 +50,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Search:
 
 
 def board(search: Search) -> list[LeaderboardEntry]:
-    return leaderboard.write(search)
+    return leaderboard.write_leaderboard(search)
 
 
 def test_every_draw_is_trained_once_per_fold(done: Search) -> None:

@@ -62,7 +62,7 @@ def exploited(search: Search) -> list[Trial]:
 
 
 def test_the_worst_of_a_generation_copy_the_best(done: Search) -> None:
-    entries = {entry.trial: entry for entry in leaderboard.write(done)}
+    entries = {entry.trial: entry for entry in leaderboard.write_leaderboard(done)}
     assert {(entry.state, entry.epochs) for entry in entries.values()} == {("done", 3)}
     assert [len(one.info["scores"]) for one in done.trials()] == [2] * 4, "after epochs 1 and 2"
     ranked = sorted(done.trials(), key=lambda one: -one.info["scores"][1])
@@ -83,7 +83,7 @@ def test_the_worst_of_a_generation_copy_the_best(done: Search) -> None:
 
 
 def test_a_job_trained_alone_repeats_the_whole_lineage_of_its_trial(done: Search) -> None:
-    found = leaderboard.write(done)
+    found = leaderboard.write_leaderboard(done)
     assert max(len(one.run.job().stages) for one in done.trials()) == 2
     for one in exploited(done):
         alone = train(one.run.job().change({"storage.path": str(done.folder)}))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raycnn.training.metrics import MetricAccumulator, confidence_interval, per_class
+from raycnn.training.metrics import MetricAccumulator, class_metrics, confidence_interval
 
 
 def test_an_epoch_is_summed_over_batches_of_any_size() -> None:
@@ -45,7 +45,7 @@ def test_figures_by_class_are_scikit_learns() -> None:
     true, said = [0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 1, 2, 0, 2]
     matrix = confusion_matrix(true, said)
     pairs = [[k, j, int(matrix[k, j])] for k, j in zip(*matrix.nonzero(), strict=True)]
-    rows = per_class(pairs, ("a", "b", "c"))
+    rows = class_metrics(pairs, ("a", "b", "c"))
     precision, recall, f1, count = precision_recall_fscore_support(true, said)
     for k, row in enumerate(rows):
         ours = [row["precision"], row["recall"], row["f1"], row["count"]]
@@ -60,7 +60,7 @@ def test_ten_thousand_classes_take_memory_of_the_images_and_not_of_the_square() 
         labels = torch.arange(start, start + images) % classes
         tally.add(torch.tensor(1.0), F.one_hot(labels, classes).float(), labels, images)
     seen = tally.all_reduce()
-    rows = per_class(seen.confusion, tuple(map(str, range(classes))))
+    rows = class_metrics(seen.confusion, tuple(map(str, range(classes))))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert seen.hits == seen.count == sum(row["count"] for row in rows)
