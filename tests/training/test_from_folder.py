@@ -23,7 +23,7 @@ def test_images_are_as_large_as_the_pictures_allow(
 ) -> None:
     """`size` is (width, height), `seen` is (height, width)."""
     made = job_for_folder(write_pictures(tmp_path / "pics", ["a", "b"], 3, size))
-    _, shape, _ = resolve_job(made.job)
+    shape = resolve_job(made.job).shape
     assert shape[1:] == seen
 
 
@@ -40,7 +40,7 @@ def test_what_is_asked_for_stands_above_what_was_found(tmp_path: Path) -> None:
         top, ["data.size=96", "model=lenet", "train.epochs=5", "optimizer.lr=0.01"]
     )
     assert made.job.name == "my-pictures-2"
-    assert resolve_job(made.job)[1][1:] == (96, 96)
+    assert resolve_job(made.job).shape[1:] == (96, 96)
     assert made.job.model.name == "lenet" and made.job.train.epochs == 5
     assert made.job.optimizer.options == {"lr": 0.01, "weight_decay": 0.05}
     with pytest.raises(SpecError, match="epochs"):
