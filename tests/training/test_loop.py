@@ -154,7 +154,8 @@ def test_a_kill_between_a_checkpoint_and_its_index_loses_neither_last_nor_best(
 def test_what_cannot_change_in_a_run_is_refused(job: MakeJob) -> None:
     run = train(job())
     for change in ({"model.pool": "max"}, {"train.batch_size": 16}, {"seed": 3}, {"data.val": 0.2}):
-        with pytest.raises(SpecError, match="cannot change in a run that has begun"):
+        section = next(iter(change)).partition(".")[0]
+        with pytest.raises(SpecError, match=f"^{section}"):
             train(job(train__epochs=5, **change), run)
 
 
