@@ -69,7 +69,7 @@ def verify(job: JobSpec, run: Run | None, tell: Tell) -> VerifyReport:
     other = 1 if count > 1 else 2
     findings = [_whole(run)] if run else []
     with TemporaryDirectory(prefix="raycnn-verify-", ignore_cleanup_errors=True) as folder:
-        short = shortened(job, Path(folder), count, max(count, other))
+        short = shortened_job(job, Path(folder), count, max(count, other))
         tell(f"training it unbroken, {_workers(count)}")
         unbroken = _trained(Run.create(short))
         steps = int(unbroken.rows()[0]["step"])
@@ -92,7 +92,7 @@ def verify(job: JobSpec, run: Run | None, tell: Tell) -> VerifyReport:
     return VerifyReport(job.name, f"{how}, on {kind.name}", environment(), findings)
 
 
-def shortened(job: JobSpec, folder: Path, count: int, most: int) -> JobSpec:
+def shortened_job(job: JobSpec, folder: Path, count: int, most: int) -> JobSpec:
     """Return a job of a few steps on `count` workers, with CPUs for `most` workers each."""
     images = int(STEPS * job.train.batch_size / (1 - job.data.val))
     return job.change(

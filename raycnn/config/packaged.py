@@ -35,7 +35,7 @@ def find_job_file(path: Path) -> Path:
     packaged = packaged_jobs()
     if str(path) in packaged:
         return packaged[str(path)]
-    if path.suffix in SUFFIXES:
+    if path.suffix in SUFFIXES or len(path.parts) > 1:
         beside = [file.name for file in path.parent.glob("*.y*ml") if file.is_file()]
         hint = _hint(path.stem, {name.rpartition(".")[0]: name for name in beside})
         raise SpecError(f"cannot read {path}: there is no such file{hint}")

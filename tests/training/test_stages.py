@@ -87,7 +87,7 @@ def test_a_run_resumed_inside_a_stage_equals_the_unbroken_one(job: MakeJob, opti
 def test_only_stages_that_have_not_begun_may_change_on_resume(job: MakeJob) -> None:
     run = train(job(train__epochs=2, stages=[stage(1, optimizer__lr=0.02)]))
     for stages in ([], [stage(1, optimizer__lr=0.03)]):
-        with pytest.raises(SpecError, match="stages: what has begun cannot change"):
+        with pytest.raises(SpecError, match="^stages: "):
             train(job(stages=stages), run)
     train(job(stages=[stage(1, optimizer__lr=0.02), stage(2, optimizer__lr=0.3)]), run)
     assert len(run.rows()) == 3
