@@ -89,7 +89,7 @@ class News(NamedTuple):
     outcome: Outcome | None
 
 
-class Channel:
+class ChannelActor:
     """The actor."""
 
     def __init__(self, retries: int, size: int, wanted: str):
@@ -223,7 +223,7 @@ class Channel:
 def open_channel(retries: int, size: int, wanted: str) -> Any:
     """Start the channel's actor on the driver's node, so that both end together."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(Channel).options(num_cpus=0, scheduling_strategy=here)
+    actor = ray.remote(ChannelActor).options(num_cpus=0, scheduling_strategy=here)
     return actor.remote(retries, size, wanted)
 
 

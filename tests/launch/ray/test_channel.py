@@ -9,7 +9,7 @@ import pytest
 
 from raycnn.errors import DataError, WorkerLost
 from raycnn.launch import worker
-from raycnn.launch.ray.channel import Channel, Member, Outcome
+from raycnn.launch.ray.channel import ChannelActor, Member, Outcome
 from raycnn.training.callbacks import EpochEnded, Progress, WorkersRestarted, WorldResized
 
 T = TypeVar("T")
@@ -26,26 +26,26 @@ def member(rank: int) -> Member:
     return Member(f"node{rank}", f"10.0.0.{rank}", 1000 + rank, [])
 
 
-async def joined(channel: Channel, group: str, size: int) -> list[Any]:
+async def joined(channel: ChannelActor, group: str, size: int) -> list[Any]:
     """All workers of a group join, the last rank first; return what each is told."""
     ranks = reversed(range(size))
     return await asyncio.gather(*(channel.join(group, r, size, member(r)) for r in ranks))
 
 
-def channel_after(*groups: str, retries: int = 1, size: int = 2) -> Channel:
+def channel_after(*groups: str, retries: int = 1, size: int = 2) -> ChannelActor:
     """A channel whose groups joined one after another; each but the last then ended silently."""
-    channel = Channel(retries, size, str(size))
+    channel = ChannelActor(retries, size, str(size))
     for group in groups:
         now(joined(channel, group, size))
     return channel
 
 
-def causes(channel: Channel) -> list[str]:
+def causes(channel: ChannelActor) -> list[str]:
     return [event.cause for event, _ in channel.events if isinstance(event, WorkersRestarted)]
 
 
 def test_workers_that_join_are_told_of_all_by_rank() -> None:
-    channel = Channel(0, 3, "3")
+    channel = ChannelActor(0, 3, "3")
     told = now(joined(channel, "first", 3))
     assert told == [[member(0), member(1), member(2)]] * 3
     assert now(channel.news(0)).workers == told[0]
@@ -55,7 +55,7 @@ def test_a_worker_of_a_group_that_never_came_together_waits_for_no_dead_one() ->
     """Rank 0 of the first group joined, and the group was lost; the second one is whole."""
 
     async def scene() -> list[Any]:
-        channel = Channel(1, 2, "2")
+        channel = ChannelActor(1, 2, "2")
         early = asyncio.create_task(channel.join("first", 0, 2, member(0)))
         await asyncio.sleep(0)
         told = await joined(channel, "second", 2)
