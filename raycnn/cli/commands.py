@@ -8,12 +8,12 @@ from typer.core import TyperGroup
 
 GROUPS = {
     "Prepare": {
-        "list": ("list:show", "What a spec can name; runs and searches"),
+        "list": ("list:show", "List models, data sets and options; runs and searches"),
         "check": ("check:check", "Check a job without training it"),
-        "data": ("data:data", "Look through a data set"),
-        "init": ("init:init", "Write the spec of a folder of pictures"),
+        "data": ("data:data", "Inspect a data set"),
+        "init": ("init:init", "Write a spec for a folder of pictures"),
         "summary": ("summary:summary", "Show a network layer by layer"),
-        "schema": ("schema:schema", "JSON schema of a spec, for editors"),
+        "schema": ("schema:schema", "Print the JSON schema of a spec, for editors"),
     },
     "Train": {
         "train": ("train:train", "Train a job"),
@@ -24,19 +24,19 @@ GROUPS = {
         "eval": ("eval:evaluate", "Evaluate a run, class by class"),
         "predict": ("predict:predict", "Classify pictures"),
         "report": ("report:report", "Write the report of a run or search"),
-        "compare": ("compare:compare", "Show what sets runs apart"),
+        "compare": ("compare:compare", "Compare runs"),
         "export": ("export:export", "Write a network for other programs"),
     },
     "Cluster": {
         "submit": ("submit:submit", "Train a job on a Ray cluster"),
-        "status": ("status:status", "How a submitted job is doing"),
-        "logs": ("logs:logs", "What a submitted job has printed"),
-        "stop": ("stop:stop", "Have a submitted job save and stop"),
-        "fetch": ("fetch:fetch", "Copy a run from a cluster to here"),
+        "status": ("status:status", "Show the status of a submitted job"),
+        "logs": ("logs:logs", "Show the output of a submitted job"),
+        "stop": ("stop:stop", "Save and stop a submitted job"),
+        "fetch": ("fetch:fetch", "Copy a run from a cluster"),
     },
     "Examine": {
-        "doctor": ("doctor:doctor", "What is installed, and what does not fit"),
-        "compare-devices": ("compare_devices:compare_devices", "The same steps on several devices"),
+        "doctor": ("doctor:doctor", "Check versions and devices"),
+        "compare-devices": ("compare_devices:compare_devices", "Compare steps on devices"),
         "lr-finder": ("lr_finder:lr_finder", "Suggest a learning rate"),
         "verify": ("verify:verify", "Kill, resume and compare a training"),
     },

@@ -31,7 +31,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
     root: Runs = "runs",
 ) -> None:
-    """Show what sets runs apart: their specs, tests image by image, seeds and classes."""
+    """Compare runs: their specs, test predictions image by image, seeds and classes."""
     from raycnn.analysis.compare import compare as compare_runs
     from raycnn.runs.directory import Run
 

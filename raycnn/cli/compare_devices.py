@@ -18,10 +18,10 @@ def compare_devices(
     ] = "cpu,cuda",
     steps: Annotated[int, typer.Option("--steps", min=1, help="How many are compared.")] = 10,
 ) -> None:
-    """Take the same steps on several devices, and show how far apart losses and gradients are.
+    """Train the same steps on several devices, and show the differences of losses and gradients.
 
-    The initial weights and batches are the same, without dropout. Every device is compared with the
-    first.
+    Initial weights and batches are the same, and dropout is disabled. Every device is compared with
+    the first.
     """
     resolved = load_job(job, changes or [])
     from raycnn.analysis.compare_devices import compare

@@ -36,10 +36,10 @@ def data(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
 ) -> None:
-    """Look through the data: counts, brightness, unreadable images, duplicates.
+    """Inspect data: counts, channel statistics, unreadable images, duplicates.
 
-    A JOB's splits are those it trains on; a SOURCE's, with options as key=value, are its own.
-    Duplicates are found pixel for pixel, and nearly so: saved anew, or scaled.
+    A JOB is shown with the splits it trains on; a SOURCE, with options as key=value, with its own.
+    Near-duplicates are images re-encoded or rescaled.
     """
     store, members = _opened(source, changes or [], root)
     from raycnn.data.inspect.survey import survey

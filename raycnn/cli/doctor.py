@@ -26,7 +26,7 @@ def doctor(
     runs: Runs = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
 ) -> None:
-    """Show what is installed and at hand here, and what of it does not fit together."""
+    """Show installed versions and devices, and report what is missing or incompatible."""
     from raycnn.analysis.doctor import examine
     from raycnn.errors import EnvironmentUnavailable
     from raycnn.runtime import device

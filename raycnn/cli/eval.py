@@ -25,9 +25,9 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
     runs: Runs = "runs",
 ) -> None:
-    """Evaluate a run's weights on every image of a split, once; class by class.
+    """Evaluate a run's weights on every image of a split once, with metrics of each class.
 
-    Reads the predictions that the run keeps, and makes those that it does not.
+    Reads the run's stored predictions, and computes missing ones.
     """
     if split not in SPLITS:
         raise SpecError(unknown("split", split, SPLITS))

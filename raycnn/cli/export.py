@@ -23,7 +23,7 @@ def export(
     ] = None,
     runs: Runs = "runs",
 ) -> None:
-    """Write a run's network for other programs, once it is found equal on every test image."""
+    """Export a run's network, after verifying that it equals the run on the test images."""
     from raycnn.analysis import export as exporting
     from raycnn.runs.directory import Run
 

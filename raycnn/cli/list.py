@@ -34,7 +34,7 @@ def show(
     ] = "name",
     as_json: AsJson = False,
 ) -> None:
-    """List what a spec can name, with options; the runs and searches; or a cluster's jobs."""
+    """List all names that a spec can use, with options; runs and searches; or a cluster's jobs."""
     if jobs:
         _show_jobs(address, as_json)
         return

@@ -15,7 +15,7 @@ def logs(
     ] = False,
     address: Address = None,
 ) -> None:
-    """Show what a submitted job has printed."""
+    """Show the output of a submitted job."""
     from raycnn.cli.remote import find_job, follow, reach
 
     cluster = reach(address)

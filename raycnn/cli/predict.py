@@ -24,7 +24,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     runs: Runs = "runs",
 ) -> None:
-    """Name the classes of pictures, most probable first. Needs the run folder alone."""
+    """Classify pictures, the most probable classes first. Needs only the run folder."""
     from raycnn.analysis import predict as predicting
 
     classifier = _classifier(run, weights, device, runs)

@@ -19,7 +19,7 @@ def status(
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how a submitted job is doing; or a cluster's nodes and jobs."""
+    """Show the status of a submitted job; or a cluster's nodes and jobs."""
     from raycnn.cli.remote import job_facts, reach, show_jobs
     from raycnn.launch.ray.resources import table
 

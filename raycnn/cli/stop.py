@@ -4,7 +4,7 @@ from raycnn.cli.arguments import Address, JobId
 
 
 def stop(job: JobId, address: Address = None) -> None:
-    """Have a submitted job save its state and stop; after two minutes it is ended anyway."""
+    """Save the state of a submitted job and stop it; after two minutes it is killed."""
     from raycnn.cli.remote import find_job, reach
 
     cluster = reach(address)

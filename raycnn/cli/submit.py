@@ -27,9 +27,7 @@ def submit(
     ] = True,
     resume: Annotated[
         str | None,
-        typer.Option(
-            "--resume", metavar="RUN", help="Go on with a run there: a job's id, or job/n."
-        ),
+        typer.Option("--resume", metavar="RUN", help="Resume a run there: a job's id, or job/n."),
     ] = None,
     code: Annotated[
         bool, typer.Option("--with-code", help="Run on this raycnn, sent along: not the cluster's.")
@@ -37,15 +35,15 @@ def submit(
 ) -> None:
     """Train a job, or search, on a Ray cluster, and follow it from here.
 
-    The spec is checked here, and the workers it asks for against what the cluster has. Its paths
-    are the cluster's: relative ones are below the home folder of whoever started Ray on the head
-    node, so runs come into `runs` there, and RAYCNN_DATA is the one that was set there.
+    The spec is checked here, and its workers against the cluster's resources. Its paths are the
+    cluster's: relative ones are below the home folder of the user who started Ray on the head node,
+    so runs are written to `runs` there, and RAYCNN_DATA is the one set there.
 
-    Ends with the job's own exit code. Ctrl-C leaves the job alone: `raycnn logs -f ID` goes on
-    watching, `raycnn stop ID` has it save and stop, `raycnn submit --resume ID` goes on with it.
+    Exits with the job's own exit code. Ctrl-C does not stop the job: `raycnn logs -f ID` follows it
+    again, `raycnn stop ID` saves and stops it, `raycnn submit --resume ID` resumes it.
 
-    Without any address a Ray is started here for the job, in this folder, and ended with it, so
-    that --detach needs one.
+    Without an address a local Ray is started for the job, in this folder, and stopped at its end;
+    --detach needs an address.
     """
     if resume is not None and job is not None:  # with --resume the first argument is a change
         changes, job = [str(job), *(changes or [])], None

@@ -35,9 +35,8 @@ def summary(
 ) -> None:
     """Show a network layer by layer: shapes, parameters, multiply-adds, receptive fields.
 
-    Options of a MODEL are key=value; a JOB's image size and classes are its data's. `field` is how
-    many pixels one output sees along a side, `jump` how many lie from one output to the next; a
-    dash stands where there is no such number.
+    Options of a MODEL are key=value; a JOB's image size and classes are its data's. `field` is the
+    receptive field along a side and `jump` the cumulative stride, in pixels; a dash means unknown.
     """
     if is_job(network) and (image or classes):
         raise SpecError(f"{network} says its images and classes: --image, --classes are a model's")

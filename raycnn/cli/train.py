@@ -54,7 +54,7 @@ def train(
 
 
 def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
-    """Go on with a run from its last checkpoint; `train.epochs=N` trains a finished one longer."""
+    """Resume a run from its last checkpoint; `train.epochs=N` trains a finished one longer."""
     from raycnn.launch import launcher
     from raycnn.runs.compatibility import validate_resume
     from raycnn.runs.directory import Run

@@ -24,7 +24,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print the certificate as JSON.")] = False,
     runs: Runs = "runs",
 ) -> None:
-    """Train a job briefly, kill it, resume it, and compare with an unbroken training of it."""
+    """Train a job briefly, kill it, resume it, and compare with an uninterrupted training."""
     from raycnn.analysis.verify import verify as put_to_the_test
     from raycnn.runs.directory import Run
     from raycnn.training.preflight import check_job

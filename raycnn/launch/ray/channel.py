@@ -73,7 +73,7 @@ class Group:
 
     @property
     def workers(self) -> list[Member]:
-        """All members by rank."""
+        """All members in the order of their ranks."""
         return [self.members[rank] for rank in sorted(self.members)]
 
 
