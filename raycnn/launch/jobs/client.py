@@ -118,9 +118,8 @@ class Cluster:
     def __init__(self, server: str, token: str | None = None):
         """Connect. Raises ClusterError when no server answers, or it rejects the token."""
         self.server = server
-        self._session = requests.Session()
-        if secret := token or own_token():
-            self._session.headers["Authorization"] = f"Bearer {secret}"
+        secret = token or own_token()
+        self._headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         self.ray_version = str(self._get("/api/version", PROBE_S)["ray_version"])
 
     def nodes(self) -> list[Node]:
@@ -262,10 +261,6 @@ class Cluster:
         names = [job.submission_id for job in jobs]
         return unknown("job", name, names) + f"; looked at {self.server}"
 
-    @property
-    def _headers(self) -> dict[str, str]:
-        return {k: str(v) for k, v in self._session.headers.items() if k == "Authorization"}
-
     def _alive(self) -> list[dict[str, Any]]:
         """Return the alive nodes, by the request that `ray list nodes` sends."""
         found = self._get("/api/v0/nodes?limit=10000")["data"]["result"]["result"]
@@ -283,7 +278,8 @@ class Cluster:
     def _ask(self, method: str, path: str, timeout_s: float = ANSWER_S, **content: Any) -> Any:
         with self._speaking():
             url = f"{self.server}{path}"
-            answer = self._session.request(method, url, timeout=timeout_s, **content)
+            how: dict[str, Any] = {"headers": self._headers, "timeout": timeout_s} | content
+            answer = requests.request(method, url, **how)
             answer.raise_for_status()
             return answer.json()
 

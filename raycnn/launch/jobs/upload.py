@@ -12,12 +12,13 @@ def submit(server: str, headers: dict[str, str], **job: Any) -> str:
     """
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it logs every upload
+    logging.disable(logging.INFO)  # it logs every upload
     # Ray prefers this variable, and RAY_ADDRESS, to the address argument.
     before, os.environ["RAY_API_SERVER_ADDRESS"] = os.environ.get("RAY_API_SERVER_ADDRESS"), server
     try:
         return str(JobSubmissionClient(server, headers=headers).submit_job(**job))
     finally:
+        logging.disable(logging.NOTSET)
         if before is None:
             del os.environ["RAY_API_SERVER_ADDRESS"]
         else:
