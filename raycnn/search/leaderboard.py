@@ -92,11 +92,11 @@ def leaderboard(search: Search) -> list[LeaderboardEntry]:
 
 
 def draw_entry(search: Search, architecture: str, number: int) -> LeaderboardEntry:
-    """Return the entry of one draw that has begun."""
+    """Return the entry of one started draw."""
     keys = search.spec.trials()
     own = [k for k in keys if (k.architecture.name, k.number) == (architecture, number)]
-    begun = [trial for trial in map(search.trial, own) if trial.info]
-    return _entry(search, begun, len(own))
+    started = [trial for trial in map(search.trial, own) if trial.info]
+    return _entry(search, started, len(own))
 
 
 def entry_rows(search: Search, entry: LeaderboardEntry) -> list[dict[str, float]]:

@@ -23,9 +23,9 @@ class TrialQueue:
         for trial in search.trials():
             info = trial.info
             self.changes[info["architecture"], info["number"]] = info["changes"]
-        begun = Counter(name for name, _ in self.changes)
+        started = Counter(name for name, _ in self.changes)
         self.samplers = {
-            a.name: make_sampler(search.spec, a, begun[a.name]) for a in search.spec.architectures
+            a.name: make_sampler(search.spec, a, started[a.name]) for a in search.spec.architectures
         }
         for name, number in self.changes:
             self._tell(name, number)

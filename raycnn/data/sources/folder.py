@@ -202,9 +202,9 @@ def _choose_splits(root: Path, named: dict[str, str], warnings: list[str]) -> di
         if name not in named:
             count = len(_walk(root / name).pictures)
             warnings.append(f"{root / name} is none of the splits: {count:,} pictures ignored")
-    beside = sum(1 for entry in os.scandir(root) if not entry.is_dir())
-    if beside:
-        warnings.append(f"{root}: files beside the splits, ignored: {beside:,}")
+    stray = sum(1 for entry in os.scandir(root) if not entry.is_dir())
+    if stray:
+        warnings.append(f"{root}: files beside the splits, ignored: {stray:,}")
     return {split: splits[split] for split in SPLITS if split in splits}
 
 
