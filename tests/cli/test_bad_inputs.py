@@ -211,7 +211,7 @@ def test_a_run_whose_spec_is_damaged_resumes_with_that_of_its_checkpoint(
     spec = job(schedule="constant")
     unbroken, run = train(spec), train(spec.change({"train.epochs": 2}))
     (run.folder / "job.yaml").write_bytes(content)
-    assert run.job() == spec.change({"train.epochs": 2})
+    assert run.job().tree() == spec.change({"train.epochs": 2}).tree()
     train(spec, run)
     assert same(weights(unbroken), weights(run))
 
@@ -279,6 +279,6 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(job: MakeJob) -> None:
     shutil.copytree(one.checkpoints, other.checkpoints, dirs_exist_ok=True)
     from raycnn.errors import SpecError
 
-    with pytest.raises(SpecError, match="seed: cannot change in a run that has begun"):
+    with pytest.raises(SpecError, match="^seed: "):
         train(job(seed=1), other)
     assert checkpoint.verify_checkpoint(one.weights("last")) is None
