@@ -65,7 +65,7 @@ def test_what_is_no_picture_is_named_and_the_others_are_done(
 ) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "colour.png")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "color.png")
     Image.fromarray(np.zeros((40, 30), np.uint8)).save(folder / "large.jpg")
     (folder / "page.jpg").write_text("<html>")
     (folder / "empty.png").touch()

@@ -31,7 +31,7 @@ def test_pictures_of_many_sizes_are_refused_though_the_first_are_alike(
 
 
 def test_labels_of_parquet_are_read(call: Call, tmp_path: Path) -> None:
-    cells = [png((16, 16), colour) for colour in range(6)]
+    cells = [png((16, 16), color) for color in range(6)]
     write_parquet(tmp_path / "train-0.parquet", cells, ["cat", "dog", "eel"] * 2)
     job = spec(tmp_path, f"name: parquet, root: {tmp_path}")
     code, out, err = call("check", job)

@@ -40,10 +40,10 @@ def refusal(name: str, root: Path, **options: Any) -> str:
     return str(caught.value)
 
 
-def png(size: tuple[int, int] = (32, 32), colour: int = 0, mode: str = "RGB") -> bytes:
+def png(size: tuple[int, int] = (32, 32), color: int = 0, mode: str = "RGB") -> bytes:
     """(width, height)"""
     buffer = io.BytesIO()
-    image = Image.new("RGB", size, (colour, 0, 0)).convert(mode)
+    image = Image.new("RGB", size, (color, 0, 0)).convert(mode)
     image.save(buffer, "PNG")
     return buffer.getvalue()
 

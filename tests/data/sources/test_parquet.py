@@ -13,7 +13,7 @@ from raycnn.data.splits import source_of
 from raycnn.errors import DataError, SpecError
 from tests.support.images import pixels, png, refusal, source, write_parquet
 
-SIX = [png((5, 4), colour) for colour in range(6)]
+SIX = [png((5, 4), color) for color in range(6)]
 
 
 def reds(split: Any) -> list[int]:

@@ -95,7 +95,7 @@ def test_cifar100_is_read_from_the_original_files(tmp_path: Path) -> None:
 
 
 def test_cifar100_is_read_from_parquet_by_its_fine_labels(tmp_path: Path) -> None:
-    write_cifar(tmp_path / "cifar100", [png(), png(colour=9)], [99, 0], column="fine_label")
+    write_cifar(tmp_path / "cifar100", [png(), png(color=9)], [99, 0], column="fine_label")
     train = source("cifar100", tmp_path).read()["train"]
     assert train.labels.tolist() == [99, 0] and pixels(train)[1, 0, 0].tolist() == [9, 0, 0]
 

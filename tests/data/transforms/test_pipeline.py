@@ -125,7 +125,7 @@ def test_in_evaluation_a_random_crop_is_the_middle_in_the_right_proportions() ->
         ("hue", 0.5, functional.adjust_hue),
     ],
 )
-def test_colours_change_as_in_torchvision(option: str, strength: float, theirs: Any) -> None:
+def test_colors_change_as_in_torchvision(option: str, strength: float, theirs: Any) -> None:
     batch = torch.cat([images(20), images(20) // 64 * 85])  # with equal channels, black and white
     drawn = numbers(list(range(40)), 4)
     ours = transform("color_jitter", **{option: strength})(batch, drawn)
@@ -136,7 +136,7 @@ def test_colours_change_as_in_torchvision(option: str, strength: float, theirs: 
         assert apart((wanted * 255).round(), jittered) <= 1
 
 
-def test_colours_change_one_after_the_other_and_are_rounded_once() -> None:
+def test_colors_change_one_after_the_other_and_are_rounded_once() -> None:
     options = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
     batch, drawn = images(20), numbers(list(range(20)), 4)
     ours = transform("color_jitter", **options)(batch, drawn)
@@ -157,7 +157,7 @@ def test_grey_images_have_neither_saturation_nor_hue() -> None:
     assert not torch.equal(transform("color_jitter", contrast=1)(batch, numbers([1] * 9, 4)), batch)
 
 
-def test_an_erased_box_has_the_mean_colour_and_the_rest_stays() -> None:
+def test_an_erased_box_has_the_mean_color_and_the_rest_stays() -> None:
     batch, drawn = images(200, 3, 20, 30), numbers(list(range(200)), 5)
     erased = transform("random_erasing", p=0.25)(batch, drawn)
     boxes = torch.stack(sample_box(drawn[:, 1:], 20, 30, [0.02, 0.33], [0.3, 3.3]), 1).int()
