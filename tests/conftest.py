@@ -130,7 +130,7 @@ def train(job: JobSpec, run: Run | None = None, stop_at: int | None = None) -> R
         steps += 1
         return steps == stop_at
 
-    work(job, run, torch.device("cpu"), FolderChannel(run, 0, asked))
+    work(job, run, torch.device("cpu"), FolderChannel(run, job.workers.timeout_s, asked))
     return run
 
 

@@ -71,6 +71,8 @@ def test_a_full_disk_of_the_driver_leaves_the_checkpoint_before(
 ) -> None:
     home = Run.create(job())
     node = Node(home, tmp_path / "node")
+    assert node.run.copy
+    node.run.copy.pull()
     with pytest.raises(EnvironmentUnavailable, match="No space left"), node.run.syncing(60):
         train(job(train__epochs=1), node.run)
         node.run.wait_flushed()
