@@ -20,11 +20,6 @@ def packaged_jobs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def is_packaged(name: str) -> bool:
-    """Return whether this names a packaged job; an existing file or folder takes precedence."""
-    return not Path(name).exists() and name in packaged_jobs()
-
-
 def find_job_file(path: Path) -> Path:
     """Return `path` where it exists, else the packaged job of that name.
 
