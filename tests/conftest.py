@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -130,7 +130,8 @@ def train(job: JobSpec, run: Run | None = None, stop_at: int | None = None) -> R
         steps += 1
         return steps == stop_at
 
-    work(job, run, torch.device("cpu"), FolderChannel(run, job.workers.timeout_s, asked))
+    with closing(FolderChannel(run, job.workers.timeout_s, asked)) as channel:
+        work(job, run, torch.device("cpu"), channel)
     return run
 
 

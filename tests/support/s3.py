@@ -6,11 +6,11 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import boto3
+import requests
 from botocore.exceptions import BotoCoreError
 
 SETTINGS = {
@@ -109,7 +109,7 @@ class Server:
     def _ask(self, count: str) -> None:
         url = f"{self.url}/moto-api/reset-auth"
         plain = {"Content-Type": "text/plain"}
-        urllib.request.urlopen(urllib.request.Request(url, count.encode(), plain)).close()
+        requests.post(url, count, headers=plain, timeout=30).raise_for_status()
 
 
 @contextmanager

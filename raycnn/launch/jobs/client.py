@@ -18,16 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from enum import Enum
-from http.client import HTTPResponse
 from importlib.metadata import distribution
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
-from urllib.request import Request, urlopen
 
 import requests
+from urllib3 import HTTPResponse
 
 import raycnn
 from raycnn.config import yaml_file
@@ -224,15 +222,18 @@ class Cluster:
     def output(self, job: JobDetails) -> HTTPResponse:
         """Open the raw output of a job as a stream.
 
-        Raises ClusterError, or while reading HTTPException or OSError, when the connection ends.
+        Raises ClusterError, or while reading urllib3's HTTPError, when the connection ends.
         """
         asked = {
             "submission_id": job.submission_id, "node_id": job.driver_node_id,
             "lines": -1, "timeout": DOWNLOAD_S,
         }  # fmt: skip
         url = f"{self.server}/api/v0/logs/file?{urlencode(asked)}"
+        headers = self._headers | {"Accept-Encoding": "identity"}  # the stream is read undecoded
         with self._speaking():
-            return urlopen(Request(url, headers=self._headers), timeout=ANSWER_S)
+            answer = requests.get(url, headers=headers, timeout=ANSWER_S, stream=True)
+            answer.raise_for_status()
+            return answer.raw
 
     def _begin(self, name: str, words: list[str], sent: Path, folder: str, code: bool) -> str:
         shutil.copy(bootstrap.__file__, sent / "begin.py")
@@ -287,7 +288,7 @@ class Cluster:
     def _speaking(self) -> Iterator[None]:
         try:
             yield
-        except (requests.HTTPError, HTTPError, RuntimeError, ValueError, KeyError) as error:
+        except (requests.HTTPError, RuntimeError, ValueError, KeyError) as error:
             answer = getattr(error, "response", None)
             if getattr(answer, "status_code", None) in (401, 403):
                 raise ClusterError(
@@ -296,7 +297,7 @@ class Cluster:
                 ) from None
             said = first_line(error)
             raise ClusterError(f"the job server at {self.server} fails: {said}") from None
-        except (requests.RequestException, URLError, ConnectionError, TimeoutError):
+        except (requests.RequestException, ConnectionError, TimeoutError):
             raise ClusterError(f"no job server answers at {self.server}") from None
 
 

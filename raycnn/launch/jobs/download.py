@@ -8,9 +8,10 @@ import os
 import shlex
 import tarfile
 from contextlib import suppress
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+
+from urllib3.exceptions import HTTPError
 
 from raycnn.errors import ClusterError, EnvironmentUnavailable
 from raycnn.launch.jobs.client import Cluster, JobDetails
@@ -87,5 +88,5 @@ def _unpack(cluster: Cluster, packed: JobDetails, into: Path) -> None:
                 pass
             with tarfile.open(fileobj=stream, mode="r|") as tar:
                 tar.extractall(into, filter="data")
-    except (tarfile.TarError, HTTPException, ConnectionError, TimeoutError) as error:
+    except (tarfile.TarError, HTTPError) as error:
         raise ClusterError(f"{cluster.server}: the copy was cut off: {error}") from None

@@ -21,7 +21,7 @@ import asyncio, sys, threading
 from pathlib import Path
 import ray
 
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 from raycnn.launch import dispatch
 from raycnn.runs.directory import Run
 

@@ -23,6 +23,7 @@ class npu:
     """What raycnn uses of torch.npu, and torch of any device's module."""
 
     empty_cache = staticmethod(lambda: None)
+    synchronize = staticmethod(lambda device=None: None)
     get_amp_supported_dtype = staticmethod(lambda: [torch.float16, torch.bfloat16])
     get_device_name = staticmethod(lambda device=None: "simulated NPU")
     is_bf16_supported = staticmethod(lambda: True)
