@@ -151,8 +151,9 @@ class Train(Frozen):
     micro_batch: PositiveInt | None = None
     """Images per forward pass of a worker (gradient accumulation), which are also the batch that
     batch norm sees; by default the worker's whole share."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the network under autocast; weights stay in fp32. fp16 uses loss scaling."""
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Precision of the network under autocast; weights stay in fp32. fp16 uses loss scaling. auto:
+    fp32, or the 16-bit precision that suits the device where a measurement finds it faster."""
     label_smoothing: Fraction = 0.0
     """Fraction of each label that is spread evenly over all classes."""
     clip_norm: Positive | None = None
@@ -168,10 +169,12 @@ class Train(Frozen):
     """Stop early after this many epochs without improvement on the validation images."""
     sync_batch_norm: bool = False
     """Use SyncBatchNorm, over the batch of all workers; cuda and npu only."""
-    channels_last: bool | None = None
-    """Whether to use the channels-last memory format; by default the faster one on the device."""
-    compile: bool = False
-    """Use torch.compile: faster steps, after a minute or more of compilation at the start."""
+    channels_last: bool | Literal["auto"] | None = None
+    """Whether to use the channels-last memory format; by default the usual one of the device. auto:
+    the one that a measurement at the start finds faster, for a run of more than a minute."""
+    compile: bool | Literal["auto"] = False
+    """Use torch.compile: faster steps, after a minute or more of compilation at the start. auto: if
+    a measurement at the start finds the whole run faster with it."""
 
 
 def can_change(key: str) -> bool:

@@ -41,7 +41,7 @@ def work(
         trained = fit(job, device, recorder, recorder.callbacks)
         distributed.raise_on_any_rank(lambda: finish(trained, recorder))
         if trained.predictions and job.storage.report:  # on rank 0; other ranks need not wait
-            report.publish(run, job, trained, recorder.callbacks)
+            report.publish(run, run.job(), trained, recorder.callbacks)
     except Interrupted as error:
         raise Interrupted(f"{error}: `raycnn resume {run.home}` goes on from there") from None
     except OutOfMemory as error:  # the launcher may restart the workers

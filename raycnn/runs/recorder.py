@@ -18,6 +18,7 @@ from raycnn.runs.trackers import Tracker, trackers_of
 from raycnn.runtime import distributed
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import (
+    Autotuned,
     Callback,
     CallbackList,
     CheckpointSkipped,
@@ -46,7 +47,8 @@ class Recorder:
         if distributed.is_rank_zero():
             self._trackers = trackers_of(run, run.job().trackers)
             metrics = MetricsWriter(run.folder / "metrics.csv")
-            own += [EventWriter(run), ProgressWriter(run), metrics, *self._trackers]
+            own += [EventWriter(run), SpecWriter(run), ProgressWriter(run), metrics]
+            own += self._trackers
         self.callbacks = CallbackList([*own, *callbacks], distributed.rank())
         log.info(f"rank {distributed.rank()} of {distributed.world_size()}, process {os.getpid()}")
 
@@ -139,6 +141,17 @@ class EventWriter:
     def on_event(self, event: Event) -> None:
         if not event.passing:
             self.run.add_event(event)
+
+
+class SpecWriter:
+    """A callback that records measured settings in job.yaml, for a resumed run to repeat."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, Autotuned):
+            self.run.write_job(self.run.job().change(event.settings))
 
 
 class ProgressWriter:

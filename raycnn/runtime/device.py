@@ -160,9 +160,9 @@ def peak_mib(device: torch.device) -> float:
     return float(most)
 
 
-def layout(device: torch.device, channels_last: bool | None) -> torch.memory_format:
-    """Return the memory format of images and weights: the job's, or the device's faster one."""
-    if channels_last is None:
+def layout(device: torch.device, channels_last: bool | str | None) -> torch.memory_format:
+    """Return the memory format of images and weights: the job's, or else the device's usual one."""
+    if not isinstance(channels_last, bool):
         return DEVICE_KINDS[device.type].layout
     return torch.channels_last if channels_last else torch.contiguous_format
 

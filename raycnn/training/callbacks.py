@@ -227,6 +227,22 @@ class TrainingStarted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Autotuned(Event):
+    """The settings that the job leaves to be measured are chosen."""
+
+    settings: dict[str, Any]
+    """Chosen values by dotted key of the spec."""
+    seconds: dict[str, float]
+    """Measured seconds of a step by combination of settings; without those that do not run."""
+
+    @property
+    def message(self) -> str:
+        chosen = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        times = ", ".join(f"{name} {1000 * s:.3g} ms" for name, s in self.seconds.items())
+        return f"measured {times} a step; using {chosen}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class MicroBatchHalved(Event):
     """The device ran out of memory; the micro-batch is halved from here on."""
 

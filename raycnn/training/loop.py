@@ -21,6 +21,7 @@ from raycnn.errors import Diverged, Interrupted, OutOfMemory, SpecError
 from raycnn.runtime import distributed
 from raycnn.runtime.device import DEVICE_KINDS, layout, peak_mib
 from raycnn.training import pretrained
+from raycnn.training.autotune import autotune
 from raycnn.training.callbacks import (
     Callback,
     CheckpointSaved,
@@ -112,6 +113,8 @@ def fit(
     splits = distributed.raise_on_any_rank(lambda: open_splits(job, decoding, warn))
     if job.train.patience and not len(splits.labels("val")):
         raise SpecError("needs images that are held out: data.val is 0", "train.patience")
+    new_state = partial(fresh_state, splits=splits, device=device)
+    job = autotune(job, _steps(job, splits), splits.shape, device, new_state, callbacks)
     lr_backoffs: list[float] = []
     while True:
         state = init_or_restore(job, splits, device, control, callbacks)
@@ -146,6 +149,11 @@ def fit(
                 ) from None
             job = job.change({"train.micro_batch": size})
         del step, state  # free their memory for the next attempt
+
+
+def _steps(job: JobSpec, splits: Splits) -> int:
+    """Return the number of steps of the whole run."""
+    return job.train.epochs * math.ceil(len(splits.labels("train")) / job.train.batch_size)
 
 
 def _started_event(
@@ -272,7 +280,7 @@ def prepare(
     """
     device = next(state.model.parameters()).device
     replica = distributed.replicate(state.model, torch.zeros(1, *splits.shape, device=device))
-    if job.train.compile:
+    if job.train.compile is True:
         state.model.compile()
     share = math.ceil(job.train.batch_size / distributed.world_size())
     step = TrainStep(

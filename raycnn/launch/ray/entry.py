@@ -28,6 +28,7 @@ from raycnn.launch.worker import find_data, work
 from raycnn.runs.directory import Run
 from raycnn.runtime import device, distributed
 from raycnn.search.folder import Search, Trial
+from raycnn.training.autotune import SETTINGS
 from raycnn.training.callbacks import Callback, CheckpointSaved, EpochEnded, Event
 
 
@@ -102,9 +103,9 @@ def _work(
         if "search" in config:
             search, trial = Search(Path(config["search"])), Trial(run.folder)
             return work_on(search, trial, chosen, config["deadline"], channel.should_stop)
-        # An earlier group may have reduced it.
-        micro_batch = distributed.broadcast_from_rank_zero(lambda: run.job().train.micro_batch)
-        job = job.change({"train.micro_batch": micro_batch})
+        # An earlier group may have reduced the micro-batch, and has measured what is left to it.
+        train = distributed.broadcast_from_rank_zero(lambda: run.job().tree()["train"])
+        job = job.change({f"train.{key}": train[key] for key in ("micro_batch", *SETTINGS)})
         callbacks: list[Callback] = [channel] if distributed.is_rank_zero() else []
         work(job, run, chosen, channel, [*callbacks, RayReporter(run)])
     return None
