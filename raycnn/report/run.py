@@ -20,7 +20,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, RaycnnError
 from raycnn.io import read_json
-from raycnn.report import figures, images, page, style
+from raycnn.report import duplicates, figures, images, page, style
 from raycnn.report.history import Happening, happenings
 from raycnn.report.images import Subject, Thumbnail
 from raycnn.report.page import clip, percent
@@ -70,7 +70,7 @@ def write(run: Run, found: Predictions | None, subject: Subject | None, missing:
     title = f"{run.name} · raycnn"
     text = page.render("run.html", title, **values)
     if len(text.encode()) > page.LIMIT:  # images take most of the space
-        values |= {"mistakes": [], "issues": [], "batch": None}
+        values |= {"mistakes": [], "issues": [], "batch": None, "duplicates": None}
         values["missing"] = "the images are left out: they are too many bytes; see the PNGs"
         text = page.render("run.html", title, **values)
     page.save(run.folder / FILE, text)
@@ -148,11 +148,12 @@ def _values(
     test = found.splits.get("test") if found else None
     best = result["best_epoch"] if result else _best_epoch(run)
     what = happenings(run)
+    doubles = duplicates.section(subject) if subject else None
     spec, changed = flat(job.tree()), flat(job.model_dump(mode="json", exclude_defaults=True))
     return {
         "name": run.name, "state": run.state(), "result": result, "best": best, "rows": rows,
         "facts": _facts(run, rows, result, best, subject),
-        "notes": _notes(rows, subject, result), "missing": missing,
+        "notes": _notes(rows, subject, result) + _leak_notes(doubles), "missing": missing,
         "happenings": what[-HAPPENINGS:],
         "curves": _curves(rows, best, what, draw),
         "classes": _class_rows(test, found), "class_count": len(found.classes) if found else 0,
@@ -162,6 +163,7 @@ def _values(
         "issues": _issues(found, subject, draw.folder),
         **_confidence(test, draw),
         "data": _data(subject, job.data.name), "warnings": _warnings(subject),
+        "duplicates": doubles,
         "batch": _batch(subject, draw.folder),
         "changed": [(key, page.plain(value)) for key, value in spec.items() if key in changed],
         "defaults": [(key, page.plain(value)) for key, value in spec.items() if key not in changed],
@@ -224,6 +226,15 @@ def _notes(
     if result and result["test"]["count"] < FEW:
         notes.append(f"The test has only {result['test']['count']} images: see its interval.")
     return notes
+
+
+def _leak_notes(found: duplicates.DuplicateSection | None) -> list[str]:
+    if not found or not found.leaks:
+        return []
+    images = "image is" if found.leaks == 1 else "images are"
+    return [
+        f"{found.leaks:,} {images} also in another split, which flatters the result: see The data."
+    ]
 
 
 def _curves(

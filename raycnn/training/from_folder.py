@@ -4,6 +4,7 @@ The settings are a starting point for ordinary photographs: a network of 11 mill
 AdamW with a one-cycle schedule, crops and horizontal flips, and more epochs for fewer images.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def job_for_folder(folder: Path, changes: Iterable[str] | Mapping[str, Any] = ()
 
     Raises DataError when there are no images, SpecError for an invalid change.
     """
-    folder = folder.expanduser().absolute()
+    folder = Path(os.path.abspath(folder.expanduser()))
     if (folder / "job.yaml").is_file():
         raise SpecError(f"{folder} is a run: `raycnn resume` goes on with it")
     pairs = dict(changes) if isinstance(changes, Mapping) else parse_changes(changes)

@@ -1,6 +1,7 @@
 """The report of a run: what it says is true, it stands alone, and it never fails a job."""
 
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -79,6 +80,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
             for i in range(count):
                 pixels = numbers.integers(0, 80 * (k + 1), (16, 16, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}<b onclick='x'>.png")
+    one = root / "pictures" / "train" / HOSTILE[1]
+    shutil.copy(next(one.iterdir()), root / "pictures" / "test" / HOSTILE[2] / "copy.png")
     job = {
         **TINY,
         "data": {"name": "folder", "path": "pictures", "size": 16, "root": str(root), "val": 0.25},
@@ -141,6 +144,14 @@ def test_hostile_names_are_text(hostile: Run) -> None:
     for name in HOSTILE:
         assert name.replace("/", "∕") in own.text
     assert "<b onclick='x'>" in own.text
+
+
+def test_an_image_in_two_splits_is_shown_beside_its_copy(hostile: Run) -> None:
+    own = read(hostile)
+    assert "leak , equal pixels" in own.text and f"test {HOSTILE[2]}" in own.text
+    assert "copy.png" in own.text and "1 image is also in another split" in own.text
+    pairs = {a["alt"] for tag, a in own.tags if tag == "img" and a["alt"]}
+    assert f"test {HOSTILE[2]}" in pairs and pairs & {f"train {HOSTILE[1]}", f"val {HOSTILE[1]}"}
 
 
 def test_settings_that_are_not_default_are_told_apart(trained: Run) -> None:

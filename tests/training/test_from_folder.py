@@ -34,6 +34,11 @@ def test_grey_pictures_stay_grey(tmp_path: Path) -> None:
     assert job_for_folder(tmp_path).job.data.options["mode"] == "grey"
 
 
+def test_a_typed_path_with_dots_is_followed(tmp_path: Path) -> None:
+    top = write_pictures(tmp_path / "pics", ["a", "b"], 3, (20, 20))
+    assert job_for_folder(top / ".." / "pics").job.data.root == str(top)
+
+
 def test_what_is_asked_for_stands_above_what_was_found(tmp_path: Path) -> None:
     top = write_pictures(tmp_path / "My Pictures (2)", ["a", "b"], 3, (300, 300))
     made = job_for_folder(

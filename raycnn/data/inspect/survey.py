@@ -21,6 +21,8 @@ class Occurrence:
     name: str
     """The name of its file, else its row."""
     label: str
+    row: int
+    """Its row in the source's split."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def survey(store: Store, members: SplitIndices) -> Survey:
     """Survey the rows of the store's splits that `members` names, reading every image once."""
     splits = {name: (store.splits[stored], rows) for name, (stored, rows) in members.items()}
     levels = {name: _levels(*split, store.shape) for name, split in splits.items()}
-    same, near = _find_duplicates(splits, store.classes)
+    same, near = find_duplicates(splits, store.classes)
     return Survey(
         store.shape,
         store.classes,
@@ -92,10 +94,10 @@ def _levels(
     return (total / 255).tolist(), (std / 255).tolist()
 
 
-def _find_duplicates(
-    splits: SplitRows, classes: tuple[str, ...]
+def find_duplicates(
+    splits: SplitRows, classes: tuple[str, ...], search_near: bool = True
 ) -> tuple[list[Duplicates], list[Duplicates]]:
-    """Return the exact duplicates and the near-duplicates."""
+    """Return the exact duplicates and the near-duplicates, which need every image read once."""
     hashes = np.concatenate([stored.hashes[rows] for stored, rows in splits.values()])
     starts = np.cumsum([0, *(len(rows) for _, rows in splits.values())])
     _, firsts, content, counts = np.unique(
@@ -111,12 +113,14 @@ def _find_duplicates(
         index = int(np.searchsorted(starts, image, "right")) - 1
         name, (stored, rows) = list(splits.items())[index]
         row = int(rows[image - starts[index]])
-        return Occurrence(name, stored.name(row), classes[stored.labels[row]])
+        return Occurrence(name, stored.name(row), classes[stored.labels[row]], row)
 
     firsts.sort()
     same = [
         Duplicates(occurrences(int(image)), 0.0) for image in firsts if counts[content[image]] > 1
     ]
+    if not search_near:
+        return same, []
     thumbs = []
     for (stored, rows), start in zip(splits.values(), starts, strict=False):
         own = firsts[(firsts >= start) & (firsts < start + len(rows))]
