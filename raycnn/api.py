@@ -79,7 +79,7 @@ def train(job: Job, *, progress: bool = True, **changes: Any) -> "Run":
 
     made = _from_folder(job, changes)
     spec = made.job if made else load(job, **changes)
-    check_job(spec, elsewhere=launcher.elsewhere(spec.workers))
+    check_job(spec, remote=launcher.is_remote(spec.workers))
 
     def create(view: "Callback") -> "directory.Run":
         run = Directory.create(spec)
@@ -87,7 +87,7 @@ def train(job: Job, *, progress: bool = True, **changes: Any) -> "Run":
             view.on_event(SpecWritten(found=made.found, path=str(made.write(run.folder))))
         return run
 
-    return Run(launch(spec, create, Console(quiet=not progress)).home)
+    return Run(launch(spec, create, Console(quiet=not progress)).location)
 
 
 def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes: Any) -> "Run":
@@ -107,15 +107,15 @@ def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes
     spec = load(found.job(), **changes)
     done = validate_resume(found, spec)
     if found.result() and (done >= spec.train.epochs or spec == found.job()):
-        return Run(found.home)
-    check_job(spec, elsewhere=launcher.elsewhere(spec.workers), checkpoints=found.checkpoints)
+        return Run(found.location)
+    check_job(spec, remote=launcher.is_remote(spec.workers), checkpoints=found.checkpoints)
 
     def reopen(view: "Callback") -> "directory.Run":
         for change in found.reopen(spec):
             view.on_event(change)
         return found
 
-    return Run(launch(spec, reopen, Console(quiet=not progress)).home)
+    return Run(launch(spec, reopen, Console(quiet=not progress)).location)
 
 
 def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) -> "Search":
@@ -141,7 +141,7 @@ def runs(root: str | PathLike[str] = "runs") -> "list[Run]":
     """Return all runs in a folder, sorted by job and number."""
     from raycnn.runs.directory import Run as Directory
 
-    return [Run(run.home) for run in Directory.all(str(root))]
+    return [Run(run.location) for run in Directory.all(str(root))]
 
 
 def open_network(
@@ -155,7 +155,7 @@ def open_network(
 
     if not isinstance(source, Run) and is_exported(Path(source)):
         return open_exported(Path(source))
-    return Run(_find(source).home).network(which, device)
+    return Run(_find(source).location).network(which, device)
 
 
 class Run:

@@ -16,7 +16,7 @@ SECRET = re.compile(r"key|secret|token|password|credential|signature|^sig$", re.
 CHUNK = 8 << 20  # bytes per read
 FLUSH = 64 << 20  # bytes that a stream may buffer before it is flushed
 NO_FOLDERS = ("s3", "gcs", "abfs")  # object stores, which have no folders to create
-HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that retrying cannot resolve
+PERMANENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that retrying cannot resolve
 
 
 class RemoteFile(NamedTuple):

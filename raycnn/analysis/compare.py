@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from raycnn.analysis.evaluate import kept, per_class
+from raycnn.analysis.evaluate import per_class, stored_predictions
 from raycnn.analysis.predictions import Predictions
 from raycnn.errors import DataError, SpecError
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
 
 EXACT = 25  # below so many discordant images McNemar's test is the exact binomial test
-UNTOLD = {"name", "storage.path", "tune"}  # keys that do not affect training
+NOT_COMPARED = {"name", "storage.path", "tune"}  # keys that do not affect training
 SEED = "seed"
 
 
@@ -119,7 +119,7 @@ def _read(run: Run, name: str) -> ComparedRun:
     fingerprint = found = None
     try:
         fingerprint = checkpoint.read_state(run.weights("best"))["about"]["data"]
-        found = kept(run)
+        found = stored_predictions(run)
     except DataError:
         pass  # no complete epoch, or a corrupt checkpoint: no test to compare
     return ComparedRun(
@@ -138,7 +138,7 @@ def flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 def differing_keys(specs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """Return the keys whose values differ between specs, with the value in each spec."""
-    keys = dict.fromkeys(key for spec in specs for key in spec if key not in UNTOLD)
+    keys = dict.fromkeys(key for spec in specs for key in spec if key not in NOT_COMPARED)
     values = {key: [spec.get(key) for spec in specs] for key in keys}
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
@@ -148,7 +148,7 @@ def seed_groups(runs: Sequence[ComparedRun]) -> list[SeedGroup]:
     groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
         if run.accuracy is not None:
-            own = {k: v for k, v in run.spec.items() if k not in UNTOLD | {SEED}}
+            own = {k: v for k, v in run.spec.items() if k not in NOT_COMPARED | {SEED}}
             groups.setdefault(repr((sorted(own.items()), run.fingerprint)), []).append(run)
     found = []
     for group in groups.values():

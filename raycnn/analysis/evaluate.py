@@ -35,7 +35,7 @@ def evaluate_run(
     always causes new predictions. Raises DataError where the data differ from the run's.
     """
     best = weights == "best"
-    found = kept(run) if best else None
+    found = stored_predictions(run) if best else None
     if not found or split not in found.splits or device or root:
         made = predict_run(run, split, weights, device or "auto", root)
         if best:
@@ -51,7 +51,7 @@ def evaluate_run(
     }
 
 
-def kept(run: Run) -> Predictions | None:
+def stored_predictions(run: Run) -> Predictions | None:
     """Return the run's stored predictions of its best weights, or None."""
     try:
         found = predictions.read(run.folder / predictions.FILE)
@@ -73,12 +73,12 @@ def predict_run(run: Run, split: str, weights: str, device: str, root: str | Non
     state = fresh_state(job, splits, chosen)
     path = run.weights(weights)
     saved = checkpoint.read_state(path)
-    if saved["about"]["data"] != state.about["data"]:
+    if saved["about"]["data"] != state.metadata["data"]:
         raise DataError("the images or labels are not the ones this run was trained on")
     checkpoint.load_weights(state.model, path)
     loader = splits.loader(split, job, chosen, training=False)
-    at_once = job.train.micro_batch or job.train.batch_size
-    _, own = predict_split(state.model, loader, job.train, len(splits.classes), at_once)
+    micro_batch = job.train.micro_batch or job.train.batch_size
+    _, own = predict_split(state.model, loader, job.train, len(splits.classes), micro_batch)
     assert own, "one process is rank 0"
     return from_training(splits, saved["epoch"], {split: own})
 

@@ -108,7 +108,7 @@ class Sight:
         return Sight(rows, columns, self.axes or other.axes)
 
 
-def summarise(network: nn.Module, image: Shape) -> Summary:
+def summarize(network: nn.Module, image: Shape) -> Summary:
     """Summarize a network for images of a shape; it is left in evaluation mode."""
     watch = OperationRecorder()
     device = next((parameter.device for parameter in network.parameters()), "meta")

@@ -31,9 +31,9 @@ TRIES = 3
 POLL_S = 0.002
 CLOSE = 1e-3  # tolerance between numbers of workers, relative to the largest weight
 CLOCK = {"images_per_s", "time_s", "memory_mib"}  # metrics that may differ between equal runs
-SAID = "stderr"  # the file of the workers' stderr in the run folder
+STDERR = "stderr"  # the file of the workers' stderr in the run folder
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 Processes = list[subprocess.Popen[bytes]]
 
 
@@ -42,7 +42,7 @@ class VerifyCheck:
     """A comparison, and whether it held; `kept` is None where it was not possible."""
 
     text: str
-    kept: bool | None
+    passed: bool | None
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class VerifyReport:
     findings: list[VerifyCheck]
 
     @property
-    def kept(self) -> bool:
-        return all(finding.kept is not False for finding in self.findings)
+    def passed(self) -> bool:
+        return all(finding.passed is not False for finding in self.findings)
 
 
-def verify(job: JobSpec, run: Run | None, tell: Tell) -> VerifyReport:
+def verify(job: JobSpec, run: Run | None, tell: Log) -> VerifyReport:
     """Verify exact resume of a job, and the checksums of the checkpoints of `run` if given.
 
     `tell` is called with progress messages. Raises JobFailed when the job cannot be trained.
     """
     kind = device.find(job.workers.device)
     most = max(2, kind.count()) if kind.name == "cpu" else kind.count()
-    count = min(job.workers.most, most)
+    count = min(job.workers.max_count, most)
     other = 1 if count > 1 else 2
     findings = [_whole(run)] if run else []
     with TemporaryDirectory(prefix="raycnn-verify-", ignore_cleanup_errors=True) as folder:
@@ -116,12 +116,17 @@ def _start(run: Run) -> Processes:
     with socket.create_server(("127.0.0.1", 0)) as free:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     ranks = [
-        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers.most), **meeting}
-        for rank in range(workers.most)
+        {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(workers.max_count),
+            **meeting,
+        }
+        for rank in range(workers.max_count)
     ]
-    alone = workers.most == 1 or workers.launcher == "ray"
+    alone = workers.max_count == 1 or workers.launcher == "ray"
     command = [sys.executable, "-m", "raycnn", "resume", str(run.folder)]
-    with (run.folder / SAID).open("a") as said:
+    with (run.folder / STDERR).open("a") as said:
         return [
             subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=said)
             for env in ([{}] if alone else ranks)
@@ -143,7 +148,7 @@ def _trained(run: Run) -> Run:
     finally:
         _end(processes)
     if not run.result():
-        said = (run.folder / SAID).read_text().strip().removeprefix("raycnn: ")
+        said = (run.folder / STDERR).read_text().strip().removeprefix("raycnn: ")
         raise JobFailed(f"the job cannot be trained here: {said}")
     return run
 
@@ -211,12 +216,14 @@ def _counted(run: Run) -> VerifyCheck:
     due = min(state["step"] * job.train.batch_size, state["about"]["images"]["train"])
     seen = state["seen"]["count"]
     where = f"in {state['step']} steps of epoch {state['epoch'] + 1}"
-    return VerifyCheck(f"{_workers(job.workers.most)}: {seen} of {due} images {where}", seen == due)
+    return VerifyCheck(
+        f"{_workers(job.workers.max_count)}: {seen} of {due} images {where}", seen == due
+    )
 
 
 def _close(one: Run, other: Run, job: JobSpec) -> VerifyCheck:
     """Compare the weights of two runs up to the order of float summation."""
-    text = f"{_workers(other.job().workers.most)} instead"
+    text = f"{_workers(other.job().workers.max_count)} instead"
     model = resolve_job(job).model
     if any(isinstance(part, _BatchNorm) for part in model.modules()):
         return VerifyCheck(f"{text}: not compared, for a batch norm sees each worker's share", None)

@@ -17,7 +17,7 @@ def main() -> None:
             stream, "reconfigure"
         ):  # file names may contain characters that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
-    with exit.at_once():
+    with exit.without_finalizing():
         try:
             app(prog_name="raycnn")
         except RaycnnError as error:

@@ -12,7 +12,7 @@ def check(job: Job, changes: Changes = None, as_json: AsJson = False) -> None:
     from raycnn.launch import dispatch, launcher
     from raycnn.training.preflight import check_job
 
-    found = check_job(resolved, elsewhere=launcher.elsewhere(resolved.workers))
+    found = check_job(resolved, remote=launcher.is_remote(resolved.workers))
     with resolved.located():
         dispatch.require(resolved.workers)
     facts = {
@@ -40,5 +40,5 @@ def check(job: Job, changes: Changes = None, as_json: AsJson = False) -> None:
     )
     for warning in found.warnings:
         print(f"  warning  {warning}")
-    print(f"  workers  {resolved.workers.asked} on {found.kind}, launcher {facts['launcher']}")
+    print(f"  workers  {resolved.workers.count_text} on {found.kind}, launcher {facts['launcher']}")
     print(f"next: raycnn train {job}")

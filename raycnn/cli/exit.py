@@ -9,7 +9,7 @@ from typing import NoReturn
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
+def without_finalizing() -> Iterator[None]:
     """Exit after this block without finalizing Python, if the process joined a process group.
 
     During finalization, a gloo thread that releases a tensor, as happens under load, would abort
@@ -20,16 +20,16 @@ def at_once() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not _met_others():
+        if not _joined_group():
             raise
         _end(error)
-    if _met_others():
+    if _joined_group():
         _end(None)
 
 
-def _met_others() -> bool:
+def _joined_group() -> bool:
     dist = sys.modules.get("raycnn.runtime.distributed")  # slow to import
-    return dist is not None and dist.met
+    return dist is not None and dist.has_joined_group
 
 
 def _end(error: BaseException | None) -> NoReturn:

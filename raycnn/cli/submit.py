@@ -80,7 +80,7 @@ def _checked(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
         if isinstance(seen, JobSpec):
             resolve_job(seen)
         else:
-            preflight.check_search(seen, elsewhere=True)
+            preflight.check_search(seen, remote=True)
     except DataError as error:
         print(f"left to the cluster to check: {error}")
     return asked

@@ -44,7 +44,7 @@ def summary(
     import torch
 
     from raycnn import models
-    from raycnn.analysis.summary import summarise
+    from raycnn.analysis.summary import summarize
 
     if is_job(network):
         from raycnn.training.preflight import resolve_job
@@ -55,7 +55,7 @@ def summary(
         choice = chosen(schema.Model, "model", network, changes)
         with torch.device("meta"):
             model = models.build_model(choice, shape, classes or 1000)
-    found = summarise(model, shape)
+    found = summarize(model, shape)
     if as_json:
         print(json.dumps({"image": shape, **asdict(found)}, indent=1))
     else:

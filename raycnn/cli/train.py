@@ -42,7 +42,7 @@ def train(
         resolve_job(resolved)
         yaml_file.dump(resolved.tree(), sys.stdout)
         return
-    check_job(resolved, elsewhere=launcher.elsewhere(resolved.workers))
+    check_job(resolved, remote=launcher.is_remote(resolved.workers))
 
     def create(view: "Callback") -> Run:
         run = Run.create(resolved)
@@ -69,8 +69,8 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
         )
         print(f"{found.name} is done: {done} epochs; {longer} goes on")
         return
-    elsewhere = launcher.elsewhere(resolved.workers)
-    check_job(resolved, elsewhere=elsewhere, checkpoints=found.checkpoints)
+    remote = launcher.is_remote(resolved.workers)
+    check_job(resolved, remote=remote, checkpoints=found.checkpoints)
     with found.lock():  # fail early if another process trains it
         pass
 

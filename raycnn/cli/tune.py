@@ -81,7 +81,7 @@ def _print_plan(spec: TuneSpec) -> None:
 
     slots = dispatch.slots(spec)
     kinds = sorted({slot.pool.device for slot in slots})
-    seconds, known = 0.0, not launcher.elsewhere(spec.architectures[0].job.workers)
+    seconds, known = 0.0, not launcher.is_remote(spec.architectures[0].job.workers)
     pool = slots[0].pool
     epochs_s = epoch_s(spec, device.find(pool.device).select(0, pool.cpus)) if known else {}
     for architecture in spec.architectures:
@@ -107,7 +107,7 @@ def _run(spec: TuneSpec, open_search: "Callable[[], Search]") -> "Search":
 
     def opened() -> "Search":
         search = open_search()
-        view.note(f"search {search.home}")
+        view.note(f"search {search.location}")
         for architecture in spec.architectures:
             count = architecture.trials(spec.tune.trials)
             if architecture.drawn and count < (spec.tune.trials or 0):

@@ -35,12 +35,12 @@ def verify(
     certificate = put_to_the_test(resolved, run, lambda text: print(text, file=sys.stderr))
     show = _as_json if as_json else _as_text
     print(show(certificate))
-    if not certificate.kept:
+    if not certificate.passed:
         raise JobFailed("what is promised was not kept: see what is marked NOT")
 
 
 def _as_json(certificate: "VerifyReport") -> str:
-    return json.dumps({"kept": certificate.kept, **asdict(certificate)}, indent=1)
+    return json.dumps({"passed": certificate.passed, **asdict(certificate)}, indent=1)
 
 
 def _as_text(certificate: "VerifyReport") -> str:
@@ -50,6 +50,6 @@ def _as_text(certificate: "VerifyReport") -> str:
         f"job {certificate.job}, shortened: {certificate.how}",
         f"{versions}, Python {certificate.environment['python']}, "
         f"{certificate.environment['platform']}",
-        *(f"{WORDS[finding.kept]}  {finding.text}" for finding in certificate.findings),
+        *(f"{WORDS[finding.passed]}  {finding.text}" for finding in certificate.findings),
     ]
     return "\n".join(lines)

@@ -233,19 +233,23 @@ class Workers(Frozen):
     """Seconds that a worker waits for the other workers, and a job for cluster resources."""
 
     @property
-    def least(self) -> int:
+    def min_count(self) -> int:
         """The smallest number of workers to train with."""
         return self.count[0] if isinstance(self.count, list) else self.count
 
     @property
-    def most(self) -> int:
+    def max_count(self) -> int:
         """The largest number of workers to train with."""
         return self.count[1] if isinstance(self.count, list) else self.count
 
     @property
-    def asked(self) -> str:
+    def count_text(self) -> str:
         """The number of workers for display: `3`, or `2 to 4`."""
-        return f"{self.least} to {self.most}" if self.least < self.most else str(self.most)
+        return (
+            f"{self.min_count} to {self.max_count}"
+            if self.min_count < self.max_count
+            else str(self.max_count)
+        )
 
 
 class Storage(Frozen):
@@ -302,10 +306,10 @@ class JobSpec(Frozen):
 
     @model_validator(mode="after")
     def _enough_to_share(self) -> Self:
-        if self.train.batch_size < self.workers.most:
+        if self.train.batch_size < self.workers.max_count:
             raise ValueError(
                 f"train.batch_size {self.train.batch_size} gives some of "
-                f"{self.workers.most} workers nothing to do"
+                f"{self.workers.max_count} workers nothing to do"
             )
         return self
 

@@ -41,7 +41,7 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
         from raycnn.launch.ray import trainer  # its imports were loaded while Ray started
 
         run = trainer.train(job, open_run, nodes, view)
-        return Run.open(run.home)  # with files from workers on other machines
+        return Run.open(run.location)  # with files from workers on other machines
 
 
 def slots(spec: "TuneSpec") -> "list[Slot]":
@@ -89,7 +89,7 @@ def _search(
     from raycnn.search.leaderboard import write_leaderboard
 
     opened = open_search()
-    again = f"`raycnn tune --resume {opened.home}`"
+    again = f"`raycnn tune --resume {opened.location}`"
     with opened.lock():
         try:
             train(opened)

@@ -11,11 +11,11 @@ def launcher_of(workers: Workers) -> Literal["ray", "local"]:
     """Return the launcher; `auto` is local under torchrun, and for one worker without address."""
     if workers.launcher != "auto":
         return workers.launcher
-    alone = workers.most == 1 and not address_of(workers)
-    return "local" if distributed.launched() or alone else "ray"
+    alone = workers.max_count == 1 and not address_of(workers)
+    return "local" if distributed.is_launched() or alone else "ray"
 
 
-def elsewhere(workers: Workers) -> bool:
+def is_remote(workers: Workers) -> bool:
     """Return whether the devices may be on another machine."""
     return launcher_of(workers) == "ray" and bool(address_of(workers))
 

@@ -23,7 +23,7 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
     workers connect, EnvironmentUnavailable for a missing device, and whatever training raises.
     """
     kind = device.find(job.workers.device)
-    _meet(kind, job.workers)
+    _join_group(kind, job.workers)
     with ExitStack() as held:
         held.callback(distributed.destroy_process_group)
         check_world(job.workers)
@@ -33,7 +33,7 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
         def open_and_hold() -> Path | str:
             run = open_run()
             held.enter_context(run.lock())
-            return run.home
+            return run.location
 
         run = Run.open(distributed.broadcast_from_rank_zero(open_and_hold))
         stop = Stop(busy=run.training)
@@ -51,9 +51,9 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
         return run
 
 
-def _meet(kind: DeviceKind, workers: Workers) -> None:
+def _join_group(kind: DeviceKind, workers: Workers) -> None:
     """Join the process group of torchrun. Raises ClusterError when not all workers connect."""
-    if not distributed.launched():
+    if not distributed.is_launched():
         return
     try:
         distributed.init_process_group(kind.backend, workers.timeout_s)
@@ -69,6 +69,6 @@ def _meet(kind: DeviceKind, workers: Workers) -> None:
 def check_world(workers: Workers) -> None:
     """Raise SpecError unless the number of processes is the requested number of workers."""
     here = distributed.launched_world_size()
-    if not workers.least <= here <= workers.most:
-        how = "torchrun started" if distributed.launched() else "this process is"
+    if not workers.min_count <= here <= workers.max_count:
+        how = "torchrun started" if distributed.is_launched() else "this process is"
         raise SpecError(f"{workers.asked} workers are asked for, {how} {here}", "workers.count")

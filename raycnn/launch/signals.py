@@ -16,12 +16,12 @@ class Stop:
     """A request to save and stop; while `busy` is false the first signal stops at once."""
 
     def __init__(self, busy: Callable[[], bool]) -> None:
-        self.asked = False
+        self.requested = False
         self.busy = busy
         self._since = 0.0
 
     def __call__(self) -> bool:
-        return self.asked
+        return self.requested
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -38,8 +38,8 @@ class Stop:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.asked and distributed.launched() and now - self._since < ECHO_S:
+        if self.requested and distributed.is_launched() and now - self._since < ECHO_S:
             return
-        if self.asked or not self.busy():
+        if self.requested or not self.busy():
             raise KeyboardInterrupt
-        self.asked, self._since = True, now
+        self.requested, self._since = True, now

@@ -43,7 +43,7 @@ class TrialRecorder(Recorder):
         """Raise _Stopped or Interrupted, on every worker, when a trial must not continue."""
         if distributed.is_rank_zero() and "parameters" not in self.trial.info:
             parameters = sum(parameter.numel() for parameter in state.model.parameters())
-            self.trial.update(parameters=parameters, val_images=state.about["images"]["val"])
+            self.trial.update(parameters=parameters, val_images=state.metadata["images"]["val"])
         if state.epoch and not state.step:
             if reason := distributed.broadcast_from_rank_zero(self._stop_reason):
                 raise _Stopped(reason)
@@ -88,7 +88,7 @@ def run_trial(trial: Trial, work: Callable[[], Ending]) -> str | None:
     return None
 
 
-def work_on(
+def fit_trial(
     search: Search,
     trial: Trial,
     device: torch.device,
@@ -139,8 +139,8 @@ def run_here(search: Search, view: SearchView) -> None:
         while queue.waiting and not stop() and not (deadline and time.time() > deadline):
             trial = queue.take(pool)
             view.show(search, [trial.id])
-            run_trial(trial, lambda trial=trial: work_on(search, trial, chosen, deadline, stop))  # type: ignore[misc]
+            run_trial(trial, lambda trial=trial: fit_trial(search, trial, chosen, deadline, stop))  # type: ignore[misc]
             queue.complete(trial)
             view.show(search, [])
-    if stop.asked:
+    if stop.requested:
         raise Interrupted("stopped as asked")

@@ -20,7 +20,7 @@ from raycnn.training.callbacks import Callback, Failed, Warned
 from raycnn.training.loop import TrainResult, fit
 
 # This machine's own settings, read before find_data changes the environment.
-OWN_PATHS = {key: path for key in ("RAYCNN_DATA", "RAYCNN_CACHE") if (path := os.environ.get(key))}
+NODE_PATHS = {key: path for key in ("RAYCNN_DATA", "RAYCNN_CACHE") if (path := os.environ.get(key))}
 
 log = logging.getLogger("raycnn")
 
@@ -43,7 +43,7 @@ def work(
         if trained.predictions and job.storage.report:  # on rank 0; other ranks need not wait
             report.publish(run, run.job(), trained, recorder.callbacks)
     except Interrupted as error:
-        raise Interrupted(f"{error}: `raycnn resume {run.home}` goes on from there") from None
+        raise Interrupted(f"{error}: `raycnn resume {run.location}` goes on from there") from None
     except OutOfMemory as error:  # the launcher may restart the workers
         log.error(str(error))
         with suppress(OSError):
@@ -83,6 +83,6 @@ def finish(result: TrainResult, recorder: Recorder) -> None:
 
 def find_data(root: str | None, others: dict[str, str]) -> None:
     """Set the data root: the spec's, else this machine's environment, else the driver's."""
-    os.environ.update(others | OWN_PATHS)
+    os.environ.update(others | NODE_PATHS)
     if root:
         os.environ["RAYCNN_DATA"] = root

@@ -86,7 +86,7 @@ def subject_of(run: Run, device: str = "cpu", root: str | None = None) -> Subjec
     splits = open_splits(job)
     chosen = find(device).select(0)
     state = fresh_state(job, splits, chosen)
-    if checkpoint.read_state(path)["about"]["data"] != state.about["data"]:
+    if checkpoint.read_state(path)["about"]["data"] != state.metadata["data"]:
         raise DataError("the images or labels are not the ones this run was trained on")
     checkpoint.load_weights(state.model, path)
     return Subject(job, splits, state.model, chosen)
@@ -114,7 +114,7 @@ def write_from_folder(run: Run, device: str = "cpu", root: str | None = None) ->
     except RaycnnError as error:
         subject, missing = None, str(error)
     try:
-        found = evaluate.kept(run)
+        found = evaluate.stored_predictions(run)
     except DataError:  # no complete epoch, or corrupt weights
         found = None
     return write(run, found, subject, missing)
@@ -202,7 +202,7 @@ def _facts(
     facts.append(("Network", network))
     devices = environment.get("devices") or []
     named = devices[0] if devices else f"CPU, {environment.get('cpus', '?')} cores"
-    workers = job.workers.most
+    workers = job.workers.max_count
     facts.append(("Device", f"{clip(named)}{f' × {workers} workers' if workers > 1 else ''}"))
     facts.append(("Data", job.data.name))
     return facts

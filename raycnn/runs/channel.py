@@ -11,8 +11,8 @@ from raycnn.runs.heartbeats import (
     explain,
     failure_of,
     new_heartbeat,
-    refreshed,
     training_stack,
+    update_heartbeat,
 )
 from raycnn.runtime import distributed
 
@@ -46,14 +46,14 @@ class FolderChannel:
         """Write a heartbeat with the current epoch and step."""
         if self._stacks:
             self._stacks.alive()
-            self._beat = refreshed(self._beat, epoch=epoch, step=step)
+            self._beat = update_heartbeat(self._beat, epoch=epoch, step=step)
             self._send()
 
     def failed(self, error: BaseException) -> None:
         """Report the error that ends this worker."""
         if self._stacks:
             failure, text = failure_of(error)
-            self._beat = refreshed(self._beat, failure=failure, error=text)
+            self._beat = update_heartbeat(self._beat, failure=failure, error=text)
             self._send()
 
     def diagnose(self) -> str:

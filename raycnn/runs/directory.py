@@ -49,21 +49,21 @@ class Run:
     def __init__(self, folder: Path, copy: WorkingCopy | None = None):
         self.folder = folder
         """The local folder of the run: its own, or its working copy."""
-        self.home: Path | str = copy.uri if copy else folder
+        self.location: Path | str = copy.uri if copy else folder
         """The address of the run, for users and `open`: the same folder, or a URI."""
         self.copy = copy
         """The working copy of a run at a URI, which syncs `folder`; None for a local run."""
         self.checkpoints = folder / "checkpoints"
 
     @classmethod
-    def open(cls, home: Path | str) -> "Run":
+    def open(cls, location: Path | str) -> "Run":
         """Return the run at a path or a URI; from a URI all but its checkpoints is downloaded.
 
         Raises EnvironmentUnavailable where the URI cannot be reached.
         """
-        if not is_uri(str(home)):
-            return cls(Path(home))
-        copy = storage.open_copy(str(home))
+        if not is_uri(str(location)):
+            return cls(Path(location))
+        copy = storage.open_copy(str(location))
         copy.pull()
         return cls(copy.folder, copy)
 
@@ -292,7 +292,7 @@ class Run:
             self.copy.pull_checkpoints([which])
         name = checkpoint.read_index(self.checkpoints).get(which)
         if not name:
-            raise DataError(f"{self.home} has no {which} checkpoint: no epoch of it is done")
+            raise DataError(f"{self.location} has no {which} checkpoint: no epoch of it is done")
         fault = checkpoint.verify_checkpoint(self.checkpoints / name)
         if fault:
             raise DataError(fault)

@@ -141,7 +141,7 @@ def new_heartbeat(**fields: Any) -> Heartbeat:
     return Heartbeat(rank=distributed.rank(), pid=os.getpid(), time=time.time(), **fields)
 
 
-def refreshed(beat: Heartbeat, **fields: Any) -> Heartbeat:
+def update_heartbeat(beat: Heartbeat, **fields: Any) -> Heartbeat:
     """Return a copy of a heartbeat with the current time and changed fields."""
     return replace(beat, time=time.time(), **fields)
 

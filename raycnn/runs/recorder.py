@@ -70,9 +70,9 @@ class Recorder:
         for fault in faults:
             self.callbacks.on_event(CheckpointSkipped(fault=fault))
         saved = checkpoint.read_state(path)
-        check_same_job(saved, state.about["spec"])
-        check_same_data(saved, state.about["data"])
-        for difference in version_differences(saved, state.about["versions"]):
+        check_same_job(saved, state.metadata["spec"])
+        check_same_data(saved, state.metadata["data"])
+        for difference in version_differences(saved, state.metadata["versions"]):
             self.callbacks.on_event(difference)
         checkpoint.restore(state, path)
         if distributed.is_rank_zero():
@@ -90,7 +90,7 @@ class Recorder:
         except OSError as error:
             raise EnvironmentUnavailable(
                 f"cannot save a checkpoint: {error}; the one before it is whole, and "
-                f"`raycnn resume {self.run.home}` goes on from there"
+                f"`raycnn resume {self.run.location}` goes on from there"
             ) from None
 
     def restore_best(self, state: TrainingState) -> None:

@@ -25,5 +25,5 @@ def result_of(state: TrainingState, test: EpochMetrics) -> dict[str, Any]:
         "epochs": state.epoch,
         "time_s": state.history[-1]["time_s"] if state.history else 0.0,
         "confusion": test.confusion,
-        "per_class": class_metrics(test.confusion, tuple(state.about["classes"])),
+        "per_class": class_metrics(test.confusion, tuple(state.metadata["classes"])),
     }

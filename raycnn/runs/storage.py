@@ -36,8 +36,8 @@ from filelock import FileLock, Timeout
 
 from raycnn.errors import EnvironmentUnavailable, RaycnnError, first_line
 from raycnn.filesystem import (
-    HOPELESS,
     NO_FOLDERS,
+    PERMANENT_ERRORS,
     RemoteFile,
     RemoteFolder,
     base_name,
@@ -52,7 +52,7 @@ from raycnn.training.callbacks import Event, StorageReached, StorageUnreachable
 from raycnn.training.checkpoint import INDEX, STATE
 
 Index = dict[str, str | None]
-Tell = Callable[[Event], None]
+EventCallback = Callable[[Event], None]
 
 CHECKPOINTS, EVENTS, STOP, TRIALS = "checkpoints", "events.jsonl", ".stop", "trials"
 CLAIM, LEASE, CLOCK, MANIFEST = ".claim", ".lease", ".clock", ".synced.json"
@@ -168,7 +168,7 @@ class WorkingCopy:
         temporary = target.with_name(f".{target.name}")
         self.remote.download(file.name, temporary)
         if file.name == EVENTS and target.exists():
-            temporary.write_bytes(merged(temporary.read_bytes(), target.read_bytes()))
+            temporary.write_bytes(merge_events(temporary.read_bytes(), target.read_bytes()))
         os.replace(temporary, target)
         return file.name, [*file[1:], _mtime_ns(target)]
 
@@ -232,7 +232,7 @@ class WorkingCopy:
             try:
                 self.remote.append(name, b"".join(line + b"\n" for line in lacking))
             except NotImplementedError:  # an object store
-                self.remote.write(name, merged(there, here))
+                self.remote.write(name, merge_events(there, here))
 
     def upload(self, index: Index | None, rank: int, is_ours: Callable[[], None]) -> None:
         """Upload the checkpoints of an index, if given, and the other files of a worker."""
@@ -281,7 +281,7 @@ class WorkingCopy:
     # Leases and locks.
 
     @contextmanager
-    def syncing(self, rank: int, timeout_s: float, tell: Tell) -> Iterator[None]:
+    def syncing(self, rank: int, timeout_s: float, tell: EventCallback) -> Iterator[None]:
         """Upload this worker's files and poll for stop requests in the background.
 
         All files are uploaded at the end. Raises EnvironmentUnavailable where that failed.
@@ -453,7 +453,7 @@ class SearchCopy(WorkingCopy):
 class _Uploader:
     """A background thread that uploads a worker's files: on rank 0 all but other ranks' logs."""
 
-    def __init__(self, copy: WorkingCopy, rank: int, timeout_s: float, tell: Tell):
+    def __init__(self, copy: WorkingCopy, rank: int, timeout_s: float, tell: EventCallback):
         self.copy, self.rank, self.timeout_s, self.tell = copy, rank, timeout_s, tell
         self.error: Exception | None = None
         self.has_pulled = False
@@ -536,7 +536,7 @@ class _Uploader:
                 work()
                 break
             except errors() as error:
-                if getattr(error, "errno", None) in HOPELESS:
+                if getattr(error, "errno", None) in PERMANENT_ERRORS:
                     raise EnvironmentUnavailable(self._failure_message(doing, error)) from None
                 if not last:
                     away = StorageUnreachable(
@@ -634,7 +634,7 @@ def _is_synced_file(name: str) -> bool:
     return not (NOT_SYNCED & {*folders} or any(part.startswith(".") for part in name.split("/")))
 
 
-def merged(one: bytes, other: bytes) -> bytes:
+def merge_events(one: bytes, other: bytes) -> bytes:
     """Return the merged lines of two diverged copies of events.jsonl, sorted by time."""
     lines = dict.fromkeys([*one.splitlines(), *other.splitlines()])
     return b"".join(line + b"\n" for line in sorted(lines, key=_time))

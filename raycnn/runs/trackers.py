@@ -99,7 +99,7 @@ class Tracker:
         """Id of the tracker's own run; None before the first start."""
         return (read_json(self.run.folder / IDS) or {}).get(self.name)
 
-    def keep_id(self, own: str) -> None:
+    def save_id(self, own: str) -> None:
         """Save the id of the tracker's own run, so that a resumed run continues it."""
         known = read_json(self.run.folder / IDS) or {}
         write_json(self.run.folder / IDS, known | {self.name: own})
@@ -119,7 +119,7 @@ class WandbTracker(Tracker):
             id=self.id, resume="allow", config=job.tree(), dir=self.run.folder / "logs",
             settings=wandb.Settings(console="off", silent=True, disable_git=True),
         )  # fmt: skip
-        self.keep_id(self.own.id)
+        self.save_id(self.own.id)
 
     def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
         self.own.log(dict(metrics), step=epoch)
@@ -140,8 +140,8 @@ class MlflowTracker(Tracker):
         mlflow: Any = import_module(self.package)
         self.entities: Any = import_module("mlflow.entities")
         uri = os.environ.get("MLFLOW_TRACKING_URI")
-        if not uri and isinstance(self.run.home, Path):
-            uri = f"sqlite:///{self.run.home.parent.parent}/mlflow.db"
+        if not uri and isinstance(self.run.location, Path):
+            uri = f"sqlite:///{self.run.location.parent.parent}/mlflow.db"
         self.client = mlflow.MlflowClient(uri)
         self.own = self.id or self._create()
 
@@ -157,7 +157,7 @@ class MlflowTracker(Tracker):
         ]
         self.client.log_batch(own, params=params)
         self.client.set_tag(own, "raycnn.folder", str(self.run.folder))
-        self.keep_id(own)
+        self.save_id(own)
         return own
 
     def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
@@ -186,7 +186,7 @@ class TrackioTracker(Tracker):
         self.own = trackio.init(
             project=job.name, name=own, config=job.tree(), resume=resume, embed=False
         )
-        self.keep_id(own)
+        self.save_id(own)
 
     def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
         self.own.log(dict(metrics), step=epoch)

@@ -22,7 +22,9 @@ _known = signature(nn.parallel.DistributedDataParallel).parameters
 _buffers = "forward_sync_buffers" if "forward_sync_buffers" in _known else "broadcast_buffers"
 OWN: dict[str, Any] = {_buffers: False}  # each worker has its own buffers in training
 
-met = False  # whether this process ever joined a group: it must then shut down with care
+has_joined_group = (
+    False  # whether this process ever joined a group: it must then shut down with care
+)
 
 
 def rank() -> int:
@@ -40,14 +42,14 @@ def is_rank_zero() -> bool:
     return rank() == 0
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Return whether torchrun, or a launcher that sets its variables, started this process."""
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 def launched_world_size() -> int:
     """Return the number of processes that torchrun started, or 1."""
-    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+    return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
 def backends() -> list[str]:
@@ -62,8 +64,8 @@ def init_process_group(backend: str, timeout_s: int) -> None:
 
     Collectives fail after waiting `timeout_s` seconds for another worker.
     """
-    global met
-    met = True
+    global has_joined_group
+    has_joined_group = True
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 

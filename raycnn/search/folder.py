@@ -107,7 +107,7 @@ class Search:
 
     def __init__(self, folder: Path, copy: SearchCopy | None = None):
         self.folder, self.copy = folder, copy
-        self.home: Path | str = copy.uri if copy else folder
+        self.location: Path | str = copy.uri if copy else folder
         """The location of the search: its folder, or the URI that the folder is a copy of."""
 
     @classmethod
@@ -139,10 +139,10 @@ class Search:
 
         Raises SpecError when there is none.
         """
-        home = resolve_run("search", text, root, "search.yaml")
-        if isinstance(home, Path):
-            return cls(home)
-        copy = SearchCopy.of(storage.open_copy(home))
+        location = resolve_run("search", text, root, "search.yaml")
+        if isinstance(location, Path):
+            return cls(location)
+        copy = SearchCopy.of(storage.open_copy(location))
         copy.pull_all()
         return cls(copy.folder, copy)
 
@@ -230,7 +230,7 @@ class Search:
 
         For a search at a URI, upload what is written to the folder meanwhile.
         """
-        busy = f"{self.home} is being searched by another process"
+        busy = f"{self.location} is being searched by another process"
         with lock(self.folder / ".lock", busy, LOCK_S):
             if not self.copy:
                 yield

@@ -20,10 +20,10 @@ NOT_SEARCHABLE = (
 )  # fmt: skip
 
 
-def check_search(search: TuneSpec, *, elsewhere: bool = False) -> None:
+def check_search(search: TuneSpec, *, remote: bool = False) -> None:
     """Raise SpecError, DataError or EnvironmentUnavailable for the first thing that cannot work.
 
-    With `elsewhere`, data and storage are on another machine, and are not checked.
+    With `remote`, data and storage are on another machine, and are not checked.
     """
     try:
         RULES.options(search.tune.scheduler)
@@ -38,7 +38,7 @@ def check_search(search: TuneSpec, *, elsewhere: bool = False) -> None:
             _check_population(search, architecture, rule)
         for key, domain in architecture.space.items():
             _check_values(search, architecture, key, domain)
-    if elsewhere:
+    if remote:
         return
     for source in sources:
         files_of(source)
@@ -66,10 +66,10 @@ def _check_search(search: TuneSpec) -> None:
 def _check_job(search: TuneSpec, architecture: Architecture) -> Source:
     job = architecture.job
     source = resolve_job(job).source
-    if job.workers.most > 1:
+    if job.workers.max_count > 1:
         raise search.error(
             "workers.count",
-            f"{architecture.name} asks for {job.workers.asked}: "
+            f"{architecture.name} asks for {job.workers.count_text}: "
             "tune.pools says how many a trial has",
         )
     first = search.architectures[0].job.data

@@ -43,13 +43,13 @@ class TrainingState:
 
     model: nn.Module
     optimizer: Optimizer
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     """Metadata: the spec, class names, input shape, normalization, data fingerprint, versions."""
     epoch: int = 0
     """Completed epochs."""
     step: int = 0
     """Completed steps of the current epoch."""
-    seen: EpochMetrics = field(default_factory=EpochMetrics)
+    epoch_metrics: EpochMetrics = field(default_factory=EpochMetrics)
     """Training metrics of those steps."""
     history: list[Row] = field(default_factory=list)
     """One row of metrics for each completed epoch."""
@@ -74,7 +74,7 @@ class TrainingState:
 
     def close_epoch(self, row: Row) -> None:
         """Mark the current epoch as completed, with its row of metrics."""
-        self.epoch, self.step, self.seen = self.epoch + 1, 0, EpochMetrics()
+        self.epoch, self.step, self.epoch_metrics = self.epoch + 1, 0, EpochMetrics()
         self.history.append(row)
         if self.best is None or _selection_key(row) > _selection_key(self.history[self.best - 1]):
             self.best = self.epoch
@@ -145,9 +145,11 @@ def _write(state: TrainingState, folder: Path) -> None:
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             _save_tensors(plain, temporary / name)
         files = {name: _file_digest(temporary / name) for name in TENSORS}
-        keys = ("about", "epoch", "step", "history", "best", "lr_backoffs")
+        keys = ("epoch", "step", "history", "best", "lr_backoffs")
         saved = {key: getattr(state, key) for key in keys}
-        body = {"files": files, "seen": asdict(state.seen), **saved}
+        # These two keys have the names of earlier versions, whose checkpoints stay readable.
+        body = {"files": files, "about": state.metadata, "seen": asdict(state.epoch_metrics)}
+        body |= saved
         io.write_json(temporary / STATE, {"sha256": _digest(body), **body})
         install(temporary, final)
     finally:
@@ -254,7 +256,10 @@ def restore(state: TrainingState, checkpoint: Path) -> None:
     copy(raw, {name: p for name, p in state.model.named_parameters() if name in raw})
     state.epoch, state.step = saved["epoch"], saved["step"]
     state.history, state.best = saved["history"], saved["best"]
-    state.seen, state.lr_backoffs = EpochMetrics(**saved["seen"]), saved.get("lr_backoffs", [])
+    state.epoch_metrics, state.lr_backoffs = (
+        EpochMetrics(**saved["seen"]),
+        saved.get("lr_backoffs", []),
+    )
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:

@@ -209,7 +209,7 @@ def run_epochs(
     """Train, validate and save each remaining epoch, then run the test."""
     state, job = step.state, step.job
     train, val = loaders["train"], loaders["val"]
-    classes, consensus = len(state.about["classes"]), distributed.StopConsensus()
+    classes, consensus = len(state.metadata["classes"]), distributed.StopConsensus()
     while state.epoch < job.train.epochs and not out_of_patience(state, job):
         control.begin_epoch(state)
         step = apply_stage(step, job)
@@ -357,7 +357,7 @@ def train_epoch(
     state, every = step.state, step.job.storage.every_steps
     models.begin_training(step.replica)
     steps, done_before = len(loader), state.epoch * len(loader)
-    meter, last_sent = EpochMeter(state, len(state.about["classes"])), 0.0
+    meter, last_sent = EpochMeter(state, len(state.metadata["classes"])), 0.0
     for batch in loader.epoch(state.epoch, state.step):
         logits, loss = step(batch, done_before + state.step)
         meter.metrics.add(loss, logits, batch.labels, batch.count)
@@ -378,7 +378,7 @@ def train_epoch(
             callbacks.on_event(stopped)
             raise Interrupted(stopped.message)
     meter.sync_metrics(state)
-    return state.seen
+    return state.epoch_metrics
 
 
 class EpochMeter:
@@ -399,7 +399,7 @@ class EpochMeter:
         distributed.broadcast_buffers(state.model)
         # The last update may have made weights non-finite that no loss has used yet.
         _check_finite(sum(p.detach().sum() for p in state.model.parameters()), state)
-        state.seen = state.seen.plus(seen)
+        state.epoch_metrics = state.epoch_metrics.plus(seen)
         self._begin(state)
 
     def _begin(self, state: TrainingState) -> None:
@@ -425,18 +425,18 @@ def evaluate(
     loader: Loader,
     settings: Train,
     classes: int,
-    at_once: int,
+    micro_batch: int,
     collector: PredictionCollector | None = None,
 ) -> EpochMetrics:
     """Return the metrics over all workers, evaluating every image of the loader once.
 
-    At most `at_once` images are in a forward pass. `collector` receives all logits.
+    At most `micro_batch` images are in a forward pass. `collector` receives all logits.
     """
     model.eval()
     start_time = time.perf_counter()
     tally = MetricAccumulator(classes, evaluating=True)
     for step, batch in enumerate(loader.epoch(0)):
-        for part in split_micro_batches(batch, at_once) if batch.count else ():
+        for part in split_micro_batches(batch, micro_batch) if batch.count else ():
             logits, loss = forward(model, part, settings)
             tally.add(loss, logits, part.labels, part.count)
             if collector:
@@ -445,9 +445,9 @@ def evaluate(
 
 
 def predict_split(
-    model: nn.Module, loader: Loader, settings: Train, classes: int, at_once: int
+    model: nn.Module, loader: Loader, settings: Train, classes: int, micro_batch: int
 ) -> tuple[EpochMetrics, SplitPredictions | None]:
     """Return the metrics of a split and, on rank 0, the prediction for each of its images."""
     collector = PredictionCollector(loader, classes)
-    seen = evaluate(model, loader, settings, classes, at_once, collector)
+    seen = evaluate(model, loader, settings, classes, micro_batch, collector)
     return seen, collector.gather(loader.device)

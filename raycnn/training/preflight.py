@@ -67,18 +67,16 @@ class CheckedJob(ResolvedJob):
     """Warnings about the data: what is ignored, converted, or cannot be learned."""
 
 
-def check_job(
-    job: JobSpec, *, elsewhere: bool = False, checkpoints: Path | None = None
-) -> CheckedJob:
+def check_job(job: JobSpec, *, remote: bool = False, checkpoints: Path | None = None) -> CheckedJob:
     """Resolve a job, and check that its data, storage and devices are available.
 
-    With `elsewhere` it trains on other machines, whose devices are not checked here. `checkpoints`
+    With `remote` it trains on other machines, whose devices are not checked here. `checkpoints`
     is the folder of a run to resume, whose size counts as free. Raises SpecError, DataError or
     EnvironmentUnavailable for the first problem.
     """
     resolved = resolve_job(job)
     files = files_of(resolved.source)
-    if not elsewhere:
+    if not remote:
         check_installed(job.trackers)
     warnings = examine(resolved.source)
     if is_uri(job.storage.path):
@@ -86,7 +84,7 @@ def check_job(
     else:
         check_writable(Path(job.storage.path).absolute())
     check_room(checkpoints or _working_folder(job), resolved)
-    kind = job.workers.device if elsewhere else device.find(job.workers.device).name
+    kind = job.workers.device if remote else device.find(job.workers.device).name
     with job.located():
         device.check_training(job.train, kind)
     return CheckedJob(**vars(resolved), files=files, kind=kind, warnings=warnings)

@@ -10,7 +10,7 @@ import pytest
 
 from raycnn.analysis import compare as comparison
 from raycnn.analysis.compare import compare, mcnemar
-from raycnn.analysis.evaluate import kept
+from raycnn.analysis.evaluate import stored_predictions
 from raycnn.config.schema import JobSpec
 from raycnn.errors import SpecError
 from raycnn.runs.directory import Run
@@ -55,7 +55,7 @@ def test_tests_of_the_same_images_are_compared_image_by_image(runs: list[Run]) -
 
     found = compare([runs[0], runs[2]])
     (pair,) = found.paired
-    one, other = (kept(run) for run in (runs[0], runs[2]))
+    one, other = (stored_predictions(run) for run in (runs[0], runs[2]))
     assert one and other
     right = [own.splits["test"].predicted == own.splits["test"].labels for own in (one, other)]
     assert pair.only_one == int((right[0] & ~right[1]).sum())

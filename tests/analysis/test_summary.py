@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from raycnn import models
-from raycnn.analysis.summary import Layer, Summary, summarise
+from raycnn.analysis.summary import Layer, Summary, summarize
 from raycnn.config.schema import Model
 from raycnn.shape import Shape
 from tests.conftest import ROOT, Call
@@ -23,7 +23,7 @@ def on_meta(build: Callable[..., nn.Module], *args: object, **options: object) -
 
 
 def summary_of(name: str, shape: Shape, classes: int = 10, **options: object) -> Summary:
-    return summarise(
+    return summarize(
         on_meta(models.build_model, Model(name=name, **options), shape, classes), shape
     )
 
@@ -35,7 +35,7 @@ def named(summary: Summary, name: str) -> Layer:
 @pytest.mark.parametrize("name", models.MODELS.names())
 def test_the_layers_of_every_network_add_up_to_what_torch_counts(name: str) -> None:
     model = on_meta(models.build_model, Model(name=name), PHOTO, 10)
-    found = summarise(model, PHOTO)
+    found = summarize(model, PHOTO)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *PHOTO, device="meta"))
     assert 2 * sum(layer.multiply_adds for layer in found.layers) == counter.get_total_flops()
@@ -55,7 +55,7 @@ def test_the_multiply_adds_are_the_ones_of_the_papers() -> None:
 
 def test_the_activations_are_what_is_written_and_not_what_is_viewed() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 5))
-    assert summarise(net, Shape(3, 4, 4)).activations == 4 * 4 * 4 + 5
+    assert summarize(net, Shape(3, 4, 4)).activations == 4 * 4 * 4 + 5
 
 
 def vgg_like(*stages: int) -> nn.Sequential:
@@ -69,7 +69,7 @@ def vgg_like(*stages: int) -> nn.Sequential:
 @pytest.mark.parametrize("stages", [(1, 1, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)])
 def test_the_field_of_a_stack_is_the_closed_formula(stages: tuple[int, ...]) -> None:
     """1 + the sum over layers of (k - 1) times the strides before it: 212 for VGG-16."""
-    layers = summarise(on_meta(vgg_like, *stages), PHOTO).layers
+    layers = summarize(on_meta(vgg_like, *stages), PHOTO).layers
     size = 1 + sum(2**depth * (2 * count + 1) for depth, count in enumerate(stages))
     assert layers[-1].field == (size, size) and layers[-1].jump == (32, 32)
 
@@ -129,13 +129,13 @@ def seen_by_the_centre(net: nn.Module, shape: Shape) -> tuple[int, int]:
 )
 def test_the_field_is_what_the_gradient_of_the_centre_covers(net: nn.Module) -> None:
     shape = Shape(2, 65, 65)
-    field = summarise(net, shape).layers[-1].field
+    field = summarize(net, shape).layers[-1].field
     assert field == seen_by_the_centre(net, shape)
 
 
 def test_what_a_global_mean_weighs_sees_the_whole_image() -> None:
     net, shape = Squeeze(), Shape(2, 12, 20)
-    found = summarise(nn.Sequential(net, nn.Conv2d(4, 1, 1)), shape).layers[-1]
+    found = summarize(nn.Sequential(net, nn.Conv2d(4, 1, 1)), shape).layers[-1]
     assert seen_by_the_centre(net, shape) == (12, 20)
     assert found.field and found.field[0] >= 12 and found.field[1] >= 20 and found.jump == (1, 1)
 
@@ -143,7 +143,7 @@ def test_what_a_global_mean_weighs_sees_the_whole_image() -> None:
 def test_a_flattening_and_an_adaptive_pool_see_the_whole_image() -> None:
     conv = nn.Conv2d(3, 3, 3, padding=1)
     for last in ([nn.Flatten(), nn.Linear(192, 2)], [nn.AdaptiveMaxPool2d(1)], [nn.AvgPool2d(8)]):
-        layer = summarise(nn.Sequential(conv, *last), Shape(3, 8, 8)).layers[-1]
+        layer = summarize(nn.Sequential(conv, *last), Shape(3, 8, 8)).layers[-1]
         assert layer.field == (10, 10), "8 and the padding on both sides"
 
 
@@ -159,7 +159,7 @@ def test_the_fields_of_known_networks_are_the_published_ones() -> None:
         (theirs, "maxpool4", 27 + 2 * 16 + 16 + 5 * 32 + 16),
         (on_meta(convnext_tiny), "features.1.2.block.5", 4 + 3 * 6 * 4),  # channels last within
     ):
-        found = summarise(network, PHOTO)
+        found = summarize(network, PHOTO)
         assert named(found, layer).field == (size, size)
         assert found.parameters == sum(row.parameters for row in found.layers)
 
@@ -167,14 +167,14 @@ def test_the_fields_of_known_networks_are_the_published_ones() -> None:
 def test_what_is_not_followed_says_so() -> None:
     first = nn.Conv2d(3, 4, 2, 2)
     for rest in ([nn.Flatten(2), nn.Linear(16, 2)], [nn.ConvTranspose2d(4, 4, 1), nn.ReLU()]):
-        layers = summarise(nn.Sequential(first, *rest), Shape(3, 8, 8)).layers
+        layers = summarize(nn.Sequential(first, *rest), Shape(3, 8, 8)).layers
         assert [layer.field for layer in layers] == [(2, 2), None, None]
 
 
 def test_a_summary_leaves_no_hooks_behind() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 2, 2))
-    first = summarise(net, COLOUR)
-    assert summarise(net, COLOUR) == first and not net[0]._forward_hooks
+    first = summarize(net, COLOUR)
+    assert summarize(net, COLOUR) == first and not net[0]._forward_hooks
 
 
 def test_the_verb_shows_a_network_of_the_catalogue(call: Call) -> None:

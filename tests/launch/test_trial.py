@@ -31,7 +31,7 @@ def begin(search: Search, rates: list[float]) -> list[Trial]:
 
 def go(search: Search, *trials: Trial, deadline: float | None = None) -> None:
     for one in trials:
-        trial.run_trial(one, partial(trial.work_on, search, one, torch.device("cpu"), deadline))
+        trial.run_trial(one, partial(trial.fit_trial, search, one, torch.device("cpu"), deadline))
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_the_verdict_is_the_result(trained: Run) -> None:
 
 
 def test_every_class_stands_in_the_table_with_its_numbers(trained: Run) -> None:
-    found = evaluate.kept(trained)
+    found = evaluate.stored_predictions(trained)
     assert found
     text = read(trained).text
     for row in evaluate.per_class(found.splits["test"], found.classes):
@@ -119,7 +119,7 @@ def test_every_class_stands_in_the_table_with_its_numbers(trained: Run) -> None:
 
 
 def test_the_worst_mistakes_are_shown_with_where_the_network_looked(trained: Run) -> None:
-    found = evaluate.kept(trained)
+    found = evaluate.stored_predictions(trained)
     assert found
     wrong = int((found.splits["test"].predicted != found.splits["test"].labels).sum())
     images = [a["alt"] or "" for tag, a in read(trained).tags if tag == "img"]

@@ -66,11 +66,11 @@ def test_a_run_at_a_uri_is_the_run_of_a_folder(
 ) -> None:
     here = train(job())
     there = trained(job(storage__path=s3.uri(bucket)))
-    assert there.home == s3.uri(bucket, "runs/tiny/1")
+    assert there.location == s3.uri(bucket, "runs/tiny/1")
     assert same(weights(here), weights(there)) and numbers(here) == numbers(there)
 
     other_machine()
-    again = Run.open(there.home)
+    again = Run.open(there.location)
     assert again.folder != there.folder and not list(again.checkpoints.iterdir())
     assert again.state() == "done" and again.result() == there.result()
     assert again.events() == there.events() and numbers(again) == numbers(here)
@@ -84,7 +84,7 @@ def test_no_two_runs_at_a_uri_get_one_number(job: MakeJob, s3: Server, bucket: s
     made: list[str] = []
     spec = job(storage__path=s3.uri(bucket))
     creating = [
-        threading.Thread(target=lambda: made.append(Run.create(spec).home)) for _ in range(4)
+        threading.Thread(target=lambda: made.append(Run.create(spec).location)) for _ in range(4)
     ]
     for thread in creating:
         thread.start()
@@ -120,7 +120,7 @@ def test_a_run_killed_in_mid_upload_goes_on_to_the_unbroken_one(
     unbroken = train(job())
     run = Run.create(job(storage__path=s3.uri(bucket)))
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, "resume", run.home], cwd=tmp_path, capture_output=True,
+        [sys.executable, "-c", KILLED, "resume", run.location], cwd=tmp_path, capture_output=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -130,7 +130,7 @@ def test_a_run_killed_in_mid_upload_goes_on_to_the_unbroken_one(
 
     monkeypatch.setattr(storage, "LEASE_S", 3.0)  # what was killed holds it until it runs out
     other_machine()
-    again = Run.open(run.home)
+    again = Run.open(run.location)
     path, faults = again.newest()
     assert path and path.name == "00001-00000000" and not faults
     trained(again.job(), again)
@@ -148,7 +148,7 @@ def test_a_damaged_checkpoint_there_leaves_the_one_before(
     whole = s3.read(bucket, name)
     s3.client.put_object(Bucket=bucket, Key=name, Body=whole[:-1] + b"?")
     other_machine()
-    path, faults = Run.open(run.home).newest()
+    path, faults = Run.open(run.location).newest()
     assert path and path.name == index["previous"] and len(faults) == 1
 
 
@@ -168,7 +168,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
         outage.start()
         train(job(), run)
         outage.join()
-    assert [event.uri for event in happened(run, StorageUnreachable)] == [run.home]
+    assert [event.uri for event in happened(run, StorageUnreachable)] == [run.location]
     assert happened(run, StorageReached)
     index = json.loads(s3.read(bucket, "runs/tiny/1/checkpoints/index.json"))
     assert index == checkpoint.read_index(run.checkpoints)
@@ -185,9 +185,9 @@ def test_a_store_that_stays_away_ends_the_job_resumable(
         with s3.proxy.away():
             train(spec, run)
             run.wait_flushed()
-    for word in ("storage.path", "storage.timeout_s", "00001-00000000", f"resume {run.home}"):
+    for word in ("storage.path", "storage.timeout_s", "00001-00000000", f"resume {run.location}"):
         assert word in str(ended.value)
-    again = Run.open(run.home)
+    again = Run.open(run.location)
     path, _ = again.newest()
     assert path and path.name >= "00002"  # saved here, and nobody else has trained the run since
     trained(spec, again)
@@ -244,7 +244,7 @@ def test_one_machine_trains_a_run(
     run = Run.create(job(storage__path=s3.uri(bucket)))
     with run.lock():
         other_machine()
-        again = Run.open(run.home)
+        again = Run.open(run.location)
         assert again.state() == "running"
         with pytest.raises(EnvironmentUnavailable, match="is being trained"), again.lock():
             pass
@@ -258,7 +258,7 @@ def test_a_wish_to_stop_reaches_another_machine(
     run = Run.create(job(storage__path=s3.uri(bucket)))
     with run.syncing(60):
         other_machine()
-        Run.open(run.home).request_stop()
+        Run.open(run.location).request_stop()
         wait_until(run.stop_requested)
 
 
@@ -267,14 +267,14 @@ def test_what_two_machines_append_is_kept(
 ) -> None:
     one = Run.create(job(storage__path=s3.uri(bucket)))
     other_machine()
-    other = Run.open(one.home)
+    other = Run.open(one.location)
     for number in range(2):
         for run in (one, other):
             run.add_event(Warned(text=f"{number} of {run.folder}"))
             run.flush()
     other_machine()
     expected = [f"{number} of {run.folder}" for number in range(2) for run in (one, other)]
-    assert [event.message for event in Run.open(one.home).events()] == expected
+    assert [event.message for event in Run.open(one.location).events()] == expected
 
 
 def test_any_file_system_of_fsspec_keeps_runs(

@@ -38,9 +38,9 @@ from raycnn.launch.ray.token import PROBE_S, TOKEN
 from raycnn.launch.ray.token import token as own_token
 
 PORT = 8265  # default port of the job server
-ANSWER_S = 30  # timeout of a request
+REQUEST_TIMEOUT_S = 30  # timeout of a request
 OUTAGE_S = 60  # how long the server may be unreachable while a job is followed
-LOOK_S = 0.4  # polling interval
+POLL_INTERVAL_S = 0.4  # polling interval
 STOP_S = 120  # for a stopped job to save its state; Ray's default of 3 s is too short
 DOWNLOAD_S = 24 * 3600
 RAYS_OWN = re.compile(
@@ -184,7 +184,7 @@ class Cluster:
                 shown = len(log)
                 if job.status.is_terminal():
                     return job
-            time.sleep(LOOK_S)
+            time.sleep(POLL_INTERVAL_S)
 
     def stop(self, name: str) -> bool:
         """Have a job save and stop, within STOP_S; return False when it had already ended."""
@@ -216,7 +216,7 @@ class Cluster:
         """Run a shell command on the head node; return the ended job."""
         name = self._ask("POST", "/api/jobs/", json={"entrypoint": command})["submission_id"]
         while not (job := self._info(name)).status.is_terminal():
-            time.sleep(LOOK_S)
+            time.sleep(POLL_INTERVAL_S)
         return job
 
     def output(self, job: JobDetails) -> HTTPResponse:
@@ -230,8 +230,8 @@ class Cluster:
         }  # fmt: skip
         url = f"{self.server}/api/v0/logs/file?{urlencode(asked)}"
         headers = self._headers | {"Accept-Encoding": "identity"}  # the stream is read undecoded
-        with self._speaking():
-            answer = requests.get(url, headers=headers, timeout=ANSWER_S, stream=True)
+        with self._translate_errors():
+            answer = requests.get(url, headers=headers, timeout=REQUEST_TIMEOUT_S, stream=True)
             answer.raise_for_status()
             return answer.raw
 
@@ -242,7 +242,7 @@ class Cluster:
         # Any Python 3 on the job's PATH will do: begin.py re-executes with the one that runs Ray.
         command = ["python3", "begin.py", raycnn.__version__, folder, *words]
         now = datetime.now(timezone.utc)
-        with self._speaking():
+        with self._translate_errors():
             return upload.submit(
                 self.server,
                 self._headers,
@@ -273,11 +273,13 @@ class Cluster:
     def _info(self, name: str) -> JobDetails:
         return JobDetails.parse(self._get(f"/api/jobs/{name}"))
 
-    def _get(self, path: str, timeout_s: float = ANSWER_S) -> Any:
+    def _get(self, path: str, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:
         return self._ask("GET", path, timeout_s)
 
-    def _ask(self, method: str, path: str, timeout_s: float = ANSWER_S, **content: Any) -> Any:
-        with self._speaking():
+    def _ask(
+        self, method: str, path: str, timeout_s: float = REQUEST_TIMEOUT_S, **content: Any
+    ) -> Any:
+        with self._translate_errors():
             url = f"{self.server}{path}"
             how: dict[str, Any] = {"headers": self._headers, "timeout": timeout_s} | content
             answer = requests.request(method, url, **how)
@@ -285,7 +287,7 @@ class Cluster:
             return answer.json()
 
     @contextmanager
-    def _speaking(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except (requests.HTTPError, RuntimeError, ValueError, KeyError) as error:

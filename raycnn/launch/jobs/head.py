@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from raycnn.errors import ClusterError
-from raycnn.launch.jobs.client import LOOK_S, Cluster
+from raycnn.launch.jobs.client import POLL_INTERVAL_S, Cluster
 from raycnn.runtime.device import DEVICE_KINDS
 
 START_S = 120
@@ -42,7 +42,7 @@ def started() -> Iterator[Cluster]:
                     if tries == TRIES:
                         raise ClusterError(f"Ray did not start here: {_last_line(log)}")
                     head = _launch(folder, log, token, port)
-                time.sleep(LOOK_S)
+                time.sleep(POLL_INTERVAL_S)
             yield found
         finally:
             head.terminate()

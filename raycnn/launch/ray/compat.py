@@ -20,15 +20,17 @@ def scaling_config(workers: Workers, **fixed: Any) -> ScalingConfig:
     Ray itself must not resize the group during training, since it would not save first. Raises
     ClusterError for a range where this version of Ray does not support one.
     """
-    if workers.least == workers.most:
-        return ScalingConfig(num_workers=workers.most, **fixed)
+    if workers.min_count == workers.max_count:
+        return ScalingConfig(num_workers=workers.max_count, **fixed)
     monitor = "elastic_resize_monitor_interval_s"  # introduced together with ranges
     if monitor not in signature(ScalingConfig).parameters:
         raise ClusterError(
             f"workers.count: Ray {ray.__version__} starts a fixed number of workers alone; a range "
-            f"such as {[workers.least, workers.most]} needs Ray 2.55 or newer"
+            f"such as {[workers.min_count, workers.max_count]} needs Ray 2.55 or newer"
         )
-    return ScalingConfig(num_workers=(workers.least, workers.most), **{monitor: NEVER_S}, **fixed)
+    return ScalingConfig(
+        num_workers=(workers.min_count, workers.max_count), **{monitor: NEVER_S}, **fixed
+    )
 
 
 def preemption_notice() -> Callable[[], Any]:

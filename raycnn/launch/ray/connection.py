@@ -15,7 +15,7 @@ from raycnn.errors import ClusterError, EnvironmentUnavailable, SpecError
 from raycnn.launch.launcher import address_of
 from raycnn.launch.ray.resources import Node as Node
 from raycnn.launch.ray.resources import capacity as capacity
-from raycnn.launch.ray.resources import in_words as in_words
+from raycnn.launch.ray.resources import format_resources as format_resources
 from raycnn.launch.ray.resources import kind_of as kind_of
 from raycnn.launch.ray.resources import resources_per_worker as resources_per_worker
 from raycnn.launch.ray.token import PROBE_S, TOKEN, hide_token

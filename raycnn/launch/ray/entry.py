@@ -22,8 +22,8 @@ from raycnn.errors import (
 )
 from raycnn.launch.ray import devices, network, relay
 from raycnn.launch.ray.channel import Member, Outcome, PeerLost, PlannedRestart
-from raycnn.launch.ray.worker_channel import WorkerChannel, here
-from raycnn.launch.trial import Ending, work_on
+from raycnn.launch.ray.worker_channel import WorkerChannel, own_member
+from raycnn.launch.trial import Ending, fit_trial
 from raycnn.launch.worker import find_data, work
 from raycnn.runs.directory import Run
 from raycnn.runtime import device, distributed
@@ -49,7 +49,7 @@ def train(config: dict[str, Any]) -> None:
 
 
 def _train(job: JobSpec, config: dict[str, Any], channel: WorkerChannel) -> None:
-    own = here(device.DEVICE_KINDS[job.workers.device].resource)
+    own = own_member(device.DEVICE_KINDS[job.workers.device].resource)
     members = channel.join(own)
     if isinstance(members, Outcome):
         return
@@ -57,7 +57,7 @@ def _train(job: JobSpec, config: dict[str, Any], channel: WorkerChannel) -> None
         channel.end(Outcome(_work(job, config, channel, own, members)))
     except Interrupted as error:
         if channel.is_restarting():
-            channel.tell_saved()
+            channel.report_saved()
             raise PlannedRestart(str(error)) from None
         channel.fail(error)
     except OutOfMemory as error:
@@ -96,13 +96,13 @@ def _work(
     kind = device.find(job.workers.device)
     chosen = kind.select(index, config["threads"])
     device.check_training(job.train, chosen.type)
-    _meet(kind.backend, job.workers.timeout_s, members)
+    _join_group(kind.backend, job.workers.timeout_s, members)
     with ExitStack() as held:
         run = distributed.raise_on_any_rank(lambda: held.enter_context(_open(job, config)))
         channel.watch(run)
         if "search" in config:
             search, trial = Search(Path(config["search"])), Trial(run.folder)
-            return work_on(search, trial, chosen, config["deadline"], channel.should_stop)
+            return fit_trial(search, trial, chosen, config["deadline"], channel.should_stop)
         # An earlier group may have reduced the micro-batch, and has measured what is left to it.
         train = distributed.broadcast_from_rank_zero(lambda: run.job().tree()["train"])
         job = job.change({f"train.{key}": train[key] for key in ("micro_batch", *SETTINGS)})
@@ -111,7 +111,7 @@ def _work(
     return None
 
 
-def _meet(backend: str, timeout_s: int, members: list[Member]) -> None:
+def _join_group(backend: str, timeout_s: int, members: list[Member]) -> None:
     """Join the process group of all workers; a single worker needs none.
 
     Ray's own backend would create it before a worker can choose its network interface, or see the
@@ -133,8 +133,8 @@ def _meet(backend: str, timeout_s: int, members: list[Member]) -> None:
 
 
 def _open(job: JobSpec, config: dict[str, Any]) -> AbstractContextManager[Run]:
-    home, keeper = config["run"], config.get("keeper")
-    return relay.opened(home, config["mark"], keeper, job.storage.timeout_s)
+    location, keeper = config["run"], config.get("keeper")
+    return relay.opened(location, config["mark"], keeper, job.storage.timeout_s)
 
 
 class RayReporter:
@@ -151,7 +151,7 @@ class RayReporter:
     def on_event(self, event: Event) -> None:
         match event:
             case CheckpointSaved() if (
-                distributed.is_rank_zero() and self.run.folder == self.run.home
+                distributed.is_rank_zero() and self.run.folder == self.run.location
             ):
                 self._saved = Checkpoint.from_directory(self.run.checkpoints / event.name)
             case EpochEnded():

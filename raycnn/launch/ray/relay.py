@@ -283,7 +283,7 @@ def sees(folder: Path, mark: str) -> bool:
 
 def keep(run: Run) -> Any:
     """Start a server of the run's folder on this machine; return None for a run at a URI."""
-    if is_uri(str(run.home)):
+    if is_uri(str(run.location)):
         return None
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     pinned = ray.remote(FileServer).options(
@@ -293,17 +293,17 @@ def keep(run: Run) -> Any:
 
 
 @contextmanager
-def opened(home: Path | str, mark: str, server: Any, timeout_s: float) -> Iterator[Run]:
+def opened(location: Path | str, mark: str, server: Any, timeout_s: float) -> Iterator[Run]:
     """Open a run on a worker's node: directly, at its URI, or as a working copy.
 
     Raises ClusterError where the run cannot be reached.
     """
-    if is_uri(str(home)):
-        run = Run.open(home)
+    if is_uri(str(location)):
+        run = Run.open(location)
         with run.syncing(timeout_s):
             yield run
         return
-    folder = Path(home)
+    folder = Path(location)
     if sees(folder, mark):
         yield Run(folder)
         return

@@ -8,10 +8,10 @@ import ray
 from raycnn.config.schema import Workers
 from raycnn.errors import ClusterError
 from raycnn.launch.ray.connection import alive_nodes
-from raycnn.launch.ray.resources import Node, capacity, in_words
+from raycnn.launch.ray.resources import Node, capacity, format_resources
 from raycnn.training.callbacks import Event, RestartPlanned, WaitingForResources
 
-LOOK_S = 2.0  # polling interval
+WATCH_INTERVAL_S = 2.0  # polling interval
 SETTLE_S = 3.0  # a shortage must last so long to be reported
 GROW_S = 10.0  # room for more workers must last so long, and twice as long after a futile restart
 
@@ -36,7 +36,7 @@ class ResourceWatch:
 
         Raises ClusterError when they still do not fit after `workers.timeout_s`.
         """
-        while self._count(free_resources()) < self.workers.least and not stopped():
+        while self._count(free_resources()) < self.workers.min_count and not stopped():
             if event := self._wait(self._count(free_resources())):
                 tell(event)
             if self.gave_up:
@@ -53,7 +53,7 @@ class ResourceWatch:
             self._short_since = self._told = None
             return self._grow(training)
         count = self._count()
-        if count >= self.workers.least:
+        if count >= self.workers.min_count:
             self._short_since = self._told = None
             return None
         return self._wait(count)
@@ -63,15 +63,15 @@ class ResourceWatch:
         count = capacity(alive_nodes(), self.ask)
         if free is not None:
             count = min(count, Node("", free).fits(self.ask))
-        return min(count, self.workers.most)
+        return min(count, self.workers.max_count)
 
     def _wait(self, count: int) -> Event | None:
         now = time.monotonic()
         self._short_since = self._short_since or now
         waited_s, limit_s = now - self._short_since, self.workers.timeout_s
         reason = (
-            f"there is room for {count} of at least {self.workers.least} workers of "
-            f"{in_words(self.ask)} each"
+            f"there is room for {count} of at least {self.workers.min_count} workers of "
+            f"{format_resources(self.ask)} each"
         )
         if waited_s > limit_s:
             self.gave_up = ClusterError(f"{reason} in {limit_s} s (workers.timeout_s)")
@@ -83,7 +83,7 @@ class ResourceWatch:
     def _grow(self, training: int) -> Event | None:
         """Return an event to restart with more workers, if there has been room for a while."""
         nodes, free = alive_nodes(), Node("", free_resources()).fits(self.ask)
-        most = min(training + free, capacity(nodes, self.ask), self.workers.most)
+        most = min(training + free, capacity(nodes, self.ask), self.workers.max_count)
         now = time.monotonic()
         if most <= training:
             self._roomy_since = None

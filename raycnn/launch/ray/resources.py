@@ -33,11 +33,11 @@ def resources_per_worker(workers: Workers, kind: DeviceKind, nodes: list[Node]) 
     """
     device = {kind.resource: 1.0} if kind.resource != "CPU" else {}
     least = {"CPU": float(workers.cpus or 1)} | device
-    count = min(workers.most, capacity(nodes, least))
-    if count < workers.least:
+    count = min(workers.max_count, capacity(nodes, least))
+    if count < workers.min_count:
         raise ClusterError(
-            f"{workers.asked} workers of {in_words(least)} each do not fit into what there is:\n"
-            + table(nodes)
+            f"{workers.count_text} workers of {format_resources(least)} each do not fit into what "
+            f"there is:\n{table(nodes)}"
         )
     most = int(max(node.total.get("CPU", 0) for node in nodes))
     asks = ({"CPU": float(cpus)} | device for cpus in range(workers.cpus or most, 0, -1))
@@ -58,5 +58,5 @@ def table(nodes: list[Node]) -> str:
     return "\n".join(lines)
 
 
-def in_words(ask: dict[str, float]) -> str:
+def format_resources(ask: dict[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in ask.items())

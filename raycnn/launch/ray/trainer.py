@@ -26,7 +26,7 @@ from raycnn.launch.launcher import address_of
 from raycnn.launch.ray import compat, entry, relay
 from raycnn.launch.ray.backend import NoBackend
 from raycnn.launch.ray.channel import LossReporter, News, open_channel
-from raycnn.launch.ray.resource_watch import LOOK_S, ResourceWatch
+from raycnn.launch.ray.resource_watch import WATCH_INTERVAL_S, ResourceWatch
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
 from raycnn.launch.signals import Stop
 from raycnn.launch.trial import Ending
@@ -36,7 +36,7 @@ from raycnn.runtime.device import DeviceKind
 from raycnn.search.folder import Search, Trial
 from raycnn.training.callbacks import Callback, Event, RestartPlanned, StopRequested
 
-ANSWER_S = 10  # timeout of the channel, which is on this machine
+CHANNEL_TIMEOUT_S = 10  # timeout of the channel, which is on this machine
 STARTS = 3  # attempts to start workers: Ray gives up when one dies during its start
 START_S = 30.0  # for Ray to find room for a group, before it counts how many workers fit
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
@@ -86,7 +86,7 @@ class Driver:
     ):
         self.job, self.run, self.ask, self.view, self.stop = job, run, ask, view, stop
         workers = job.workers
-        self.channel: Any = open_channel(job.failure.retries, workers.most, workers.asked)
+        self.channel: Any = open_channel(job.failure.retries, workers.max_count, workers.count_text)
         self.resources = ResourceWatch(workers, ask)
         self.news = News([], None, [], None)
         self._seen, self._stopping = 0, False
@@ -105,7 +105,7 @@ class Driver:
         fitting = threading.Thread(target=self._fit, args=(kind, config), daemon=True)
         fitting.start()
         try:
-            with poll_in_background(self._look_at_resources, LOOK_S):
+            with poll_in_background(self._look_at_resources, WATCH_INTERVAL_S):
                 while fitting.is_alive() and not self._should_leave():
                     fitting.join(POLL_INTERVAL_S)
                     self._look()
@@ -119,7 +119,7 @@ class Driver:
         if self.resources.gave_up:
             raise self.resources.gave_up
         if self._stopping:
-            raise Interrupted(f"stopped on request: `raycnn resume {self.run.home}` goes on")
+            raise Interrupted(f"stopped on request: `raycnn resume {self.run.location}` goes on")
         raise self._fault or ClusterError("Ray ended the workers, and said nothing of why")
 
     def _fit(self, kind: DeviceKind, config: dict[str, Any]) -> None:
@@ -173,7 +173,7 @@ class Driver:
         return extra | {
             "channel": self.channel,
             "job": job.tree(),
-            "run": str(self.run.home),
+            "run": str(self.run.location),
             "mark": relay.mark(self.run),
             "threads": int(self.ask["CPU"]),
             # Absolute, for other machines; their own environment takes precedence.
@@ -191,7 +191,7 @@ class Driver:
             if self.view:
                 self.view.on_event(StopRequested())
         try:
-            self.news = ray.get(self.channel.news.remote(self._seen), timeout=ANSWER_S)
+            self.news = ray.get(self.channel.news.remote(self._seen), timeout=CHANNEL_TIMEOUT_S)
         except GetTimeoutError:  # Ray itself reports a head that is down, after a minute
             return
         except RayError as error:
@@ -203,7 +203,7 @@ class Driver:
             self.view.on_event(self.news.passing)
 
     def _stop_asked(self) -> bool:
-        return bool(self.stop and self.stop.asked) or self.run.stop_requested()
+        return bool(self.stop and self.stop.count_text) or self.run.stop_requested()
 
     def _look_at_resources(self) -> None:
         with suppress(RayError):  # the next call may succeed

@@ -86,7 +86,7 @@ def run(search: Search, nodes: list[Node], view: SearchView) -> None:
             executor.run(nodes)
         finally:
             executor.close()
-    if executor.stop.asked:
+    if executor.stop.requested:
         raise Interrupted("stopped as asked")
     if executor.fault:
         raise ClusterError(executor.fault)
@@ -294,7 +294,7 @@ class _Trainer:
 def _work(search: Search, chosen: Trial, slot: Slot, deadline: float | None) -> trial.Ending:
     kind = DEVICE_KINDS[slot.pool.device]
     if slot.pool.workers == 1:
-        return trial.work_on(search, chosen, kind.select(0, slot.pool.cpus), deadline)
+        return trial.fit_trial(search, chosen, kind.select(0, slot.pool.cpus), deadline)
     from raycnn.launch.ray import trainer  # slow to import, and not needed for one worker
 
     return trainer.train_trial(search, chosen, kind, slot.resources, deadline)

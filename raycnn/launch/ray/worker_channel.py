@@ -25,8 +25,8 @@ from raycnn.runs.heartbeats import (
     explain,
     failure_of,
     new_heartbeat,
-    refreshed,
     training_stack,
+    update_heartbeat,
 )
 from raycnn.training.callbacks import Event, RestartPlanned
 
@@ -80,14 +80,14 @@ class WorkerChannel:
     def heartbeat(self, epoch: int, step: int) -> None:
         if self._stacks and self._beat:
             self._stacks.alive()
-            self._beat = refreshed(self._beat, epoch=epoch, step=step)
+            self._beat = update_heartbeat(self._beat, epoch=epoch, step=step)
 
     def failed(self, error: BaseException) -> None:
         failure, text = failure_of(error)
         if isinstance(error, OutOfMemory):
             ray.get(self.actor.shrink.remote(error.micro_batch))
         if self._beat:
-            self._beat = refreshed(self._beat, failure=failure, error=text)
+            self._beat = update_heartbeat(self._beat, failure=failure, error=text)
         self._send()
 
     def diagnose(self) -> str:
@@ -115,7 +115,7 @@ class WorkerChannel:
         # Another worker may have received a request that this one has not.
         return self.request == "restart" or ray.get(self.actor.get_request.remote()) == "restart"
 
-    def tell_saved(self) -> None:
+    def report_saved(self) -> None:
         """Report that this worker has saved, and ends for a restart as another group."""
         ray.get(self.actor.saved.remote())
 
@@ -157,7 +157,7 @@ class WorkerChannel:
             self.request = request
 
 
-def here(resource: str) -> Member:
+def own_member(resource: str) -> Member:
     """Return this worker as a Member; `resource` is Ray's name of its kind of device."""
     context = ray.get_runtime_context()
     with socket.socket() as free:

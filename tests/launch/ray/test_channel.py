@@ -162,6 +162,6 @@ def test_images_are_looked_for_where_the_spec_the_machine_or_the_driver_says(
 ) -> None:
     """In that order, also where another trial was trained by the same process before."""
     monkeypatch.setenv("RAYCNN_DATA", "/of-the-trial-before")
-    monkeypatch.setattr(worker, "OWN_PATHS", own)
+    monkeypatch.setattr(worker, "NODE_PATHS", own)
     worker.find_data(root, {"RAYCNN_DATA": "/drivers"})
     assert os.environ["RAYCNN_DATA"] == found

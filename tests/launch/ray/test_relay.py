@@ -87,7 +87,7 @@ def test_a_full_disk_of_the_driver_leaves_the_checkpoint_before(
 def test_a_folder_with_the_same_path_is_not_taken_for_the_runs(tmp_path: Path) -> None:
     mark = relay.mark(Run(tmp_path))
     with relay.opened(tmp_path, mark, None, 10) as run:
-        assert run.folder == run.home == tmp_path
+        assert run.folder == run.location == tmp_path
     assert not relay.sees(tmp_path, relay.mark(Run(tmp_path.parent)))
     assert not relay.sees(tmp_path / "nowhere", mark)
 
