@@ -137,6 +137,7 @@ def test_errors_are_raycnns_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_several_workers_train_on_ray_in_a_running_event_loop(tmp_path: Path) -> None:
     """In a process of its own, as a notebook's kernel is: it imports torch before Ray starts."""
     script = tmp_path / "script.py"

@@ -33,7 +33,12 @@ def latest(job: JobSpec) -> Run:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, ALEXNET, {"data.limit": 61, "data.val": 0.0, "train.batch_size": 20}],
+    "changes",
+    [
+        {},
+        pytest.param(ALEXNET, marks=pytest.mark.slow),
+        {"data.limit": 61, "data.val": 0.0, "train.batch_size": 20},
+    ],
     ids=["lenet", "alexnet-with-dropout", "61-images"],
 )  # fmt: skip
 def test_two_workers_equal_one(job: MakeJob, tmp_path: Path, changes: dict[str, object]) -> None:
@@ -48,6 +53,7 @@ def test_two_workers_equal_one(job: MakeJob, tmp_path: Path, changes: dict[str, 
     assert [(run.result() or {})["test"]["count"] for run in (one, two)] == [357, 357]
 
 
+@pytest.mark.slow
 def test_three_workers_resume_bit_for_bit(job: MakeJob, tmp_path: Path) -> None:
     """With three, the order in which gradients are summed shows."""
     broken = Run.create(job(workers__count=3, train__epochs=40, schedule="constant"))

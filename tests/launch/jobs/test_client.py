@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -306,6 +307,8 @@ def test_a_checkout_is_sent_without_data_runs_and_weights(tmp_path: Path) -> Non
     from ray._private.runtime_env.packaging import create_package
     from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
 
+    if "include_gitignore" not in signature(upload_working_dir_if_needed).parameters:
+        pytest.skip("this version of Ray packs what .gitignore names")
     checkout, package = tmp_path / "checkout", tmp_path / "package.zip"
     for name in ("raycnn", "jobs", "tests"):
         shutil.copytree(ROOT / name, checkout / name)

@@ -9,13 +9,12 @@ import pytest
 
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
-from tests.conftest import numbers, same, weights
 
 pytestmark = pytest.mark.ray
 
 MakeJob = Callable[..., JobSpec]
 
-# The loop runs while one training goes on in its own thread, and another in a thread beside it.
+# The loop runs while a training goes on in a thread beside it.
 PROGRAM = """
 import asyncio, sys, threading
 from pathlib import Path
@@ -35,13 +34,11 @@ def train(folder):
 
 async def main():
     ticks = 0
-    in_loop, beside = sys.argv[1:]
-    train(in_loop)
-    other = asyncio.create_task(asyncio.to_thread(train, beside))
-    while not other.done():
+    beside = asyncio.create_task(asyncio.to_thread(train, sys.argv[1]))
+    while not beside.done():
         await asyncio.sleep(0.1)
         ticks += 1
-    await other
+    await beside
     assert ticks > 10, ticks
 
 asyncio.run(main())
@@ -52,14 +49,11 @@ ray.shutdown()
 
 
 def test_a_programs_own_ray_is_used_and_left_running(job: MakeJob, tmp_path: Path) -> None:
-    """Called from a running event loop, then from another thread than the main one."""
-    spec = job(workers__count=2, workers__cpus=1, train__epochs=2)
-    runs = [Run.create(spec), Run.create(spec)]
+    """Called beside a running event loop, from another thread than the main one."""
+    run = Run.create(job(workers__count=2, workers__cpus=1, train__epochs=2))
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *(str(run.folder) for run in runs)],
+        [sys.executable, "-c", PROGRAM, run.folder],
         cwd=tmp_path, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    first, second = runs
-    assert first.state() == second.state() == "done"
-    assert same(weights(first), weights(second)) and numbers(first) == numbers(second)
+    assert run.state() == "done" and len(run.rows()) == 2

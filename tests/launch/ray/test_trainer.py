@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
@@ -120,19 +122,16 @@ def test_a_job_runs_on_a_cluster_that_is_there_and_a_wrong_token_is_refused(
     file = Run.create(spec).folder / "job.yaml"
     done = raycnn("check", file, address, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    wrong = raycnn("train", file, address, cwd=tmp_path, RAY_AUTH_TOKEN="b" * 64)
-    assert wrong.returncode == 5 and "token" in wrong.stderr and "Traceback" not in wrong.stderr
+    if Version(version("ray")) >= Version("2.52"):  # which brought tokens
+        wrong = raycnn("train", file, address, cwd=tmp_path, RAY_AUTH_TOKEN="b" * 64)
+        assert wrong.returncode == 5 and "token" in wrong.stderr
+        assert "Traceback" not in wrong.stderr
     large = raycnn("train", file, address, "workers.count=9", cwd=tmp_path)
     assert large.returncode == 5 and "9 workers of 1 CPU each do not fit" in large.stderr
     before = len(Run.all(spec.storage.path))
     done = raycnn("train", file, address, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(Run.all(spec.storage.path)) == before + 1
-    longer = raycnn(
-        "resume", Run.all(spec.storage.path)[-1].folder, address, "train.epochs=4", cwd=tmp_path
-    )
-    assert longer.returncode == 0, longer.stderr
-    assert len(Run.all(spec.storage.path)[-1].rows()) == 4
 
 
 def test_a_users_mistake_is_said_once_and_not_tried_again(
