@@ -71,4 +71,6 @@ def check_world(workers: Workers) -> None:
     here = distributed.launched_world_size()
     if not workers.min_count <= here <= workers.max_count:
         how = "torchrun started" if distributed.is_launched() else "this process is"
-        raise SpecError(f"{workers.asked} workers are asked for, {how} {here}", "workers.count")
+        raise SpecError(
+            f"{workers.count_text} workers are asked for, {how} {here}", "workers.count"
+        )

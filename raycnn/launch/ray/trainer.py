@@ -203,7 +203,7 @@ class Driver:
             self.view.on_event(self.news.passing)
 
     def _stop_asked(self) -> bool:
-        return bool(self.stop and self.stop.count_text) or self.run.stop_requested()
+        return bool(self.stop and self.stop()) or self.run.stop_requested()
 
     def _look_at_resources(self) -> None:
         with suppress(RayError):  # the next call may succeed

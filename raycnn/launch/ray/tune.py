@@ -236,7 +236,7 @@ class _Actor:
         self.slot = slot
         self.handle = ray.remote(_Trainer).options(**_options(slot)).remote()
         self.trial: Trial | None = None
-        self.call: Any = self.handle.ready.remote()
+        self.call: Any = self.handle.ready.remote()  # type: ignore[attr-defined]
         """The pending call; None when the actor is free."""
 
     @property
@@ -246,7 +246,7 @@ class _Actor:
     def train(self, search: Search, chosen: Trial, deadline: float | None) -> None:
         root = chosen.run.job().data.root
         self.trial = chosen
-        self.call = self.handle.train.remote(
+        self.call = self.handle.train.remote(  # type: ignore[attr-defined]
             str(search.folder), str(chosen.run.folder), self.slot, deadline,
             root and str(data_root(root)),  # relative to the driver's working folder
             {"RAYCNN_DATA": str(data_root()), "RAYCNN_CACHE": str(cache_folder())},
