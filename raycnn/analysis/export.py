@@ -25,7 +25,7 @@ from raycnn.analysis import model_card
 from raycnn.analysis.evaluate import evaluate_run
 from raycnn.analysis.exported import DESCRIPTION, FILES, open_exported
 from raycnn.analysis.predict import BATCH_SIZE, Classifier, Network, load
-from raycnn.config.load import job_from_tree
+from raycnn.config.load import saved_job_from_tree
 from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import DataError, EnvironmentUnavailable, JobFailed, SpecError, unknown
 from raycnn.runs.directory import Run
@@ -120,7 +120,7 @@ def describe(run: Run, network: Network, path: Path) -> Description:
     state = checkpoint.read_state(path)
     metadata = state["about"]
     places = {"data.root": None, "storage.path": "runs", "workers.address": None}
-    job = job_from_tree(metadata["spec"]).change(places | {"model.weights": None})
+    job = saved_job_from_tree(metadata["spec"]).change(places | {"model.weights": None})
     channels, height, width = network.image_format.shape
     return {
         "run": run.name,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raycnn import models
 from raycnn.config.components import TRANSFORMS
-from raycnn.config.load import job_from_tree
+from raycnn.config.load import saved_job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.data.images.decode import (
     CHANNELS,
@@ -125,7 +125,7 @@ def load(weights: Path, device: torch.device) -> Network:
 
 def build(metadata: dict[str, Any], device: torch.device) -> Network:
     """Return the network that a checkpoint's metadata describes, without its weights."""
-    job: JobSpec = job_from_tree(metadata["spec"])
+    job: JobSpec = saved_job_from_tree(metadata["spec"])
     classes = tuple(metadata["classes"])
     module = models.build_model(job.model, Shape(*metadata["shape"]), len(classes))
     module.to(device).to(memory_format=layout(device, job.train.channels_last)).eval()

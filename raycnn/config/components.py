@@ -66,7 +66,9 @@ MODELS: "Registry[nn.Module]" = Registry(
 """Networks; a builder takes (shape, classes, *, options)."""
 
 OPTIMIZERS: "Registry[Optimizer]" = Registry(
-    "optimizer", "optimizer", _import_paths("training.optim", "adam", "adamw", "sgd")
+    "optimizer",
+    "optimizer",
+    _import_paths("training.optim", "adam", "adamw", "lamb", "rmsprop", "sgd"),
 )
 """Optimizers; a builder takes (named parameters, *, options)."""
 

@@ -36,6 +36,25 @@ def job_from_tree(tree: Tree) -> JobSpec:
     return validate(JobSpec, tree, {})
 
 
+def saved_job_from_tree(tree: Tree) -> JobSpec:
+    """Return the job of a checkpoint. Raises SpecError where it is invalid."""
+    return job_from_tree(with_former_defaults(tree))
+
+
+def load_saved_job(path: Path) -> JobSpec:
+    """Return the job in the file of a run. Raises SpecError where it is invalid."""
+    tree, where = read_spec(path)
+    return validate(JobSpec, with_former_defaults(tree), where)
+
+
+def with_former_defaults(tree: Tree) -> Tree:
+    """Return a saved job with the values that settings had before they were in the spec."""
+    optimizer = tree.get("optimizer")
+    if not isinstance(optimizer, dict):
+        return tree
+    return tree | {"optimizer": {"decay_norm_and_bias": True} | optimizer}
+
+
 def _read(path: Path, shown: Path, depth: int) -> tuple[Tree, Where]:
     tree, where = yaml_file.load_yaml(path, str(shown))
     base = tree.pop("extends", None)

@@ -167,7 +167,8 @@ def with_options(schema: dict[str, Any], tables: list[Registry[Any]]) -> dict[st
             node = schema["$defs"][key.capitalize()]
         field = node["properties"][path[-1]]
         entries = [_entry(table, name) for name in table.names()]
-        base = schema["$defs"].get(table.section.capitalize(), {"properties": {}})
+        definition = field.get("$ref", "").rpartition("/")[2]
+        base = schema["$defs"].get(definition, {"properties": {}})
         others = {"pattern": f"^({'|'.join(table.families)}):"}
         if table.families:
             entries.append({"type": "object", "properties": {"name": others}})

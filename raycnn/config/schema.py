@@ -124,6 +124,17 @@ class Model(ComponentConfig):
     """Name prefixes of parameters that are not trained: [features]."""
 
 
+class OptimizerConfig(ComponentConfig):
+    """An optimizer from `raycnn list optimizers`; its own options stand next to the keys below."""
+
+    lr_by_prefix: dict[str, Positive] = {}
+    """Learning rates for the parameters whose names begin with a prefix, instead of `lr`:
+    {features: 1e-4}. The longest prefix wins; the schedule scales all rates alike."""
+    decay_norm_and_bias: bool = False
+    """Whether `weight_decay` holds for biases and the parameters of norms too, which have one
+    dimension; the default of torch."""
+
+
 def _balanced_or_weights(value: Any, check: Any) -> Any:
     """Validate `class_weights`. Raises ValueError with one sentence for any invalid value."""
     try:
@@ -287,7 +298,7 @@ class JobSpec(Frozen):
     """Seed of the initial weights, sample order, augmentation, dropout and validation split."""
     data: Data
     model: Model
-    optimizer: ComponentConfig = ComponentConfig.model_validate({"name": "adamw", "lr": 1e-3})
+    optimizer: OptimizerConfig = OptimizerConfig.model_validate({"name": "adamw", "lr": 1e-3})
     """An optimizer from `raycnn list optimizers`."""
     schedule: ComponentConfig = ComponentConfig(name="constant")
     """A learning-rate schedule from `raycnn list schedules`."""

@@ -21,7 +21,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from raycnn.config.changes import apply_changes
-from raycnn.config.load import job_from_tree, read_spec
+from raycnn.config.load import job_from_tree, read_spec, with_former_defaults
 from raycnn.config.messages import describe, locate, validate
 from raycnn.config.packaged import find_job_file
 from raycnn.config.schema import ComponentConfig, Frozen, JobSpec, Positive, Workers, json_schema
@@ -353,7 +353,18 @@ def search_json_schema() -> dict[str, Any]:
 
 def load_resolved_search(path: Path) -> TuneSpec:
     """Return the search in a file that `TuneSpec.tree` was saved to. Raises SpecError."""
-    return validate(TuneSpec, *read_spec(path))
+    tree, where = read_spec(path)
+    architectures = tree.get("architectures")
+    if isinstance(architectures, list):
+        tree = tree | {"architectures": [_with_former_defaults(entry) for entry in architectures]}
+    return validate(TuneSpec, tree, where)
+
+
+def _with_former_defaults(entry: Any) -> Any:
+    """Return a saved architecture with the values that settings of its job had before."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("job"), dict):
+        return entry
+    return entry | {"job": with_former_defaults(entry["job"])}
 
 
 def _architecture(

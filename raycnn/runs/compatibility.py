@@ -3,7 +3,7 @@
 from functools import reduce
 from typing import Any
 
-from raycnn.config.load import job_from_tree
+from raycnn.config.load import saved_job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.errors import DataError, SpecError
 from raycnn.runs.directory import Run
@@ -41,7 +41,7 @@ def validate_resume(run: Run, job: JobSpec) -> int:
 def check_same_job(saved: dict[str, Any], spec: dict[str, Any]) -> None:
     """Raise SpecError unless a spec may resume from a checkpoint's saved state."""
     # Validation fills in the defaults of keys that are newer than the checkpoint.
-    before = job_from_tree(saved["about"]["spec"]).tree()
+    before = saved_job_from_tree(saved["about"]["spec"]).tree()
     begun = _epochs_begun(saved)
     for path in ("stages", *IMMUTABLE_ON_RESUME):
         if _fixed_part(before, path, begun) != _fixed_part(spec, path, begun):

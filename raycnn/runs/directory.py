@@ -24,7 +24,7 @@ from typing import Any
 
 from raycnn import io
 from raycnn.config import yaml_file
-from raycnn.config.load import job_from_tree, load_job
+from raycnn.config.load import load_saved_job, saved_job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.errors import DataError, EnvironmentUnavailable, SpecError, unknown
 from raycnn.filesystem import base_name, is_uri, join, local_path, parent
@@ -123,12 +123,12 @@ class Run:
         Raises SpecError where neither can be read.
         """
         try:
-            return load_job(self.folder / "job.yaml")
+            return load_saved_job(self.folder / "job.yaml")
         except SpecError:
             path, _ = checkpoint.newest(self.checkpoints)
             if not path:
                 raise
-            return job_from_tree(checkpoint.read_state(path)["about"]["spec"])
+            return saved_job_from_tree(checkpoint.read_state(path)["about"]["spec"])
 
     def write_job(self, job: JobSpec) -> None:
         """Write job.yaml, atomically."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raycnn import __version__, models
-from raycnn.config.components import OPTIMIZERS, SCHEDULES
+from raycnn.config.components import SCHEDULES
 from raycnn.config.schema import JobSpec, Train
 from raycnn.data.loader import Loader
 from raycnn.data.splits import Splits, open_splits
@@ -40,7 +40,7 @@ from raycnn.training.checkpoint import Row, TrainingState
 from raycnn.training.ema import EMA, copy
 from raycnn.training.loss_scale import LossScale
 from raycnn.training.metrics import EpochMetrics, MetricAccumulator
-from raycnn.training.optim import scale_lr
+from raycnn.training.optim import build_optimizer, scale_lr
 from raycnn.training.predictions import PredictionCollector, SplitPredictions
 from raycnn.training.step import (
     TrainStep,
@@ -254,7 +254,7 @@ def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> TrainingS
     if job.train.sync_batch_norm:
         model = distributed.sync_batch_norm(model)
     model.to(device).to(memory_format=layout(device, job.train.channels_last))
-    optimizer = OPTIMIZERS.build(job.optimizer, model.named_parameters())
+    optimizer = build_optimizer(job.optimizer, model.named_parameters())
     state = TrainingState(model, optimizer, metadata(job, splits))
     if job.train.precision == "fp16":
         state.scale = LossScale(device)
@@ -307,7 +307,7 @@ def apply_stage(step: TrainStep, job: JobSpec) -> TrainStep:
     if not job.stages:
         return step
     state, now = step.state, job.after(step.state.epoch)
-    optimizer = OPTIMIZERS.build(now.optimizer, state.model.named_parameters())
+    optimizer = build_optimizer(now.optimizer, state.model.named_parameters())
     optimizer.state = state.optimizer.state
     state.optimizer = optimizer
     return replace(step, job=now)

@@ -14,9 +14,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.adam import adam as adam_rule
+from torch.optim.rmsprop import rmsprop as rmsprop_rule
 from torch.optim.sgd import sgd as sgd_rule
 
-from raycnn.errors import SpecError
+from raycnn.config.components import OPTIMIZERS
+from raycnn.config.schema import OptimizerConfig
+from raycnn.errors import SpecError, unknown
 from raycnn.runtime.device import DEVICE_KINDS
 
 Positive = Annotated[float, Field(gt=0)]
@@ -40,12 +43,43 @@ Schedule = Callable[[int], Rates]
 NamedParameters = Iterable[tuple[str, Parameter]]
 
 
+class ParameterGroup(NamedTuple):
+    """Parameters that share their hyperparameters."""
+
+    indices: list[int]
+    """Their positions among the optimizer's parameters."""
+    lr: float
+    weight_decay: float
+
+
+class Part(NamedTuple):
+    """The arguments of an update rule, for one group."""
+
+    parameters: list[Tensor]
+    gradients: list[Tensor]
+    state: dict[str, list[Any]]
+    lr: float
+    """The learning rate of this step."""
+    weight_decay: float
+    momentum: float | None
+    """Momentum (Adam's first beta) of this step; None: the optimizer's own."""
+    fused: bool
+    skip: Tensor | None
+    """For fused kernels: () 1 where the step is skipped."""
+
+
 class Optimizer:
     """Base of optimizers: an update rule over named parameters, with state tensors for each."""
 
-    def __init__(self, named: NamedParameters, lr: float, state_keys: tuple[str, ...]):
+    has_fused = True
+    """Whether torch has fused kernels for the rule; without, a step with `skip` waits for it."""
+
+    def __init__(
+        self, named: NamedParameters, lr: float, weight_decay: float, state_keys: tuple[str, ...]
+    ):
         self.parameters = {name: p for name, p in named if p.requires_grad}
         self.lr = lr
+        self.groups = [ParameterGroup(list(range(len(self.parameters))), lr, weight_decay)]
         self.state: dict[str, list[Any]] = {
             key: [None] * len(self.parameters) for key in state_keys
         }
@@ -57,23 +91,35 @@ class Optimizer:
         parameters: list[Tensor] = list(self.parameters.values())
         gradients = self.gradients()
         assert len(gradients) == len(parameters), "every parameter takes part in every step"
-        fused = DEVICE_KINDS[parameters[0].device.type].fused
+        fused = self.has_fused and DEVICE_KINDS[parameters[0].device.type].fused
         if skip is not None and not fused and skip.item():  # only fused kernels check it
             return
-        self._update(parameters, gradients, rates, fused, skip if fused else None)
+        for group in self.groups:
+            state = {
+                key: [tensors[i] for i in group.indices] for key, tensors in self.state.items()
+            }
+            self._update(
+                Part(
+                    [parameters[i] for i in group.indices],
+                    [gradients[i] for i in group.indices],
+                    state,
+                    group.lr * rates.factor,
+                    group.weight_decay,
+                    rates.momentum,
+                    fused,
+                    skip if fused else None,
+                )
+            )
+            for key, tensors in state.items():
+                for index, tensor in zip(group.indices, tensors, strict=True):
+                    self.state[key][index] = tensor
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients of all parameters that have one."""
         return [p.grad for p in self.parameters.values() if p.grad is not None]
 
-    def _update(
-        self,
-        parameters: list[Tensor],
-        gradients: list[Tensor],
-        rates: Rates,
-        fused: bool,
-        skip: Tensor | None,
-    ) -> None:
+    def _update(self, part: Part) -> None:
+        """Update parameters in place, and the tensors or the lists of `part.state`."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:
@@ -118,33 +164,26 @@ class Sgd(Optimizer):
         nesterov: bool,
         weight_decay: float,
     ):
-        super().__init__(named, lr, ("momentum",))
-        self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
+        super().__init__(named, lr, weight_decay, ("momentum",))
+        self.momentum, self.nesterov = momentum, nesterov
 
-    def _update(
-        self,
-        parameters: list[Tensor],
-        gradients: list[Tensor],
-        rates: Rates,
-        fused: bool,
-        skip: Tensor | None,
-    ) -> None:
-        if skip is not None and self.state["momentum"][0] is None:
+    def _update(self, part: Part) -> None:
+        if part.skip is not None and part.state["momentum"][0] is None:
             # A skipped first step would leave the buffers uninitialized.
-            self.state["momentum"] = [torch.zeros_like(p) for p in parameters]
+            part.state["momentum"] = [torch.zeros_like(p) for p in part.parameters]
         sgd_rule(
-            parameters,
-            gradients,
-            self.state["momentum"],
-            lr=self.lr * rates.factor,
-            momentum=self.momentum if rates.momentum is None else rates.momentum,
+            part.parameters,
+            part.gradients,
+            part.state["momentum"],
+            lr=part.lr,
+            momentum=self.momentum if part.momentum is None else part.momentum,
             nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
+            weight_decay=part.weight_decay,
             dampening=0.0,
             maximize=False,
-            fused=fused,
-            foreach=not fused,
-            found_inf=skip,
+            fused=part.fused,
+            foreach=not part.fused,
+            found_inf=part.skip,
         )
 
 
@@ -163,42 +202,156 @@ class Adam(Optimizer):
         weight_decay: float,
         decoupled: bool,
     ):
-        super().__init__(named, lr, ("mean", "square", "steps"))
-        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        self.decoupled = decoupled
+        super().__init__(named, lr, weight_decay, ("mean", "square", "steps"))
+        self.betas, self.eps, self.decoupled = betas, eps, decoupled
 
-    def _update(
-        self,
-        parameters: list[Tensor],
-        gradients: list[Tensor],
-        rates: Rates,
-        fused: bool,
-        skip: Tensor | None,
-    ) -> None:
-        if self.state["steps"][0] is None:
-            self.state["mean"] = [torch.zeros_like(p) for p in parameters]
-            self.state["square"] = [torch.zeros_like(p) for p in parameters]
-            where = parameters[0].device if fused else "cpu"  # as in torch's own classes
-            self.state["steps"] = [torch.zeros((), device=where) for _ in parameters]
+    def _update(self, part: Part) -> None:
+        if part.state["steps"][0] is None:
+            where = part.parameters[0].device if part.fused else "cpu"  # as in torch's own classes
+            part.state["mean"] = [torch.zeros_like(p) for p in part.parameters]
+            part.state["square"] = [torch.zeros_like(p) for p in part.parameters]
+            part.state["steps"] = [torch.zeros((), device=where) for _ in part.parameters]
         adam_rule(
-            parameters,
-            gradients,
-            self.state["mean"],
-            self.state["square"],
+            part.parameters,
+            part.gradients,
+            part.state["mean"],
+            part.state["square"],
             [],
-            self.state["steps"],
-            lr=self.lr * rates.factor,
-            beta1=self.betas[0] if rates.momentum is None else rates.momentum,
+            part.state["steps"],
+            lr=part.lr,
+            beta1=self.betas[0] if part.momentum is None else part.momentum,
             beta2=self.betas[1],
             eps=self.eps,
-            weight_decay=self.weight_decay,
+            weight_decay=part.weight_decay,
             decoupled_weight_decay=self.decoupled,
             amsgrad=False,
             maximize=False,
-            fused=fused,
-            foreach=not fused,
-            found_inf=skip,
+            fused=part.fused,
+            foreach=not part.fused,
+            found_inf=part.skip,
         )
+
+
+class Rmsprop(Optimizer):
+    """RMSprop (Tieleman and Hinton, Coursera lecture 6.5, 2012), in torch's form."""
+
+    has_fused = False
+
+    def __init__(
+        self,
+        named: NamedParameters,
+        lr: float,
+        alpha: float,
+        eps: float,
+        momentum: float,
+        centered: bool,
+        weight_decay: float,
+    ):
+        keys = ("square", "steps", *["momentum"] * (momentum > 0), *["mean"] * centered)
+        super().__init__(named, lr, weight_decay, keys)
+        self.alpha, self.eps, self.momentum, self.centered = alpha, eps, momentum, centered
+
+    def _update(self, part: Part) -> None:
+        if part.state["steps"][0] is None:
+            for key in part.state:
+                part.state[key] = [torch.zeros_like(p) for p in part.parameters]
+            part.state["steps"] = [torch.zeros(()) for _ in part.parameters]
+        rmsprop_rule(
+            part.parameters,
+            part.gradients,
+            part.state["square"],
+            part.state.get("mean", []),
+            part.state.get("momentum", []),
+            part.state["steps"],
+            lr=part.lr,
+            alpha=self.alpha,
+            eps=self.eps,
+            weight_decay=part.weight_decay,
+            momentum=part.momentum if self.momentum and part.momentum else self.momentum,
+            centered=self.centered,
+            foreach=True,
+        )
+
+
+class Lamb(Optimizer):
+    """LAMB (You et al., arXiv:1904.00962, algorithm 2): AdamW with a step scaled to each layer.
+
+    The update of a parameter has the norm of the parameter, times the learning rate, except where
+    weight decay does not hold, as in timm and apex. Neither of their gradient clippings is part of
+    it: `train.clip_norm` clips.
+    """
+
+    has_fused = False
+
+    def __init__(
+        self,
+        named: NamedParameters,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+    ):
+        super().__init__(named, lr, weight_decay, ("mean", "square", "steps"))
+        self.betas, self.eps = betas, eps
+
+    def _update(self, part: Part) -> None:
+        if part.state["steps"][0] is None:
+            part.state["mean"] = [torch.zeros_like(p) for p in part.parameters]
+            part.state["square"] = [torch.zeros_like(p) for p in part.parameters]
+            part.state["steps"] = [torch.zeros(()) for _ in part.parameters]
+        mean, square, steps = part.state["mean"], part.state["square"], part.state["steps"]
+        beta1, beta2 = self.betas[0] if part.momentum is None else part.momentum, self.betas[1]
+        torch._foreach_add_(steps, 1)
+        torch._foreach_lerp_(mean, part.gradients, 1 - beta1)
+        torch._foreach_mul_(square, beta2)
+        torch._foreach_addcmul_(square, part.gradients, part.gradients, 1 - beta2)
+        done = steps[0].item()  # on the CPU, and alike for all
+        scale = torch._foreach_div(torch._foreach_sqrt(square), math.sqrt(1 - beta2**done))
+        torch._foreach_add_(scale, self.eps)
+        updates = torch._foreach_div(torch._foreach_div(mean, 1 - beta1**done), scale)
+        if part.weight_decay:
+            torch._foreach_add_(updates, part.parameters, alpha=part.weight_decay)
+            norms = torch._foreach_norm(part.parameters), torch._foreach_norm(updates)
+            torch._foreach_mul_(updates, [_trust(*pair) for pair in zip(*norms, strict=True)])
+        torch._foreach_add_(part.parameters, updates, alpha=-part.lr)
+
+
+def _trust(weight: Tensor, update: Tensor) -> Tensor:
+    """Return the ratio of two norms (), or 1 where one of them is 0."""
+    return torch.where((weight > 0) & (update > 0), weight / update, 1.0)
+
+
+def build_optimizer(choice: OptimizerConfig, named: NamedParameters) -> Optimizer:
+    """Return the optimizer of a job, with a group for each learning rate and weight decay.
+
+    Raises SpecError for a prefix without parameters.
+    """
+    optimizer = OPTIMIZERS.build(choice, named)
+    for prefix in choice.lr_by_prefix:
+        if not any(_begins_with(name, prefix) for name in optimizer.parameters):
+            parts = {name.split(".")[0] for name in optimizer.parameters}
+            raise SpecError(
+                unknown("part of the network", prefix, parts),
+                f"optimizer.lr_by_prefix.{prefix}",
+            )
+    decay = optimizer.groups[0].weight_decay
+    groups: dict[tuple[float, float], list[int]] = {}
+    for index, (name, parameter) in enumerate(optimizer.parameters.items()):
+        own = decay if choice.decay_norm_and_bias or parameter.ndim > 1 else 0.0
+        groups.setdefault((_lr(choice, optimizer, name), own), []).append(index)
+    optimizer.groups = [ParameterGroup(indices, *values) for values, indices in groups.items()]
+    return optimizer
+
+
+def _lr(choice: OptimizerConfig, optimizer: Optimizer, name: str) -> float:
+    """Return the learning rate of a parameter: that of its longest prefix, else `lr`."""
+    found = [prefix for prefix in choice.lr_by_prefix if _begins_with(name, prefix)]
+    return choice.lr_by_prefix[max(found, key=len)] if found else optimizer.lr
+
+
+def _begins_with(name: str, prefix: str) -> bool:
+    """Return whether a dotted name is, or is below, the prefix."""
+    return f"{name}.".startswith(f"{prefix}.")
 
 
 def sgd(
@@ -237,6 +390,32 @@ def adamw(
 ) -> Optimizer:
     """Return AdamW: Adam with decoupled weight decay."""
     return Adam(named, lr, (betas[0], betas[1]), eps, weight_decay, decoupled=True)
+
+
+def rmsprop(
+    named: NamedParameters,
+    *,
+    lr: Positive,
+    alpha: BelowOne = 0.99,
+    eps: Positive = 1e-8,
+    momentum: BelowOne = 0.0,
+    centered: bool = False,
+    weight_decay: NotNegative = 0.0,
+) -> Optimizer:
+    """Return RMSprop; weight decay is added to the gradients."""
+    return Rmsprop(named, lr, alpha, eps, momentum, centered, weight_decay)
+
+
+def lamb(
+    named: NamedParameters,
+    *,
+    lr: Positive,
+    betas: Betas = [0.9, 0.999],  # noqa: B006  read only
+    eps: Positive = 1e-6,
+    weight_decay: NotNegative = 0.01,
+) -> Optimizer:
+    """Return LAMB, for large batches; weight decay is decoupled."""
+    return Lamb(named, lr, (betas[0], betas[1]), eps, weight_decay)
 
 
 def constant(steps: int, *, warmup: BelowOne = 0.0) -> Schedule:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from raycnn import models
-from raycnn.config.components import OPTIMIZERS, SCHEDULES, TRANSFORMS
+from raycnn.config.components import SCHEDULES, TRANSFORMS
 from raycnn.config.schema import JobSpec
 from raycnn.data.sources.base import File, Source, files_of
 from raycnn.data.splits import examine, shape_seen, source_of
@@ -25,7 +25,7 @@ from raycnn.runs.trackers import check_installed
 from raycnn.runtime import device
 from raycnn.shape import Shape
 from raycnn.training import pretrained
-from raycnn.training.optim import Optimizer
+from raycnn.training.optim import Optimizer, build_optimizer
 from raycnn.training.step import class_weights
 
 CHECKPOINTS = 4  # on disk at once: last, previous, best, and the one being written
@@ -103,7 +103,7 @@ def resolve_job(job: JobSpec) -> ResolvedJob:
         shape = shape_seen(job.data, source)
         with torch.device("meta"):
             model = models.build_model(job.model, shape, len(source.classes))
-            optimizer = OPTIMIZERS.build(job.optimizer, model.named_parameters())
+            optimizer = build_optimizer(job.optimizer, model.named_parameters())
             _check_stages(job, model)
         pretrained.check_weights(model, job.model)
         class_weights(job.train.class_weights, np.ones(len(source.classes), np.int64))
@@ -114,7 +114,7 @@ def resolve_job(job: JobSpec) -> ResolvedJob:
 def _check_stages(job: JobSpec, model: nn.Module) -> None:
     for index, stage in enumerate(job.stages):
         try:
-            OPTIMIZERS.build(job.after(stage.epoch).optimizer, model.named_parameters())
+            build_optimizer(job.after(stage.epoch).optimizer, model.named_parameters())
         except SpecError as error:
             raise SpecError(str(error), f"stages.{index}.changes") from None
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from raycnn.config.load import load_job
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.runs.directory import Run
@@ -49,6 +50,19 @@ def test_runs_are_numbered_and_never_overwritten(job: MakeJob) -> None:
     assert [Run.create(job()).folder.name for _ in range(3)] == ["1", "2", "3"]
     shutil.rmtree(Run.find("tiny/2", job().storage.path).folder)
     assert Run.create(job()).folder.name == "4"
+
+
+def test_a_run_of_an_earlier_version_keeps_its_weight_decay(job: MakeJob) -> None:
+    run = Run.create(job())
+    path = run.folder / "job.yaml"
+    assert (
+        "decay_norm_and_bias: false" in path.read_text()
+        and not run.job().optimizer.decay_norm_and_bias
+    )
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "decay_norm" not in line))
+    assert run.job().optimizer.decay_norm_and_bias
+    assert not load_job(path).optimizer.decay_norm_and_bias  # as the spec of a new job
 
 
 def test_a_run_is_found_by_folder_by_number_and_by_job(job: MakeJob) -> None:

@@ -4,15 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm.optim
 import torch
 from torch.nn import functional as F
 
 from raycnn import models
 from raycnn.config.components import OPTIMIZERS, SCHEDULES
-from raycnn.config.schema import ComponentConfig, Model
+from raycnn.config.schema import ComponentConfig, Model, OptimizerConfig
 from raycnn.errors import SpecError
 from raycnn.shape import Shape
-from raycnn.training.optim import Rates
+from raycnn.training.optim import Optimizer, Rates, build_optimizer
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -31,6 +32,24 @@ from raycnn.training.optim import Rates
             lambda p: torch.optim.Adam(p, lr=1e-3, weight_decay=1e-2),
         ),
         ("adamw", {"lr": 1e-3}, lambda p: torch.optim.AdamW(p, lr=1e-3)),
+        ("rmsprop", {"lr": 1e-3}, lambda p: torch.optim.RMSprop(p, lr=1e-3)),
+        (
+            "rmsprop",
+            {"lr": 1e-3, "alpha": 0.9, "momentum": 0.9, "centered": True, "weight_decay": 1e-2},
+            lambda p: torch.optim.RMSprop(
+                p, 1e-3, 0.9, momentum=0.9, centered=True, weight_decay=1e-2
+            ),
+        ),
+        (
+            "lamb",
+            {"lr": 1e-2, "weight_decay": 0.1},
+            lambda p: timm.optim.Lamb(p, 1e-2, weight_decay=0.1, max_grad_norm=None),
+        ),
+        (
+            "lamb",
+            {"lr": 1e-2, "weight_decay": 0.0},
+            lambda p: timm.optim.Lamb(p, 1e-2, weight_decay=0.0, max_grad_norm=None),
+        ),
     ],
 )
 def test_an_optimizer_steps_as_torchs_own(
@@ -52,6 +71,62 @@ def test_an_optimizer_steps_as_torchs_own(
         reference.step()
     for own, other in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.allclose(own, other, atol=1e-4 if name != "sgd" else 1e-5)
+
+
+def build(named: Any, **options: Any) -> Optimizer:
+    return build_optimizer(
+        OptimizerConfig.model_validate({"name": "sgd", "lr": 0.1} | options), named
+    )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_norms_and_biases_do_not_decay_unless_asked(name: str) -> None:
+    for decayed in (False, True):
+        network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+        before = {key: p.detach().clone() for key, p in network.named_parameters()}
+        named = network.named_parameters()
+        optimizer = build(named, name=name, weight_decay=0.5, decay_norm_and_bias=decayed)
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step(Rates(1.0))
+        changed = {key for key, p in network.named_parameters() if not torch.equal(p, before[key])}
+        assert changed == ({"0.weight", "0.bias", "1.weight"} if decayed else {"0.weight"})
+
+
+def test_a_prefix_has_its_own_rate_and_the_longest_wins() -> None:
+    network = models.build_model(Model(name="lenet"), Shape(1, 16, 16), 10)
+    before = {key: p.detach().clone() for key, p in network.named_parameters()}
+    rates = {"stage1": 0.01, "stage1.0": 0.02}
+    optimizer = build(network.named_parameters(), lr_by_prefix=rates)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step(Rates(0.5))
+    for name, parameter in network.named_parameters():
+        expected = 0.02 if name.startswith("stage1.0.") else 0.01 if "stage1" in name else 0.1
+        assert torch.allclose(before[name] - parameter, torch.tensor(expected / 2), atol=1e-6), name
+
+
+def test_groups_change_nothing_where_their_values_are_alike() -> None:
+    def trained(**options: Any) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        network = models.build_model(Model(name="lenet"), Shape(1, 16, 16), 10)
+        optimizer = build(network.named_parameters(), momentum=0.9, **options)
+        for _ in range(3):
+            F.cross_entropy(network(torch.randn(4, 1, 16, 16)), torch.arange(4)).backward()
+            optimizer.step(Rates(1.0))
+            optimizer.zero_grad()
+        return [*network.parameters(), *optimizer.state_dict().values()]
+
+    pairs = zip(trained(), trained(lr_by_prefix={"stage1": 0.1}), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_prefix_of_nothing_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"optimizer.lr_by_prefix.head: "):
+        build(
+            torch.nn.Sequential(torch.nn.Linear(1, 1)).named_parameters(),
+            lr_by_prefix={"head": 1.0},
+        )
 
 
 def rates(name: str, steps: int, **options: object) -> list[Rates]:
