@@ -225,7 +225,7 @@ class Run:
         from raycnn.analysis import predictions
 
         path = self.folder / predictions.FILE
-        classes = predictions.read(path).classes
+        classes = predictions.read_predictions(path).classes
         table = pyarrow.parquet.read_table(path)
         if not (pandas := _pandas()):
             return table
@@ -248,7 +248,7 @@ class Run:
         `module` maps normalized images (B, C, H, W) to logits (B, K), `classes` has the K class
         names, `preprocessing` describes the input pipeline, and `predict` runs all of it.
         """
-        from raycnn.analysis.predict import load as load_network
+        from raycnn.analysis.predict import load_network
         from raycnn.runtime import device as devices
 
         return load_network(self._run.weights(which), devices.find(device).select(0))

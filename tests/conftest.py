@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from raycnn.cli import main
 from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec
-from raycnn.launch.worker import work
+from raycnn.launch.worker import train_worker
 from raycnn.runs.channel import FolderChannel
 from raycnn.runs.directory import Run
 from raycnn.training.callbacks import Event
@@ -131,7 +131,7 @@ def train(job: JobSpec, run: Run | None = None, stop_at: int | None = None) -> R
         return steps == stop_at
 
     with closing(FolderChannel(run, job.workers.timeout_s, asked)) as channel:
-        work(job, run, torch.device("cpu"), channel)
+        train_worker(job, run, torch.device("cpu"), channel)
     return run
 
 

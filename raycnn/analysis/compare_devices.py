@@ -60,7 +60,7 @@ class _Traced(TrainStep):
         return found
 
 
-def compare(job: JobSpec, names: Sequence[str], steps: int) -> Iterator[Gap]:
+def compare_steps(job: JobSpec, names: Sequence[str], steps: int) -> Iterator[Gap]:
     """Train the same steps on all devices, and yield their differences from the first one.
 
     All devices start with the same weights and use the same batches, augmented on the CPU; their

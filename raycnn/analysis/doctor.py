@@ -16,7 +16,7 @@ from raycnn.errors import EnvironmentUnavailable
 from raycnn.paths import cache_folder
 from raycnn.runtime import device, distributed
 from raycnn.runtime.device import DEVICE_KINDS, minor, package
-from raycnn.training.preflight import nearest
+from raycnn.training.preflight import nearest_existing
 
 PACKAGES = ["raycnn", "torch", "torchvision", "torch_npu", "ray"]
 SHARED = Path("/dev/shm")  # the location of Ray's object store
@@ -39,28 +39,32 @@ class DoctorReport:
     """What is incompatible or missing, and the remedy."""
 
 
-def examine(storage: Path) -> DoctorReport:
+def check_environment(storage: Path) -> DoctorReport:
     """Examine this machine; `storage` is the folder of the runs."""
     versions = {"python": platform.python_version(), **{name: package(name) for name in PACKAGES}}
     versions |= {
         "torch": torch.__version__,  # with the suffix of its build
         "cuda": torch.version.cuda,
-        "nvidia driver": _said(Path("/proc/driver/nvidia/version"), r"Module\s+([\d.]+)"),
+        "nvidia driver": _read_value(Path("/proc/driver/nvidia/version"), r"Module\s+([\d.]+)"),
         "cann": cann(),
-        "ascend driver": _said(ASCEND / "driver" / "version.info", r"(?im)^version=(\S+)"),
+        "ascend driver": _read_value(ASCEND / "driver" / "version.info", r"(?im)^version=(\S+)"),
     }
     devices = {name: kind.names() for name, kind in DEVICE_KINDS.items() if name != "cpu"}
     free = {
-        str(folder): shutil.disk_usage(nearest(folder)).free
+        str(folder): shutil.disk_usage(nearest_existing(folder)).free
         for folder in (storage, cache_folder(), SHARED)
     }
-    faults = [*misfits(versions), *_lacking(versions, devices), *_cramped(free)]
+    faults = [
+        *version_conflicts(versions),
+        *_missing_drivers(versions, devices),
+        *_full_disks(free),
+    ]
     return DoctorReport(
         versions, devices, DEVICE_KINDS["cpu"].count(), distributed.backends(), free, faults
     )
 
 
-def misfits(versions: dict[str, str | None]) -> list[str]:
+def version_conflicts(versions: dict[str, str | None]) -> list[str]:
     """Return messages for incompatible versions of packages, each with a compatible version."""
     torch_version = versions["torch"] or ""
     major, _, number = minor(torch_version).partition(".")
@@ -81,7 +85,7 @@ def misfits(versions: dict[str, str | None]) -> list[str]:
     return faults
 
 
-def _lacking(versions: dict[str, str | None], devices: dict[str, list[str]]) -> list[str]:
+def _missing_drivers(versions: dict[str, str | None], devices: dict[str, list[str]]) -> list[str]:
     """Return messages for devices whose driver is installed but that torch does not see."""
     faults = []
     if (driver := versions["nvidia driver"]) and not devices["cuda"]:
@@ -97,7 +101,7 @@ def _lacking(versions: dict[str, str | None], devices: dict[str, list[str]]) -> 
     return faults
 
 
-def _cramped(free: dict[str, int]) -> list[str]:
+def _full_disks(free: dict[str, int]) -> list[str]:
     return [
         f"{folder} has {room / 2**20:,.0f} MiB free: {least / 2**20:,.0f} are the least"
         for folder, room in free.items()
@@ -109,11 +113,11 @@ def cann() -> str | None:
     """Return the version of the CANN toolkit of this environment, else of the installed one."""
     home = Path(os.environ.get("ASCEND_TOOLKIT_HOME") or ASCEND / "ascend-toolkit" / "latest")
     files = [*home.glob("*-linux/ascend_toolkit_install.info"), home / "compiler" / "version.info"]
-    found = (_said(file, r"(?im)^version=(\S+)") for file in files)
+    found = (_read_value(file, r"(?im)^version=(\S+)") for file in files)
     return next(filter(None, found), None)
 
 
-def _said(file: Path, pattern: str) -> str | None:
+def _read_value(file: Path, pattern: str) -> str | None:
     try:
         found = re.search(pattern, file.read_text())
     except OSError:

@@ -54,7 +54,7 @@ def evaluate_run(
 def stored_predictions(run: Run) -> Predictions | None:
     """Return the run's stored predictions of its best weights, or None."""
     try:
-        found = predictions.read(run.folder / predictions.FILE)
+        found = predictions.read_predictions(run.folder / predictions.FILE)
     except DataError:
         return None
     return found if found.epoch == checkpoint.read_state(run.weights("best"))["epoch"] else None
@@ -89,7 +89,7 @@ def _keep(run: Run, made: Predictions, before: Predictions | None) -> Prediction
         files = before.files | made.files
         made = Predictions(made.classes, made.epoch, before.splits | made.splits, files)
     try:
-        predictions.write(run.folder / predictions.FILE, made)
+        predictions.write_predictions(run.folder / predictions.FILE, made)
         run.flush()
     except OSError:
         pass  # a run on a read-only disk can be evaluated too
@@ -149,7 +149,7 @@ def confusion_pairs(own: SplitPredictions, classes: int) -> Confusion:
     return np.stack([pairs // classes, pairs % classes, counts], 1).tolist()
 
 
-def confusion(own: SplitPredictions, classes: int) -> NDArray[np.int64]:
+def confusion_matrix(own: SplitPredictions, classes: int) -> NDArray[np.int64]:
     """Return the confusion matrix (K, K), by label and prediction; meant for few classes."""
     pairs = own.labels * classes + own.predicted
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

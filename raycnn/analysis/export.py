@@ -24,7 +24,7 @@ from raycnn import __version__
 from raycnn.analysis import model_card
 from raycnn.analysis.evaluate import evaluate_run
 from raycnn.analysis.exported import DESCRIPTION, FILES, open_exported
-from raycnn.analysis.predict import BATCH_SIZE, Classifier, Network, load
+from raycnn.analysis.predict import BATCH_SIZE, Classifier, Network, load_network
 from raycnn.config.load import saved_job_from_tree
 from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import DataError, EnvironmentUnavailable, JobFailed, SpecError, unknown
@@ -96,10 +96,10 @@ def export(
     _require(NEEDS.get(kind, []))
     target = _target(folder or run.folder / "export" / kind)
     path = run.weights(weights)
-    network = replace(load(path, torch.device("cpu")), precision="fp32")
+    network = replace(load_network(path, torch.device("cpu")), precision="fp32")
     splits = _test_images(run, path, root)
     expected = _expected_hits(run, weights, root)
-    description = describe(run, network, path)
+    description = describe_export(run, network, path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".export-", dir=target.parent) as temporary:
         made = Path(temporary) / "made"
@@ -115,7 +115,7 @@ def export(
     return Export(target, target / FILES[kind], hits, images, difference)
 
 
-def describe(run: Run, network: Network, path: Path) -> Description:
+def describe_export(run: Run, network: Network, path: Path) -> Description:
     """Return the content of export.json, without paths of this machine."""
     state = checkpoint.read_state(path)
     metadata = state["about"]

@@ -115,7 +115,7 @@ class Network:
         return classify(self, images)
 
 
-def load(weights: Path, device: torch.device) -> Network:
+def load_network(weights: Path, device: torch.device) -> Network:
     """Return the network of a checkpoint folder, on a device."""
     metadata = checkpoint.read_state(weights)["about"]
     network = build(metadata, device)

@@ -69,7 +69,7 @@ def file_names(
     return np.array([stored.name(int(row)) for row in samples], object)
 
 
-def write(path: Path, predictions: Predictions) -> None:
+def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write the file atomically. Raises OSError."""
     splits = _alike(predictions.splits)
     about = {"classes": predictions.classes, "epoch": predictions.epoch}
@@ -85,8 +85,8 @@ def write(path: Path, predictions: Predictions) -> None:
                 f.write_table(_table(split, own, predictions.files[split], rows, schema))
 
 
-def read(path: Path) -> Predictions:
-    """Read a file that `write` wrote. Raises DataError when it is missing or corrupt."""
+def read_predictions(path: Path) -> Predictions:
+    """Read a file of predictions. Raises DataError when it is missing or corrupt."""
     try:
         with pq.ParquetFile(path) as file:  # read_table would import pandas
             table = file.read()

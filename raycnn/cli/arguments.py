@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from raycnn.config import schema
 from raycnn.config.changes import parse_changes
-from raycnn.config.messages import describe
+from raycnn.config.messages import describe_error
 from raycnn.errors import SpecError
 
 Job = Annotated[Path, typer.Argument(metavar="JOB", help="A job spec: a YAML file.")]
@@ -60,4 +60,6 @@ def chosen(kind: type[Entry], section: str, name: str, options: Iterable[str] | 
         return kind.model_validate({**parse_changes(options or []), "name": name})
     except ValidationError as error:
         detail = error.errors()[0]
-        raise SpecError(describe(detail), ".".join([section, *map(str, detail["loc"])])) from None
+        raise SpecError(
+            describe_error(detail), ".".join([section, *map(str, detail["loc"])])
+        ) from None

@@ -14,7 +14,7 @@ def check(job: Job, changes: Changes = None, as_json: AsJson = False) -> None:
 
     found = check_job(resolved, remote=launcher.is_remote(resolved.workers))
     with resolved.located():
-        dispatch.require(resolved.workers)
+        dispatch.require_workers(resolved.workers)
     facts = {
         "job": resolved.name,
         "data": resolved.data.name,

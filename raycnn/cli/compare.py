@@ -40,7 +40,7 @@ def compare(
         from raycnn.report import compare as compare_page
 
         try:
-            compare_page.write(html, found)
+            compare_page.write_comparison(html, found)
         except OSError as error:
             raise EnvironmentUnavailable(f"cannot write {html}: {error}") from None
     if as_json:

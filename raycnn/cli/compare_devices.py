@@ -24,11 +24,11 @@ def compare_devices(
     the first.
     """
     resolved = load_job(job, changes or [])
-    from raycnn.analysis.compare_devices import compare
+    from raycnn.analysis.compare_devices import compare_steps
 
     names = [name.strip() for name in devices.split(",")]
     with resolved.located():
-        for row, gap in enumerate(compare(resolved, names, steps)):
+        for row, gap in enumerate(compare_steps(resolved, names, steps)):
             if not row:
                 print(f"{resolved.name}, {resolved.train.precision}, against {names[0]}")
                 print(HEADER)

@@ -50,10 +50,10 @@ def data(
     else:
         _show(found)
     if sheet:
-        from raycnn.data.inspect.contact_sheet import save
+        from raycnn.data.inspect.contact_sheet import save_contact_sheet
 
         stored, rows = members["train"]
-        save(sheet, store.splits[stored], rows, store.classes)
+        save_contact_sheet(sheet, store.splits[stored], rows, store.classes)
 
 
 def _opened(source: str, changes: Iterable[str], root: str | None) -> "tuple[Store, SplitIndices]":

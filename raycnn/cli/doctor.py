@@ -27,7 +27,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
 ) -> None:
     """Show installed versions and devices, and report what is missing or incompatible."""
-    from raycnn.analysis.doctor import examine
+    from raycnn.analysis.doctor import check_environment
     from raycnn.errors import EnvironmentUnavailable
     from raycnn.runtime import device
 
@@ -36,7 +36,7 @@ def doctor(
         device.find(wanted or "auto")  # an NPU that is asked for is looked for
     except EnvironmentUnavailable as error:
         refused = error
-    found = examine(Path(runs).absolute())
+    found = check_environment(Path(runs).absolute())
     nodes = _nodes(address) if address else {}
     if as_json:
         print(json.dumps({**asdict(found), "nodes": nodes}, indent=1))
@@ -52,7 +52,7 @@ def _nodes(address: str) -> dict[str, dict[str, float]]:
     from raycnn.config.schema import Workers
     from raycnn.launch.ray import connection
 
-    return {node.address: node.total for node in connection.look(Workers(address=address))}
+    return {node.address: node.total for node in connection.find_nodes(Workers(address=address))}
 
 
 def _show(found: "DoctorReport", nodes: dict[str, dict[str, float]]) -> None:

@@ -33,7 +33,7 @@ def lr_finder(
         raise SpecError(f"--output {output}: must be a .png in a folder that exists")
     resolved = load_job(job, changes or [])
     from raycnn.analysis.lr_finder import find_lr
-    from raycnn.report.lr_finder import draw
+    from raycnn.report.lr_finder import plot_range_test
     from raycnn.runtime import device as devices
     from raycnn.training.preflight import resolve_job
 
@@ -43,7 +43,7 @@ def lr_finder(
     with resolved.located():
         found = find_lr(resolved, chosen, low, high, steps)
     try:
-        draw(found, own, f"{resolved.name}: learning-rate range test", output)
+        plot_range_test(found, own, f"{resolved.name}: learning-rate range test", output)
     except OSError as error:
         raise EnvironmentUnavailable(f"cannot write {output}: {error}") from None
     print(f"suggested optimizer.lr: {found.suggestion:g}, where the loss falls most steeply")

@@ -54,6 +54,6 @@ def _classifier(run: str, weights: str, device: str, runs: str) -> "Classifier":
         if device not in ("auto", "cpu"):
             raise EnvironmentUnavailable(f"--device {device}: exported networks run on the cpu")
         return open_exported(path)
-    return predicting.load(
+    return predicting.load_network(
         Run.find(run, runs, trained=True).weights(weights), devices.find(device).select(0)
     )

@@ -35,7 +35,7 @@ def report(
     found = _find(name, runs)
     try:
         if isinstance(found, Search):
-            path = search_report.write(found, leaderboard(found))
+            path = search_report.write_search_report(found, leaderboard(found))
         else:
             path = run_report.write_from_folder(found, device, root)
             found.flush()

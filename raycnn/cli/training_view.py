@@ -38,7 +38,7 @@ def table_row(row: Mapping[str, float]) -> str:
 
 def is_shown(event: Event) -> bool:
     """Return whether an event has a line of its own."""
-    return not event.passing and not isinstance(event, HIDDEN)
+    return not event.transient and not isinstance(event, HIDDEN)
 
 
 class TerminalView:

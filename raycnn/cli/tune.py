@@ -79,7 +79,7 @@ def _print_plan(spec: TuneSpec) -> None:
     from raycnn.search.estimate import epoch_s
     from raycnn.search.samplers import make_sampler
 
-    slots = dispatch.slots(spec)
+    slots = dispatch.available_slots(spec)
     kinds = sorted({slot.pool.device for slot in slots})
     seconds, known = 0.0, not launcher.is_remote(spec.architectures[0].job.workers)
     pool = slots[0].pool

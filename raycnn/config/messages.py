@@ -39,7 +39,7 @@ def validate(kind: type[Any], tree: Tree, where: Where) -> Any:
 
 def _explain(kind: type[Any], detail: ErrorDetails, where: Where) -> str:
     key = ".".join(map(str, detail["loc"]))
-    message = describe(detail)
+    message = describe_error(detail)
     if detail["type"] == "extra_forbidden":
         *parents, leaf = detail["loc"]
         names = _fields(kind, parents)
@@ -64,7 +64,7 @@ def _dotted(kind: type[Any], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def describe(detail: ErrorDetails) -> str:
+def describe_error(detail: ErrorDetails) -> str:
     """Return a pydantic error as one sentence."""
     if detail["type"] == "missing":
         return "is missing"

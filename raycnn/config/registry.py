@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 from pydantic import BaseModel, ValidationError, create_model
 
 from raycnn.config import renamed, signature
-from raycnn.config.messages import describe
+from raycnn.config.messages import describe_error
 from raycnn.config.schema import ComponentConfig, Frozen
 from raycnn.errors import EnvironmentUnavailable, RaycnnError, SpecError, first_line, unknown
 
@@ -124,7 +124,7 @@ class Registry(Generic[T]):
     ) -> tuple[str, str]:
         detail = error.errors()[0]
         option = str(detail["loc"][0])
-        message = describe(detail)
+        message = describe_error(detail)
         if detail["type"] == "extra_forbidden":
             message = renamed.renamed(renamed.OPTIONS, self.section, option) or unknown(
                 f"{name} option", option, model.model_fields

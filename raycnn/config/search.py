@@ -22,7 +22,7 @@ from typing_extensions import Self
 
 from raycnn.config.changes import apply_changes
 from raycnn.config.load import job_from_tree, read_spec, with_former_defaults
-from raycnn.config.messages import describe, locate, validate
+from raycnn.config.messages import describe_error, locate, validate
 from raycnn.config.packaged import find_job_file
 from raycnn.config.schema import ComponentConfig, Frozen, JobSpec, Positive, Workers, json_schema
 from raycnn.config.yaml_file import Tree, Where
@@ -400,7 +400,7 @@ def _make_architecture(
 def _spec_error(error: ValidationError, where: Where, place: str = "") -> SpecError:
     detail = error.errors()[0]
     key = place or ".".join(map(str, detail["loc"]))
-    return SpecError(locate(where, key, describe(detail)))
+    return SpecError(locate(where, key, describe_error(detail)))
 
 
 def _job_file(path: Path, name: str, where: Where, place: str) -> Path:

@@ -89,17 +89,17 @@ def _build(data: Data) -> Source:
     return RemoteSource(path, lambda folder: build(folder, data.download), named or None)
 
 
-def shape_seen(data: Data, source: Source) -> Shape:
+def input_shape(data: Data, source: Source) -> Shape:
     """Return the shape of an image after the transforms, without reading all images."""
     return shape_after(data.transforms, source.shape)
 
 
-def examine(source: Source) -> list[str]:
+def check_source(source: Source) -> list[str]:
     """Read the labels and a sample of the images, as training does, and return the warnings.
 
     Raises DataError for what training would reject before it decodes all images.
     """
-    memory.require(2 * math.prod(source.shape), f"one image of {source.shape}")
+    memory.require_memory(2 * math.prod(source.shape), f"one image of {source.shape}")
     splits = source.read()
     warnings = [text for split in splits.values() for text in split.warnings]
     for name, split in splits.items():
@@ -132,7 +132,7 @@ def open_splits(
     members = _members(job, store)
     mean, std = _normalization(job, store, members["train"][1])
     transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
-    shape = shape_seen(job.data, source)
+    shape = input_shape(job.data, source)
     warnings = [*store.warnings, *(f"left out: {fault}" for fault in store.left_out)]
     warnings += _class_warnings(store, members) + duplicates(store, members)
     return Splits(store, shape, members, Pipeline(transforms, mean, std), warnings)

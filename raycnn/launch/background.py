@@ -11,12 +11,12 @@ def poll_in_background(look: Callable[[], None], every_s: float) -> Iterator[Non
 
     An OSError of a call is ignored: the next call tries again.
     """
-    over = threading.Event()
+    ended = threading.Event()
 
     def keep_looking() -> None:
         ending = False
         while not ending:
-            ending = over.wait(every_s)
+            ending = ended.wait(every_s)
             with suppress(OSError):
                 look()
 
@@ -25,5 +25,5 @@ def poll_in_background(look: Callable[[], None], every_s: float) -> Iterator[Non
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         looking.join()

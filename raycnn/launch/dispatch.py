@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raycnn.search.folder import Search, SearchView
 
 
-def require(workers: Workers) -> None:
+def require_workers(workers: Workers) -> None:
     """Raise SpecError or ClusterError when the requested workers are unavailable."""
     if launcher_of(workers) == "local":
         from raycnn.launch import local
@@ -24,7 +24,7 @@ def require(workers: Workers) -> None:
     else:
         from raycnn.launch.ray import connection
 
-        connection.require(workers)
+        connection.require_resources(workers)
 
 
 def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
@@ -32,7 +32,7 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
     if launcher_of(job.workers) == "local":
         from raycnn.launch import local
 
-        return local.train(job, open_run, view)
+        return local.train_locally(job, open_run, view)
 
     from raycnn.launch.ray import connection
 
@@ -40,15 +40,15 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
     with connection.connected(job.workers) as nodes:
         from raycnn.launch.ray import trainer  # its imports were loaded while Ray started
 
-        run = trainer.train(job, open_run, nodes, view)
+        run = trainer.train_on_ray(job, open_run, nodes, view)
         return Run.open(run.location)  # with files from workers on other machines
 
 
-def slots(spec: "TuneSpec") -> "list[Slot]":
+def available_slots(spec: "TuneSpec") -> "list[Slot]":
     """Return the slots in which trials of a search can run at once. Raises ClusterError."""
     from raycnn.launch.ray import connection
 
-    nodes = connection.look(_worker_configs(spec)[0])
+    nodes = connection.find_nodes(_worker_configs(spec)[0])
     from raycnn.launch.ray import tune
 
     return tune.slots(spec, nodes)
@@ -74,7 +74,7 @@ def search(
     workers = _worker_configs(spec)
     where = address_of(workers[0])
     for pool in workers if not where else ():
-        connection.require(pool)  # fail before starting Ray
+        connection.require_resources(pool)  # fail before starting Ray
     view.note(ConnectingToRay(address=where).message)
     with connection.connected(workers[0]) as nodes:
         from raycnn.launch.ray import tune
@@ -85,7 +85,7 @@ def search(
 def _search(
     open_search: "Callable[[], Search]", view: "SearchView", train: "Callable[[Search], None]"
 ) -> "Search":
-    from raycnn.report.search import publish
+    from raycnn.report.search import write_search_report_or_warn
     from raycnn.search.leaderboard import write_leaderboard
 
     opened = open_search()
@@ -98,7 +98,7 @@ def _search(
         except ClusterError as error:
             raise ClusterError(f"{error}: {again} continues") from None
         finally:
-            publish(opened, write_leaderboard(opened), view.note)
+            write_search_report_or_warn(opened, write_leaderboard(opened), view.note)
     return opened
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from raycnn.config.schema import JobSpec, Workers
 from raycnn.errors import ClusterError, SpecError, WorkerLost, first_line
 from raycnn.launch.signals import Stop
-from raycnn.launch.worker import work
+from raycnn.launch.worker import train_worker
 from raycnn.runs.channel import FolderChannel
 from raycnn.runs.directory import Run
 from raycnn.runtime import device, distributed
@@ -16,7 +16,7 @@ from raycnn.runtime.device import DeviceKind
 from raycnn.training.callbacks import Callback, Failed
 
 
-def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
+def train_locally(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
     """Train a job in the run that `open_run` opens, resuming from its checkpoint; return the run.
 
     Raises SpecError for another number of processes than workers, ClusterError when not all
@@ -41,7 +41,7 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
             channel = FolderChannel(run, job.workers.timeout_s, stop)
             views = [view] if distributed.is_rank_zero() else []
             with stop.listening(), closing(channel), run.syncing(job.storage.timeout_s):
-                work(job, run, chosen, channel, views)
+                train_worker(job, run, chosen, channel, views)
         except WorkerLost as error:  # every remaining worker finds the same error: record it once
             last = run.last_event()
             if not (isinstance(last, Failed) and last.error == str(error)):

@@ -25,7 +25,7 @@ NODE_PATHS = {key: path for key in ("RAYCNN_DATA", "RAYCNN_CACHE") if (path := o
 log = logging.getLogger("raycnn")
 
 
-def work(
+def train_worker(
     job: JobSpec,
     run: Run,
     device: torch.device,
@@ -41,7 +41,7 @@ def work(
         trained = fit(job, device, recorder, recorder.callbacks)
         distributed.raise_on_any_rank(lambda: finish(trained, recorder))
         if trained.predictions and job.storage.report:  # on rank 0; other ranks need not wait
-            report.publish(run, run.job(), trained, recorder.callbacks)
+            report.write_report_or_warn(run, run.job(), trained, recorder.callbacks)
     except Interrupted as error:
         raise Interrupted(f"{error}: `raycnn resume {run.location}` goes on from there") from None
     except OutOfMemory as error:  # the launcher may restart the workers
@@ -73,7 +73,7 @@ def finish(result: TrainResult, recorder: Recorder) -> None:
     if result.predictions:  # on rank 0
         kept = predictions.from_training(result.splits, result.state.best or 0, result.predictions)
         try:
-            predictions.write(recorder.run.folder / predictions.FILE, kept)
+            predictions.write_predictions(recorder.run.folder / predictions.FILE, kept)
         except OSError as error:
             text = f"the predictions cannot be written: {error}"
             recorder.callbacks.on_event(Warned(text=text))
@@ -81,8 +81,8 @@ def finish(result: TrainResult, recorder: Recorder) -> None:
     recorder.finish(result_of(result.state, result.test))
 
 
-def find_data(root: str | None, others: dict[str, str]) -> None:
+def set_data_root(root: str | None, driver_paths: dict[str, str]) -> None:
     """Set the data root: the spec's, else this machine's environment, else the driver's."""
-    os.environ.update(others | NODE_PATHS)
+    os.environ.update(driver_paths | NODE_PATHS)
     if root:
         os.environ["RAYCNN_DATA"] = root

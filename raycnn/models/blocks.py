@@ -37,7 +37,7 @@ def is_small(stem: Literal["auto", "large", "small"], shape: Shape) -> bool:
     return min(shape.height, shape.width) < SMALL_BELOW if stem == "auto" else stem == "small"
 
 
-def init(model: nn.Module, linear_std: float | None = None) -> None:
+def init_weights(model: nn.Module, linear_std: float | None = None) -> None:
     """Initialize convolutions as He et al. 2015 (arXiv:1502.01852, equation 10), by fan-out.
 
     Linear layers are drawn from a normal distribution with `linear_std`, where it is given.

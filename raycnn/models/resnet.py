@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from raycnn.models.blocks import BatchNorm, init, is_small
+from raycnn.models.blocks import BatchNorm, init_weights, is_small
 from raycnn.shape import Shape
 
 
@@ -141,7 +141,7 @@ def resnet(
     """
     small = is_small(stem, shape)
     model = ResNet(shape, classes, depth, shortcut == "plain", bias, small)
-    init(model)
+    init_weights(model)
     return model
 
 

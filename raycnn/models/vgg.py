@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from raycnn.models.blocks import BatchNorm, init, width
+from raycnn.models.blocks import BatchNorm, init_weights, width
 from raycnn.models.dropout import Dropout
 from raycnn.shape import Shape
 
@@ -74,7 +74,7 @@ def vgg(
     """Return a VGG; `pool_size` is the side of the pooled features, by default at most 7."""
     side = min(shape.height, shape.width) // 2 ** len(CHANNELS)
     model = VGG(shape, classes, depth, batch_norm, dropout, pool_size or max(1, min(7, side)))
-    init(model, linear_std=0.01)
+    init_weights(model, linear_std=0.01)
     return model
 
 

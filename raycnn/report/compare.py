@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 CLASSES = 40  # the classes that differ most, in the table and the figure
 
 
-def write(path: Path, found: Comparison) -> None:
+def write_comparison(path: Path, found: Comparison) -> None:
     """Write the page of a comparison. Raises OSError."""
     names = [run.name for run in found.runs]
     with style.styled():
         values = _values(found)
-    page.save(path, page.render("compare.html", f"{' and '.join(names[:3])} · raycnn", **values))
+    page.save_page(
+        path, page.render("compare.html", f"{' and '.join(names[:3])} · raycnn", **values)
+    )
 
 
 def _values(found: Comparison) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def _curves(runs: Sequence[ComparedRun]) -> list[Markup]:
 
         if any(run.rows for run in runs):
             title = f"Validation accuracy by {key}"
-            drawn.append(Markup(style.svg(style.draw(picture), title)))
+            drawn.append(Markup(style.svg(style.render_figure(picture), title)))
     return drawn
 
 
@@ -89,5 +91,5 @@ def _classes(found: Comparison, classes: Sequence[tuple[str, list[float]]]) -> M
         axes.set(title="Recall of each class (%)")
 
     return Markup(
-        style.svg(style.draw(picture, (4.8, 1.1 + 0.24 * len(classes))), "Recall by class")
+        style.svg(style.render_figure(picture, (4.8, 1.1 + 0.24 * len(classes))), "Recall by class")
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from raycnn.data.inspect.survey import Duplicates, Occurrence, find_duplicates
 from raycnn.report import images
-from raycnn.report.images import Subject, Thumbnail
+from raycnn.report.images import ReportInput, Thumbnail
 from raycnn.report.page import clip
 
 SHOWN = 12  # pairs
@@ -46,7 +46,7 @@ class DuplicateSection:
     pairs: list[PairCard]
 
 
-def section(subject: Subject) -> DuplicateSection:
+def section(subject: ReportInput) -> DuplicateSection:
     """Find the duplicates of a run's images; pairs across splits or classes come first."""
     splits = subject.splits
     rows = {split: (splits.store.splits[s], own) for split, (s, own) in splits.members.items()}
@@ -58,7 +58,7 @@ def section(subject: Subject) -> DuplicateSection:
     return DuplicateSection(len(same), len(near) if search_near else None, leaks, pairs)
 
 
-def _card(subject: Subject, found: Duplicates) -> PairCard:
+def _card(subject: ReportInput, found: Duplicates) -> PairCard:
     fault = "leak" if found.across_splits else "two labels" if found.across_classes else ""
     return PairCard(
         [_side(subject, place) for place in _two(found.occurrences)], found.difference, fault
@@ -72,7 +72,7 @@ def _two(places: Sequence[Occurrence]) -> tuple[Occurrence, Occurrence]:
     return first, other
 
 
-def _side(subject: Subject, place: Occurrence) -> Side:
+def _side(subject: ReportInput, place: Occurrence) -> Side:
     inputs = subject.inputs(place.split, np.array([place.row]))
     pixels = images.pixels_of(inputs, subject.splits.pipeline)[0]
     return Side(images.thumbnail(pixels), place.split, clip(place.label, 40), clip(place.name))

@@ -27,7 +27,7 @@ class Mark:
     serious: bool
 
 
-def curve(
+def plot_curve(
     axes: "Axes", rows: Sequence[Row], metric: str, best: int | None, marks: Sequence[Mark]
 ) -> None:
     """Draw `loss` or `acc1` of training and validation by epoch, with marked events."""
@@ -61,7 +61,7 @@ def curve(
     axes.legend(loc="best")
 
 
-def confusion(axes: "Axes", counts: NDArray[np.int64], classes: Sequence[str]) -> None:
+def plot_confusion(axes: "Axes", counts: NDArray[np.int64], classes: Sequence[str]) -> None:
     """Draw a confusion matrix (K, K) by label and prediction, shaded by the share of each label."""
     from matplotlib.patches import Rectangle
 
@@ -94,7 +94,9 @@ def confusion(axes: "Axes", counts: NDArray[np.int64], classes: Sequence[str]) -
     axes.spines[:].set_visible(False)
 
 
-def most_confused(axes: "Axes", pairs: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
+def plot_most_confused(
+    axes: "Axes", pairs: Sequence[Sequence[int]], classes: Sequence[str]
+) -> None:
     """Draw the most frequent confusions (label, prediction, count) as bars."""
     names = [f"{short(classes[label])} → {short(classes[said])}" for label, said, _ in pairs]
     bars = axes.barh(range(len(pairs)), [count for *_, count in pairs], 0.7, color=WARN)
@@ -109,7 +111,7 @@ def most_confused(axes: "Axes", pairs: Sequence[Sequence[int]], classes: Sequenc
     axes.margins(x=0.12)
 
 
-def reliability(axes: "Axes", found: Calibration) -> None:
+def plot_reliability(axes: "Axes", found: Calibration) -> None:
     """Draw a reliability diagram: accuracy in bins of confidence, the diagonal being perfect."""
     bins = len(found.counts)
     edges = (np.arange(bins) + 0.5) * 100 / bins
@@ -128,7 +130,9 @@ def reliability(axes: "Axes", found: Calibration) -> None:
     axes.legend(loc="upper left")
 
 
-def coverage(axes: "Axes", covered: NDArray[np.float64], accuracy: NDArray[np.float64]) -> None:
+def plot_coverage(
+    axes: "Axes", covered: NDArray[np.float64], accuracy: NDArray[np.float64]
+) -> None:
     """Draw accuracy against coverage (N,): the share of the most confident images."""
     axes.plot(100 * covered, 100 * accuracy, color=ACCENT)
     axes.fill_between(100 * covered, 100 * accuracy, 0, color=ACCENT, alpha=0.08, lw=0)

@@ -32,7 +32,7 @@ SHOWN = (
 
 
 @dataclass(frozen=True)
-class Happening:
+class HistoryEntry:
     """An event as a report shows it."""
 
     when: str
@@ -44,11 +44,11 @@ class Happening:
     serious: bool
 
 
-def happenings(run: Run) -> list[Happening]:
+def history_entries(run: Run) -> list[HistoryEntry]:
     """Return the events of a run for its report, oldest first."""
     events = run.events()
     return [
-        Happening(
+        HistoryEntry(
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time)),
             epoch,
             MARKS.get(type(event), ""),

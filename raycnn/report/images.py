@@ -31,7 +31,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Subject:
+class ReportInput:
     """A trained network with its data, for the images of a report."""
 
     job: JobSpec
@@ -48,7 +48,7 @@ class Subject:
         pipeline = self.splits.pipeline.evaluation()
         return pipeline(images, torch.zeros(len(images), 0, device=self.device))
 
-    def heat(self, images: Tensor, classes: NDArray[np.int64]) -> NDArray[np.float32] | None:
+    def grad_cams(self, images: Tensor, classes: NDArray[np.int64]) -> NDArray[np.float32] | None:
         """Return Grad-CAM maps (B, H, W) for classes (B,); None without a feature map."""
         self.model.eval()
         of = torch.from_numpy(classes).to(self.device)
@@ -105,7 +105,7 @@ def thumbnail(pixels: Pixels) -> Thumbnail:
     return Thumbnail(f"data:image/{kind};base64,{data}", *image.size, tiny)
 
 
-def training_batch(subject: Subject) -> Batch:
+def training_batch(subject: ReportInput) -> Batch:
     """Return the first BATCH images that the network was trained on, augmented as it saw them."""
     loader = subject.splits.loader("train", subject.job, subject.device, training=True)
     loader.batch_size = BATCH * distributed.world_size()  # this worker gets its share of it

@@ -8,7 +8,7 @@ SIZE = (8.0, 5.0)  # inches
 DPI = 120
 
 
-def draw(test: RangeTest, own_lr: float, title: str, path: Path) -> None:
+def plot_range_test(test: RangeTest, own_lr: float, title: str, path: Path) -> None:
     """Write the losses, the suggestion and the job's own rate to a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
     from matplotlib.figure import Figure

@@ -46,7 +46,7 @@ def render(template: str, title: str, **values: Any) -> str:
     )  # fmt: skip
 
 
-def save(path: Path, page: str) -> None:
+def save_page(path: Path, page: str) -> None:
     """Write a page atomically. Raises OSError."""
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

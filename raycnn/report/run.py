@@ -21,8 +21,8 @@ from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, RaycnnError
 from raycnn.io import read_json
 from raycnn.report import duplicates, figures, images, page, style
-from raycnn.report.history import Happening, happenings
-from raycnn.report.images import Subject, Thumbnail
+from raycnn.report.history import HistoryEntry, history_entries
+from raycnn.report.images import ReportInput, Thumbnail
 from raycnn.report.page import clip, percent
 from raycnn.runs.directory import Run
 from raycnn.runtime.device import find
@@ -59,7 +59,9 @@ class Card:
     file: str
 
 
-def write(run: Run, found: Predictions | None, subject: Subject | None, missing: str = "") -> Path:
+def write_report(
+    run: Run, found: Predictions | None, subject: ReportInput | None, missing: str = ""
+) -> Path:
     """Write report.html and the PNGs from the run's predictions; return the page's path.
 
     Without a `subject` the report has no images, and `missing` is the reason. Raises OSError.
@@ -73,11 +75,11 @@ def write(run: Run, found: Predictions | None, subject: Subject | None, missing:
         values |= {"mistakes": [], "issues": [], "batch": None, "duplicates": None}
         values["missing"] = "the images are left out: they are too many bytes; see the PNGs"
         text = page.render("run.html", title, **values)
-    page.save(run.folder / FILE, text)
+    page.save_page(run.folder / FILE, text)
     return run.folder / FILE
 
 
-def subject_of(run: Run, device: str = "cpu", root: str | None = None) -> Subject:
+def open_run(run: Run, device: str = "cpu", root: str | None = None) -> ReportInput:
     """Return the network and data of a run. Raises a RaycnnError where one of them is missing."""
     job = run.job()
     if root:
@@ -89,17 +91,17 @@ def subject_of(run: Run, device: str = "cpu", root: str | None = None) -> Subjec
     if checkpoint.read_state(path)["about"]["data"] != state.metadata["data"]:
         raise DataError("the images or labels are not the ones this run was trained on")
     checkpoint.load_weights(state.model, path)
-    return Subject(job, splits, state.model, chosen)
+    return ReportInput(job, splits, state.model, chosen)
 
 
-def publish(run: Run, job: JobSpec, result: TrainResult, callback: Callback) -> None:
+def write_report_or_warn(run: Run, job: JobSpec, result: TrainResult, callback: Callback) -> None:
     """Write the report of a finished run; an error is only a warning."""
     try:
         best = result.state.best or result.state.epoch
         found = from_training(result.splits, best, result.predictions)
         model = result.state.model
         device = next(model.parameters()).device
-        write(run, found, Subject(job, result.splits, model, device))
+        write_report(run, found, ReportInput(job, result.splits, model, device))
         run.flush()
     except Exception as error:
         log.warning("the report is not written", exc_info=error)
@@ -110,14 +112,14 @@ def publish(run: Run, job: JobSpec, result: TrainResult, callback: Callback) -> 
 def write_from_folder(run: Run, device: str = "cpu", root: str | None = None) -> Path:
     """Write the report of a run from its folder, with images if its data is found."""
     try:
-        subject, missing = subject_of(run, device, root), ""
+        subject, missing = open_run(run, device, root), ""
     except RaycnnError as error:
         subject, missing = None, str(error)
     try:
         found = evaluate.stored_predictions(run)
     except DataError:  # no complete epoch, or corrupt weights
         found = None
-    return write(run, found, subject, missing)
+    return write_report(run, found, subject, missing)
 
 
 class _Drawings:
@@ -133,21 +135,21 @@ class _Drawings:
         picture: Callable[["Axes"], None],
         size: tuple[float, float] = style.SIZE,
     ) -> Markup:
-        figure = style.draw(picture, size)
+        figure = style.render_figure(picture, size)
         found = Markup(style.svg(figure, title))
         style.save_png(figure, self.folder / f"{name}.png")
         return found
 
 
 def _values(
-    run: Run, found: Predictions | None, subject: Subject | None, missing: str, draw: _Drawings
+    run: Run, found: Predictions | None, subject: ReportInput | None, missing: str, draw: _Drawings
 ) -> dict[str, Any]:
     """Return the values of the template."""
     job, result = run.job(), run.result()
     rows = [{key: float(value) for key, value in row.items() if value} for row in run.rows()]
     test = found.splits.get("test") if found else None
     best = result["best_epoch"] if result else _best_epoch(run)
-    what = happenings(run)
+    what = history_entries(run)
     doubles = duplicates.section(subject) if subject else None
     spec, changed = flat(job.tree()), flat(job.model_dump(mode="json", exclude_defaults=True))
     return {
@@ -183,7 +185,7 @@ def _facts(
     rows: Sequence[dict[str, float]],
     result: dict[str, Any] | None,
     best: int | None,
-    subject: Subject | None,
+    subject: ReportInput | None,
 ) -> list[tuple[str, str]]:
     job, environment = run.job(), read_json(run.folder / "environment.json") or {}
     facts = [("Best epoch", f"{best} of {len(rows)}" if best else "none yet")]
@@ -209,7 +211,7 @@ def _facts(
 
 
 def _notes(
-    rows: Sequence[dict[str, float]], subject: Subject | None, result: dict[str, Any] | None
+    rows: Sequence[dict[str, float]], subject: ReportInput | None, result: dict[str, Any] | None
 ) -> list[str]:
     """Return caveats of the test result."""
     notes = []
@@ -240,7 +242,7 @@ def _leak_notes(found: duplicates.DuplicateSection | None) -> list[str]:
 def _curves(
     rows: Sequence[dict[str, float]],
     best: int | None,
-    what: Sequence[Happening],
+    what: Sequence[HistoryEntry],
     draw: _Drawings,
 ) -> list[Markup]:
     if not rows:
@@ -249,9 +251,11 @@ def _curves(
     shown = marks[-8:]
     return [
         draw(
-            "accuracy", "Accuracy by epoch", lambda a: figures.curve(a, rows, "acc1", best, shown)
+            "accuracy",
+            "Accuracy by epoch",
+            lambda a: figures.plot_curve(a, rows, "acc1", best, shown),
         ),
-        draw("loss", "Loss by epoch", lambda a: figures.curve(a, rows, "loss", best, shown)),
+        draw("loss", "Loss by epoch", lambda a: figures.plot_curve(a, rows, "loss", best, shown)),
     ]
 
 
@@ -271,18 +275,18 @@ def _confusion(
         return None
     classes = found.classes
     if len(classes) <= MATRIX:
-        counts = evaluate.confusion(test, len(classes))
+        counts = evaluate.confusion_matrix(test, len(classes))
         side = 4.6 if len(classes) <= 16 else 6.4
         return draw(
             "confusion", "Confusion matrix",
-            lambda axes: figures.confusion(axes, counts, classes), (side, side),
+            lambda axes: figures.plot_confusion(axes, counts, classes), (side, side),
         )  # fmt: skip
     pairs = evaluate.most_confused(test, len(classes), PAIRS)
     if not pairs:
         return None
     return draw(
         "confusion", "Most confused classes",
-        lambda axes: figures.most_confused(axes, pairs, classes), (4.8, 1 + 0.26 * len(pairs)),
+        lambda axes: figures.plot_most_confused(axes, pairs, classes), (4.8, 1 + 0.26 * len(pairs)),
     )  # fmt: skip
 
 
@@ -294,11 +298,11 @@ def _confidence(test: SplitPredictions | None, draw: _Drawings) -> dict[str, Any
     at = [(share, float(accuracy[np.searchsorted(covered, share)])) for share in (0.5, 0.8, 0.9, 1)]
     return {
         "reliability": draw(
-            "reliability", "Reliability diagram", lambda axes: figures.reliability(axes, found)
+            "reliability", "Reliability diagram", lambda axes: figures.plot_reliability(axes, found)
         ),
         "coverage": draw(
             "coverage", "Accuracy against coverage",
-            lambda axes: figures.coverage(axes, covered, accuracy),
+            lambda axes: figures.plot_coverage(axes, covered, accuracy),
         ),
         "ece": found.ece, "covered": at,
     }  # fmt: skip
@@ -309,9 +313,9 @@ def _cards(
     split: str,
     indices: NDArray[np.int64],
     others: NDArray[np.int64],
-    subject: Subject | None,
+    subject: ReportInput | None,
     png: Path,
-    heat: bool,
+    grad_cams: bool,
 ) -> list[Card]:
     """Return a card for each image, and write their contact sheet.
 
@@ -329,7 +333,7 @@ def _cards(
     if subject:
         inputs = subject.inputs(split, own.samples[indices])
         pixels = images.pixels_of(inputs, subject.splits.pipeline)
-        seen = subject.heat(inputs, others) if heat else None
+        seen = subject.grad_cams(inputs, others) if grad_cams else None
         for place, image in enumerate(pixels):
             pictures[place].append(images.thumbnail(image))
             if seen is not None:
@@ -355,16 +359,19 @@ def _probability(own: SplitPredictions, index: int, of: int) -> float:
 
 
 def _mistakes(
-    test: SplitPredictions | None, found: Predictions | None, subject: Subject | None, folder: Path
+    test: SplitPredictions | None,
+    found: Predictions | None,
+    subject: ReportInput | None,
+    folder: Path,
 ) -> list[Card]:
     if not test or not found:
         return []
     worst = evaluate.worst_mistakes(test, MISTAKES)
     png = folder / "mistakes.png"
-    return _cards(found, "test", worst, test.predicted[worst], subject, png, heat=True)
+    return _cards(found, "test", worst, test.predicted[worst], subject, png, grad_cams=True)
 
 
-def _issues(found: Predictions | None, subject: Subject | None, folder: Path) -> list[Any]:
+def _issues(found: Predictions | None, subject: ReportInput | None, folder: Path) -> list[Any]:
     """Return (split, count, cards) of the held-out splits with likely wrong labels."""
     sections = []
     for split in ("test", "val"):
@@ -375,14 +382,14 @@ def _issues(found: Predictions | None, subject: Subject | None, folder: Path) ->
         cards = _cards(
             found, split, np.array([i.index for i in shown], np.int64),
             np.array([i.suggested for i in shown], np.int64), subject,
-            folder / f"labels-{split}.png", heat=False,
+            folder / f"labels-{split}.png", grad_cams=False,
         )  # fmt: skip
         if cards:
             sections.append((split, len(issues), cards))
     return sections
 
 
-def _data(subject: Subject | None, name: str) -> dict[str, Any] | None:
+def _data(subject: ReportInput | None, name: str) -> dict[str, Any] | None:
     """Return the numbers of images by split and class."""
     if not subject:
         return None
@@ -404,13 +411,13 @@ def _data(subject: Subject | None, name: str) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _warnings(subject: Subject | None) -> list[str]:
+def _warnings(subject: ReportInput | None) -> list[str]:
     found = subject.splits.warnings if subject else []
     more = [f"and {len(found) - WARNINGS:,} more"] if len(found) > WARNINGS else []
     return [clip(text, 400) for text in found[:WARNINGS]] + more
 
 
-def _batch(subject: Subject | None, folder: Path) -> list[tuple[Thumbnail, str]] | None:
+def _batch(subject: ReportInput | None, folder: Path) -> list[tuple[Thumbnail, str]] | None:
     """Return the first augmented training images, with their labels."""
     if not subject:
         return None

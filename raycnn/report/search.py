@@ -36,16 +36,18 @@ TITLES = {
 log = logging.getLogger("raycnn")
 
 
-def publish(search: Search, board: Board, note: Callable[[str], None] = log.warning) -> None:
+def write_search_report_or_warn(
+    search: Search, board: Board, note: Callable[[str], None] = log.warning
+) -> None:
     """Write the report of a finished search; an error is only noted."""
     try:
-        write(search, board)
+        write_search_report(search, board)
     except Exception as error:
         log.warning("the report is not written", exc_info=error)
         note(f"the report is not written: {error}; `raycnn report {search.name}` tries again")
 
 
-def write(search: Search, board: Board) -> Path:
+def write_search_report(search: Search, board: Board) -> Path:
     """Write report.html and the PNGs; return the page's path. Raises OSError."""
     pictures = _pictures(search, board)
     best = winners(list(board))
@@ -62,11 +64,13 @@ def write(search: Search, board: Board) -> Path:
         "yaml": _yaml(search, overall), "seconds": sum(entry.seconds for entry in board),
         "commands": _commands(search, overall),
     }  # fmt: skip
-    page.save(search.folder / FILE, page.render("search.html", f"{search.name} · raycnn", **values))
+    page.save_page(
+        search.folder / FILE, page.render("search.html", f"{search.name} · raycnn", **values)
+    )
     return search.folder / FILE
 
 
-def draw(search: Search, board: Board) -> list[Path]:
+def plot_search(search: Search, board: Board) -> list[Path]:
     """Write the PNGs of all figures that have data; return their paths."""
     return [search.folder / f"{name}.png" for name in _pictures(search, board)]
 
@@ -93,7 +97,7 @@ def _pictures(search: Search, board: Board) -> dict[str, Markup]:
                 shown = picture(axes, search, known)
 
             if known:
-                figure = style.draw(show)
+                figure = style.render_figure(show)
                 if shown:
                     drawn[name] = Markup(style.svg(figure, TITLES[name]))
                     style.save_png(figure, path)

@@ -58,7 +58,7 @@ def styled() -> Iterator[None]:
         yield
 
 
-def draw(picture: Callable[["Axes"], None], size: tuple[float, float] = SIZE) -> "Figure":
+def render_figure(picture: Callable[["Axes"], None], size: tuple[float, float] = SIZE) -> "Figure":
     """Return a figure whose axes `picture` draws. Call it inside `styled`."""
     from matplotlib.figure import Figure
 

@@ -74,7 +74,7 @@ class Run:
         Raises EnvironmentUnavailable where it cannot be written.
         """
         if is_uri(job.storage.path):
-            copy = storage.create_numbered(job.storage.path, job.name)
+            copy = storage.claim_numbered(job.storage.path, job.name)
             run = cls(copy.folder, copy)
             run.initialize(job)
             run.flush()

@@ -23,7 +23,7 @@ class RankLog:
 
     def on_event(self, event: Event) -> None:
         # A failure is logged where it is caught, with its traceback.
-        if not event.passing and not isinstance(event, CheckpointSaved | Failed):
+        if not event.transient and not isinstance(event, CheckpointSaved | Failed):
             log.info(event.message)
 
     def close(self) -> None:

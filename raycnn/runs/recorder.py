@@ -133,13 +133,13 @@ class Recorder:
 
 
 class EventWriter:
-    """A callback that appends all but passing events to events.jsonl."""
+    """A callback that appends all but transient events to events.jsonl."""
 
     def __init__(self, run: Run):
         self.run = run
 
     def on_event(self, event: Event) -> None:
-        if not event.passing:
+        if not event.transient:
             self.run.add_event(event)
 
 

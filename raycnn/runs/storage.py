@@ -570,7 +570,7 @@ def open_copy(uri: str) -> WorkingCopy:
         return WorkingCopy(RemoteFolder.open(uri), folder)
 
 
-def create_numbered(root: str, name: str) -> WorkingCopy:
+def claim_numbered(root: str, name: str) -> WorkingCopy:
     """Create a folder `name`/n at a URI with the next free number; return its working copy."""
     with _translate_errors(root):
         check_reachable(root)

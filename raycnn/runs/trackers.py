@@ -48,7 +48,7 @@ class Tracker:
 
     def on_event(self, event: Event) -> None:
         """Queue an event; the first one starts the tracker's thread."""
-        if event.passing:
+        if event.transient:
             return
         self._events.put(event)
         if self._thread.ident is None:

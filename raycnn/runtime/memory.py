@@ -14,7 +14,7 @@ def available() -> int:
     return min(_machine(), _container())
 
 
-def require(size: int, what: str) -> None:
+def require_memory(size: int, what: str) -> None:
     """Raise DataError when the `size` bytes that `what` needs are not available."""
     if size > (free := available()):
         raise DataError(

@@ -118,7 +118,7 @@ class Search:
         """
         path = search.architectures[0].job.storage.path
         if is_uri(path):
-            copy = SearchCopy.of(storage.create_numbered(path, search.name))
+            copy = SearchCopy.of(storage.claim_numbered(path, search.name))
             created = cls(copy.folder, copy)
             created._initialize(search)
             copy.push_files()

@@ -20,7 +20,7 @@ UNSAVED = {"saved": False}  # metadata of a field that callbacks receive but no 
 class Event:
     """Base of all events of a run."""
 
-    passing: ClassVar[bool] = False
+    transient: ClassVar[bool] = False
     """Whether the event is shown but not stored, because the next of its type replaces it."""
 
     time: float = field(default_factory=time.time)
@@ -58,7 +58,7 @@ class Event:
 class Decoding(Event):
     """Images are being decoded before the first step."""
 
-    passing = True
+    transient = True
 
     done: int
     total: int
@@ -72,7 +72,7 @@ class Decoding(Event):
 class Progress(Event):
     """The current epoch and step; sent at most a few times per second."""
 
-    passing = True
+    transient = True
 
     epoch: int
     """Current epoch, from 1."""

@@ -16,7 +16,7 @@ from raycnn import models
 from raycnn.config.components import SCHEDULES, TRANSFORMS
 from raycnn.config.schema import JobSpec
 from raycnn.data.sources.base import File, Source, files_of
-from raycnn.data.splits import examine, shape_seen, source_of
+from raycnn.data.splits import check_source, input_shape, source_of
 from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.filesystem import is_uri
 from raycnn.paths import cache_folder
@@ -78,12 +78,12 @@ def check_job(job: JobSpec, *, remote: bool = False, checkpoints: Path | None = 
     files = files_of(resolved.source)
     if not remote:
         check_installed(job.trackers)
-    warnings = examine(resolved.source)
+    warnings = check_source(resolved.source)
     if is_uri(job.storage.path):
         check_reachable(job.storage.path)
     else:
         check_writable(Path(job.storage.path).absolute())
-    check_room(checkpoints or _working_folder(job), resolved)
+    check_disk_space(checkpoints or _working_folder(job), resolved)
     kind = job.workers.device if remote else device.find(job.workers.device).name
     with job.located():
         device.check_training(job.train, kind)
@@ -100,7 +100,7 @@ def resolve_job(job: JobSpec) -> ResolvedJob:
         for choice in job.data.transforms:
             TRANSFORMS.options(choice)
         source = source_of(job.data)
-        shape = shape_seen(job.data, source)
+        shape = input_shape(job.data, source)
         with torch.device("meta"):
             model = models.build_model(job.model, shape, len(source.classes))
             optimizer = build_optimizer(job.optimizer, model.named_parameters())
@@ -119,13 +119,13 @@ def _check_stages(job: JobSpec, model: nn.Module) -> None:
             raise SpecError(str(error), f"stages.{index}.changes") from None
 
 
-def check_room(folder: Path, resolved: ResolvedJob) -> None:
+def check_disk_space(folder: Path, resolved: ResolvedJob) -> None:
     """Raise EnvironmentUnavailable when a job's checkpoints do not fit on the folder's disk."""
     optimizer = resolved.optimizer
     weights = sum(tensor.nbytes for tensor in resolved.model.state_dict().values())
     trained = sum(parameter.nbytes for parameter in optimizer.parameters.values())
     one = weights + trained * (len(optimizer.state) + bool(resolved.job.train.ema))
-    there = nearest(folder)
+    there = nearest_existing(folder)
     held = sum(path.stat().st_size for path in folder.glob("[0-9]*-[0-9]*/*"))
     free = shutil.disk_usage(there).free + held
     if CHECKPOINTS * one > free:
@@ -140,14 +140,14 @@ def _working_folder(job: JobSpec) -> Path:
     return cache_folder() if is_uri(job.storage.path) else Path(job.storage.path).absolute()
 
 
-def nearest(folder: Path) -> Path:
+def nearest_existing(folder: Path) -> Path:
     """Return the folder, or its nearest existing parent."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def check_writable(folder: Path) -> None:
     """Raise EnvironmentUnavailable unless the folder, or its nearest parent, is writable."""
-    there = nearest(folder)
+    there = nearest_existing(folder)
     if not there.is_dir():
         raise EnvironmentUnavailable(f"storage.path: {there} is a file, not a folder")
     if not os.access(there, os.W_OK | os.X_OK):

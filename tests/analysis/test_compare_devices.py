@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raycnn.analysis import compare_devices
-from raycnn.analysis.compare_devices import compare
+from raycnn.analysis.compare_devices import compare_steps
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.training import loop
@@ -24,7 +24,7 @@ HARD = {
 
 def test_a_device_differs_from_itself_by_nothing(job: MakeJob) -> None:
     """Over more steps than an epoch has."""
-    gaps = list(compare(job(), ["cpu", "cpu", "cpu"], 8))
+    gaps = list(compare_steps(job(), ["cpu", "cpu", "cpu"], 8))
     assert [gap.step for gap in gaps] == [k for k in range(1, 9) for _ in range(2)]
     assert all(gap.loss_gap == gap.gap == gap.relative == 0 for gap in gaps)
     assert all(gap.largest > 0 for gap in gaps)
@@ -32,7 +32,9 @@ def test_a_device_differs_from_itself_by_nothing(job: MakeJob) -> None:
 
 def test_nothing_that_is_drawn_tells_devices_apart(job: MakeJob) -> None:
     """Dropout would, for it is left out; augmentation is done once."""
-    assert all(gap.loss_gap == gap.gap == 0 for gap in compare(job(**HARD), ["cpu", "cpu"], 2))
+    assert all(
+        gap.loss_gap == gap.gap == 0 for gap in compare_steps(job(**HARD), ["cpu", "cpu"], 2)
+    )
 
 
 def test_a_difference_is_measured_and_placed(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +50,7 @@ def test_a_difference_is_measured_and_placed(job: MakeJob, monkeypatch: pytest.M
         return state
 
     monkeypatch.setattr(compare_devices, "fresh_state", other)
-    (gap,) = compare(job(train__batch_size=20), ["cpu", "cpu"], 1)
+    (gap,) = compare_steps(job(train__batch_size=20), ["cpu", "cpu"], 1)
     # Nearly even before, and all for class 0 now: the bias's gradient moves by 0.9 there, and the
     # loss of the other classes' images by 50.
     assert 40 < gap.loss_gap < 50
@@ -58,6 +60,6 @@ def test_a_difference_is_measured_and_placed(job: MakeJob, monkeypatch: pytest.M
 
 def test_a_device_that_is_not_there_and_one_alone_are_refused(job: MakeJob) -> None:
     with pytest.raises(EnvironmentUnavailable, match="torch_npu is not installed"):
-        next(compare(job(), ["cpu", "npu"], 1))
+        next(compare_steps(job(), ["cpu", "npu"], 1))
     with pytest.raises(SpecError, match="--devices names 1"):
-        next(compare(job(), ["cpu"], 1))
+        next(compare_steps(job(), ["cpu"], 1))

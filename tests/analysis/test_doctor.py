@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raycnn.analysis.doctor import cann, examine, misfits
+from raycnn.analysis.doctor import cann, check_environment, version_conflicts
 from tests.conftest import Call
 
 FITTING = {"torch": "2.14.0+cu130", "torchvision": "0.29.2", "torch_npu": None, "ray": "2.60.0"}
@@ -61,7 +61,7 @@ def test_what_is_asked_for_and_cannot_work_has_its_exit_code(
 def test_versions_that_do_not_go_together_are_named_with_the_one_that_would(
     versions: dict[str, str], fault: str
 ) -> None:
-    found = misfits(FITTING | versions)
+    found = version_conflicts(FITTING | versions)
     assert len(found) == bool(fault) and (not fault or found[0].startswith(fault))
 
 
@@ -69,7 +69,9 @@ def test_a_driver_whose_devices_torch_does_not_see_is_a_fault(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("raycnn.runtime.device.npu_driver", lambda: True)
-    assert any("torch_npu is not installed" in fault for fault in examine(tmp_path).faults)
+    assert any(
+        "torch_npu is not installed" in fault for fault in check_environment(tmp_path).faults
+    )
 
 
 def test_the_version_of_cann_is_read_from_the_toolkit_that_was_sourced(

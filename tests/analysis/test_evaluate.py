@@ -32,7 +32,7 @@ def test_confusion_and_classes_are_scikit_learns() -> None:
 
     own = made()
     expected = confusion_matrix(own.labels, own.predicted, labels=range(4))
-    assert evaluate.confusion(own, 4).tolist() == expected.tolist()
+    assert evaluate.confusion_matrix(own, 4).tolist() == expected.tolist()
     pairs = np.zeros((4, 4), int)
     for label, predicted, count in evaluate.confusion_pairs(own, 4):
         pairs[label, predicted] = count
@@ -48,7 +48,7 @@ def test_confusion_and_classes_are_scikit_learns() -> None:
 
 def test_the_most_confused_are_the_largest_off_the_diagonal() -> None:
     own = made()
-    off = evaluate.confusion(own, 4) * (1 - np.eye(4, dtype=int))
+    off = evaluate.confusion_matrix(own, 4) * (1 - np.eye(4, dtype=int))
     label, predicted, count = evaluate.most_confused(own, 4, 3)[0]
     assert count == off.max() == off[label, predicted]
     assert len(evaluate.most_confused(own, 4, 3)) == 3
@@ -144,7 +144,11 @@ def test_evaluation_reads_what_is_kept_and_makes_what_is_not(
     assert made_for == ["train", "test"]
     assert read["test"]["acc1"] == anew["test"]["acc1"] == (run.result() or {})["test"]["acc1"]
     assert read["confusion"] == anew["confusion"] == (run.per_class() or {})["confusion"]
-    assert set(predictions.read(run.folder / predictions.FILE).splits) == {"val", "test", "train"}
+    assert set(predictions.read_predictions(run.folder / predictions.FILE).splits) == {
+        "val",
+        "test",
+        "train",
+    }
 
     train(job(schedule="constant", train__epochs=5, optimizer__lr=0.1), run)
     if (run.result() or {})["best_epoch"] != read["epoch"]:

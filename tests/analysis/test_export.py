@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def network(run: Run) -> Network:
-    return predict.load(run.weights("best"), torch.device("cpu"))
+    return predict.load_network(run.weights("best"), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_timm_loads_what_was_exported(pictures: Path, tmp_path: Path, mode: str)
     )
     made = exporting.export(run, "safetensors")
     model = timm.create_model(f"local-dir:{made.folder}", pretrained=True).eval()
-    network = predict.load(run.weights("best"), torch.device("cpu"))
+    network = predict.load_network(run.weights("best"), torch.device("cpu"))
     images = torch.rand(2, 3 if mode == "rgb" else 1, 48, 48)
     with torch.inference_mode():
         assert torch.allclose(model(images), network.module(images), atol=1e-4)

@@ -52,7 +52,7 @@ def test_a_picture_is_predicted_as_it_was_trained_on(
     top = write_pictures(tmp_path / "pictures", ["a", "b"], 6, (40, 20))
     data = {"name": "folder", "root": str(top), "size": 12, "fit": fit, "test": 0.5, "val": 0}
     run = train(job(data=data, train__epochs=1, train__batch_size=6))
-    network = predicting.load(run.weights("best"), torch.device("cpu"))
+    network = predicting.load_network(run.weights("best"), torch.device("cpu"))
     store = open_splits(run.job()).store.splits["test"]
     paths = [top / store.name(row) for row in range(6)]
     predicted = [said for _, said in predicting.predict(network, [(str(p), p) for p in paths])]
@@ -98,7 +98,7 @@ def test_nothing_to_look_at_is_said(run: Run, call: Call, words: list[str], said
 
 
 def test_a_picture_is_the_same_as_a_file_an_image_and_an_array(run: Run, tmp_path: Path) -> None:
-    network = predicting.load(run.weights("best"), torch.device("cpu"))
+    network = predicting.load_network(run.weights("best"), torch.device("cpu"))
     pixels = Digits().read()["test"].images[:3, ..., 0]
     files = [tmp_path / f"{row}.png" for row in range(3)]
     for file, one in zip(files, pixels, strict=True):
@@ -119,7 +119,7 @@ def test_a_picture_is_the_same_as_a_file_an_image_and_an_array(run: Run, tmp_pat
 
 
 def test_what_is_no_picture_is_refused_as_data(run: Run) -> None:
-    network = predicting.load(run.weights("best"), torch.device("cpu"))
+    network = predicting.load_network(run.weights("best"), torch.device("cpu"))
     for wrong in (np.zeros((8, 8)), np.zeros((8, 8, 7), np.uint8), "nowhere.png"):
         with pytest.raises(DataError):
             network.predict(wrong)

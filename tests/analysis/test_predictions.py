@@ -24,7 +24,7 @@ MakeJob = Callable[..., JobSpec]
 
 
 def kept(run: Run) -> predictions.Predictions:
-    return predictions.read(run.folder / predictions.FILE)
+    return predictions.read_predictions(run.folder / predictions.FILE)
 
 
 def test_predictions_are_of_every_image_once_and_agree_with_the_result(job: MakeJob) -> None:
@@ -63,7 +63,7 @@ def test_a_run_keeps_its_result_when_predictions_cannot_be_written(
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(predictions, "write", full)
+    monkeypatch.setattr(predictions, "write_predictions", full)
     run = train(job(train__epochs=1))
     assert run.result() and not (run.folder / predictions.FILE).exists()
     assert any("No space left" in event.text for event in happened(run, Warned))
@@ -88,8 +88,10 @@ def test_of_too_many_probabilities_the_largest_are_kept(job: MakeJob, tmp_path: 
     names = tuple(map(str, range(50)))
     file = tmp_path / "p.parquet"
     both = {"val": whole, "test": top}
-    predictions.write(file, predictions.Predictions(names, 1, both, {"val": None, "test": None}))
-    again = predictions.read(file)
+    predictions.write_predictions(
+        file, predictions.Predictions(names, 1, both, {"val": None, "test": None})
+    )
+    again = predictions.read_predictions(file)
     assert np.array_equal(again.splits["val"].classes, top.classes), "a file has one form"
 
 
@@ -98,12 +100,14 @@ def test_the_file_is_plain_parquet_with_names_of_files(tmp_path: Path) -> None:
     own = SplitPredictions(rows, rows % 2, rows % 2, np.full((3, 2), 0.5, np.float32))
     names = np.array(["a/1.png", "b/\U0001f33b.png", "a/<b>.png"], object)
     file = tmp_path / "predictions.parquet"
-    predictions.write(file, predictions.Predictions(("a", "b"), 2, {"test": own}, {"test": names}))
+    predictions.write_predictions(
+        file, predictions.Predictions(("a", "b"), 2, {"test": own}, {"test": names})
+    )
     table = pq.read_table(file)
     assert table.column_names == ["split", "sample", "file", "label", "predicted", "probabilities"]
     assert table["file"].to_pylist() == names.tolist()
     assert json.loads(table.schema.metadata[b"raycnn"]) == {"classes": ["a", "b"], "epoch": 2}
-    found = predictions.read(file)
+    found = predictions.read_predictions(file)
     assert found.name("test", 1) == names[1]
     assert replace(found, files={"test": None}).name("test", 1) == "row 1"
 
@@ -114,4 +118,4 @@ def test_a_missing_or_damaged_file_is_bad_data(tmp_path: Path, content: bytes | 
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(DataError, match="predictions.parquet"):
-        predictions.read(file)
+        predictions.read_predictions(file)

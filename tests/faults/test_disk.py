@@ -8,7 +8,7 @@ import torch
 
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable
-from raycnn.launch.worker import work
+from raycnn.launch.worker import train_worker
 from raycnn.runs.channel import FolderChannel
 from raycnn.runs.directory import Run
 from raycnn.training.preflight import check_job
@@ -44,7 +44,7 @@ def train_and_fill(job: JobSpec, run: Run, disk: Path, step: int) -> None:
             fill(disk)
         return False
 
-    work(job, run, torch.device("cpu"), FolderChannel(run, 0, asked))
+    train_worker(job, run, torch.device("cpu"), FolderChannel(run, 0, asked))
 
 
 def test_too_small_a_disk_is_refused_before_anything_starts(job: MakeJob, disk: Path) -> None:

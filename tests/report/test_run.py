@@ -13,7 +13,7 @@ from PIL import Image
 from raycnn.analysis import evaluate
 from raycnn.config.schema import JobSpec
 from raycnn.report import page, run
-from raycnn.report.history import happenings
+from raycnn.report.history import history_entries
 from raycnn.runs.directory import Run
 from raycnn.training.callbacks import EpochEnded, Resumed, Warned, WorkersRestarted
 from tests.conftest import Call, happened, train
@@ -212,7 +212,7 @@ def test_events_are_marked_at_their_epochs(job: MakeJob) -> None:
         Warned(text="a warning"),
     ):
         trained.add_event(event)
-    found = [(h.mark, h.epoch, h.serious) for h in happenings(trained)]
+    found = [(h.mark, h.epoch, h.serious) for h in history_entries(trained)]
     assert found == [("worker lost", 3, True), ("resumed", 3, False), ("", 3, False)]
 
 

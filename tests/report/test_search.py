@@ -10,7 +10,14 @@ import pytest
 from raycnn.config.search import Domain
 from raycnn.report import search as search_report
 from raycnn.report.page import LIMIT
-from raycnn.report.search import draw, front, importance, place_in, value_of, write
+from raycnn.report.search import (
+    front,
+    importance,
+    place_in,
+    plot_search,
+    value_of,
+    write_search_report,
+)
 from raycnn.search.folder import Search
 from raycnn.search.leaderboard import LeaderboardEntry
 from tests.conftest import TINY, Call
@@ -57,11 +64,11 @@ def test_only_pictures_with_something_to_show_are_drawn(read: Read) -> None:  # 
     search = Search.create(read())
     (search.folder / "epochs.png").write_bytes(b"of an earlier look")
     board = [entry(n, n / 9, n + 1.0, optimizer__lr=10.0**-n) for n in range(9)]
-    drawn = draw(search, board)
+    drawn = plot_search(search, board)
     assert {path.name for path in drawn} == {"lr.png", "curves.png", "pareto.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     assert not (search.folder / "epochs.png").exists()
-    assert draw(search, []) == []
+    assert plot_search(search, []) == []
 
 
 def test_a_setting_that_was_not_searched_is_the_jobs(read: Read, tmp_path: Path) -> None:  # noqa: F811
@@ -84,7 +91,7 @@ def test_a_page_tells_the_best_the_stopped_and_why(read: Read) -> None:
     board[1] = replace(board[1], state="stopped", reason="<script>late</script> & slow")
     board.append(replace(PLAIN, trial="lenet-009", state="failed", metric=None, low=None, high=None,
                          val_acc1=None, reason="not finite"))  # fmt: skip
-    text = write(search, board).read_text()
+    text = write_search_report(search, board).read_text()
     assert "90.00\N{NO-BREAK SPACE}%" in text or "90.00<small>%" in text
     assert "&lt;script&gt;late" in text and "<script>late" not in text and "not finite" in text
     assert "://" not in text and len(text.encode()) < LIMIT
@@ -108,7 +115,7 @@ def test_a_search_that_ends_has_a_page_and_one_that_fails_to_draw_it_still_ends(
     page.unlink()
     assert call("report", "tiny")[0] == 0 and page.exists()
 
-    monkeypatch.setattr(search_report, "write", lambda *_: 1 / 0)
+    monkeypatch.setattr(search_report, "write_search_report", lambda *_: 1 / 0)
     notes: list[str] = []
-    search_report.publish(Search.find("tiny"), [], notes.append)
+    search_report.write_search_report_or_warn(Search.find("tiny"), [], notes.append)
     assert len(notes) == 1 and "raycnn report tiny/1" in notes[0]

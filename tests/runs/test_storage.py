@@ -58,7 +58,7 @@ def wait_until(what: Callable[[], object], limit_s: float = 60) -> None:
 
 def trained(job: JobSpec, run: Run | None = None) -> Run:
     """Train in this process as `raycnn train` and `raycnn resume` do."""
-    return local.train(job, lambda: run or Run.create(job), Silent())
+    return local.train_locally(job, lambda: run or Run.create(job), Silent())
 
 
 def test_a_run_at_a_uri_is_the_run_of_a_folder(

@@ -93,7 +93,7 @@ def test_where_nobody_asks_for_an_npu_torch_npu_is_not_loaded(
     install(code="raise SystemExit('loaded')")
     device.find("auto")
     environment()
-    connection.look(Workers())
+    connection.find_nodes(Workers())
 
 
 @pytest.mark.ray

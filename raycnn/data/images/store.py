@@ -189,7 +189,7 @@ def _build(
     max_bad: int,
     progress: ProgressCallback | None,
 ) -> None:
-    memory.require(2 * math.prod(source.shape), f"one image of {source.shape}")
+    memory.require_memory(2 * math.prod(source.shape), f"one image of {source.shape}")
     building = folder.with_name(f".{folder.name}.{os.getpid()}")
     for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)

@@ -15,7 +15,9 @@ GAP, TEXT = 4, 14
 SHOWN = 24  # characters of a class name
 
 
-def save(path: Path, stored: Stored, rows: NDArray[np.int64], classes: tuple[str, ...]) -> None:
+def save_contact_sheet(
+    path: Path, stored: Stored, rows: NDArray[np.int64], classes: tuple[str, ...]
+) -> None:
     """Write a PNG contact sheet of images sampled evenly from `rows` (n,), class by class.
 
     Raises SpecError when the file cannot be written.

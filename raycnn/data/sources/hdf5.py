@@ -73,7 +73,9 @@ class Handle:
     def take(self, key: str, option: str, rows: Any) -> NDArray[Any]:
         array = self.array(key, option)
         if rows is ...:
-            memory.require(array.size * array.dtype.itemsize, f"{self.path}: {key} {array.shape}")
+            memory.require_memory(
+                array.size * array.dtype.itemsize, f"{self.path}: {key} {array.shape}"
+            )
         return self._safely(lambda _: np.asarray(array[rows]))
 
     def _check_written(self, key: str, array: Any) -> None:
@@ -283,7 +285,7 @@ class Hdf5:
 
     def _sample_size(self, array: Any) -> int:
         one = math.prod(array.shape[1:]) * array.dtype.itemsize
-        memory.require(
+        memory.require_memory(
             2 * one, f"{self.splits['train'].images.path}: an image of {array.shape[1:]}"
         )
         return max(1, min(SAMPLE, SAMPLE_BYTES // max(1, one)))

@@ -82,7 +82,7 @@ def read_idx(path: Path, item: tuple[int, ...] = ()) -> NDArray[np.uint8]:
             count = math.prod(shape)
             if count > path.stat().st_size * (MOST_DEFLATED if path.suffix == ".gz" else 1):
                 raise DataError(f"{path} is too short for the {shape} that its header says")
-            memory.require(count, str(path))
+            memory.require_memory(count, str(path))
             content = file.read(count)
             if len(content) != count or file.read(1):
                 raise DataError(f"{path} has not the bytes that its header says: {shape}")

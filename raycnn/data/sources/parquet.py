@@ -197,7 +197,7 @@ class Table:
         file, number, _ = self._groups[group]
         image = self.columns[0]
         size = self._footers[file].row_group(number).total_byte_size
-        memory.require(size, f"{self.files[file]}: row group {number}")
+        memory.require_memory(size, f"{self.files[file]}: row group {number}")
         table = self._open(self.files[file], lambda opened: opened.read_row_group(number, [image]))
         cells = table[image]
         if pa.types.is_struct(cells.type) and self._nulls[group] == 0:

@@ -18,7 +18,7 @@ from raycnn.training.callbacks import Event, WorkersRestarted, WorldResized
 
 Request = Literal["", "stop", "restart", "end"]
 """A request to the workers: save and end; save and restart as another group; end at once."""
-SILENT = "another worker exited without an error: killed, or its machine is down"
+NO_ERROR = "another worker exited without an error: killed, or its machine is down"
 
 
 class PeerLost(Exception):
@@ -65,7 +65,7 @@ class Group:
     """The micro-batch for the next group, after a device ran out of memory."""
     lost: dict[int, str] = field(default_factory=dict)
     """The error of each rank that ended with one."""
-    over: bool = False
+    ended: bool = False
 
     @property
     def complete(self) -> bool:
@@ -77,12 +77,12 @@ class Group:
         return [self.members[rank] for rank in sorted(self.members)]
 
 
-class News(NamedTuple):
+class ChannelUpdate(NamedTuple):
     """New events for the driver, and the current state."""
 
     events: list[tuple[Event, bool]]
     """Events, each with whether the driver must store it: workers store their own."""
-    passing: Event | None
+    transient: Event | None
     """The latest transient event, such as progress."""
     workers: list[Member]
     """The workers that are training; empty while a group starts."""
@@ -96,7 +96,7 @@ class ChannelActor:
         """Expect at most `size` workers (`wanted` in messages), and allow `retries` losses."""
         self.retries, self.size, self.wanted = retries, size, wanted
         self.events: list[tuple[Event, bool]] = []
-        self.passing: Event | None = None
+        self.transient: Event | None = None
         self.request: Request = ""
         self.group: Group | None = None
         self.outcome: Outcome | None = None
@@ -106,11 +106,11 @@ class ChannelActor:
 
     # Called by the driver.
 
-    async def news(self, seen: int) -> News:
+    async def update(self, seen: int) -> ChannelUpdate:
         group = self.group
-        workers = group.workers if group and group.complete and not group.over else []
-        passing, self.passing = self.passing, None
-        return News(self.events[seen:], passing, workers, self.outcome)
+        workers = group.workers if group and group.complete and not group.ended else []
+        transient, self.transient = self.transient, None
+        return ChannelUpdate(self.events[seen:], transient, workers, self.outcome)
 
     async def ask(self, request: Request) -> None:
         """Set the request to the workers, unless a stronger one is pending."""
@@ -155,9 +155,9 @@ class ChannelActor:
             self.events.append((WorldResized(workers=size, wanted=self.wanted), True))
         return own.workers
 
-    async def tell(self, event: Event, to_store: bool = False) -> None:
-        if event.passing:
-            self.passing = event
+    async def add_event(self, event: Event, to_store: bool = False) -> None:
+        if event.transient:
+            self.transient = event
         else:
             self.events.append((event, to_store))
 
@@ -177,7 +177,7 @@ class ChannelActor:
         if self.group:
             self.group.saved = True
 
-    async def shrink(self, micro_batch: int) -> None:
+    async def limit_micro_batch(self, micro_batch: int) -> None:
         if self.group:
             self.group.micro_batch = micro_batch
 
@@ -189,13 +189,13 @@ class ChannelActor:
 
     def _close(self, group: Group, preempted: bool = False) -> None:
         """Record why a group ended, and count it as a retry if it was unplanned; once per group."""
-        if group.over or self.outcome:
-            group.over = True
+        if group.ended or self.outcome:
+            group.ended = True
             return
-        group.over = True
+        group.ended = True
         if group.saved:
             return
-        rank, error = min(group.lost.items(), default=(None, SILENT))
+        rank, error = min(group.lost.items(), default=(None, NO_ERROR))
         text = error if rank is None else f"rank {rank}: {error}"
         cause = self._cause(group, preempted)
         self.losses += cause == "lost"

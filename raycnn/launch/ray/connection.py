@@ -47,13 +47,13 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0
 FRAME_HEADER, SETTINGS_FRAME = 9, 4  # bytes; a frame's type is its fourth
 
 
-def require(workers: Workers) -> None:
+def require_resources(workers: Workers) -> None:
     """Raise ClusterError when the workers do not fit, or no cluster answers."""
-    nodes = look(workers)
+    nodes = find_nodes(workers)
     resources_per_worker(workers, kind_of(workers, nodes), nodes)
 
 
-def look(workers: Workers) -> list[Node]:
+def find_nodes(workers: Workers) -> list[Node]:
     """Return the available nodes. Raises ClusterError when no cluster answers."""
     if address_of(workers) or ray.is_initialized():
         with connected(workers) as nodes:
@@ -78,7 +78,7 @@ def connected(workers: Workers) -> Iterator[list[Node]]:
     if address:
         _probe(address, from_spec=bool(workers.address))
     else:
-        require(workers)
+        require_resources(workers)
     # Import in parallel with the start of Ray's processes: both take about equally long.
     importing = threading.Thread(target=importlib.import_module, args=("ray.train.torch",))
     importing.start()

@@ -24,7 +24,7 @@ from raycnn.launch.ray import devices, network, relay
 from raycnn.launch.ray.channel import Member, Outcome, PeerLost, PlannedRestart
 from raycnn.launch.ray.worker_channel import WorkerChannel, own_member
 from raycnn.launch.trial import Ending, fit_trial
-from raycnn.launch.worker import find_data, work
+from raycnn.launch.worker import set_data_root, train_worker
 from raycnn.runs.directory import Run
 from raycnn.runtime import device, distributed
 from raycnn.search.folder import Search, Trial
@@ -32,7 +32,7 @@ from raycnn.training.autotune import SETTINGS
 from raycnn.training.callbacks import Callback, CheckpointSaved, EpochEnded, Event
 
 
-def train(config: dict[str, Any]) -> None:
+def worker_main(config: dict[str, Any]) -> None:
     """Train as one of Ray's workers, and report the outcome to the channel.
 
     Raises only PeerLost or PlannedRestart, to have Ray restart the workers. An error that would
@@ -91,7 +91,7 @@ def _work(
     own: Member,
     members: list[Member],
 ) -> Ending | None:
-    find_data(job.data.root, config["environment"])
+    set_data_root(job.data.root, config["environment"])
     index = devices.share(device.DEVICE_KINDS[job.workers.device].resource, own, members)
     kind = device.find(job.workers.device)
     chosen = kind.select(index, config["threads"])
@@ -104,10 +104,10 @@ def _work(
             search, trial = Search(Path(config["search"])), Trial(run.folder)
             return fit_trial(search, trial, chosen, config["deadline"], channel.should_stop)
         # An earlier group may have reduced the micro-batch, and has measured what is left to it.
-        train = distributed.broadcast_from_rank_zero(lambda: run.job().tree()["train"])
-        job = job.change({f"train.{key}": train[key] for key in ("micro_batch", *SETTINGS)})
+        settings = distributed.broadcast_from_rank_zero(lambda: run.job().tree()["train"])
+        job = job.change({f"train.{key}": settings[key] for key in ("micro_batch", *SETTINGS)})
         callbacks: list[Callback] = [channel] if distributed.is_rank_zero() else []
-        work(job, run, chosen, channel, [*callbacks, RayReporter(run)])
+        train_worker(job, run, chosen, channel, [*callbacks, RayReporter(run)])
     return None
 
 
@@ -121,7 +121,7 @@ def _join_group(backend: str, timeout_s: int, members: list[Member]) -> None:
         return
     context, first = ray.train.get_context(), members[0]
     if len({member.node for member in members}) > 1:
-        network.choose()
+        network.choose_interface()
     os.environ |= {
         "RANK": str(context.get_world_rank()),
         "LOCAL_RANK": str(context.get_local_rank()),
@@ -133,8 +133,8 @@ def _join_group(backend: str, timeout_s: int, members: list[Member]) -> None:
 
 
 def _open(job: JobSpec, config: dict[str, Any]) -> AbstractContextManager[Run]:
-    location, keeper = config["run"], config.get("keeper")
-    return relay.opened(location, config["mark"], keeper, job.storage.timeout_s)
+    location, server = config["run"], config.get("server")
+    return relay.open_on_worker(location, config["token"], server, job.storage.timeout_s)
 
 
 class RayReporter:

@@ -10,7 +10,7 @@ import ray
 SIOCGIFADDR = 0x8915  # of Linux: the address of an interface
 
 
-def choose() -> None:
+def choose_interface() -> None:
     """Have gloo use the interface that Ray uses, unless the node's environment names one.
 
     By default gloo uses the interface of the host name's address: often loopback, which no other

@@ -28,7 +28,7 @@ from raycnn.runs.storage import WorkingCopy
 from raycnn.runtime import distributed
 
 CHUNK = 16 << 20  # bytes in one message
-MARK = ".here"  # distinguishes the run's folder from another one with the same path
+TOKEN_FILE = ".here"  # distinguishes the run's folder from another one with the same path
 LOCK_S = 60  # removing stale copies may take a while
 
 
@@ -50,8 +50,8 @@ class FileServer:
     def __init__(self, folder: str):
         self.folder = Path(folder)
 
-    def sees(self, mark: str) -> bool:
-        return sees(self.folder, mark)
+    def has_token(self, token: str) -> bool:
+        return has_token(self.folder, token)
 
     def stat(self, path: str) -> Entry | None:
         """Return the entry at a path, or None."""
@@ -255,33 +255,33 @@ def _info(path: str, entry: Entry | None) -> Any:
     return fs.FileInfo(path, kind, size=entry.size, mtime_ns=entry.modified_ns)
 
 
-def served(call: Callable[..., Any], folder: Path) -> RemoteFolder:
+def open_served(call: Callable[..., Any], folder: Path) -> RemoteFolder:
     """Return the served folder as a RemoteFolder."""
     return RemoteFolder(fs.PyFileSystem(ServedFiles(call)), "", str(folder))
 
 
-def mark(run: Run) -> str:
+def write_token(run: Run) -> str:
     """Write a token into the run's folder by which it can be recognized; return the token.
 
     Raises EnvironmentUnavailable where it cannot be written.
     """
     token = secrets.token_hex(16)
     try:
-        (run.folder / MARK).write_text(token)
+        (run.folder / TOKEN_FILE).write_text(token)
     except OSError as error:
         raise EnvironmentUnavailable(f"cannot write to {run.folder}: {error}") from None
     return token
 
 
-def sees(folder: Path, mark: str) -> bool:
+def has_token(folder: Path, token: str) -> bool:
     """Return whether this node sees the folder with this token."""
     try:
-        return (folder / MARK).read_text() == mark
+        return (folder / TOKEN_FILE).read_text() == token
     except OSError:
         return False
 
 
-def keep(run: Run) -> Any:
+def start_server(run: Run) -> Any:
     """Start a server of the run's folder on this machine; return None for a run at a URI."""
     if is_uri(str(run.location)):
         return None
@@ -293,7 +293,9 @@ def keep(run: Run) -> Any:
 
 
 @contextmanager
-def opened(location: Path | str, mark: str, server: Any, timeout_s: float) -> Iterator[Run]:
+def open_on_worker(
+    location: Path | str, token: str, server: Any, timeout_s: float
+) -> Iterator[Run]:
     """Open a run on a worker's node: directly, at its URI, or as a working copy.
 
     Raises ClusterError where the run cannot be reached.
@@ -304,7 +306,7 @@ def opened(location: Path | str, mark: str, server: Any, timeout_s: float) -> It
             yield run
         return
     folder = Path(location)
-    if sees(folder, mark):
+    if has_token(folder, token):
         yield Run(folder)
         return
     if server is None:
@@ -313,10 +315,10 @@ def opened(location: Path | str, mark: str, server: Any, timeout_s: float) -> It
             "nodes share"
         )
     call = RemoteCalls(server, timeout_s)
-    if not call("sees", mark):
+    if not call("has_token", token):
         raise ClusterError(f"the Ray of the machine that has {folder} does not see it either")
-    with _temporary_folder(mark) as own:
-        copy = WorkingCopy(served(call, folder), own, every_s=POLL_INTERVAL_S)
+    with _temporary_folder(token) as own:
+        copy = WorkingCopy(open_served(call, folder), own, every_s=POLL_INTERVAL_S)
         copy.pull()
         run = Run(own, copy)
         with run.syncing(timeout_s):

@@ -27,34 +27,36 @@ class ResourceWatch:
         self.gave_up: ClusterError | None = None
         """The error to raise, once the workers have been waited for too long."""
         self._short_since: float | None = None
-        self._roomy_since: float | None = None
-        self._told: int | None = None
+        self._spare_since: float | None = None
+        self._reported: int | None = None
         self._grow_s, self._grown_from = GROW_S, 0
 
-    def wait_for_room(self, tell: Callable[[Event], None], stopped: Callable[[], bool]) -> None:
+    def wait_for_resources(
+        self, on_event: Callable[[Event], None], stopped: Callable[[], bool]
+    ) -> None:
         """Return once the workers fit into the free resources, or when stopped.
 
         Raises ClusterError when they still do not fit after `workers.timeout_s`.
         """
         while self._count(free_resources()) < self.workers.min_count and not stopped():
             if event := self._wait(self._count(free_resources())):
-                tell(event)
+                on_event(event)
             if self.gave_up:
                 raise self.gave_up
             time.sleep(0.5)
-        self._short_since = self._told = None
+        self._short_since = self._reported = None
 
-    def look(self, training: int) -> Event | None:
+    def poll(self, training: int) -> Event | None:
         """Return an event when the workers lack room, or when more of them would fit, else None.
 
         `training` is the number of workers that train; 0 while they start or wait for a node.
         """
         if training:
-            self._short_since = self._told = None
+            self._short_since = self._reported = None
             return self._grow(training)
         count = self._count()
         if count >= self.workers.min_count:
-            self._short_since = self._told = None
+            self._short_since = self._reported = None
             return None
         return self._wait(count)
 
@@ -75,9 +77,9 @@ class ResourceWatch:
         )
         if waited_s > limit_s:
             self.gave_up = ClusterError(f"{reason} in {limit_s} s (workers.timeout_s)")
-        if waited_s < SETTLE_S or self._told == count:
+        if waited_s < SETTLE_S or self._reported == count:
             return None
-        self._told = count
+        self._reported = count
         return WaitingForResources(reason=reason)
 
     def _grow(self, training: int) -> Event | None:
@@ -86,14 +88,14 @@ class ResourceWatch:
         most = min(training + free, capacity(nodes, self.ask), self.workers.max_count)
         now = time.monotonic()
         if most <= training:
-            self._roomy_since = None
+            self._spare_since = None
             return None
-        self._roomy_since = self._roomy_since or now
+        self._spare_since = self._spare_since or now
         if self._grown_from != training:
             self._grow_s = GROW_S
-        if now - self._roomy_since < self._grow_s:
+        if now - self._spare_since < self._grow_s:
             return None
-        self._roomy_since, self._grown_from, self._grow_s = None, training, 2 * self._grow_s
+        self._spare_since, self._grown_from, self._grow_s = None, training, 2 * self._grow_s
         return RestartPlanned(reason=f"there is room for {most} workers")
 
 

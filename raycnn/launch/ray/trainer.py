@@ -25,7 +25,7 @@ from raycnn.launch.background import poll_in_background
 from raycnn.launch.launcher import address_of
 from raycnn.launch.ray import compat, entry, relay
 from raycnn.launch.ray.backend import NoBackend
-from raycnn.launch.ray.channel import LossReporter, News, open_channel
+from raycnn.launch.ray.channel import ChannelUpdate, LossReporter, open_channel
 from raycnn.launch.ray.resource_watch import WATCH_INTERVAL_S, ResourceWatch
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
 from raycnn.launch.signals import Stop
@@ -45,7 +45,9 @@ TIMEOUTS = ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_REPORT_BARRIER_TIMEOUT_
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's record of the reports of an earlier fit
 
 
-def train(job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: Callback) -> Run:
+def train_on_ray(
+    job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: Callback
+) -> Run:
     """Train a job on Ray in the run that `open_run` opens, resuming from its checkpoint.
 
     Returns the run. Raises ClusterError, Interrupted, or the error that ended the job.
@@ -55,9 +57,9 @@ def train(job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: Ca
     run = open_run()
     stop = Stop(busy=run.training)
     with run.lock(), stop.listening():
-        extra = {"keeper": relay.keep(run)} if address_of(job.workers) else {}
+        extra = {"server": relay.start_server(run)} if address_of(job.workers) else {}
         driver = Driver(job, run, ask, view, stop)
-        driver.wait_for_room()
+        driver.wait_for_resources()
         driver.fit(kind, extra)
     return run
 
@@ -88,16 +90,18 @@ class Driver:
         workers = job.workers
         self.channel: Any = open_channel(job.failure.retries, workers.max_count, workers.count_text)
         self.resources = ResourceWatch(workers, ask)
-        self.news = News([], None, [], None)
+        self.update = ChannelUpdate([], None, [], None)
         self._seen, self._stopping = 0, False
         self._fault: Exception | None = None
 
-    def wait_for_room(self) -> None:
+    def wait_for_resources(self) -> None:
         """Return once the workers fit into the free resources, or on a request to stop.
 
         Raises ClusterError when they still do not fit after `workers.timeout_s`.
         """
-        self.resources.wait_for_room(lambda event: self._tell(event, own=True), self._stop_asked)
+        self.resources.wait_for_resources(
+            lambda event: self._tell(event, own=True), self._stop_asked
+        )
 
     def fit(self, kind: DeviceKind, extra: dict[str, Any]) -> Any:
         """Train, and return the value of rank 0. Raises the error that ended the job."""
@@ -112,10 +116,10 @@ class Driver:
             self._look()
         finally:
             ray.kill(self.channel)  # workers that start later find it dead, and end
-        if self.news.outcome:
-            if self.news.outcome.error:
-                raise self.news.outcome.error
-            return self.news.outcome.value
+        if self.update.outcome:
+            if self.update.outcome.error:
+                raise self.update.outcome.error
+            return self.update.outcome.value
         if self.resources.gave_up:
             raise self.resources.gave_up
         if self._stopping:
@@ -149,7 +153,7 @@ class Driver:
         callbacks: list[Any] = [LossReporter(self.channel)]
         start_s = os.environ.setdefault(START_TIMEOUT, str(min(START_S, workers.timeout_s / 2)))
         return TorchTrainer(
-            entry.train,
+            entry.worker_main,
             train_loop_config=config,
             torch_config=NoBackend(backend=kind.backend),
             scaling_config=compat.scaling_config(
@@ -174,7 +178,7 @@ class Driver:
             "channel": self.channel,
             "job": job.tree(),
             "run": str(self.run.location),
-            "mark": relay.mark(self.run),
+            "token": relay.write_token(self.run),
             "threads": int(self.ask["CPU"]),
             # Absolute, for other machines; their own environment takes precedence.
             "environment": {
@@ -191,23 +195,23 @@ class Driver:
             if self.view:
                 self.view.on_event(StopRequested())
         try:
-            self.news = ray.get(self.channel.news.remote(self._seen), timeout=CHANNEL_TIMEOUT_S)
+            self.update = ray.get(self.channel.update.remote(self._seen), timeout=CHANNEL_TIMEOUT_S)
         except GetTimeoutError:  # Ray itself reports a head that is down, after a minute
             return
         except RayError as error:
             raise ClusterError(f"the connection to Ray is lost: {first_line(error)}") from None
-        self._seen += len(self.news.events)
-        for event, own in self.news.events:
+        self._seen += len(self.update.events)
+        for event, own in self.update.events:
             self._tell(event, own)
-        if self.news.passing and self.view:
-            self.view.on_event(self.news.passing)
+        if self.update.transient and self.view:
+            self.view.on_event(self.update.transient)
 
     def _stop_asked(self) -> bool:
         return bool(self.stop and self.stop()) or self.run.stop_requested()
 
     def _look_at_resources(self) -> None:
         with suppress(RayError):  # the next call may succeed
-            event = self.resources.look(len(self.news.workers))
+            event = self.resources.poll(len(self.update.workers))
             if event:
                 self._tell(event, own=True)
             if isinstance(event, RestartPlanned):
@@ -223,6 +227,6 @@ class Driver:
 
     def _should_leave(self) -> bool:
         """Return whether to stop waiting for Ray, which would restart workers in vain."""
-        outcome, training = self.news.outcome, bool(self.news.workers)
+        outcome, training = self.update.outcome, bool(self.update.workers)
         lost = bool(outcome and isinstance(outcome.error, WorkerLost))
         return lost or bool(self.resources.gave_up) or (self._stopping and not training)

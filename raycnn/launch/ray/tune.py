@@ -21,7 +21,7 @@ from raycnn.launch import trial
 from raycnn.launch.ray import connection
 from raycnn.launch.ray.connection import Node
 from raycnn.launch.signals import Stop
-from raycnn.launch.worker import find_data
+from raycnn.launch.worker import set_data_root
 from raycnn.paths import cache_folder, data_root
 from raycnn.runtime.device import DEVICE_KINDS
 from raycnn.search.folder import Search, SearchView, Trial
@@ -284,7 +284,7 @@ class _Trainer:
         environment: dict[str, str],
     ) -> str:
         """Train a trial; return the reason if the cluster could not, else an empty string."""
-        find_data(root, environment)
+        set_data_root(root, environment)
         search, chosen = Search(Path(search_folder)), Trial(Path(trial_folder))
         if not chosen.run.folder.is_dir():
             return f"a node does not see {chosen.run.folder}: storage.path must be shared"

@@ -51,14 +51,14 @@ class WorkerChannel:
         self._stacks: Stacks | None = None
         self._stack_file: Path | None = None
         self._notice, self._steps = compat.preemption_notice(), 0
-        self._over = threading.Event()
-        threading.Thread(target=self._keep_beating, daemon=True).start()
+        self._closed = threading.Event()
+        threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
     def __enter__(self) -> "WorkerChannel":
         return self
 
     def __exit__(self, *ending: object) -> None:
-        self._over.set()
+        self._closed.set()
         if self._stacks:
             self._stacks.close()
 
@@ -75,7 +75,7 @@ class WorkerChannel:
         self._beat = new_heartbeat()
 
     def on_event(self, event: Event) -> None:
-        self.actor.tell.remote(event)
+        self.actor.add_event.remote(event)
 
     def heartbeat(self, epoch: int, step: int) -> None:
         if self._stacks and self._beat:
@@ -85,7 +85,7 @@ class WorkerChannel:
     def failed(self, error: BaseException) -> None:
         failure, text = failure_of(error)
         if isinstance(error, OutOfMemory):
-            ray.get(self.actor.shrink.remote(error.micro_batch))
+            ray.get(self.actor.limit_micro_batch.remote(error.micro_batch))
         if self._beat:
             self._beat = update_heartbeat(self._beat, failure=failure, error=text)
         self._send()
@@ -107,7 +107,7 @@ class WorkerChannel:
             self.request = "restart"
             if self.rank == 0:
                 planned = RestartPlanned(reason="a node of the workers is draining")
-                self.actor.tell.remote(planned, True)
+                self.actor.add_event.remote(planned, True)
         return bool(self.request)
 
     def is_restarting(self) -> bool:
@@ -131,9 +131,9 @@ class WorkerChannel:
         outcome: Outcome | None = ray.get(self.actor.get_outcome.remote())
         return outcome
 
-    def _keep_beating(self) -> None:
+    def _send_heartbeats(self) -> None:
         ended_at = None
-        while not self._over.wait(POLL_INTERVAL_S):
+        while not self._closed.wait(POLL_INTERVAL_S):
             self._send()
             if self.request == "end":
                 ended_at = ended_at or monotonic()

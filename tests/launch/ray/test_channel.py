@@ -48,7 +48,7 @@ def test_workers_that_join_are_told_of_all_by_rank() -> None:
     channel = ChannelActor(0, 3, "3")
     told = now(joined(channel, "first", 3))
     assert told == [[member(0), member(1), member(2)]] * 3
-    assert now(channel.news(0)).workers == told[0]
+    assert now(channel.update(0)).workers == told[0]
 
 
 def test_a_worker_of_a_group_that_never_came_together_waits_for_no_dead_one() -> None:
@@ -101,7 +101,7 @@ def test_workers_that_went_with_a_node_that_was_taken_away_cost_no_retry() -> No
 def test_smaller_micro_batches_cost_no_retry_as_long_as_they_shrink() -> None:
     channel = channel_after("first")
     for group, size in {"second": 8, "third": 4, "fourth": 4}.items():
-        now(channel.shrink(size))
+        now(channel.limit_micro_batch(size))
         now(channel.lost({0: "out of memory"}, False))
         now(joined(channel, group, 2))
     assert causes(channel) == ["memory", "memory", "lost"]
@@ -135,18 +135,18 @@ def test_the_first_error_of_a_user_ends_the_job_and_no_loss_follows_from_it() ->
     assert now(channel.end(Outcome(error=DataError("another")))) is bad
     now(channel.lost({0: "connection closed by peer"}, False))
     assert now(channel.beat("first", 0, {}, "")) == "end"
-    assert now(channel.news(0)).outcome is bad and not channel.losses
+    assert now(channel.update(0)).outcome is bad and not channel.losses
 
 
 def test_news_have_each_event_once_and_of_passing_ones_the_last() -> None:
     channel = channel_after("first")
     for step in (1, 2):
-        now(channel.tell(Progress(epoch=1, step=step, steps=9)))
-    now(channel.tell(EpochEnded(metrics={"epoch": 1.0})))
-    news = now(channel.news(0))
-    assert [(type(event), own) for event, own in news.events] == [(EpochEnded, False)]
-    assert isinstance(news.passing, Progress) and news.passing.step == 2
-    assert now(channel.news(1)).events == [] and now(channel.news(1)).passing is None
+        now(channel.add_event(Progress(epoch=1, step=step, steps=9)))
+    now(channel.add_event(EpochEnded(metrics={"epoch": 1.0})))
+    update = now(channel.update(0))
+    assert [(type(event), own) for event, own in update.events] == [(EpochEnded, False)]
+    assert isinstance(update.transient, Progress) and update.transient.step == 2
+    assert now(channel.update(1)).events == [] and now(channel.update(1)).transient is None
 
 
 @pytest.mark.parametrize(
@@ -163,5 +163,5 @@ def test_images_are_looked_for_where_the_spec_the_machine_or_the_driver_says(
     """In that order, also where another trial was trained by the same process before."""
     monkeypatch.setenv("RAYCNN_DATA", "/of-the-trial-before")
     monkeypatch.setattr(worker, "NODE_PATHS", own)
-    worker.find_data(root, {"RAYCNN_DATA": "/drivers"})
+    worker.set_data_root(root, {"RAYCNN_DATA": "/drivers"})
     assert os.environ["RAYCNN_DATA"] == found

@@ -70,13 +70,13 @@ def test_too_little_room_is_said_and_waited_for_no_longer_than_allowed(
     three.used, told = 2, list[Event]()
     watch = watch_of(job(workers__count=count), 1)
     with pytest.raises(ClusterError, match="1 of at least 2 workers of 1 CPU each in 1 s"):
-        watch.wait_for_room(told.append, lambda: False)
+        watch.wait_for_resources(told.append, lambda: False)
     assert [type(event) for event in told] == [WaitingForResources]
     watch = watch_of(job(workers__count=count), 60)
     threading.Timer(0.5, lambda: setattr(three, "used", 0)).start()
-    watch.wait_for_room(told.append, lambda: False)
+    watch.wait_for_resources(told.append, lambda: False)
     three.used = 3
-    watch.wait_for_room(told.append, lambda: True)  # asked to stop
+    watch.wait_for_resources(told.append, lambda: True)  # asked to stop
 
 
 def test_workers_that_lost_a_node_wait_for_one_no_longer_than_allowed(
@@ -85,12 +85,12 @@ def test_workers_that_lost_a_node_wait_for_one_no_longer_than_allowed(
     """While they start there is nothing free: what counts is what the nodes have at all."""
     watch = watch_of(job(workers__count=2), 0.3)
     three.used = 3
-    assert watch.look(0) is None and not watch.gave_up
+    assert watch.poll(0) is None and not watch.gave_up
     three.there = 1
-    assert isinstance(watch.look(0), WaitingForResources)
-    assert watch.look(0) is None, "it is said once"
+    assert isinstance(watch.poll(0), WaitingForResources)
+    assert watch.poll(0) is None, "it is said once"
     time.sleep(0.4)
-    watch.look(0)
+    watch.poll(0)
     assert "room for 1 of at least 2 workers" in str(watch.gave_up)
 
 
@@ -99,19 +99,19 @@ def test_workers_are_asked_to_make_way_once_room_for_more_has_stayed(
 ) -> None:
     watch = watch_of(job(workers__count=[1, 3]))
     three.used = 2
-    assert watch.look(2) is None, "not at once"
+    assert watch.poll(2) is None, "not at once"
     three.used = 3
-    assert watch.look(2) is None
+    assert watch.poll(2) is None
     three.used = 2
-    assert watch.look(2) is None, "it was taken meanwhile"
+    assert watch.poll(2) is None, "it was taken meanwhile"
     time.sleep(0.3)
-    planned = watch.look(2)
+    planned = watch.poll(2)
     assert isinstance(planned, RestartPlanned) and "3 workers" in planned.reason
     for _ in range(2):
-        assert watch.look(2) is None
+        assert watch.poll(2) is None
         time.sleep(0.3)
-    assert watch.look(2), "later again, but later the second time"
-    assert watch.look(3) is None
+    assert watch.poll(2), "later again, but later the second time"
+    assert watch.poll(3) is None
 
 
 def test_each_worker_of_a_range_gets_the_most_that_lets_as_many_in_as_possible(

@@ -32,7 +32,7 @@ class Node:
 
     def __init__(self, home: Run, folder: Path):
         self.server, self.full, self.calls = FileServer(str(home.folder)), False, 0
-        self.run = Run(folder, WorkingCopy(relay.served(self._call, home.folder), folder, 0.1))
+        self.run = Run(folder, WorkingCopy(relay.open_served(self._call, home.folder), folder, 0.1))
 
     def _call(self, method: str, *arguments: Any) -> Any:
         self.calls += 1
@@ -85,11 +85,11 @@ def test_a_full_disk_of_the_driver_leaves_the_checkpoint_before(
 
 
 def test_a_folder_with_the_same_path_is_not_taken_for_the_runs(tmp_path: Path) -> None:
-    mark = relay.mark(Run(tmp_path))
-    with relay.opened(tmp_path, mark, None, 10) as run:
+    mark = relay.write_token(Run(tmp_path))
+    with relay.open_on_worker(tmp_path, mark, None, 10) as run:
         assert run.folder == run.location == tmp_path
-    assert not relay.sees(tmp_path, relay.mark(Run(tmp_path.parent)))
-    assert not relay.sees(tmp_path / "nowhere", mark)
+    assert not relay.has_token(tmp_path, relay.write_token(Run(tmp_path.parent)))
+    assert not relay.has_token(tmp_path / "nowhere", mark)
 
 
 def test_an_interface_is_found_by_its_address() -> None:
