@@ -32,7 +32,7 @@ from raycnn.runs import events, heartbeats, metrics_file, storage
 from raycnn.runs.environment import environment
 from raycnn.runs.heartbeats import Heartbeat
 from raycnn.runs.result import PER_CLASS, RESULT
-from raycnn.runs.storage import WorkingCopy
+from raycnn.runs.working_copy import WorkingCopy
 from raycnn.runtime import distributed
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Event, Failed, SettingChanged
@@ -202,7 +202,7 @@ class Run:
         """Return the state of the run: done, running, failed or stopped."""
         if self.result():
             return "done"
-        if io.is_locked(self.folder / ".lock") or self.copy and self.copy.is_leased():
+        if io.is_locked(self.folder / ".lock") or self.copy and self.copy.lease.is_held():
             return "running"
         return "failed" if isinstance(self.last_event(), Failed) else "stopped"
 

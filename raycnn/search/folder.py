@@ -32,7 +32,7 @@ from raycnn.runs.directory import (
     list_folders,
     resolve_run,
 )
-from raycnn.runs.storage import SearchCopy
+from raycnn.runs.working_copy import SearchCopy
 from raycnn.search.schedulers import RULES, LearningCurve, Pbt, Rule
 from raycnn.training.callbacks import Event
 

@@ -16,7 +16,7 @@ from raycnn.config import yaml_file
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.launch import local
-from raycnn.runs import storage
+from raycnn.runs import lease
 from raycnn.runs.directory import Run
 from raycnn.search.folder import Search
 from raycnn.training import checkpoint
@@ -128,7 +128,7 @@ def test_a_run_killed_in_mid_upload_goes_on_to_the_unbroken_one(
     index = json.loads(s3.read(bucket, "runs/tiny/1/checkpoints/index.json"))
     assert index["last"] == "00001-00000000"
 
-    monkeypatch.setattr(storage, "LEASE_S", 3.0)  # what was killed holds it until it runs out
+    monkeypatch.setattr(lease, "LEASE_S", 3.0)  # what was killed holds it until it runs out
     other_machine()
     again = Run.open(run.location)
     path, faults = again.newest()
@@ -240,7 +240,7 @@ def test_one_machine_trains_a_run(
     job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(storage, "RENEW_S", 1.0)
+    monkeypatch.setattr(lease, "RENEW_S", 1.0)
     run = Run.create(job(storage__path=s3.uri(bucket)))
     with run.lock():
         other_machine()

@@ -24,7 +24,7 @@ from raycnn.filesystem import RemoteFolder, is_uri
 from raycnn.io import fsync
 from raycnn.paths import cache_folder
 from raycnn.runs.directory import POLL_INTERVAL_S, Run
-from raycnn.runs.storage import WorkingCopy
+from raycnn.runs.working_copy import WorkingCopy
 from raycnn.runtime import distributed
 
 CHUNK = 16 << 20  # bytes in one message

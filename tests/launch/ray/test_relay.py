@@ -13,7 +13,7 @@ from raycnn.errors import EnvironmentUnavailable
 from raycnn.launch.ray import network, relay
 from raycnn.launch.ray.relay import FileServer
 from raycnn.runs.directory import Run
-from raycnn.runs.storage import WorkingCopy
+from raycnn.runs.working_copy import WorkingCopy
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Warned
 from tests.conftest import happened, same, train, weights

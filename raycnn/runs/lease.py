@@ -1,0 +1,108 @@
+"""The lease of a run at a URI: one machine trains it at a time.
+
+A trainer rewrites its lease, a file, every few seconds. Another machine takes the lease over when
+it has not changed for LEASE_S.
+"""
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from raycnn.errors import EnvironmentUnavailable
+from raycnn.filesystem import RemoteFile, RemoteFolder, errors
+from raycnn.paths import cache_folder
+
+LEASE, CLOCK = ".lease", ".clock"
+LEASE_S = 60.0  # seconds without a renewal after which a lease expires
+RENEW_S = 10.0  # seconds between renewals of a lease
+
+
+class Lease:
+    """The right of this machine to train the run in a remote folder."""
+
+    def __init__(self, remote: RemoteFolder, poll_s: float):
+        self.remote, self.poll_s = remote, poll_s
+        self._own = ""
+
+    def take(self) -> None:
+        """Take the lease once all others have expired.
+
+        Raises EnvironmentUnavailable when another machine renews its lease or takes one first.
+        """
+        self._own = f"{LEASE}/{_machine_id()}"
+        before: list[RemoteFile] = []
+        while others := self._others():
+            if before and others != before:
+                raise self._taken(others)
+            if self._have_expired(others):
+                for file in others:
+                    self.remote.delete(file.name)
+                break
+            before = others
+            time.sleep(self.poll_s)
+        self.remote.write(self._own, f"{socket.gethostname()}, process {os.getpid()}".encode())
+        if others := self._others():
+            self.remote.delete(self._own)
+            raise self._taken(others)
+
+    @contextmanager
+    def renewed(self) -> Iterator[None]:
+        """Renew the lease in a background thread, and give it up at the end of the block."""
+        ended = threading.Event()
+        renewing = threading.Thread(target=self._renew, args=(ended,), daemon=True)
+        renewing.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            renewing.join()
+            with suppress(*errors()):  # else it expires
+                self.remote.delete(self._own)
+
+    def is_held(self) -> bool:
+        """Return whether a machine holds a lease that has not expired."""
+        with suppress(*errors()):
+            renewals = [file.modified_ns / 1e9 for file in self.remote.files(LEASE)]
+            return any(time.time() - seconds < LEASE_S for seconds in renewals)
+        return False
+
+    def holders(self) -> set[str]:
+        """Return the names of all lease files."""
+        return {file.name for file in self.remote.files(LEASE)}
+
+    def _others(self) -> list[RemoteFile]:
+        return [file for file in self.remote.files(LEASE) if file.name != self._own]
+
+    def _have_expired(self, leases: list[RemoteFile]) -> bool:
+        self.remote.write(CLOCK, b"")  # the times of files are those of the storage's clock
+        now = self.remote.file(CLOCK)
+        newest = max(file.modified_ns for file in leases)
+        return now is not None and now.modified_ns - newest > LEASE_S * 1e9
+
+    def _taken(self, leases: list[RemoteFile]) -> EnvironmentUnavailable:
+        holder = "another process"
+        with suppress(*errors()):
+            holder += f" ({self.remote.read(leases[0].name).decode()})"
+        return EnvironmentUnavailable(f"{self.remote.uri} is being trained by {holder}")
+
+    def _renew(self, ended: threading.Event) -> None:
+        while not ended.wait(RENEW_S):
+            with suppress(*errors()):  # the next renewal may succeed
+                if self.remote.file(self._own):
+                    self.remote.write(self._own, self.remote.read(self._own))
+
+
+def _machine_id() -> str:
+    """Return a random id for this machine, stored next to its working copies."""
+    path = cache_folder() / "remote" / "machine"
+    if not path.exists():
+        temporary = path.with_name(f".machine.{secrets.token_hex(4)}")
+        temporary.write_text(secrets.token_hex(16))
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+        temporary.unlink()
+    return path.read_text()

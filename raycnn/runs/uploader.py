@@ -1,0 +1,132 @@
+"""Upload the working copy of a run at a URI in the background, and retry while storage fails."""
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from raycnn.errors import EnvironmentUnavailable, first_line
+from raycnn.filesystem import PERMANENT_ERRORS, errors
+from raycnn.runs.manifest import STOP
+from raycnn.training import checkpoint
+from raycnn.training.callbacks import Event, StorageReached, StorageUnreachable
+
+if TYPE_CHECKING:
+    from raycnn.runs.working_copy import WorkingCopy
+
+Index = dict[str, str | None]
+EventCallback = Callable[[Event], None]
+
+PAUSE_S = 15.0  # maximum seconds between retries
+
+
+class Uploader:
+    """A background thread that uploads a worker's files: on rank 0 all but other ranks' logs."""
+
+    def __init__(self, copy: "WorkingCopy", rank: int, timeout_s: float, on_event: EventCallback):
+        self.copy, self.rank, self.timeout_s, self.on_event = copy, rank, timeout_s, on_event
+        self.error: Exception | None = None
+        self.has_pulled = False
+        """Whether this worker has downloaded the checkpoints; from then on rank 0 writes newer."""
+        self._wake = threading.Condition()
+        self._pending: Index | None = None
+        self._closed = threading.Event()
+        self._holders: set[str] | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def push(self) -> None:
+        """Wait for the previous upload, then queue the current checkpoints."""
+        self.wait()
+        with self._wake:
+            self._pending = checkpoint.read_index(self.copy.checkpoints) if self.rank == 0 else {}
+            self._wake.notify_all()
+
+    def wait(self) -> None:
+        """Wait until nothing is queued. Raises the error that ended uploading."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._pending is None or self.error)
+        if self.error:
+            raise self.error
+
+    def close(self) -> None:
+        """Upload the remaining files and stop. Raises the error that ended uploading."""
+        self._closed.set()
+        with self._wake:
+            self._wake.notify_all()
+        self._thread.join()
+        if self.error:
+            raise self.error
+
+    def give_up(self) -> None:
+        """Stop without retrying uploads that fail."""
+        self.timeout_s = 0
+        self._closed.set()
+
+    def _run(self) -> None:
+        closed = False
+        while not closed and not self.error:
+            with self._wake:
+                self._wake.wait_for(
+                    lambda: self._pending is not None or self._closed.is_set(), self.copy.every_s
+                )
+            closed, index = self._closed.is_set(), self._pending
+            try:
+                self.retry("save a checkpoint", partial(self._upload, index))
+            except Exception as error:  # raised by `wait` and `close`
+                self.error = error
+            with self._wake:
+                if self._pending is index:
+                    self._pending = None
+                closed = closed and self._pending is None
+                self._wake.notify_all()
+
+    def _upload(self, index: Index | None) -> None:
+        if self.rank == 0 and self._holders is None:
+            self._holders = self.copy.lease.holders()
+        self.copy.upload(index, self.rank, self._check_lease)
+        if self.rank == 0 and self.copy.remote.file(STOP):
+            (self.copy.folder / STOP).touch()
+
+    def _check_lease(self) -> None:
+        if self._holders and not self._holders & self.copy.lease.holders():
+            raise EnvironmentUnavailable(
+                f"{self.copy.uri} was taken over by another machine, which this one had not "
+                "reached for long: it ends here"
+            )
+
+    def retry(self, doing: str, work: Callable[[], None]) -> None:
+        """Call `work`, retrying while storage fails.
+
+        Raises EnvironmentUnavailable after `timeout_s` seconds, or at once on a full disk.
+        """
+        began, pause, last = time.monotonic(), 1.0, ""
+        while True:
+            try:
+                work()
+                break
+            except errors() as error:
+                if getattr(error, "errno", None) in PERMANENT_ERRORS:
+                    raise EnvironmentUnavailable(self._failure_message(doing, error)) from None
+                if not last:
+                    away = StorageUnreachable(
+                        uri=self.copy.uri, error=first_line(error), timeout_s=self.timeout_s
+                    )
+                    self.on_event(away)
+                last = first_line(error)
+            if time.monotonic() - began > self.timeout_s:
+                why = f"not reached for {self.timeout_s:g} s (storage.timeout_s): {last}"
+                raise EnvironmentUnavailable(self._failure_message(doing, why))
+            time.sleep(pause)
+            pause = min(2 * pause, PAUSE_S)
+        if last:
+            self.on_event(StorageReached(uri=self.copy.uri, waited_s=time.monotonic() - began))
+
+    def _failure_message(self, doing: str, why: object) -> str:
+        last = self.copy.uploaded.get("last")
+        whole = f"the last whole checkpoint there is {last}" if last else "no checkpoint is there"
+        return (
+            f"cannot {doing}: storage.path: {self.copy.uri}: {why}; {whole}, and "
+            f"`raycnn resume {self.copy.uri}` goes on"
+        )
