@@ -55,35 +55,11 @@ def card(description: dict[str, Any], config: dict[str, Any]) -> str:
     name, data = spec["name"], spec["data"]["name"]
     loads = timm_name(spec["model"], Shape(*metadata["shape"]))
     low, high = test["interval95"]
-    accuracy = {"type": "accuracy", "value": round(test["acc1"], 6)}
-    front = {
-        "library_name": "timm" if loads else "raycnn",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "raycnn", *(["timm"] if loads else [])],
-        "metrics": ["accuracy"],
-        "model-index": [
-            {
-                "name": name,
-                "results": [
-                    {
-                        "task": {"type": "image-classification"},
-                        "dataset": {"name": data, "type": data, "split": "test"},
-                        "metrics": [accuracy],
-                    }
-                ],
-            }
-        ],
-    }
     images = ", ".join(f"{count:,} {split}" for split, count in metadata["images"].items())
-    rows = [
-        f"| {_cell(row['class'])} | {row['count']:,} | {row['precision']:.2%} | "
-        f"{row['recall']:.2%} | {row['f1']:.2%} |"
-        for row in result["per_class"]
-    ]
     model, version = spec["model"]["name"], metadata["versions"]["raycnn"]
     classes, epoch = len(description["classes"]), description["epoch"]
     return f"""---
-{_yaml(front)}---
+{_yaml(_front_matter(name, data, test["acc1"], loads))}---
 
 # {name}
 
@@ -104,13 +80,38 @@ Images: {_images(description["preprocessing"])}.
 
 | class | test images | precision | recall | F1 |
 |---|---|---|---|---|
-{chr(10).join(rows)}
+{_class_rows(result["per_class"])}
 
 ## Training
 
 ```yaml
 {_yaml({key: spec[key] for key in ("seed", "data", "model", "optimizer", "schedule", "train")})}```
 """
+
+
+def _front_matter(name: str, data: str, accuracy: float, loads: str | None) -> dict[str, Any]:
+    """Return the metadata that the Hugging Face hub reads."""
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": data, "type": data, "split": "test"},
+        "metrics": [{"type": "accuracy", "value": round(accuracy, 6)}],
+    }
+    return {
+        "library_name": "timm" if loads else "raycnn",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "raycnn", *(["timm"] if loads else [])],
+        "metrics": ["accuracy"],
+        "model-index": [{"name": name, "results": [result]}],
+    }
+
+
+def _class_rows(per_class: list[dict[str, Any]]) -> str:
+    """Return the rows of the table of classes."""
+    return "\n".join(
+        f"| {_cell(row['class'])} | {row['count']:,} | {row['precision']:.2%} | "
+        f"{row['recall']:.2%} | {row['f1']:.2%} |"
+        for row in per_class
+    )
 
 
 def _usage(loads: str | None) -> str:

@@ -6,6 +6,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from raycnn.config.renamed import COMMANDS as RENAMED
+from raycnn.config.renamed import renamed
+
 GROUPS = {
     "Prepare": {
         "list": ("list:show", "List models, data sets and options; runs and searches"),
@@ -51,6 +54,8 @@ class LazyGroup(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if message := renamed(RENAMED, "command", cmd_name):
+            ctx.fail(message)
         if cmd_name not in COMMANDS:
             return None
         module, _, function = COMMANDS[cmd_name].partition(":")

@@ -67,7 +67,12 @@ def _show(console: "Console", found: "Comparison") -> None:
     for key, values in found.differing.items():
         settings.add_row(key, *map(_said, values))
     console.print(settings if found.differing else "the specs are the same")
+    _show_results(console, found)
+    _show_seeds_and_pairs(console, found)
+    _show_classes(console, found)
 
+
+def _show_results(console: "Console", found: "Comparison") -> None:
     tests = _table("run", "epochs", "best val", "test", "95 %", "state")
     for run in found.runs:
         tested = run.result["test"] if run.result else None
@@ -81,6 +86,8 @@ def _show(console: "Console", found: "Comparison") -> None:
         )
     console.print(tests)
 
+
+def _show_seeds_and_pairs(console: "Console", found: "Comparison") -> None:
     for group in found.groups:
         if group.deviation is not None:
             seeds = ", ".join(map(str, group.seeds))
@@ -98,13 +105,17 @@ def _show(console: "Console", found: "Comparison") -> None:
             f"{pair.only_other:,} of {pair.count:,}; McNemar p = {pair.p_value:.2g} ({how})",
             markup=False,
         )
-    if found.classes:
-        classes = _table("recall of class", *names)
-        for name, recalls in list(found.classes.items())[:CLASSES]:
-            classes.add_row(name, *(f"{recall:.1%}" for recall in recalls))
-        console.print(classes)
-        if len(found.classes) > CLASSES:
-            console.print(f"the {CLASSES} classes that differ most, of {len(found.classes):,}")
+
+
+def _show_classes(console: "Console", found: "Comparison") -> None:
+    if not found.classes:
+        return
+    classes = _table("recall of class", *(run.name for run in found.runs))
+    for name, recalls in list(found.classes.items())[:CLASSES]:
+        classes.add_row(name, *(f"{recall:.1%}" for recall in recalls))
+    console.print(classes)
+    if len(found.classes) > CLASSES:
+        console.print(f"the {CLASSES} classes that differ most, of {len(found.classes):,}")
 
 
 def _table(first: str, *others: str) -> "Table":

@@ -69,13 +69,13 @@ def submit(
 
 def _checked(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
     """Load and check a spec, as far as that is possible without the cluster's files."""
-    from raycnn.launch.jobs.client import each
+    from raycnn.launch.jobs.client import map_jobs
     from raycnn.search import preflight
     from raycnn.training.preflight import resolve_job
 
     searched = "tune" in read_spec(file, changes)[0]
     asked = load_search(file, changes) if searched else load_job(file, changes)
-    seen = each(asked, _without_weights)
+    seen = map_jobs(asked, _without_weights)
     try:
         if isinstance(seen, JobSpec):
             resolve_job(seen)

@@ -50,13 +50,7 @@ def tune(
     from raycnn.search.preflight import check_search
 
     if resume is not None:
-        found = Search.find(resume, runs)
-        if dry_run:
-            _print_unfinished(found)
-            return
-        if found.unfinished():
-            _run(found.spec, lambda: found)
-        _finish(found, retrain)
+        _continue(Search.find(resume, runs), dry_run, retrain)
         return
     assert file
     spec = load_search(file, changes or [])
@@ -65,6 +59,15 @@ def tune(
         _print_plan(spec)
     else:
         _finish(_run(spec, lambda: Search.create(spec)), retrain)
+
+
+def _continue(search: "Search", dry_run: bool, retrain: bool) -> None:
+    if dry_run:
+        _print_unfinished(search)
+        return
+    if search.unfinished():
+        _run(search.spec, lambda: search)
+    _finish(search, retrain)
 
 
 def _print_unfinished(search: "Search") -> None:

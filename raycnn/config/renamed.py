@@ -1,4 +1,4 @@
-"""Renamed components and options, so that errors about an old spec name the replacement."""
+"""Renamed components, options and commands, so that errors about an old name give the new one."""
 
 NAMES = {
     "data.transforms": {
@@ -11,6 +11,7 @@ NAMES = {
 """Old to new component names, by section of the spec."""
 
 OPTIONS = {
+    "data": {"white": "max_value"},
     "model": {"pooled": "pool_size"},
     "optimizer": {"beta1": "betas", "beta2": "betas"},
     "schedule": {
@@ -22,6 +23,10 @@ OPTIONS = {
     },
 }
 """Old to new option names, by section of the spec."""
+
+
+COMMANDS = {"command": {"parity": "compare-devices"}}
+"""Old to new names of commands."""
 
 
 def renamed(table: dict[str, dict[str, str]], section: str, name: str) -> str | None:

@@ -27,6 +27,19 @@ SAMPLED = 64  # images whose size is read
 SMALL = 48  # pixels: smaller images are not resized
 LARGE = 256  # pixels: larger images are resized to this, and cropped to 224
 STEPS = 3000  # approximate number of training steps
+COMMENTS = {
+    "name": "of the folder of its runs",
+    "data": "raycnn list datasets",
+    "data.size": "",
+    "data.val": "held out to choose the best epoch",
+    "data.transforms": "of training images; mirror images are wrong for letters and digits",
+    "model": "raycnn list models; {name: resnet18, weights: imagenet} starts from ImageNet's",
+    "optimizer": "raycnn list optimizers",
+    "schedule": "up to lr and down again, over the whole run",
+    "train.epochs": f"about {STEPS:,} steps, 10 to 60 epochs",
+    "train.batch_size": "over all workers",
+}
+"""Reasons for the values, by dotted key; that of the size depends on the images."""
 
 
 @dataclass(frozen=True)
@@ -86,18 +99,7 @@ def job_for_folder(folder: Path, changes: Iterable[str] | Mapping[str, Any] = ()
     tree, where = apply_changes(tree, {}, pairs)
     total, classes = sum(images.values()), len(source.classes)
     found = f"{total:,} pictures of {classes} classes in {folder}"
-    comments = {
-        "name": "of the folder of its runs",
-        "data": "raycnn list datasets",
-        "data.size": why,
-        "data.val": "held out to choose the best epoch",
-        "data.transforms": "of training images; mirror images are wrong for letters and digits",
-        "model": "raycnn list models; {name: resnet18, weights: imagenet} starts from ImageNet's",
-        "optimizer": "raycnn list optimizers",
-        "schedule": "up to lr and down again, over the whole run",
-        "train.epochs": f"about {STEPS:,} steps, 10 to 60 epochs",
-        "train.batch_size": "over all workers",
-    }
+    comments = COMMENTS | {"data.size": why}
     reasons = {key: comment for key, comment in comments.items() if key not in pairs}
     return FolderJob(tree, validate(JobSpec, tree, where), reasons, found)
 

@@ -119,10 +119,7 @@ def fit(
     while True:
         state = init_or_restore(job, splits, device, control, callbacks)
         state.lr_backoffs = max(state.lr_backoffs, lr_backoffs, key=len)
-        loaders = {
-            split: splits.loader(split, job, device, training=split == "train")
-            for split in ("train", "val", "test")
-        }
+        loaders = _loaders(job, splits, device)
         step = prepare(state, splits, job.train.epochs * len(loaders["train"]), job, callbacks)
         if not lr_backoffs:
             callbacks.on_event(_started_event(job, state, splits, device))
@@ -132,23 +129,37 @@ def fit(
             lr_backoffs = [*state.lr_backoffs, job.failure.rollback_lr]
             if len(lr_backoffs) > job.failure.rollbacks:
                 raise
-            callbacks.on_event(
-                RolledBack(
-                    reason=str(error),
-                    lr_factor=math.prod(lr_backoffs),
-                    rollback=len(lr_backoffs),
-                    rollbacks=job.failure.rollbacks,
-                )
-            )
+            callbacks.on_event(_rollback_event(error, lr_backoffs, job))
         except torch.OutOfMemoryError:
-            size = halve_micro_batch(step.micro_batch, callbacks)
-            if distributed.world_size() > 1:
-                # The other workers wait in the middle of a step, so all must restart.
-                raise OutOfMemory(
-                    f"rank {distributed.rank()} was out of memory on its device", size
-                ) from None
-            job = job.change({"train.micro_batch": size})
+            job = _with_half_the_micro_batch(job, step.micro_batch, callbacks)
         del step, state  # free their memory for the next attempt
+
+
+def _loaders(job: JobSpec, splits: Splits, device: torch.device) -> dict[str, Loader]:
+    """Return the loader of each split; only that of train shuffles and augments."""
+    return {
+        split: splits.loader(split, job, device, training=split == "train")
+        for split in ("train", "val", "test")
+    }
+
+
+def _rollback_event(error: Diverged, lr_backoffs: list[float], job: JobSpec) -> RolledBack:
+    return RolledBack(
+        reason=str(error),
+        lr_factor=math.prod(lr_backoffs),
+        rollback=len(lr_backoffs),
+        rollbacks=job.failure.rollbacks,
+    )
+
+
+def _with_half_the_micro_batch(job: JobSpec, micro_batch: int, callbacks: Callback) -> JobSpec:
+    """Return the job with half the micro-batch. Raises OutOfMemory with several workers."""
+    size = halve_micro_batch(micro_batch, callbacks)
+    if distributed.world_size() > 1:
+        # The other workers wait in the middle of a step, so all must restart.
+        text = f"rank {distributed.rank()} was out of memory on its device"
+        raise OutOfMemory(text, size) from None
+    return job.change({"train.micro_batch": size})
 
 
 def _steps(job: JobSpec, splits: Splits) -> int:
@@ -209,19 +220,14 @@ def run_epochs(
     """Train, validate and save each remaining epoch, then run the test."""
     state, job = step.state, step.job
     train, val = loaders["train"], loaders["val"]
-    classes, consensus = len(state.metadata["classes"]), distributed.StopConsensus()
+    consensus = distributed.StopConsensus()
     while state.epoch < job.train.epochs and not out_of_patience(state, job):
         control.begin_epoch(state)
         step = apply_stage(step, job)
         seen = train_epoch(step, train, control, callbacks, consensus)
         row: Row = {"epoch": state.epoch + 1, "step": (state.epoch + 1) * len(train)}
         row |= {"train/loss": seen.mean_loss, "train/acc1": seen.acc1}
-        if val.samples:
-            with state.average.in_place() if state.average else nullcontext():
-                held_out = evaluate(state.model, val, step.job.train, classes, step.micro_batch)
-            _check_finite(held_out.mean_loss, state)
-            row |= {"val/loss": held_out.mean_loss, "val/acc1": held_out.acc1}
-            row |= {"val/acc5": held_out.acc5}
+        row |= _validate(step, val)
         rates = step.schedule(state.epoch * len(train))
         row |= {"lr": state.optimizer.lr * rates.factor, "images_per_s": seen.count / seen.seconds}
         before = state.history[-1]["time_s"] if state.history else 0.0
@@ -236,15 +242,37 @@ def run_epochs(
         copy(state.average.tensors, state.average.named)
     if not test_once:
         return TrainResult(state, None, splits)
+    return _test(step, job, splits, loaders, control)
+
+
+def _validate(step: TrainStep, loader: Loader) -> Row:
+    """Return the validation metrics of the weights or their EMA; empty without held-out images."""
+    if not loader.samples:
+        return {}
+    state, classes = step.state, len(step.state.metadata["classes"])
+    with state.average.in_place() if state.average else nullcontext():
+        metrics = evaluate(state.model, loader, step.job.train, classes, step.micro_batch)
+    _check_finite(metrics.mean_loss, state)
+    return {"val/loss": metrics.mean_loss, "val/acc1": metrics.acc1, "val/acc5": metrics.acc5}
+
+
+def _test(
+    step: TrainStep,
+    job: JobSpec,
+    splits: Splits,
+    loaders: Mapping[str, Loader],
+    control: Control,
+) -> TrainResult:
+    """Test the best weights once, and keep their predictions for val and test."""
+    state, predictions = step.state, {}
     distributed.raise_on_any_rank(lambda: control.restore_best(state))
-    predictions = {}
-    for split in ("val", "test") if val.samples else ("test",):
-        seen, predicted = predict_split(
-            state.model, loaders[split], job.train, classes, step.micro_batch
+    for split in ("val", "test") if loaders["val"].samples else ("test",):
+        metrics, predicted = predict_split(
+            state.model, loaders[split], job.train, len(splits.classes), step.micro_batch
         )
         if predicted:
             predictions[split] = predicted
-    return TrainResult(state, seen, splits, predictions)
+    return TrainResult(state, metrics, splits, predictions)
 
 
 def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> TrainingState:

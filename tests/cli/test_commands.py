@@ -91,3 +91,10 @@ def test_a_package_that_cannot_be_imported_is_named_and_the_rest_works(
     assert done.returncode == code and "Traceback" not in said, said
     if "schema" not in words and "--print" not in words:
         assert "their-nets" in said and "nowhere_to_be_found" in said
+
+
+def test_an_old_command_is_answered_with_the_new_one() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "raycnn", "parity"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "compare-devices" in done.stderr

@@ -70,7 +70,7 @@ def server_of(address: str | None) -> str | None:
     return url.rstrip("/")
 
 
-def each(asked: JobSpec | TuneSpec, change: Callable[[JobSpec], JobSpec]) -> JobSpec | TuneSpec:
+def map_jobs(asked: JobSpec | TuneSpec, change: Callable[[JobSpec], JobSpec]) -> JobSpec | TuneSpec:
     """Return the job, or the search with each of its jobs, changed by `change`."""
     if isinstance(asked, JobSpec):
         return change(asked)
@@ -147,7 +147,7 @@ class Cluster:
         for workers in _asked(asked):
             resources_per_worker(workers, kind_of(workers, nodes), nodes)
         with TemporaryDirectory() as sent:
-            here = each(asked, lambda job: job.change({"workers.address": None}))
+            here = map_jobs(asked, lambda job: job.change({"workers.address": None}))
             verb = _write(here, Path(sent))
             return self._begin(asked.name, [verb, "job.yaml"], Path(sent), folder, code)
 
