@@ -45,14 +45,17 @@ def test_an_installed_raycnn_trains_the_quickstart_by_its_name(
 
     done = run(installed, tmp_path, "--version")
     assert done.stdout == f"raycnn {raycnn.__version__}\n", done.stderr
+    done = run(installed, tmp_path, "list", "models")
+    assert done.returncode == 0 and "resnet18" in done.stdout, done.stderr
     done = run(installed, tmp_path, "train", "quickstart", "train.epochs=1")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "quickstart" / "1" / "result.json").is_file()
 
 
-def test_the_wheel_holds_every_job_its_license_and_the_types(installed: Path) -> None:
+def test_the_wheel_holds_every_job_its_license_and_the_types_and_no_tests(installed: Path) -> None:
     (site,) = (installed.parents[1] / "lib").glob("python*/site-packages")
     jobs = {path.name for path in (site / "raycnn" / "jobs").iterdir()}
     assert {path.name for path in [*JOBS, *SEARCHES]} <= jobs
     assert (site / "raycnn" / "py.typed").is_file()
+    assert not (site / "tests").exists() and not list((site / "raycnn").rglob("test_*.py"))
     assert list(site.glob("raycnn-*.dist-info/licenses/LICENSE"))
