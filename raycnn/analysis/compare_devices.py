@@ -21,7 +21,7 @@ from raycnn.training.step import TrainStep
 
 
 @dataclass(frozen=True)
-class Gap:
+class StepDifference:
     """The difference between a device and the first one, at one step."""
 
     step: int
@@ -60,7 +60,7 @@ class _Traced(TrainStep):
         return found
 
 
-def compare_steps(job: JobSpec, names: Sequence[str], steps: int) -> Iterator[Gap]:
+def compare_steps(job: JobSpec, names: Sequence[str], steps: int) -> Iterator[StepDifference]:
     """Train the same steps on all devices, and yield their differences from the first one.
 
     All devices start with the same weights and use the same batches, augmented on the CPU; their
@@ -116,8 +116,8 @@ def _take(step: _Traced, batch: Batch, k: int) -> float:
 
 def _gap(
     step: int, name: str, loss: float, other: float, own: dict[str, Tensor], its: dict[str, Tensor]
-) -> Gap:
+) -> StepDifference:
     gaps = {key: (own[key] - its[key]).abs().max().item() for key in own}
     where = max(gaps, key=gaps.__getitem__)
     largest = max(gradient.abs().max().item() for gradient in own.values())
-    return Gap(step, name, loss, abs(loss - other), largest, gaps[where], where)
+    return StepDifference(step, name, loss, abs(loss - other), largest, gaps[where], where)

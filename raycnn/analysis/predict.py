@@ -22,7 +22,7 @@ from raycnn.data.images.decode import (
     FIT,
     BadImage,
     ImageFormat,
-    Named,
+    NamedImage,
     decode_batch,
 )
 from raycnn.data.transforms.pipeline import Pipeline
@@ -164,7 +164,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 
 
 def predict(
-    classifier: Classifier, pictures: Sequence[Named]
+    classifier: Classifier, pictures: Sequence[NamedImage]
 ) -> Iterator[tuple[str, Tensor | BadImage]]:
     """Yield the name of each image, and its probabilities (K,) or its BadImage error."""
     for start in range(0, len(pictures), BATCH_SIZE):
@@ -197,7 +197,7 @@ def prediction_of(name: str, probabilities: Tensor, classes: Sequence[str]) -> P
     return Prediction(name, dict(zip(names, ranked.values.tolist(), strict=True)))
 
 
-def _named(image: Pictures) -> list[Named]:
+def _named(image: Pictures) -> list[NamedImage]:
     """Return the images to decode; the name is empty where an image is not a file."""
     if isinstance(image, str | Path):
         return [(str(path), path) for path in find_pictures([Path(image)])]

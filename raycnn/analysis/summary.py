@@ -2,8 +2,8 @@
 
 Every operation is recorded while the network maps one image; on the meta device that takes neither
 memory nor arithmetic. Receptive fields propagate from tensor to tensor, so branches need no special
-care: for a convolution or pool of kernel k and stride s, field' = field + (k - 1) * jump and
-jump' = jump * s (Araujo et al., "Computing receptive fields of convolutional neural networks",
+care: for a convolution or pool of kernel k and stride s, field' = field + (k - 1) * stride and
+stride' = stride * s (Araujo et al., "Computing receptive fields of convolutional neural networks",
 Distill 2019, doi:10.23915/distill.00021); where paths join, it is the union. Attention, and
 reshapes that do not flatten, are not followed: layers after them have no field.
 """
@@ -29,7 +29,9 @@ ADAPTIVE = {aten._adaptive_avg_pool2d, aten.adaptive_max_pool2d}
 RESHAPES = {aten.view, aten._unsafe_view, aten.mean, aten.sum, aten.amax}
 
 Pair = tuple[int, int]
-Seen = list[tuple[Tensor, "Sight"]]  # those inputs of an operation that depend on the image
+InputFields = list[
+    tuple[Tensor, "ReceptiveField"]
+]  # those inputs of an operation that depend on the image
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class Layer:
     parameters: int
     """The number of its own parameters, counted at its first call."""
     multiply_adds: int
-    field: Pair | None
+    receptive_field: Pair | None
     """Receptive field: rows and columns of pixels, padding included; None where not followed."""
-    jump: Pair | None
+    stride: Pair | None
     """Cumulative stride in pixels; None also where there are no rows and columns."""
 
 
@@ -62,27 +64,27 @@ class Summary:
 
 @dataclass(frozen=True)
 class Span:
-    """The receptive field along an axis: pixels i * jump + first to i * jump + last of output i."""
+    """The receptive field along an axis: pixels i * stride + (first to last) of output i."""
 
     first: int = 0
     last: int = 0
-    jump: int = 1
+    stride: int = 1
 
     @property
     def size(self) -> int:
         return self.last - self.first + 1
 
     def through(self, kernel: int, stride: int, padding: int) -> "Span":
-        first = self.first - padding * self.jump
-        return Span(first, self.last + (kernel - 1 - padding) * self.jump, stride * self.jump)
+        first = self.first - padding * self.stride
+        return Span(first, self.last + (kernel - 1 - padding) * self.stride, stride * self.stride)
 
     def union(self, other: "Span") -> "Span":
         first, last = min(self.first, other.first), max(self.last, other.last)
-        return Span(first, last, min(self.jump, other.jump))  # the larger one is broadcast
+        return Span(first, last, min(self.stride, other.stride))  # the larger one is broadcast
 
 
 @dataclass(frozen=True)
-class Sight:
+class ReceptiveField:
     """The receptive field of the elements of a tensor."""
 
     rows: Span = Span()
@@ -91,21 +93,21 @@ class Sight:
     """The axes of rows and columns, from the end; empty where all elements share one field."""
 
     @property
-    def field(self) -> Pair:
+    def receptive_field(self) -> Pair:
         return self.rows.size, self.columns.size
 
     @property
-    def jump(self) -> Pair | None:
-        return (self.rows.jump, self.columns.jump) if self.axes else None
+    def stride(self) -> Pair | None:
+        return (self.rows.stride, self.columns.stride) if self.axes else None
 
-    def through(self, *windows: Sequence[int]) -> "Sight":
+    def through(self, *windows: Sequence[int]) -> "ReceptiveField":
         """Return the field after windows of (kernel, stride, padding) for rows and columns."""
         rows, columns = zip(*windows, strict=True)
         return replace(self, rows=self.rows.through(*rows), columns=self.columns.through(*columns))
 
-    def union(self, other: "Sight") -> "Sight":
+    def union(self, other: "ReceptiveField") -> "ReceptiveField":
         rows, columns = self.rows.union(other.rows), self.columns.union(other.columns)
-        return Sight(rows, columns, self.axes or other.axes)
+        return ReceptiveField(rows, columns, self.axes or other.axes)
 
 
 def summarize(network: nn.Module, image: Shape) -> Summary:
@@ -117,7 +119,7 @@ def summarize(network: nn.Module, image: Shape) -> Summary:
             hooks.enter_context(module.register_forward_pre_hook(watch.enter))
             hooks.enter_context(module.register_forward_hook(watch.leave(name)))
         pixels = torch.empty(1, *image, device=device)
-        watch.sights[pixels] = Sight()
+        watch.receptive_fields[pixels] = ReceptiveField()
         with watch:
             network(pixels)
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -130,7 +132,9 @@ class OperationRecorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sights: Any = WeakTensorKeyDictionary()  # Sight | None, of what depends on the image
+        self.receptive_fields: Any = (
+            WeakTensorKeyDictionary()
+        )  # Sight | None, of what depends on the image
         self.layers: list[Layer] = []
         self.activations = 0
         self._costs: list[int] = []  # of each module under way, without those inside it
@@ -143,15 +147,19 @@ class OperationRecorder(TorchDispatchMode):
         out = func(*args, **kwargs)
         if cost := flop_registry.get(func.overloadpacket):
             self._costs[-1] += cost(*args, **kwargs, out_val=out) // 2
-        seen = [(x, self.sights[x]) for x in _tensors((args, kwargs)) if x in self.sights]
+        seen = [
+            (x, self.receptive_fields[x])
+            for x in _tensors((args, kwargs))
+            if x in self.receptive_fields
+        ]
         outs = _tensors(out)
         if seen and outs:
             if not any(result.alias_info for result in func._schema.returns):
                 self.activations += outs[0].numel()
-            followed = all(sight for _, sight in seen)
-            sight = _after(func, _named(func, args, kwargs), seen, outs[0]) if followed else None
+            followed = all(field for _, field in seen)
+            field = _after(func, _named(func, args, kwargs), seen, outs[0]) if followed else None
             for tensor in outs:
-                self.sights[tensor] = sight
+                self.receptive_fields[tensor] = field
         return out
 
     def enter(self, module: nn.Module, args: Any) -> None:
@@ -165,61 +173,65 @@ class OperationRecorder(TorchDispatchMode):
             own = set(module.parameters(recurse=False)) - self._counted
             self._counted |= own
             if isinstance(module, nn.Linear) and tensor.ndim > 2:  # rows and columns are one inside
-                self.sights[tensor] = self.sights.get(args[0])
+                self.receptive_fields[tensor] = self.receptive_fields.get(args[0])
             if own or cost or not any(module.children()):
-                sight = self.sights.get(tensor)
+                field = self.receptive_fields.get(tensor)
                 shape, parameters = tuple(tensor.shape[1:]), sum(p.numel() for p in own)
-                field, jump = (sight.field, sight.jump) if sight else (None, None)
+                size, stride = (field.receptive_field, field.stride) if field else (None, None)
                 kind = type(module).__name__
-                self.layers.append(Layer(name, kind, shape, parameters, cost, field, jump))
+                self.layers.append(Layer(name, kind, shape, parameters, cost, size, stride))
 
         return hook
 
 
-def _after(func: Any, named: dict[str, Any], seen: Seen, out: Tensor) -> Sight | None:
+def _after(
+    func: Any, named: dict[str, Any], seen: InputFields, out: Tensor
+) -> ReceptiveField | None:
     """Return the receptive field of an operation's output; None where it is not followed."""
-    operation, (tensor, sight) = func.overloadpacket, seen[0]
+    operation, (tensor, field) = func.overloadpacket, seen[0]
     if operation is aten.convolution:
         kernel = named["weight"].shape[2:]
-        return None if named["transposed"] else _window(sight, kernel, named)
+        return None if named["transposed"] else _window(field, kernel, named)
     if operation in POOLS:
-        return _window(sight, named["kernel_size"], named)
+        return _window(field, named["kernel_size"], named)
     if operation is aten.permute:
-        return _moved(sight, named["dims"])
+        return _moved(field, named["dims"])
     if operation is aten.transpose:
         order = list(range(tensor.ndim))
         one, other = named["dim0"], named["dim1"]
         order[one], order[other] = order[other], order[one]
-        return _moved(sight, order)
-    if operation is aten.constant_pad_nd and sight.axes == (-2, -1):
-        return sight.through((1, 1), (1, 1), (*named["pad"], 0, 0)[2::-2])
+        return _moved(field, order)
+    if operation is aten.constant_pad_nd and field.axes == (-2, -1):
+        return field.through((1, 1), (1, 1), (*named["pad"], 0, 0)[2::-2])
     if operation in ADAPTIVE | RESHAPES:
-        return _gathered(operation, tensor, sight, out)
+        return _gathered(operation, tensor, field, out)
     return _joined(seen, out)
 
 
-def _window(sight: Sight, kernel: Any, named: dict[str, Any]) -> Sight | None:
+def _window(field: ReceptiveField, kernel: Any, named: dict[str, Any]) -> ReceptiveField | None:
     """Return the receptive field after a convolution or a pool."""
-    if not sight.axes:  # a map of 1 x 1: all around it is padding
-        return sight
-    if sight.axes != (-2, -1):
+    if not field.axes:  # a map of 1 x 1: all around it is padding
+        return field
+    if field.axes != (-2, -1):
         return None
     stride, dilation = named["stride"] or kernel, named.get("dilation", 1)
     spread = zip(_pair(kernel), _pair(dilation), strict=True)
     wide = [d * (k - 1) + 1 for k, d in spread]
-    return sight.through(wide, _pair(stride), _pair(named["padding"]))
+    return field.through(wide, _pair(stride), _pair(named["padding"]))
 
 
-def _gathered(operation: Any, tensor: Tensor, sight: Sight, out: Tensor) -> Sight | None:
+def _gathered(
+    operation: Any, tensor: Tensor, field: ReceptiveField, out: Tensor
+) -> ReceptiveField | None:
     """Return the receptive field after a flattening, a reduction, or an adaptive pool."""
-    here = [tensor.shape[axis] for axis in sight.axes]
-    there = [out.shape[axis] for axis in sight.axes if -axis <= out.ndim]
+    here = [tensor.shape[axis] for axis in field.axes]
+    there = [out.shape[axis] for axis in field.axes if -axis <= out.ndim]
     flat = out.ndim == 2 and len(out) == len(tensor)
     if here and (flat or set(there) == {1}):
-        return replace(sight.through(here, here, (0, 0)), axes=())
+        return replace(field.through(here, here, (0, 0)), axes=())
     if here and operation in ADAPTIVE:
-        return sight.through(*zip(*map(_adaptive, here, there), strict=True), (0, 0))
-    return sight if here == there else None
+        return field.through(*zip(*map(_adaptive, here, there), strict=True), (0, 0))
+    return field if here == there else None
 
 
 def _adaptive(size: int, places: int) -> Pair:
@@ -230,21 +242,21 @@ def _adaptive(size: int, places: int) -> Pair:
     return max(end - start for start, end in zip(starts, ends, strict=False)), max(steps)
 
 
-def _joined(seen: Seen, out: Tensor) -> Sight | None:
+def _joined(seen: InputFields, out: Tensor) -> ReceptiveField | None:
     """Return the union of the inputs' fields, if their rows and columns coincide, else None."""
-    sight = seen[0][1]
+    field = seen[0][1]
     for tensor, other in seen:
         there = [out.shape[axis] for axis in other.axes if -axis <= out.ndim]
         if [tensor.shape[axis] for axis in other.axes] != there:
             return None
-        sight = sight.union(other)
-    return sight if all(other.axes in ((), sight.axes) for _, other in seen) else None
+        field = field.union(other)
+    return field if all(other.axes in ((), field.axes) for _, other in seen) else None
 
 
-def _moved(sight: Sight, order: Sequence[int]) -> Sight:
+def _moved(field: ReceptiveField, order: Sequence[int]) -> ReceptiveField:
     count = len(order)
     places = [place % count for place in order]
-    return replace(sight, axes=tuple(places.index(axis % count) - count for axis in sight.axes))
+    return replace(field, axes=tuple(places.index(axis % count) - count for axis in field.axes))
 
 
 def _pair(value: Any) -> Pair:

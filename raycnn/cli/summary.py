@@ -17,7 +17,7 @@ from raycnn.shape import Shape
 if TYPE_CHECKING:
     from raycnn.analysis.summary import Layer, Summary
 
-COLUMNS = ["layer", "kind", "output", "parameters", "multiply-adds", "field", "jump"]
+COLUMNS = ["layer", "kind", "output", "parameters", "multiply-adds", "field", "stride"]
 
 
 def summary(
@@ -36,7 +36,7 @@ def summary(
     """Show a network layer by layer: shapes, parameters, multiply-adds, receptive fields.
 
     Options of a MODEL are key=value; a JOB's image size and classes are its data's. `field` is the
-    receptive field along a side and `jump` the cumulative stride, in pixels; a dash means unknown.
+    receptive field along a side, `stride` the cumulative stride, in pixels; a dash means unknown.
     """
     if is_job(network) and (image or classes):
         raise SpecError(f"{network} says its images and classes: --image, --classes are a model's")
@@ -88,8 +88,8 @@ def _row(layer: "Layer") -> list[str]:
         "x".join(map(str, layer.shape)),
         f"{layer.parameters:,}" if layer.parameters else "",
         f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
-        _square(layer.field),
-        _square(layer.jump),
+        _square(layer.receptive_field),
+        _square(layer.stride),
     ]
 
 

@@ -34,10 +34,10 @@ class Sampler(Protocol):
         """Record the result of a trial, higher being better; None if it failed."""
 
 
-def make_sampler(search: TuneSpec, architecture: Architecture, begun: int = 0) -> Sampler:
-    """Return the sampler of an architecture of which `begun` trials were sampled before."""
+def make_sampler(search: TuneSpec, architecture: Architecture, sampled: int = 0) -> Sampler:
+    """Return the sampler of an architecture of which `sampled` trials were sampled before."""
     if search.tune.searcher == "optuna" and architecture.space:
-        return OptunaSampler(search.tune.seed, architecture, begun)
+        return OptunaSampler(search.tune.seed, architecture, sampled)
     return RandomSampler(search.tune.seed, architecture)
 
 
@@ -90,12 +90,12 @@ def _distinct_draws(space: Space, seed: int) -> Iterator[Tree]:
 class OptunaSampler:
     """Optuna's TPE: tree-structured Parzen estimators (Bergstra et al., NIPS 2011)."""
 
-    def __init__(self, seed: int, architecture: Architecture, begun: int):
+    def __init__(self, seed: int, architecture: Architecture, sampled: int):
         import optuna  # slow to import
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(
-            seed=rng.number(seed, _digest(architecture.name), begun) % 2**32
+            seed=rng.number(seed, _digest(architecture.name), sampled) % 2**32
         )
         self.study = optuna.create_study(direction="maximize", sampler=sampler)
         self.space = architecture.space

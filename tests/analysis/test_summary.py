@@ -42,7 +42,7 @@ def test_the_layers_of_every_network_add_up_to_what_torch_counts(name: str) -> N
     assert sum(layer.parameters for layer in found.layers) == found.parameters
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert found.layers[-1].shape == (10,)
-    assert all(layer.field for layer in found.layers), "every layer is followed"
+    assert all(layer.receptive_field for layer in found.layers), "every layer is followed"
 
 
 def test_the_multiply_adds_are_the_ones_of_the_papers() -> None:
@@ -71,7 +71,7 @@ def test_the_field_of_a_stack_is_the_closed_formula(stages: tuple[int, ...]) -> 
     """1 + the sum over layers of (k - 1) times the strides before it: 212 for VGG-16."""
     layers = summarize(on_meta(vgg_like, *stages), PHOTO).layers
     size = 1 + sum(2**depth * (2 * count + 1) for depth, count in enumerate(stages))
-    assert layers[-1].field == (size, size) and layers[-1].jump == (32, 32)
+    assert layers[-1].receptive_field == (size, size) and layers[-1].stride == (32, 32)
 
 
 class Branches(nn.Module):
@@ -129,7 +129,7 @@ def seen_by_the_centre(net: nn.Module, shape: Shape) -> tuple[int, int]:
 )
 def test_the_field_is_what_the_gradient_of_the_centre_covers(net: nn.Module) -> None:
     shape = Shape(2, 65, 65)
-    field = summarize(net, shape).layers[-1].field
+    field = summarize(net, shape).layers[-1].receptive_field
     assert field == seen_by_the_centre(net, shape)
 
 
@@ -137,14 +137,19 @@ def test_what_a_global_mean_weighs_sees_the_whole_image() -> None:
     net, shape = Squeeze(), Shape(2, 12, 20)
     found = summarize(nn.Sequential(net, nn.Conv2d(4, 1, 1)), shape).layers[-1]
     assert seen_by_the_centre(net, shape) == (12, 20)
-    assert found.field and found.field[0] >= 12 and found.field[1] >= 20 and found.jump == (1, 1)
+    assert (
+        found.receptive_field
+        and found.receptive_field[0] >= 12
+        and found.receptive_field[1] >= 20
+        and found.stride == (1, 1)
+    )
 
 
 def test_a_flattening_and_an_adaptive_pool_see_the_whole_image() -> None:
     conv = nn.Conv2d(3, 3, 3, padding=1)
     for last in ([nn.Flatten(), nn.Linear(192, 2)], [nn.AdaptiveMaxPool2d(1)], [nn.AvgPool2d(8)]):
         layer = summarize(nn.Sequential(conv, *last), Shape(3, 8, 8)).layers[-1]
-        assert layer.field == (10, 10), "8 and the padding on both sides"
+        assert layer.receptive_field == (10, 10), "8 and the padding on both sides"
 
 
 def test_the_fields_of_known_networks_are_the_published_ones() -> None:
@@ -160,7 +165,7 @@ def test_the_fields_of_known_networks_are_the_published_ones() -> None:
         (on_meta(convnext_tiny), "features.1.2.block.5", 4 + 3 * 6 * 4),  # channels last within
     ):
         found = summarize(network, PHOTO)
-        assert named(found, layer).field == (size, size)
+        assert named(found, layer).receptive_field == (size, size)
         assert found.parameters == sum(row.parameters for row in found.layers)
 
 
@@ -168,7 +173,7 @@ def test_what_is_not_followed_says_so() -> None:
     first = nn.Conv2d(3, 4, 2, 2)
     for rest in ([nn.Flatten(2), nn.Linear(16, 2)], [nn.ConvTranspose2d(4, 4, 1), nn.ReLU()]):
         layers = summarize(nn.Sequential(first, *rest), Shape(3, 8, 8)).layers
-        assert [layer.field for layer in layers] == [(2, 2), None, None]
+        assert [layer.receptive_field for layer in layers] == [(2, 2), None, None]
 
 
 def test_a_summary_leaves_no_hooks_behind() -> None:

@@ -144,4 +144,4 @@ def test_a_resumed_search_does_not_draw_again_what_it_had_drawn(read: Read) -> N
     search = read(OPTUNA)
     (architecture,) = search.architectures
     before = make_sampler(search, architecture).changes(0)
-    assert make_sampler(search, architecture, begun=1).changes(1) != before
+    assert make_sampler(search, architecture, sampled=1).changes(1) != before

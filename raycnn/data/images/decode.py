@@ -25,7 +25,7 @@ from raycnn.shape import Shape
 
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.int64]
-Named = tuple[str, Path | str | bytes | None]
+NamedImage = tuple[str, Path | str | bytes | None]
 """The display name of an image, and its file or its bytes; None where it has neither."""
 Fit = Literal["crop", "stretch"]
 Mode = Literal["rgb", "grey"]
@@ -87,7 +87,7 @@ def find_image_format(
     fit: Fit,
     mode: Mode | None,
     max_value: float | None,
-    pictures: Iterable[Named],
+    pictures: Iterable[NamedImage],
 ) -> ImageFormat:
     """Return the image format that the options give, completed from a sample of the images.
 
@@ -101,7 +101,7 @@ def find_image_format(
     return ImageFormat(Shape(channels, height, width), fit if size else None, white)
 
 
-def _read_headers(pictures: Iterable[Named]) -> list[Header]:
+def _read_headers(pictures: Iterable[NamedImage]) -> list[Header]:
     headers: list[Header] = []
     fault = BadImage("there are no images")
     deep = 0
@@ -150,7 +150,7 @@ def _common_max_value(headers: Sequence[Header]) -> float | None:
     return white
 
 
-def read_header(picture: Named, levels: bool = True) -> Header:
+def read_header(picture: NamedImage, levels: bool = True) -> Header:
     """Return the properties of an image. Raises BadImage when it cannot be read."""
     name, origin = picture
     try:
@@ -176,7 +176,7 @@ def _is_deep_color(image: Image.Image) -> bool:
     )
 
 
-def decode(picture: Named, form: ImageFormat) -> Decoded:
+def decode(picture: NamedImage, form: ImageFormat) -> Decoded:
     """Decode an image to a format, rotated as its EXIF data says.
 
     Raises BadImage when it cannot be read, and DataError when its size differs and `form.fit` is
@@ -223,7 +223,7 @@ def _conversions(image: Image.Image, channels: int) -> tuple[str, ...]:
     return tuple(text for text, holds in found.items() if holds)
 
 
-def decode_all(pictures: Sequence[Named], form: ImageFormat) -> list[Decoded | BadImage]:
+def decode_all(pictures: Sequence[NamedImage], form: ImageFormat) -> list[Decoded | BadImage]:
     """Decode images in as many threads as torch uses.
 
     An image that cannot be read is returned as its BadImage error.
@@ -237,7 +237,7 @@ def decode_all(pictures: Sequence[Named], form: ImageFormat) -> list[Decoded | B
         return [image for done in pool.map(_decode_each, shares, repeat(form)) for image in done]
 
 
-def decode_batch(pictures: Sequence[Named], form: ImageFormat) -> list[Pixels | BadImage]:
+def decode_batch(pictures: Sequence[NamedImage], form: ImageFormat) -> list[Pixels | BadImage]:
     """Return the pixels (H, W, C) uint8 of each image, or its BadImage error."""
     decoded = decode_all(pictures, form)
     return [image if isinstance(image, BadImage) else image.pixels for image in decoded]
@@ -246,7 +246,7 @@ def decode_batch(pictures: Sequence[Named], form: ImageFormat) -> list[Pixels | 
 class Pictures:
     """Images decoded on every access; `find` returns the names and files or bytes of rows."""
 
-    def __init__(self, count: int, find: Callable[[Rows], Sequence[Named]], form: ImageFormat):
+    def __init__(self, count: int, find: Callable[[Rows], Sequence[NamedImage]], form: ImageFormat):
         self.count, self.find, self.form = count, find, form
 
     def __len__(self) -> int:
@@ -266,7 +266,7 @@ class Pictures:
         return decode_all(self.find(rows), self.form)
 
 
-def _decode_each(pictures: Sequence[Named], form: ImageFormat) -> list[Decoded | BadImage]:
+def _decode_each(pictures: Sequence[NamedImage], form: ImageFormat) -> list[Decoded | BadImage]:
     done: list[Decoded | BadImage] = []
     for picture in pictures:
         try:

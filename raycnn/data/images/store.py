@@ -238,14 +238,14 @@ class DecodeProgress:
     total: int
     callback: ProgressCallback | None
     count: int = 0
-    told: float = field(default_factory=time.monotonic)
+    notified_at: float = field(default_factory=time.monotonic)
 
     def add(self, images: int) -> None:
         self.count += images
         now = time.monotonic()
-        if self.callback and (now - self.told > PROGRESS_S or self.count == self.total):
+        if self.callback and (now - self.notified_at > PROGRESS_S or self.count == self.total):
             self.callback(self.count, self.total)
-            self.told = now
+            self.notified_at = now
 
 
 @dataclass

@@ -25,7 +25,7 @@ from raycnn.data.images.decode import (
     ImageFormat,
     MaxValue,
     Mode,
-    Named,
+    NamedImage,
     Pictures,
     Rows,
     Size,
@@ -49,7 +49,7 @@ SPLITS = {
     "test": ("test", "testing", "tst", "eval", "evaluation"),
 }
 # Folders that operating systems and tools leave behind, in addition to names with a leading dot.
-LITTER = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+IGNORED_NAMES = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Listing:
     """(N,)"""
     warnings: tuple[str, ...]
 
-    def pictures(self, rows: Rows) -> list[Named]:
+    def pictures(self, rows: Rows) -> list[NamedImage]:
         paths = (os.path.join(self.folder, name) for name in self.names[rows].tolist())
         return [(_shown(path), os.fsdecode(path)) for path in paths]
 
@@ -211,7 +211,7 @@ def _choose_splits(root: Path, named: dict[str, str], warnings: list[str]) -> di
 def _folders(root: Path) -> list[str]:
     with os.scandir(root) as entries:
         return sorted(
-            entry.name for entry in entries if entry.is_dir() and not _is_litter(entry.name)
+            entry.name for entry in entries if entry.is_dir() and not _is_ignored(entry.name)
         )
 
 
@@ -221,11 +221,11 @@ def _holds_pictures(folder: Path) -> bool:
 
 
 def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in ENDINGS and not _is_litter(name)
+    return os.path.splitext(name)[1].lower() in ENDINGS and not _is_ignored(name)
 
 
-def _is_litter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in LITTER
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or name.lower() in IGNORED_NAMES
 
 
 def _list(top: Path) -> Listing:
@@ -304,7 +304,7 @@ def _walk_into(tree: Tree, folder: str, below: str, above: frozenset[str]) -> No
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if _is_litter(entry.name):
+            if _is_ignored(entry.name):
                 tree.ignored["hidden"] += 1
             elif entry.is_dir():
                 _walk_into(tree, entry.path, os.path.join(below, entry.name), above | {real})
@@ -317,7 +317,7 @@ def _walk_into(tree: Tree, folder: str, below: str, above: frozenset[str]) -> No
 
 
 def _reason(name: str) -> str:
-    if _is_litter(name):
+    if _is_ignored(name):
         return "hidden"
     return f"of type {os.path.splitext(name)[1].lower() or '(none)'}"
 

@@ -34,7 +34,7 @@ SAMPLE = 64  # images sampled to find the value of white
 SAMPLE_BYTES = 2**26
 
 
-class Handle:
+class Hdf5File:
     """An HDF5 file, opened lazily and separately in each process."""
 
     def __init__(self, path: Path):
@@ -110,7 +110,7 @@ class Handle:
 class Arrays:
     """The images of a file, converted to (B, H, W, C) uint8 on access."""
 
-    file: Handle
+    file: Hdf5File
     key: str
     layout: Layout
     max_value: float
@@ -155,8 +155,8 @@ class Keys:
 class SplitFiles:
     """The image file and the label file of one split, which may be the same."""
 
-    images: Handle
-    labels: Handle
+    images: Hdf5File
+    labels: Hdf5File
 
 
 class Hdf5:
@@ -264,7 +264,7 @@ class Hdf5:
         return self._key(file, split, self.keys.labels, LABELS, _may_be_labels)
 
     def _key(
-        self, file: Handle, split: str, given: str | None, usual: str, fits: Callable[[Any], bool]
+        self, file: Hdf5File, split: str, given: str | None, usual: str, fits: Callable[[Any], bool]
     ) -> str:
         """Return the given key, else the default one, else the only dataset that fits."""
         key = (given or usual).replace("{split}", split)
@@ -357,7 +357,7 @@ def hdf5(
     splits = {}
     for name, (file, labels_file) in given.items():
         if file:
-            handle = Handle(folder / file)
-            own = Handle(folder / labels_file) if labels_file else handle
+            handle = Hdf5File(folder / file)
+            own = Hdf5File(folder / labels_file) if labels_file else handle
             splits[name] = SplitFiles(handle, own)
     return Hdf5(splits, Keys(images, labels, classes), test, layout, max_value)

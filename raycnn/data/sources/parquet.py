@@ -31,7 +31,7 @@ from raycnn.data.images.decode import (
     ImageFormat,
     MaxValue,
     Mode,
-    Named,
+    NamedImage,
     Pictures,
     Rows,
     Size,
@@ -45,7 +45,7 @@ from raycnn.runtime import memory
 from raycnn.shape import Shape
 
 FOLDERS = ("", "data/", "default/")  # folders of Hugging Face's data set repositories
-WORDS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SPLIT_WORDS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 DEFAULT = {
     split: [
         f"{folder}{word}{form}"
@@ -53,7 +53,7 @@ DEFAULT = {
         for word in words
         for form in ("-*.parquet", ".parquet", "/*.parquet")
     ]
-    for split, words in WORDS.items()
+    for split, words in SPLIT_WORDS.items()
 }
 LABEL_NAMES = ("label", "labels", "class", "target")
 CACHE_BYTES = 2**28  # cached row groups of images, for the next batch
@@ -110,7 +110,7 @@ class Table:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def pictures(self, rows: Rows) -> list[Named]:
+    def pictures(self, rows: Rows) -> list[NamedImage]:
         found = []
         for row in rows.tolist():
             group = bisect_right(self._starts, row) - 1
@@ -120,7 +120,7 @@ class Table:
             found.append(self._named(name, self.files[file], cell))
         return found
 
-    def sample(self) -> Iterator[Named]:
+    def sample(self) -> Iterator[NamedImage]:
         """Yield a sample of the images, from row groups spread over the files."""
         chosen = np.linspace(0, len(self._groups) - 1, SAMPLED_GROUPS).astype(int)
         for group in np.unique(chosen).tolist():
@@ -149,7 +149,7 @@ class Table:
             for file, number, _ in self._groups
         ]
 
-    def _named(self, name: str, file: str, cell: Any) -> Named:
+    def _named(self, name: str, file: str, cell: Any) -> NamedImage:
         """Return an image's bytes, else its path, relative to the Parquet file's folder."""
         content, path = cell, None
         if isinstance(cell, dict):
