@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LEAST = 4  # rows and columns of a feature map with useful resolution
+MIN_SIDE = 4  # rows and columns of a feature map with useful resolution
 
 
 def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None:
     """Return heat maps (B, H, W) in 0 to 1 of images (B, C, H, W) for `classes` (B,).
 
-    Uses the last feature map of at least LEAST rows and columns; returns None where the network has
-    none. The model must be in evaluation mode, and stays in it.
+    Uses the last feature map of at least MIN_SIDE rows and columns; returns None where the model
+    has none. It must be in evaluation mode, and stays in it.
     """
     maps: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, out: Any) -> None:
-        if isinstance(out, Tensor) and out.ndim == 4 and min(out.shape[2:]) >= LEAST:
+        if isinstance(out, Tensor) and out.ndim == 4 and min(out.shape[2:]) >= MIN_SIDE:
             maps[:] = [out]
 
     with torch.enable_grad(), ExitStack() as hooks:

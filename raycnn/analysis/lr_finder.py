@@ -20,9 +20,9 @@ from raycnn.training.loop import fresh_state, load_initial_weights, loss_weights
 from raycnn.training.optim import Rates
 from raycnn.training.step import TrainStep
 
-EXPLODED = 3.0  # the test ends at so many times the smallest loss so far
+DIVERGENCE_FACTOR = 3.0  # the test ends at so many times the smallest loss so far
 SMOOTHED_SHARE = 0.03  # standard deviation of the smoothing, as a share of the steps
-FEWEST_STEPS = 10
+MIN_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def find_lr(
     """Train from the job's initial weights at rates from `low` to `high`, until the loss diverges.
 
     No run or checkpoint is read or written. Raises JobFailed when the loss diverges within the
-    first FEWEST_STEPS steps.
+    first MIN_STEPS steps.
     """
     job = job.change({"train.ema": None, "stages": []})
     splits = open_splits(job)
@@ -77,9 +77,9 @@ def find_lr(
     for k, batch in enumerate(islice(batches, steps)):
         _, loss = step(batch, k)
         losses.append(loss.item() / batch.total)
-        if not math.isfinite(losses[-1]) or losses[-1] > EXPLODED * min(losses):
+        if not math.isfinite(losses[-1]) or losses[-1] > DIVERGENCE_FACTOR * min(losses):
             losses.pop()
             break
-    if len(losses) < FEWEST_STEPS:
+    if len(losses) < MIN_STEPS:
         raise JobFailed(f"the loss explodes after {len(losses)} steps: begin with smaller rates")
     return RangeTest(low * growth ** np.arange(len(losses)), np.array(losses))

@@ -29,7 +29,7 @@ from raycnn.training.preflight import resolve_job
 EPOCHS, STEPS = 3, 12  # of the shortened job: at most so many steps an epoch
 TRIES = 3
 POLL_S = 0.002
-CLOSE = 1e-3  # tolerance between numbers of workers, relative to the largest weight
+TOLERANCE = 1e-3  # tolerance between numbers of workers, relative to the largest weight
 CLOCK = {"images_per_s", "time_s", "memory_mib"}  # metrics that may differ between equal runs
 STDERR = "stderr"  # the file of the workers' stderr in the run folder
 
@@ -231,8 +231,8 @@ def _close(one: Run, other: Run, job: JobSpec) -> VerifyCheck:
     tensors = [checkpoint.read_tensors(path) for path in paths]
     largest = max(tensor.abs().max().item() for tensor in tensors[0].values())
     apart = _distance(*tensors) / largest
-    said = f"{text}: weights within {apart:.1g} of the largest (at most {CLOSE:g}: float sums)"
-    return VerifyCheck(said, apart <= CLOSE)
+    said = f"{text}: weights within {apart:.1g} of the largest (at most {TOLERANCE:g}: float sums)"
+    return VerifyCheck(said, apart <= TOLERANCE)
 
 
 def _distance(one: Any, other: Any) -> float:

@@ -12,7 +12,7 @@ from raycnn.errors import SpecError, unknown
 from raycnn.models.blocks import TooSmall
 from raycnn.shape import Shape
 
-LARGEST = 512  # pixels: the largest side tried when the minimum is looked for
+MAX_SIDE = 512  # pixels: the largest side tried when the minimum is looked for
 
 
 def build_model(choice: Model, shape: Shape, classes: int) -> nn.Module:
@@ -58,11 +58,11 @@ def begin_training(model: nn.Module) -> None:
 
 def _min_image_size(choice: Model, channels: int, classes: int) -> int:
     """Return the smallest side, in pixels, of square images that a network accepts."""
-    for size in range(1, LARGEST):
+    for size in range(1, MAX_SIDE):
         try:
             with torch.device("meta"):  # allocates and computes nothing
                 MODELS.build(choice, Shape(channels, size, size), classes)
             return size
         except TooSmall:
             continue
-    return LARGEST
+    return MAX_SIDE

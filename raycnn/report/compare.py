@@ -17,28 +17,30 @@ if TYPE_CHECKING:
 CLASSES = 40  # the classes that differ most, in the table and the figure
 
 
-def write_comparison(path: Path, found: Comparison) -> None:
+def write_comparison(path: Path, comparison: Comparison) -> None:
     """Write the page of a comparison. Raises OSError."""
-    names = [run.name for run in found.runs]
+    names = [run.name for run in comparison.runs]
     with style.styled():
-        values = _values(found)
+        values = _values(comparison)
     page.save_page(
         path, page.render("compare.html", f"{' and '.join(names[:3])} · raycnn", **values)
     )
 
 
-def _values(found: Comparison) -> dict[str, Any]:
-    classes = list(found.classes.items())[:CLASSES]
+def _values(comparison: Comparison) -> dict[str, Any]:
+    classes = list(comparison.classes.items())[:CLASSES]
     return {
-        "found": found,
-        "colors": [color_of(place) for place in range(len(found.runs))],
+        "found": comparison,
+        "colors": [color_of(place) for place in range(len(comparison.runs))],
         "differing": [
-            (key, [page.plain(value) for value in row]) for key, row in found.differing.items()
+            (key, [page.plain(value) for value in row]) for key, row in comparison.differing.items()
         ],
-        "curves": _curves(found.runs),
+        "curves": _curves(comparison.runs),
         "classes": classes,
-        "class_picture": _classes(found, classes) if classes and len(found.runs) <= 7 else None,
-        "grouped": any(len(group.runs) > 1 for group in found.groups),
+        "class_picture": _classes(comparison, classes)
+        if classes and len(comparison.runs) <= 7
+        else None,
+        "grouped": any(len(group.runs) > 1 for group in comparison.groups),
     }
 
 
@@ -70,14 +72,14 @@ def _curves(runs: Sequence[ComparedRun]) -> list[Markup]:
     return drawn
 
 
-def _classes(found: Comparison, classes: Sequence[tuple[str, list[float]]]) -> Markup:
+def _classes(comparison: Comparison, classes: Sequence[tuple[str, list[float]]]) -> Markup:
     """Draw the recall of each class in each run, as dots on a line."""
 
     def picture(axes: "Axes") -> None:
         for line, (_, recalls) in enumerate(classes):
             low, high = 100 * min(recalls), 100 * max(recalls)
             axes.plot([low, high], [line, line], color=style.LINE, lw=3, zorder=1)
-        for place, run in enumerate(found.runs):
+        for place, run in enumerate(comparison.runs):
             points = [100 * recalls[place] for _, recalls in classes]
             axes.scatter(
                 points, range(len(classes)), 26, color=color_of(place), label=run.name,

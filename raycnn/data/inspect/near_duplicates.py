@@ -21,7 +21,7 @@ GRID, COARSE = 16, 4
 CHUNK_BYTES = 2**24
 BLOCK = 256  # images compared with all others at once, and pairs compared at once
 ROUNDING = 1e-5
-MOST = 100_000  # at most so many pairs are returned
+MAX_PAIRS = 100_000  # at most so many pairs are returned
 
 Thumbnails = NDArray[np.float16]
 Rows = NDArray[np.int64]
@@ -39,7 +39,7 @@ def thumbnails(images: Images, rows: Rows) -> Thumbnails:
 
 
 def near_duplicates(thumbs: Thumbnails) -> list[Pair]:
-    """Return all pairs of near-duplicates, at most MOST, the nearest first.
+    """Return all pairs of near-duplicates, at most MAX_PAIRS, the nearest first.
 
     Block sums of a thumbnail, scaled to preserve lengths, never increase a distance. So pairs that
     are near are also near by these sums, and along their first principal axis, which prunes the
@@ -61,8 +61,8 @@ def near_duplicates(thumbs: Thumbnails) -> list[Pair]:
         apart = squares[block, None] + squares[after] - 2 * coarse[block] @ coarse[after].T
         ones, others = np.nonzero(np.triu(apart < THRESHOLD**2 + ROUNDING, 1))
         found = _within_threshold(thumbs, rows[start + ones], rows[start + others])
-        pairs += islice(found, MOST - len(pairs))
-        if len(pairs) == MOST:
+        pairs += islice(found, MAX_PAIRS - len(pairs))
+        if len(pairs) == MAX_PAIRS:
             break
     return sorted(pairs, key=lambda pair: (pair.difference, pair))
 

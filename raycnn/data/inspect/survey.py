@@ -59,7 +59,7 @@ class Survey:
     duplicates: list[Duplicates]
     """Images with equal pixels."""
     near_duplicates: list[Duplicates]
-    """At most `near_duplicates.MOST`, the nearest first, each with all its exact duplicates."""
+    """At most MAX_PAIRS, the nearest first, each with all its exact duplicates."""
 
 
 def survey(store: Store, members: SplitIndices) -> Survey:

@@ -80,7 +80,7 @@ def test_images_smaller_than_a_thumbnail_are_compared_too() -> None:
 
 
 def test_of_very_many_pairs_some_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_duplicates, "MOST", 50)
+    monkeypatch.setattr(near_duplicates, "MAX_PAIRS", 50)
     assert len(found(np.repeat(scenes(1), 100, axis=0))) == 50
 
 
