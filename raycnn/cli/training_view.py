@@ -18,8 +18,11 @@ from raycnn.training.callbacks import (
     Event,
     Failed,
     Progress,
+    StoppedEarly,
     StoppedOnRequest,
 )
+
+SPEED_PERIOD_S = 600  # a longer time than most validations take, which are part of an epoch
 
 # Shown by the error that ends the command or by the result, or too frequent.
 HIDDEN = CheckpointSaved | Failed | StoppedOnRequest | Evaluated
@@ -52,6 +55,7 @@ class TerminalView:
             progress.MofNCompleteColumn(),
             progress.TimeRemainingColumn(),
             console=console,
+            speed_estimate_period=SPEED_PERIOD_S,
             transient=True,
         )
         self.task = self.bar.add_task("starting", total=None)
@@ -85,12 +89,25 @@ class TerminalView:
                     self.bar.console.print(HEADER, style="bold", highlight=False)
                     self.headed = True
                 self.bar.console.print(table_row(event.metrics), highlight=False)
+                if event.metrics["epoch"] == self.epochs:
+                    self._last_part("testing")
+            case StoppedEarly():
+                self.bar.console.print(event.message, style="dim", highlight=False)
+                self._last_part("testing")
+            case Evaluated():
+                self._last_part("writing the report")
             case _ if is_shown(event):
                 self.bar.console.print(event.message, style="dim", highlight=False, markup=False)
 
+    def _last_part(self, text: str) -> None:
+        """Show work of unknown duration: a task that had a total keeps it."""
+        self.bar.remove_task(self.task)
+        self.task = self.bar.add_task(text, total=None)
+
     def _progress(self, event: Progress) -> None:
         """Update the bar; the remaining time is that of the whole run, at this process's speed."""
-        text = f"epoch {event.epoch}/{self.epochs}"
+        loss = "" if event.loss is None else f"  loss {event.loss:.4f}"
+        text = f"epoch {event.epoch}/{self.epochs}{loss}"
         done, total = (event.epoch - 1) * event.steps + event.step, self.epochs * event.steps
         if not self.moving:  # else a resumed run's first epochs would count as instant
             self.bar.reset(self.task, total=total, completed=done, description=text)
@@ -123,7 +140,7 @@ def show_result(console: Console, run: Run) -> None:
     """Print the test result of a finished run, its location, and the next commands."""
     result = run.result()
     assert result, "a launcher returns when the run is done"
-    console.print(f"best epoch {result['best_epoch']} of {result['epochs']}", highlight=False)
+    console.print(_chosen(result), highlight=False)
     console.print(tested(result["test"]), style="bold", highlight=False)
     console.print(f"{run.folder}", soft_wrap=True, highlight=False)
     report = run.folder / "report.html"
@@ -134,6 +151,12 @@ def show_result(console: Console, run: Run) -> None:
     for word, verb in zip(("next:", "", ""), ("eval", "predict", "export"), strict=True):
         rest = " PICTURE..." if verb == "predict" else ""
         console.print(f"{word:<5} raycnn {verb} {name}{rest}", soft_wrap=True, highlight=False)
+
+
+def _chosen(result: dict[str, Any]) -> str:
+    """Return which epoch was chosen, and by what: old runs have no `val`."""
+    text = f"best epoch {result['best_epoch']} of {result['epochs']}"
+    return f"{text}: {tested(result['val'], 'validation')}" if result.get("val") else text
 
 
 def tested(test: dict[str, Any], split: str = "test") -> str:

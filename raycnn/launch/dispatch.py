@@ -7,7 +7,7 @@ from raycnn.config.schema import JobSpec, Workers
 from raycnn.errors import ClusterError, Interrupted
 from raycnn.launch.launcher import address_of, launcher_of
 from raycnn.runs.directory import Run
-from raycnn.training.callbacks import Callback, ConnectingToRay
+from raycnn.training.callbacks import Callback, ConnectingToRay, StartingWorkers
 
 if TYPE_CHECKING:
     from raycnn.config.search import TuneSpec
@@ -40,6 +40,8 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
     with connection.connected(job.workers) as nodes:
         from raycnn.launch.ray import trainer  # its imports were loaded while Ray started
 
+        resources = connection.total(nodes)
+        view.on_event(StartingWorkers(resources=resources, workers=job.workers.count_text))
         run = trainer.train_on_ray(job, open_run, nodes, view)
         return Run.open(run.location)  # with files from workers on other machines
 
@@ -79,6 +81,7 @@ def search(
     with connection.connected(workers[0]) as nodes:
         from raycnn.launch.ray import tune
 
+        view.note(f"Ray has {connection.total(nodes)}; starting the trials")
         return _search(open_search, view, lambda opened: tune.run(opened, nodes, view))
 
 

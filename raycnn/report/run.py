@@ -29,7 +29,7 @@ from raycnn.runtime.device import find
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Callback, Warned
 from raycnn.training.loop import TrainResult, fresh_state
-from raycnn.training.metrics import confidence_interval
+from raycnn.training.metrics import FEW, confidence_interval
 from raycnn.training.predictions import SplitPredictions
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ MISTAKES, ISSUES = 24, 16  # mistakes shown; label issues shown per split
 MATRIX = 30  # maximum classes of a complete confusion matrix
 PAIRS = 15  # confused pairs shown above that
 TABLE = 300  # maximum classes in the table, the worst
-FEW = 100  # below so many validation images the choice of the best epoch is called uncertain
 WARNINGS, HAPPENINGS = 20, 40  # maximum warnings and events shown
 SPLITS = ("train", "val", "test")
 

@@ -11,6 +11,7 @@ RESULT, PER_CLASS = "result.json", "per_class.json"
 def result_of(state: TrainingState, test: EpochMetrics) -> dict[str, Any]:
     """Return the content of result.json and per_class.json for a trained state and its test."""
     low, high = confidence_interval(test.hits, test.count)
+    best = state.history[state.best - 1] if state.best else None
     return {
         "test": {
             "acc1": test.acc1,
@@ -21,9 +22,18 @@ def result_of(state: TrainingState, test: EpochMetrics) -> dict[str, Any]:
             "images_per_s": test.count / test.seconds,
         },
         "best_epoch": state.best,
-        "best": state.history[state.best - 1] if state.best else None,
+        "best": best,
+        "val": _validation(best, state.metadata["images"]["val"]),
         "epochs": state.epoch,
         "time_s": state.history[-1]["time_s"] if state.history else 0.0,
         "confusion": test.confusion,
         "per_class": class_metrics(test.confusion, tuple(state.metadata["classes"])),
     }
+
+
+def _validation(best: dict[str, float] | None, count: int) -> dict[str, Any] | None:
+    """Return the validation accuracy of the best epoch, with its interval."""
+    if not best or "val/acc1" not in best:
+        return None
+    low, high = confidence_interval(round(best["val/acc1"] * count), count)
+    return {"acc1": best["val/acc1"], "interval95": [low, high], "count": count}

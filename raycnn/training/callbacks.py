@@ -80,6 +80,8 @@ class Progress(Event):
     """Steps completed in this epoch."""
     steps: int
     """Steps per epoch."""
+    loss: float | None = None
+    """Mean training loss of recent steps on this worker; None before the first is known."""
 
     @property
     def message(self) -> str:
@@ -96,7 +98,33 @@ class ConnectingToRay(Event):
     def message(self) -> str:
         if self.address:
             return f"connecting to Ray at {self.address}"
-        return "starting Ray and its workers: half a minute, on two cores"
+        return "starting Ray: 10 to 30 seconds"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartingWorkers(Event):
+    """Ray is connected, and now starts the workers."""
+
+    resources: str
+    """Resources of the cluster, for display."""
+    workers: str
+    """Number of workers that the job requests."""
+
+    @property
+    def message(self) -> str:
+        return f"Ray has {self.resources}; starting the workers: {self.workers}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConnected(Event):
+    """All workers have started, and now prepare the data and the network."""
+
+    workers: int
+
+    @property
+    def message(self) -> str:
+        each = "the worker is" if self.workers == 1 else f"{self.workers} workers are"
+        return f"{each} connected; preparing data and network"
 
 
 @dataclass(frozen=True, kw_only=True)

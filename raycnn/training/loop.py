@@ -39,7 +39,12 @@ from raycnn.training.callbacks import (
 from raycnn.training.checkpoint import Row, TrainingState
 from raycnn.training.ema import EMA, copy
 from raycnn.training.loss_scale import LossScale
-from raycnn.training.metrics import EpochMetrics, MetricAccumulator
+from raycnn.training.metrics import (
+    EpochMetrics,
+    LossReader,
+    MetricAccumulator,
+    small_validation_warning,
+)
 from raycnn.training.optim import build_optimizer, scale_lr
 from raycnn.training.predictions import PredictionCollector, SplitPredictions
 from raycnn.training.step import (
@@ -123,6 +128,8 @@ def fit(
         step = prepare(state, splits, job.train.epochs * len(loaders["train"]), job, callbacks)
         if not lr_backoffs:
             callbacks.on_event(_started_event(job, state, splits, device))
+            if text := small_validation_warning(len(splits.labels("val"))):
+                callbacks.on_event(Warned(text=text))
         try:
             return run_epochs(step, splits, loaders, control, callbacks, test_once)
         except Diverged as error:
@@ -386,6 +393,7 @@ def train_epoch(
     models.begin_training(step.replica)
     steps, done_before = len(loader), state.epoch * len(loader)
     meter, last_sent = EpochMeter(state, len(state.metadata["classes"])), 0.0
+    reader = LossReader(next(state.model.parameters()).device)
     for batch in loader.epoch(state.epoch, state.step):
         logits, loss = step(batch, done_before + state.step)
         meter.metrics.add(loss, logits, batch.labels, batch.count)
@@ -393,7 +401,10 @@ def train_epoch(
 
         if (now := time.monotonic()) - last_sent > PROGRESS_INTERVAL_S:
             last_sent = now
-            callbacks.on_event(Progress(epoch=state.epoch + 1, step=state.step, steps=steps))
+            seen = reader.read(meter.metrics.recent_loss())
+            callbacks.on_event(
+                Progress(epoch=state.epoch + 1, step=state.step, steps=steps, loss=seen)
+            )
         consensus.vote(control.should_stop())
         if state.step == steps:
             consensus.count()  # before validation, which may exceed the time left to stop

@@ -10,6 +10,8 @@ from torch import Tensor
 from raycnn.runtime import distributed
 
 TOP = 5
+FEW = 100  # below so many validation images the choice of the best epoch is called uncertain
+RECENT = 20  # steps whose mean loss is shown while training
 Confusion = list[list[int]]
 """A sparse confusion matrix: sorted rows [label, prediction, count] of the pairs that occur.
 
@@ -67,6 +69,7 @@ class MetricAccumulator:
         self._hits: list[Tensor] = []
         self._top5: list[Tensor] = []
         self._pairs: list[Tensor] = []
+        self._counts: list[int] = []
         self.count = 0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, count: int) -> None:
@@ -74,11 +77,17 @@ class MetricAccumulator:
         self._losses.append(loss.detach())
         best = logits.detach().argmax(1)
         self._hits.append((best == labels).sum())
+        self._counts.append(count)
         self.count += count
         if self.evaluating:
             top = logits.topk(min(TOP, self.classes), 1).indices
             self._top5.append((top == labels[:, None]).sum())
             self._pairs.append(labels * self.classes + best)
+
+    def recent_loss(self) -> Tensor:
+        """Return the mean loss () of the last steps of this rank, on the device."""
+        total = torch.stack(self._losses[-RECENT:]).sum()
+        return total / max(1, sum(self._counts[-RECENT:]))
 
     def all_reduce(self, seconds: float = 0.0) -> EpochMetrics:
         """Return the sums over all ranks, with one host synchronization and one all-reduce."""
@@ -107,6 +116,29 @@ class MetricAccumulator:
         return torch.stack([pairs // self.classes, pairs % self.classes, counts], 1).tolist()
 
 
+class LossReader:
+    """Reads a loss from the device without waiting for it: it is that of an earlier call."""
+
+    def __init__(self, device: torch.device):
+        self._value: float | None = None
+        self._copied: Any = None
+        self._device = device
+        if device.type != "cpu":
+            self._buffer = torch.empty((), pin_memory=device.type != "mps")
+
+    def read(self, loss: Tensor) -> float | None:
+        """Start to copy a loss () to the host; return the last one that has arrived."""
+        if self._device.type == "cpu":
+            return loss.item()
+        if self._copied is None or self._copied.query():
+            if self._copied:
+                self._value = self._buffer.item()
+            self._buffer.copy_(loss, non_blocking=True)
+            self._copied = torch.get_device_module(self._device).Event()
+            self._copied.record()
+        return self._value
+
+
 def _sum(values: list[Tensor]) -> Tensor:
     return torch.stack(values).sum()[None] if values else torch.zeros(1)
 
@@ -119,6 +151,17 @@ def confidence_interval(hits: int, count: int) -> tuple[float, float]:
     middle = share + slack / 2
     half = Z95 * math.sqrt(share * (1 - share) / count + slack / (4 * count))
     return max(0.0, (middle - half) / (1 + slack)), min(1.0, (middle + half) / (1 + slack))
+
+
+def small_validation_warning(count: int) -> str | None:
+    """Return how uncertain an accuracy on `count` validation images is; None for 0 or enough."""
+    if not 0 < count < FEW:
+        return None
+    low, high = confidence_interval(round(0.8 * count), count)
+    return (
+        f"only {count} validation images choose the best epoch: 80 % of them right means "
+        f"{low:.0%} to {high:.0%} (95 % interval); data.val holds out more"
+    )
 
 
 def class_metrics(confusion: Confusion, classes: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -58,5 +58,14 @@ def table(nodes: list[Node]) -> str:
     return "\n".join(lines)
 
 
+def total(nodes: list[Node]) -> str:
+    """Return the devices and CPUs of all nodes, for display."""
+    sums = {
+        k.resource: sum(n.total.get(k.resource, 0) for n in nodes) for k in DEVICE_KINDS.values()
+    }
+    there = {name: amount for name, amount in sums.items() if amount}
+    return f"{format_resources(there)} on {len(nodes)} node{'s' * (len(nodes) > 1)}"
+
+
 def format_resources(ask: dict[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in ask.items())

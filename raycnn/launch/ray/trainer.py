@@ -34,7 +34,13 @@ from raycnn.paths import cache_folder, data_root
 from raycnn.runs.directory import POLL_INTERVAL_S, Run
 from raycnn.runtime.device import DeviceKind
 from raycnn.search.folder import Search, Trial
-from raycnn.training.callbacks import Callback, Event, RestartPlanned, StopRequested
+from raycnn.training.callbacks import (
+    Callback,
+    Event,
+    RestartPlanned,
+    StopRequested,
+    WorkersConnected,
+)
 
 CHANNEL_TIMEOUT_S = 10  # timeout of the channel, which is on this machine
 STARTS = 3  # attempts to start workers: Ray gives up when one dies during its start
@@ -91,7 +97,7 @@ class Driver:
         self.channel: Any = open_channel(job.failure.retries, workers.max_count, workers.count_text)
         self.resources = ResourceWatch(workers, ask)
         self.update = ChannelUpdate([], None, [], None)
-        self._seen, self._stopping = 0, False
+        self._seen, self._stopping, self._connected = 0, False, False
         self._fault: Exception | None = None
 
     def wait_for_resources(self) -> None:
@@ -200,6 +206,10 @@ class Driver:
             return
         except RayError as error:
             raise ClusterError(f"the connection to Ray is lost: {first_line(error)}") from None
+        if self.update.workers and not self._connected:
+            self._connected = True
+            if self.view:
+                self.view.on_event(WorkersConnected(workers=len(self.update.workers)))
         self._seen += len(self.update.events)
         for event, own in self.update.events:
             self._tell(event, own)
