@@ -35,12 +35,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 def train(config):
     from raycnn.config.load import job_from_tree
-    from raycnn.launch.worker import work
+    from raycnn.launch.worker import train_worker
     from raycnn.runs.channel import FolderChannel
     from raycnn.runs.directory import Run
     job = job_from_tree(config["job"]).change({"optimizer.lr": config["lr"]})
     run = Run.create(job)
-    work(job, run, torch.device("cpu"), FolderChannel(run, 60))
+    train_worker(job, run, torch.device("cpu"), FolderChannel(run, 60))
     last = run.rows()[-1]
     ray.train.report({"acc1": float(last["val/acc1"]), "training_s": float(last["time_s"])})
 

@@ -398,7 +398,7 @@ def _search(
         try:
             search = dispatch.search(spec, open_search, view)
         except KeyboardInterrupt:
-            raise Interrupted("stopped at once; `tune` of its folder goes on") from None
+            raise Interrupted("stopped at once; `tune` of its folder continues") from None
     board = leaderboard(search)
     if not search.unfinished() and not winners(board):
         raise JobFailed(f"no trial came to its end: {board[0].reason}")

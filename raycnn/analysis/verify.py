@@ -78,7 +78,7 @@ def verify(job: JobSpec, run: Run | None, tell: Log) -> VerifyReport:
         tell("training it again, to be killed")
         saved = short.change({"storage.every_steps": steps // 2})
         broken, done = _killed(saved)
-        tell(f"killed after {done} of {steps} steps of epoch {EPOCHS}; going on")
+        tell(f"killed after {done} of {steps} steps of epoch {EPOCHS}; resuming")
         how = f"killed (SIGKILL) after {done} of {steps} steps of epoch {EPOCHS}, and resumed"
         findings += [*_same(unbroken, _trained(broken), how), _counted(broken)]
         if other > min(most, job.train.batch_size):
@@ -178,7 +178,7 @@ def _whole(run: Run) -> VerifyCheck:
     """Check the checksums of a run's checkpoints."""
     paths = sorted(run.checkpoints.glob("[0-9]*-[0-9]*"))
     faults = [fault for path in paths if (fault := checkpoint.verify_checkpoint(path))]
-    text = f"{len(paths) - len(faults)} of {len(paths)} checkpoints of {run.name} are whole"
+    text = f"{len(paths) - len(faults)} of {len(paths)} checkpoints of {run.name} are intact"
     return VerifyCheck("; ".join([text, *faults]), not faults)
 
 

@@ -59,7 +59,7 @@ def follow(cluster: "Cluster", name: str, ours: bool = False) -> None:
     except KeyboardInterrupt:
         if not ours:
             raise Interrupted(
-                f"the job goes on: `raycnn logs -f {name}` watches, `raycnn stop {name}` stops it"
+                f"the job continues: `raycnn logs -f {name}` watches, `raycnn stop {name}` stops it"
             ) from None
         print("saving, then stopping; again to stop now", flush=True)
         cluster.stop(name)

@@ -67,7 +67,7 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
         longer = (
             f"train.epochs={done + 1}" if done == resolved.train.epochs else "train.patience=null"
         )
-        print(f"{found.name} is done: {done} epochs; {longer} goes on")
+        print(f"{found.name} is done: {done} epochs; {longer} continues it")
         return
     remote = launcher.is_remote(resolved.workers)
     check_job(resolved, remote=remote, checkpoints=found.checkpoints)
@@ -107,5 +107,5 @@ def launch(job: schema.JobSpec, open_run: "Callable[[Callback], Run]", console: 
             return dispatch.train(job, opened, view)
         except KeyboardInterrupt:
             raise Interrupted(
-                "stopped at once; `raycnn resume` goes on from the last checkpoint"
+                "stopped at once; `raycnn resume` continues from the last checkpoint"
             ) from None

@@ -19,7 +19,7 @@ from raycnn.runtime import distributed
 from raycnn.training.callbacks import Callback, Failed, Warned
 from raycnn.training.loop import TrainResult, fit
 
-# This machine's own settings, read before find_data changes the environment.
+# This machine's own settings, read before set_data_root changes the environment.
 NODE_PATHS = {key: path for key in ("RAYCNN_DATA", "RAYCNN_CACHE") if (path := os.environ.get(key))}
 
 log = logging.getLogger("raycnn")
@@ -43,7 +43,7 @@ def train_worker(
         if trained.predictions and job.storage.report:  # on rank 0; other ranks need not wait
             report.write_report_or_warn(run, run.job(), trained, recorder.callbacks)
     except Interrupted as error:
-        raise Interrupted(f"{error}: `raycnn resume {run.location}` goes on from there") from None
+        raise Interrupted(f"{error}: `raycnn resume {run.location}` continues from there") from None
     except OutOfMemory as error:  # the launcher may restart the workers
         log.error(str(error))
         with suppress(OSError):

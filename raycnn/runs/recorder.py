@@ -90,7 +90,7 @@ class Recorder:
         except OSError as error:
             raise EnvironmentUnavailable(
                 f"cannot save a checkpoint: {error}; the one before it is whole, and "
-                f"`raycnn resume {self.run.location}` goes on from there"
+                f"`raycnn resume {self.run.location}` continues from there"
             ) from None
 
     def restore_best(self, state: TrainingState) -> None:

@@ -125,8 +125,8 @@ class Uploader:
 
     def _failure_message(self, doing: str, why: object) -> str:
         last = self.copy.uploaded.get("last")
-        whole = f"the last whole checkpoint there is {last}" if last else "no checkpoint is there"
+        whole = f"the last valid checkpoint there is {last}" if last else "no checkpoint is there"
         return (
             f"cannot {doing}: storage.path: {self.copy.uri}: {why}; {whole}, and "
-            f"`raycnn resume {self.copy.uri}` goes on"
+            f"`raycnn resume {self.copy.uri}` continues"
         )

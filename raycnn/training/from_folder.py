@@ -72,7 +72,7 @@ def job_for_folder(folder: Path, changes: Iterable[str] | Mapping[str, Any] = ()
     """
     folder = Path(os.path.abspath(folder.expanduser()))
     if (folder / "job.yaml").is_file():
-        raise SpecError(f"{folder} is a run: `raycnn resume` goes on with it")
+        raise SpecError(f"{folder} is a run: `raycnn resume` continues with it")
     pairs = dict(changes) if isinstance(changes, Mapping) else parse_changes(changes)
     source = Folder(folder, 0.2, None, "crop", None, None)
     images = {name: len(listing.labels) for name, listing in source.listings.items()}

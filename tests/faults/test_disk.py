@@ -88,7 +88,7 @@ def test_a_disk_that_runs_full_leaves_the_last_checkpoint_and_the_run_goes_on(
         EnvironmentUnavailable, match="cannot save a checkpoint: .*No space left on device"
     ) as full:
         train_and_fill(spec, run, disk, step=8)
-    assert f"`raycnn resume {run.folder}` goes on from there" in str(full.value)
+    assert f"`raycnn resume {run.folder}`" in str(full.value)
     assert run.weights("last").name == "00001-00000000"
     with pytest.raises(EnvironmentUnavailable):
         train(spec, run)

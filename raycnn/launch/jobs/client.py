@@ -156,7 +156,7 @@ class Cluster:
         job, folder = self.find(name)
         tuned = job.metadata["verb"] == "tune"
         if tuned and changes:
-            raise SpecError(f"{name} is a search, which goes on as it is: leave out {changes[0]}")
+            raise SpecError(f"{name} is a search, which continues as it is: leave out {changes[0]}")
         words = ["tune", "--resume", folder] if tuned else ["resume", folder, *changes]
         with TemporaryDirectory() as sent:
             return self._begin(PurePosixPath(folder).parent.name, words, Path(sent), "~", code)

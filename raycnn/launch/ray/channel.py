@@ -203,7 +203,7 @@ class ChannelActor:
             self.outcome = Outcome(
                 error=WorkerLost(
                     f"workers were lost more than {self.retries} times (failure.retries): "
-                    f"{text}; the last checkpoint is whole"
+                    f"{text}; the last checkpoint is intact"
                 )
             )
             return

@@ -75,7 +75,7 @@ def train_trial(
 ) -> Ending:
     """Train a trial with several workers, none of which is this process."""
     job = trial.run.job()
-    if job.data.root:  # the driver's path: see find_data
+    if job.data.root:  # the driver's path: see set_data_root
         job = job.change({"data.root": os.environ["RAYCNN_DATA"]})
     extra = {"search": str(search.folder), "deadline": deadline}
     return Driver(job, trial.run, ask).fit(kind, extra) or {}
@@ -129,7 +129,7 @@ class Driver:
         if self.resources.gave_up:
             raise self.resources.gave_up
         if self._stopping:
-            raise Interrupted(f"stopped on request: `raycnn resume {self.run.location}` goes on")
+            raise Interrupted(f"stopped on request: `raycnn resume {self.run.location}` continues")
         raise self._fault or ClusterError("Ray ended the workers, and said nothing of why")
 
     def _fit(self, kind: DeviceKind, config: dict[str, Any]) -> None:

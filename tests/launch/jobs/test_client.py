@@ -149,7 +149,7 @@ def test_a_stopped_job_has_saved_and_goes_on_to_the_unbroken_weights(
     assert leaver.stdout and leaver.stdout.readline().startswith("run /")
     leaver.send_signal(signal.SIGINT)
     _, errors = leaver.communicate(timeout=60)
-    assert leaver.returncode == 130 and "the job goes on: `raycnn logs -f" in errors
+    assert leaver.returncode == 130 and "`raycnn logs -f" in errors
     with pytest.raises(EnvironmentUnavailable, match=f"is being trained by {name}"):
         fetch(head.cluster, "stopped/1")
     stopped = head.raycnn("stop", name, cwd=tmp_path)
