@@ -59,9 +59,14 @@ class Head:
                 self.cluster.nodes()
                 return
             except ClusterError:
-                over = self.process.poll() is not None or time.monotonic() > deadline
-                assert not over, (folder / "log").read_text()
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.end()
+                    pytest.fail((folder / "log").read_text())
                 time.sleep(0.3)
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
 
     def raycnn(self, *words: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
         return raycnn(*words, cwd=cwd, **AUTH, RAYCNN_ADDRESS=self.server)
@@ -82,8 +87,7 @@ def head() -> Iterator[Head]:
     with TemporaryDirectory(prefix="raycnn-", ignore_cleanup_errors=True) as folder:
         head = Head(Path(folder))
         yield head
-        head.process.terminate()
-        head.process.wait(60)
+        head.end()
 
 
 @pytest.fixture(scope="module")
@@ -285,8 +289,7 @@ def test_a_cluster_with_another_ray_takes_jobs_from_here(spec: Path, tmp_path: P
             wait_for(lambda: "epoch 5 " in head.cluster.log(name))
             assert "STOPPED" in head.raycnn("stop", name, cwd=tmp_path).stdout
         finally:
-            head.process.terminate()
-            head.process.wait(60)
+            head.end()
 
 
 @pytest.mark.slow
