@@ -11,6 +11,7 @@ import numpy as np
 
 from raycnn.analysis.evaluate import per_class, stored_predictions
 from raycnn.analysis.predictions import Predictions
+from raycnn.config.changes import flatten
 from raycnn.errors import DataError, SpecError
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
@@ -123,17 +124,8 @@ def _read(run: Run, name: str) -> ComparedRun:
     except DataError:
         pass  # no complete epoch, or a corrupt checkpoint: no test to compare
     return ComparedRun(
-        name, run.state(), flat(run.job().tree()), rows, run.result(), fingerprint, found
+        name, run.state(), flatten(run.job().tree()), rows, run.result(), fingerprint, found
     )
-
-
-def flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Return a nested mapping as dotted keys and values."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        dotted = f"{path}{key}"
-        found |= flat(value, f"{dotted}.") if isinstance(value, dict) and value else {dotted: value}
-    return found
 
 
 def differing_keys(specs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:

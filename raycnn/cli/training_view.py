@@ -18,6 +18,7 @@ from raycnn.training.callbacks import (
     Event,
     Failed,
     Progress,
+    ReportWritten,
     StoppedEarly,
     StoppedOnRequest,
 )
@@ -25,7 +26,7 @@ from raycnn.training.callbacks import (
 SPEED_PERIOD_S = 600  # a longer time than most validations take, which are part of an epoch
 
 # Shown by the error that ends the command or by the result, or too frequent.
-HIDDEN = CheckpointSaved | Failed | StoppedOnRequest | Evaluated
+HIDDEN = CheckpointSaved | Failed | StoppedOnRequest | Evaluated | ReportWritten
 
 HEADER = " epoch  train loss  train acc  val loss  val acc        lr  images/s     time"
 

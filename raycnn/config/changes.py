@@ -1,7 +1,7 @@
 """Changes to a spec: dotted keys and their values, merged into the tree read from a file."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -67,3 +67,13 @@ def merge(below: Tree, above: Tree) -> Tree:
 
 def _same_entry(below: Tree, above: Tree) -> bool:
     return bool(above.get("name", below.get("name")) == below.get("name"))
+
+
+def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return a nested mapping as dotted keys and values."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        dotted = f"{path}{key}"
+        nested = isinstance(value, dict) and value
+        found |= flatten(value, f"{dotted}.") if nested else {dotted: value}
+    return found

@@ -27,7 +27,7 @@ SERIOUS = (
 # Events that the curves and the result already show.
 SHOWN = (
     callbacks.EpochEnded, callbacks.CheckpointSaved, callbacks.RunOpened, callbacks.Evaluated,
-    callbacks.ConnectingToRay,
+    callbacks.ConnectingToRay, callbacks.ReportWritten,
 )  # fmt: skip
 
 

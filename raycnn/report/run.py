@@ -14,8 +14,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from raycnn.analysis import evaluate
-from raycnn.analysis.compare import flat
 from raycnn.analysis.predictions import Predictions, from_training
+from raycnn.config.changes import flatten
 from raycnn.config.schema import JobSpec
 from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, RaycnnError
@@ -27,7 +27,7 @@ from raycnn.report.page import clip, percent
 from raycnn.runs.directory import Run
 from raycnn.runtime.device import find
 from raycnn.training import checkpoint
-from raycnn.training.callbacks import Callback, Warned
+from raycnn.training.callbacks import Callback, ReportWritten, Warned
 from raycnn.training.loop import TrainResult, fresh_state
 from raycnn.training.metrics import FEW, confidence_interval
 from raycnn.training.predictions import SplitPredictions
@@ -100,7 +100,8 @@ def write_report_or_warn(run: Run, job: JobSpec, result: TrainResult, callback: 
         found = from_training(result.splits, best, result.predictions)
         model = result.state.model
         device = next(model.parameters()).device
-        write_report(run, found, ReportInput(job, result.splits, model, device))
+        path = write_report(run, found, ReportInput(job, result.splits, model, device))
+        callback.on_event(ReportWritten(file=path.name))
         run.flush()
     except Exception as error:
         log.warning("the report is not written", exc_info=error)
@@ -150,7 +151,7 @@ def _values(
     best = result["best_epoch"] if result else _best_epoch(run)
     what = history_entries(run)
     doubles = duplicates.section(subject) if subject else None
-    spec, changed = flat(job.tree()), flat(job.model_dump(mode="json", exclude_defaults=True))
+    spec, changed = flatten(job.tree()), flatten(job.model_dump(mode="json", exclude_defaults=True))
     return {
         "name": run.name, "state": run.state(), "result": result, "best": best, "rows": rows,
         "facts": _facts(run, rows, result, best, subject),

@@ -1,26 +1,42 @@
-"""TensorBoard event files: one scalar for each metric and epoch."""
+"""TensorBoard event files: metrics by epoch, hyperparameters, the test, the report's figures."""
 
 import shutil
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from raycnn.training.callbacks import EpochEnded, Event, Resumed
+import numpy as np
+from PIL import Image
+
+from raycnn.config.changes import flatten
+from raycnn.runs.directory import Run
+from raycnn.training.callbacks import EpochEnded, Evaluated, Event, ReportWritten, Resumed
 
 SPARE_BYTES = 1 << 16  # SummaryWriter's thread would end with a traceback on a full disk
+AXES = ("epoch", "step")  # of a row, which would be charts of themselves
+COMPARED = ("test/acc1", "val/acc1", "val/loss")  # columns of the table of hyperparameters
 
 
 class TensorBoardWriter:
-    """A callback that writes the metrics of each epoch, unless the disk is full."""
+    """A callback that writes the results of a run, unless the disk is full."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, run: Run):
+        self.run = run
+        self.folder = run.folder / "logs" / "tensorboard"
         self._writer: Any = None
+        self._epoch, self._first_epoch = 0, 1
 
     def on_event(self, event: Event) -> None:
-        if isinstance(event, Resumed):  # repeated epochs replace those in older files
-            self.close()
-        if isinstance(event, EpochEnded):
-            self._write(event.metrics)
+        match event:
+            case Resumed():  # repeated epochs replace those in older files
+                self.close()
+                self._epoch, self._first_epoch = event.epoch, event.epoch + 1
+            case EpochEnded():
+                self._epoch = int(event.metrics["epoch"])
+                self._write({k: v for k, v in event.metrics.items() if k not in AXES})
+            case Evaluated():
+                self._write({f"test/{k}": v for k, v in event.metrics.items() if k != "count"})
+            case ReportWritten():
+                self._write_figures()
 
     def close(self) -> None:
         """Close the event file."""
@@ -28,15 +44,41 @@ class TensorBoardWriter:
         if writer:
             writer.close()
 
-    def _write(self, metrics: dict[str, float]) -> None:
+    def _write(self, values: Mapping[str, float]) -> None:
+        writer = self._opened()
+        for name, value in values.items():
+            writer.add_scalar(name, value, self._epoch)
+        writer.flush()
+
+    def _write_figures(self) -> None:
+        writer = self._opened()
+        for path in sorted(self.run.folder.glob("*.png")):
+            with Image.open(path) as figure:
+                pixels = np.asarray(figure.convert("RGB"))
+            writer.add_image(path.stem, pixels, self._epoch, dataformats="HWC")
+        writer.flush()
+
+    def _opened(self) -> Any:
+        """Return the writer, opened first if needed. Raises OSError on a full disk."""
         self.folder.mkdir(exist_ok=True)
         if shutil.disk_usage(self.folder).free < SPARE_BYTES:
             raise OSError(f"no space left for {self.folder}")
-        epoch = int(metrics["epoch"])
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
+            from torch.utils.tensorboard.summary import hparams
 
-            self._writer = SummaryWriter(self.folder, purge_step=epoch)
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, epoch)
-        self._writer.flush()
+            self._writer = SummaryWriter(self.folder, purge_step=self._first_epoch)
+            # SummaryWriter.add_hparams would write to a run of its own.
+            for summary in hparams(_hyperparameters(self.run), dict.fromkeys(COMPARED, 0.0)):
+                self._writer.file_writer.add_summary(summary)
+        return self._writer
+
+
+def _hyperparameters(run: Run) -> dict[str, Any]:
+    """Return the keys of the spec, with values that TensorBoard can store."""
+    plain = (bool, int, float, str)
+    return {
+        key: value if isinstance(value, plain) else str(value)
+        for key, value in flatten(run.job().tree()).items()
+        if value is not None
+    }

@@ -10,12 +10,13 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+from raycnn.config.changes import flatten
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.io import read_json, write_json
 from raycnn.runs.directory import Run
@@ -153,7 +154,7 @@ class MlflowTracker(Tracker):
         own = str(self.client.create_run(experiment, run_name=self.run.name).info.run_id)
         params = [
             self.entities.Param(key, str(value)[:VALUE_LENGTH])
-            for key, value in flatten(job.tree())
+            for key, value in flatten(job.tree()).items()
         ]
         self.client.log_batch(own, params=params)
         self.client.set_tag(own, "raycnn.folder", str(self.run.folder))
@@ -214,16 +215,4 @@ def check_installed(names: Iterable[str]) -> None:
 
 def trackers_of(run: Run, names: Iterable[str]) -> list[Tracker | TensorBoardWriter]:
     """Return the callbacks of the trackers that a job names; the caller closes them."""
-    events = run.folder / "logs" / "tensorboard"
-    return [
-        TRACKERS[name](run) if name in TRACKERS else TensorBoardWriter(events) for name in names
-    ]
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys and values of a spec."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return [TRACKERS.get(name, TensorBoardWriter)(run) for name in names]

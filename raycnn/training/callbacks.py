@@ -381,6 +381,17 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportWritten(Event):
+    """The report of a finished run and its figures are in the run folder."""
+
+    file: str
+
+    @property
+    def message(self) -> str:
+        return f"wrote {self.file}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failed(Event):
     """The run ended with an error."""
 

@@ -39,11 +39,15 @@ def test_a_run_folder_holds_what_the_readme_says(job: MakeJob) -> None:
 def test_tensorboard_reads_the_events(job: MakeJob) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = train(job())
+    run = train(job(storage__report=True))
     events = EventAccumulator(str(run.folder / "logs" / "tensorboard"))
     events.Reload()
     read = [event.value for event in events.Scalars("val/acc1")]
     assert read == pytest.approx([float(row["val/acc1"]) for row in run.rows()])
+    tags = events.Tags()
+    assert not {"epoch", "step"} & set(tags["scalars"]) and "test/acc1" in tags["scalars"]
+    assert {"accuracy", "confusion"} <= set(tags["images"])
+    assert "_hparams_/session_start_info" in events.summary_metadata
 
 
 def test_runs_are_numbered_and_never_overwritten(job: MakeJob) -> None:
