@@ -1,17 +1,19 @@
-"""Memory available to this process: the machine's, limited by its container's."""
+"""Memory available to this process: the machine's, limited by its container and by `ulimit`."""
 
+import resource
 from pathlib import Path
 
 from raycnn.errors import DataError
 
 MEMINFO = Path("/proc/meminfo")
+STATM = Path("/proc/self/statm")
 CGROUP = Path("/sys/fs/cgroup")
 UNKNOWN = 2**62  # where the system does not report it: no limit
 
 
 def available() -> int:
     """Return the number of bytes that can be allocated without swapping, or UNKNOWN."""
-    return min(_machine(), _container())
+    return min(_machine(), _container(), _address_space())
 
 
 def require_memory(size: int, what: str) -> None:
@@ -30,6 +32,16 @@ def _machine() -> int:
         )
     except (OSError, StopIteration, ValueError):  # not Linux
         return UNKNOWN
+
+
+def _address_space() -> int:
+    """Return the bytes left below the limit of the address space (`ulimit -v`)."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        used = int(STATM.read_text().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError):  # not Linux
+        return UNKNOWN
+    return UNKNOWN if limit == resource.RLIM_INFINITY else max(0, limit - used)
 
 
 def _container() -> int:
