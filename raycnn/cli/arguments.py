@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -12,6 +12,9 @@ from raycnn.config import schema
 from raycnn.config.changes import parse_changes
 from raycnn.config.messages import describe_error
 from raycnn.errors import SpecError
+
+if TYPE_CHECKING:
+    from raycnn.training.from_folder import FolderJob
 
 Job = Annotated[Path, typer.Argument(metavar="JOB", help="A job spec: a YAML file.")]
 JobOrPictures = Annotated[
@@ -47,6 +50,18 @@ Entry = TypeVar("Entry", bound=schema.ComponentConfig)
 def is_rank_zero() -> bool:
     """Return whether this process prints, among those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def job_of_pictures(path: Path, changes: list[str] | None) -> "FolderJob | None":
+    """Return a job for a folder of pictures, None for any other path.
+
+    Raises DataError or SpecError where there can be none.
+    """
+    if not path.expanduser().is_dir():
+        return None
+    from raycnn.training.from_folder import job_for_folder
+
+    return job_for_folder(path, changes or [])
 
 
 def is_job(word: str) -> bool:

@@ -2,13 +2,14 @@
 
 import json
 
-from raycnn.cli.arguments import AsJson, Changes, Job
+from raycnn.cli.arguments import AsJson, Changes, JobOrPictures, job_of_pictures
 from raycnn.config.load import load_job
 
 
-def check(job: Job, changes: Changes = None, as_json: AsJson = False) -> None:
+def check(job: JobOrPictures, changes: Changes = None, as_json: AsJson = False) -> None:
     """Check a job without training it: names, options, shapes, data, devices, storage."""
-    resolved = load_job(job, changes or [])
+    made = job_of_pictures(job, changes)
+    resolved = made.job if made else load_job(job.expanduser(), changes or [])
     from raycnn.launch import dispatch, launcher
     from raycnn.training.preflight import check_job
 

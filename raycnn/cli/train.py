@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn.cli.arguments import Changes, JobOrPictures, RunName, Runs, is_rank_zero
+from raycnn.cli.arguments import (
+    Changes,
+    JobOrPictures,
+    RunName,
+    Runs,
+    is_rank_zero,
+    job_of_pictures,
+)
 from raycnn.config import schema, yaml_file
 from raycnn.config.load import load_job
 from raycnn.errors import Interrupted
@@ -26,13 +33,8 @@ def train(
     ] = False,
 ) -> None:
     """Train a job: a new run folder, validation after each epoch, one test at the end."""
-    path = job.expanduser()
-    made = None
-    if path.is_dir():
-        from raycnn.training.from_folder import job_for_folder
-
-        made = job_for_folder(path, changes or [])
-    resolved = made.job if made else load_job(path, changes or [])
+    made = job_of_pictures(job, changes)
+    resolved = made.job if made else load_job(job.expanduser(), changes or [])
     from raycnn.launch import launcher
     from raycnn.runs.directory import Run
     from raycnn.training.callbacks import SpecWritten

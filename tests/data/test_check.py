@@ -62,3 +62,13 @@ def test_weights_are_read(call: Call, tmp_path: Path, classes: int) -> None:
     torch.save({"other": torch.zeros(3)}, tmp_path / "w.pt")
     code, _, err = call("check", spec(tmp_path, data, model))
     assert code == 2 and "model.weights" in err
+
+
+def test_a_folder_of_pictures_is_checked_without_a_spec(call: Call, tmp_path: Path) -> None:
+    top = write_pictures(tmp_path / "pictures", ["a", "b"], 9, (16, 16))
+    code, out, err = call("check", top, "train.epochs=2")
+    assert code == 0 and "2 classes" in out and f"raycnn train {top}" in out, err
+    code, _, err = call("check", top, "train.epoch=2")
+    assert code == 2 and "epochs" in err
+    (tmp_path / "empty").mkdir()
+    assert call("check", tmp_path / "empty")[0] == 4
