@@ -19,6 +19,16 @@ def _note(what: str) -> None:
             file.write(f"{what}\n")
 
 
+class _Event:
+    """A point in a queue of work that is always empty."""
+
+    def record(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+
 class npu:
     """What raycnn uses of torch.npu, and torch of any device's module."""
 
@@ -28,6 +38,7 @@ class npu:
     get_device_name = staticmethod(lambda device=None: "simulated NPU")
     is_bf16_supported = staticmethod(lambda: True)
     current_device = staticmethod(simulated_npu.current_device)
+    Event = _Event
     _is_in_bad_fork = staticmethod(lambda: False)
 
     @staticmethod
