@@ -18,6 +18,7 @@ SAMPLES: dict[Any, Any] = {
     list[str]: ["fc.weight"],
     dict[str, float]: {"epoch": 1.0, "acc1": 0.5, "count": 10.0},
     dict[str, int]: {"train": 2},
+    dict[str, Any]: {"train.compile": False},
 }
 
 
