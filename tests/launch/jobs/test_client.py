@@ -283,7 +283,8 @@ def test_a_cluster_with_another_ray_takes_jobs_from_here(spec: Path, tmp_path: P
             assert "SUCCEEDED" in head.raycnn("status", name, cwd=tmp_path).stdout
             assert "357 of 357 images" in head.raycnn("logs", name, cwd=tmp_path).stdout
             fetched = head.raycnn("fetch", name, cwd=tmp_path)
-            assert Run(Path(fetched.stdout.strip())).state() == "done", fetched.stderr
+            copy = tmp_path / fetched.stdout.splitlines()[0]
+            assert Run(copy).state() == "done", fetched.stderr
             long = ("name=long", "train.epochs=2000", "--detach")
             name = head.raycnn("submit", spec, *HERE, *long, cwd=tmp_path).stdout.split()[0]
             wait_for(lambda: "epoch 5 " in head.cluster.log(name))
