@@ -60,25 +60,27 @@ class Idx:
         return {"train": train, "test": test}
 
     def _split(self, images: Path, labels: Path) -> Split:
-        pixels, numbers = read_idx(images, self.shape[1:]), read_idx(labels)
-        if len(pixels) != len(numbers):
-            raise DataError(
-                f"{images} has {len(pixels):,} images, {labels} {len(numbers):,} labels"
-            )
+        numbers = read_idx(labels)
+        pixels = read_idx(images, self.shape[1:], (labels, len(numbers)))
         return Split(pixels[..., None], check_labels(numbers, len(self.classes), labels))
 
 
-def read_idx(path: Path, item: tuple[int, ...] = ()) -> NDArray[np.uint8]:
+def read_idx(
+    path: Path, item: tuple[int, ...] = (), labels: tuple[Path, int] | None = None
+) -> NDArray[np.uint8]:
     """Return the array (N, *item) uint8 of an IDX file of unsigned bytes.
 
-    The header is checked against the file's size and the free memory before the data is read.
-    Raises DataError for any other file.
+    The header is checked against `labels`, their file and number, and against the file's size and
+    the free memory, before the data is read. Raises DataError for any other file.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             shape = _read_header(file, path, 1 + len(item))
             if shape[1:] != item:
                 raise DataError(f"{path}: images of {shape[1:]}, where {item} are expected")
+            if labels and labels[1] != shape[0]:
+                there = f"{labels[0]} {labels[1]:,} labels"
+                raise DataError(f"{path} has {shape[0]:,} images, {there}")
             count = math.prod(shape)
             if count > path.stat().st_size * (MOST_DEFLATED if path.suffix == ".gz" else 1):
                 raise DataError(f"{path} is too short for the {shape} that its header says")

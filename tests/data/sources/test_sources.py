@@ -148,6 +148,7 @@ def test_a_download_that_fails_says_so(
         ("train_images_idx3_ubyte", idx(np.zeros((20, 28, 28)))[:-5], "header"),
         ("train_images_idx3_ubyte", idx(np.zeros((20, 8, 8))), "images of (8, 8)"),
         ("train_labels_idx1_ubyte", idx(np.zeros(19)), "20 images"),
+        ("train_images_idx3_ubyte", idx(np.zeros((30, 28, 28)))[:9000], "30 images"),  # not read
         ("t10k_labels_idx1_ubyte", idx(np.full(20, 10)), "row 0 has label 10"),
     ],
 )
