@@ -378,11 +378,11 @@ def _dotted(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_folder(job: Job, changes: Mapping[str, Any]) -> "FolderJob | None":
     """Return the generated job of a folder of images; None where `job` is no folder."""
-    if isinstance(job, JobSpec | Mapping) or not Path(job).expanduser().is_dir():
+    if isinstance(job, JobSpec | Mapping):
         return None
-    from raycnn.training.from_folder import job_for_folder
+    from raycnn.cli.arguments import job_of_pictures
 
-    return job_for_folder(Path(job), _dotted(changes))
+    return job_of_pictures(Path(job), _dotted(changes))
 
 
 def _search(

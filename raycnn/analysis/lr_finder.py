@@ -18,7 +18,7 @@ from raycnn.data.splits import open_splits
 from raycnn.errors import JobFailed
 from raycnn.training.loop import fresh_state, load_initial_weights, loss_weights
 from raycnn.training.optim import Rates
-from raycnn.training.step import TrainStep
+from raycnn.training.step import TrainStep, micro_batch_size
 
 DIVERGENCE_FACTOR = 3.0  # the test ends at so many times the smallest loss so far
 SMOOTHED_SHARE = 0.03  # standard deviation of the smoothing, as a share of the steps
@@ -67,7 +67,7 @@ def find_lr(
     step = TrainStep(
         replica=state.model, state=state, job=job,
         schedule=lambda k: Rates(low * growth**k / state.optimizer.lr),
-        micro_batch=min(job.train.micro_batch or job.train.batch_size, job.train.batch_size),
+        micro_batch=micro_batch_size(job.train),
         class_weights=loss_weights(job, splits, device),
     )  # fmt: skip
     models.begin_training(state.model)

@@ -1,9 +1,9 @@
 """Arguments shared by several commands."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -52,7 +52,9 @@ def is_rank_zero() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def job_of_pictures(path: Path, changes: list[str] | None) -> "FolderJob | None":
+def job_of_pictures(
+    path: Path, changes: Iterable[str] | Mapping[str, Any] | None
+) -> "FolderJob | None":
     """Return a job for a folder of pictures, None for any other path.
 
     Raises DataError or SpecError where there can be none.

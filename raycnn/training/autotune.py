@@ -23,14 +23,13 @@ import torch
 from raycnn import __version__, io
 from raycnn.config.components import SCHEDULES
 from raycnn.config.schema import JobSpec
-from raycnn.data.loader import Batch
 from raycnn.errors import EnvironmentUnavailable, first_line
 from raycnn.paths import cache_folder
 from raycnn.runtime import distributed
 from raycnn.runtime.device import DEVICE_KINDS, layout
 from raycnn.training.callbacks import Autotuned, Callback
 from raycnn.training.checkpoint import TrainingState
-from raycnn.training.step import TrainStep
+from raycnn.training.step import TrainStep, micro_batch_size, unlabeled_batch
 
 SETTINGS = ("channels_last", "precision", "compile")
 FOLDER = "autotune"  # in the cache folder
@@ -184,13 +183,9 @@ def _time_steps(
         state.model.compile()
     step = TrainStep(
         replica=state.model, state=state, job=job, schedule=SCHEDULES.build(job.schedule, 100),
-        micro_batch=min(job.train.micro_batch or share, share), class_weights=None,
+        micro_batch=micro_batch_size(job.train), class_weights=None,
     )  # fmt: skip
-    batch = Batch(
-        images=torch.randn(share, *shape, device=device),
-        labels=torch.zeros(share, dtype=torch.int64, device=device),
-        mixed_labels=None, mix_weights=None, first=0, total=job.train.batch_size, count=share,
-    )  # fmt: skip
+    batch = unlabeled_batch(torch.randn(share, *shape, device=device), job.train.batch_size)
     module, seconds = torch.get_device_module(device), list[float]()
     while len(seconds) < 3 or sum(seconds[1:]) < MEASURED_S:
         start = time.perf_counter()

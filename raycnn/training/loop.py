@@ -53,6 +53,7 @@ from raycnn.training.step import (
     find_micro_batch_size,
     forward,
     halve_micro_batch,
+    micro_batch_size,
     split_micro_batches,
     try_step,
 )
@@ -118,14 +119,15 @@ def fit(
     splits = distributed.raise_on_any_rank(lambda: open_splits(job, decoding, warn))
     if job.train.patience and not len(splits.labels("val")):
         raise SpecError("needs images that are held out: data.val is 0", "train.patience")
+    steps = job.train.epochs * math.ceil(len(splits.labels("train")) / job.train.batch_size)
     new_state = partial(fresh_state, splits=splits, device=device)
-    job = autotune(job, _steps(job, splits), splits.shape, device, new_state, callbacks)
+    job = autotune(job, steps, splits.shape, device, new_state, callbacks)
     lr_backoffs: list[float] = []
     while True:
         state = init_or_restore(job, splits, device, control, callbacks)
         state.lr_backoffs = max(state.lr_backoffs, lr_backoffs, key=len)
         loaders = _loaders(job, splits, device)
-        step = prepare(state, splits, job.train.epochs * len(loaders["train"]), job, callbacks)
+        step = prepare(state, splits, steps, job, callbacks)
         if not lr_backoffs:
             callbacks.on_event(_started_event(job, state, splits, device))
             if text := small_validation_warning(len(splits.labels("val"))):
@@ -167,11 +169,6 @@ def _with_half_the_micro_batch(job: JobSpec, micro_batch: int, callbacks: Callba
         text = f"rank {distributed.rank()} was out of memory on its device"
         raise OutOfMemory(text, size) from None
     return job.change({"train.micro_batch": size})
-
-
-def _steps(job: JobSpec, splits: Splits) -> int:
-    """Return the number of steps of the whole run."""
-    return job.train.epochs * math.ceil(len(splits.labels("train")) / job.train.batch_size)
 
 
 def _started_event(
@@ -317,11 +314,10 @@ def prepare(
     replica = distributed.replicate(state.model, torch.zeros(1, *splits.shape, device=device))
     if job.train.compile is True:
         state.model.compile()
-    share = math.ceil(job.train.batch_size / distributed.world_size())
     step = TrainStep(
         replica=replica, state=state, job=job,
         schedule=scale_lr(SCHEDULES.build(job.schedule, steps), math.prod(state.lr_backoffs)),
-        micro_batch=min(job.train.micro_batch or share, share),
+        micro_batch=micro_batch_size(job.train),
         class_weights=loss_weights(job, splits, device),
     )  # fmt: skip
     if device.type == "cpu":

@@ -67,6 +67,15 @@ class Part(NamedTuple):
     skip: Tensor | None
     """For fused kernels: () 1 where the step is skipped."""
 
+    def init_state(self) -> None:
+        """Allocate the state of a first step: zeros like each parameter, and `steps` as scalars."""
+        if self.state["steps"][0] is not None:
+            return
+        for key in self.state.keys() - {"steps"}:
+            self.state[key] = [torch.zeros_like(p) for p in self.parameters]
+        where = self.parameters[0].device if self.fused else "cpu"  # as in torch's own classes
+        self.state["steps"] = [torch.zeros((), device=where) for _ in self.parameters]
+
 
 class Optimizer:
     """Base of optimizers: an update rule over named parameters, with state tensors for each."""
@@ -206,11 +215,7 @@ class Adam(Optimizer):
         self.betas, self.eps, self.decoupled = betas, eps, decoupled
 
     def _update(self, part: Part) -> None:
-        if part.state["steps"][0] is None:
-            where = part.parameters[0].device if part.fused else "cpu"  # as in torch's own classes
-            part.state["mean"] = [torch.zeros_like(p) for p in part.parameters]
-            part.state["square"] = [torch.zeros_like(p) for p in part.parameters]
-            part.state["steps"] = [torch.zeros((), device=where) for _ in part.parameters]
+        part.init_state()
         adam_rule(
             part.parameters,
             part.gradients,
@@ -252,10 +257,7 @@ class Rmsprop(Optimizer):
         self.alpha, self.eps, self.momentum, self.centered = alpha, eps, momentum, centered
 
     def _update(self, part: Part) -> None:
-        if part.state["steps"][0] is None:
-            for key in part.state:
-                part.state[key] = [torch.zeros_like(p) for p in part.parameters]
-            part.state["steps"] = [torch.zeros(()) for _ in part.parameters]
+        part.init_state()
         rmsprop_rule(
             part.parameters,
             part.gradients,
@@ -295,10 +297,7 @@ class Lamb(Optimizer):
         self.betas, self.eps = betas, eps
 
     def _update(self, part: Part) -> None:
-        if part.state["steps"][0] is None:
-            part.state["mean"] = [torch.zeros_like(p) for p in part.parameters]
-            part.state["square"] = [torch.zeros_like(p) for p in part.parameters]
-            part.state["steps"] = [torch.zeros(()) for _ in part.parameters]
+        part.init_state()
         mean, square, steps = part.state["mean"], part.state["square"], part.state["steps"]
         beta1, beta2 = self.betas[0] if part.momentum is None else part.momentum, self.betas[1]
         torch._foreach_add_(steps, 1)

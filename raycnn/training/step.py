@@ -1,5 +1,6 @@
 """The training step: one optimizer update on one global batch, shared among the workers."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,6 +71,19 @@ class TrainStep:
             logits.append(part_logits.detach())
             losses.append(loss.detach())
         return torch.cat(logits), torch.stack(losses).sum()
+
+
+def micro_batch_size(settings: Train) -> int:
+    """Return the images per forward pass: as many as the job asks for, at most a worker's share."""
+    share = math.ceil(settings.batch_size / distributed.world_size())
+    return min(settings.micro_batch or share, share)
+
+
+def unlabeled_batch(images: Tensor, total: int) -> Batch:
+    """Return images (B, C, H, W), with labels of 0, as the first of a global batch of `total`."""
+    count = len(images)
+    labels = torch.zeros(count, dtype=torch.int64, device=images.device)
+    return Batch(images, labels, None, None, first=0, total=total, count=count)
 
 
 def split_micro_batches(batch: Batch, size: int) -> list[Batch]:
@@ -169,11 +183,7 @@ def try_step(step: TrainStep, shape: tuple[int, ...], size: int) -> None:
     optimizer, kind = step.state.optimizer, next(step.state.model.parameters()).device
     torch.get_device_module(kind).empty_cache()
     room = [torch.empty_like(p) for p in optimizer.parameters.values() for _ in optimizer.state]
-    batch = Batch(
-        images=torch.zeros(size, *shape, device=kind),
-        labels=torch.zeros(size, dtype=torch.int64, device=kind),
-        mixed_labels=None, mix_weights=None, first=0, total=size, count=size,
-    )  # fmt: skip
+    batch = unlabeled_batch(torch.zeros(size, *shape, device=kind), size)
     step.replica.eval()  # batch norm statistics stay as they are
     with distributed.no_sync(step.replica, wanted=True):
         forward(step.replica, batch, step.job.train)[1].backward()

@@ -228,12 +228,10 @@ class Cluster:
             "submission_id": job.submission_id, "node_id": job.driver_node_id,
             "lines": -1, "timeout": DOWNLOAD_S,
         }  # fmt: skip
-        url = f"{self.server}/api/v0/logs/file?{urlencode(asked)}"
+        path = f"/api/v0/logs/file?{urlencode(asked)}"
         headers = self._headers | {"Accept-Encoding": "identity"}  # the stream is read undecoded
         with self._translate_errors():
-            answer = requests.get(url, headers=headers, timeout=REQUEST_TIMEOUT_S, stream=True)
-            answer.raise_for_status()
-            return answer.raw
+            return self._send("GET", path, headers=headers, stream=True).raw
 
     def _begin(self, name: str, words: list[str], sent: Path, folder: str, code: bool) -> str:
         shutil.copy(bootstrap.__file__, sent / "begin.py")
@@ -280,11 +278,14 @@ class Cluster:
         self, method: str, path: str, timeout_s: float = REQUEST_TIMEOUT_S, **content: Any
     ) -> Any:
         with self._translate_errors():
-            url = f"{self.server}{path}"
-            how: dict[str, Any] = {"headers": self._headers, "timeout": timeout_s} | content
-            answer = requests.request(method, url, **how)
-            answer.raise_for_status()
-            return answer.json()
+            return self._send(method, path, timeout=timeout_s, **content).json()
+
+    def _send(self, method: str, path: str, **options: Any) -> requests.Response:
+        """Return the response to a request. Raises as requests does, also for an error status."""
+        how: dict[str, Any] = {"headers": self._headers, "timeout": REQUEST_TIMEOUT_S} | options
+        response = requests.request(method, f"{self.server}{path}", **how)
+        response.raise_for_status()
+        return response
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
