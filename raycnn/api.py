@@ -79,7 +79,7 @@ def train(job: Job, *, progress: bool = True, **changes: Any) -> "Run":
 
     made = _from_folder(job, changes)
     spec = made.job if made else load(job, **changes)
-    check_job(spec, remote=launcher.is_remote(spec.workers))
+    spec = check_job(spec, remote=launcher.is_remote(spec.workers)).job
 
     def create(view: "Callback") -> "directory.Run":
         run = Directory.create(spec)
@@ -108,7 +108,8 @@ def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes
     done = validate_resume(found, spec)
     if found.result() and (done >= spec.train.epochs or spec == found.job()):
         return Run(found.location)
-    check_job(spec, remote=launcher.is_remote(spec.workers), checkpoints=found.checkpoints)
+    remote = launcher.is_remote(spec.workers)
+    spec = check_job(spec, remote=remote, checkpoints=found.checkpoints).job
 
     def reopen(view: "Callback") -> "directory.Run":
         for change in found.reopen(spec):

@@ -14,6 +14,7 @@ from raycnn.data.loader import Batch
 from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import SpecError
 from raycnn.models.dropout import Dropout
+from raycnn.runs.teacher import load_job_teacher
 from raycnn.runtime import device
 from raycnn.training.loop import fresh_state, load_initial_weights, loss_weights
 from raycnn.training.optim import Schedule
@@ -99,6 +100,7 @@ def _traced(job: JobSpec, splits: Splits, schedule: Schedule, chosen: torch.devi
         job=job,
         micro_batch=job.train.micro_batch or job.train.batch_size,
         class_weights=loss_weights(job, splits, chosen),
+        teacher=load_job_teacher(job, splits, chosen),
     )
 
 

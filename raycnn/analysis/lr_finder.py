@@ -16,6 +16,7 @@ from raycnn import models
 from raycnn.config.schema import JobSpec
 from raycnn.data.splits import open_splits
 from raycnn.errors import JobFailed
+from raycnn.runs.teacher import load_job_teacher
 from raycnn.training.loop import fresh_state, load_initial_weights, loss_weights
 from raycnn.training.optim import Rates
 from raycnn.training.step import TrainStep, micro_batch_size
@@ -69,6 +70,7 @@ def find_lr(
         schedule=lambda k: Rates(low * growth**k / state.optimizer.lr),
         micro_batch=micro_batch_size(job.train),
         class_weights=loss_weights(job, splits, device),
+        teacher=load_job_teacher(job, splits, device),
     )  # fmt: skip
     models.begin_training(state.model)
     loader = splits.loader("train", job, device, training=True)

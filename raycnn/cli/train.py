@@ -44,7 +44,7 @@ def train(
         resolve_job(resolved)
         yaml_file.dump(resolved.tree(), sys.stdout)
         return
-    check_job(resolved, remote=launcher.is_remote(resolved.workers))
+    resolved = check_job(resolved, remote=launcher.is_remote(resolved.workers)).job
 
     def create(view: "Callback") -> Run:
         run = Run.create(resolved)
@@ -72,7 +72,7 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
         print(f"{found.name} is done: {done} epochs; {longer} continues it")
         return
     remote = launcher.is_remote(resolved.workers)
-    check_job(resolved, remote=remote, checkpoints=found.checkpoints)
+    resolved = check_job(resolved, remote=remote, checkpoints=found.checkpoints).job
     with found.lock():  # fail early if another process trains it
         pass
 

@@ -9,7 +9,7 @@ from raycnn.config import yaml_file
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
 
-PATHS = ("data.root", "model.weights", "storage.path")
+PATHS = ("data.root", "model.weights", "storage.path", "train.distillation.teacher")
 
 
 def parse_changes(changes: Iterable[str]) -> Tree:

@@ -151,6 +151,18 @@ ClassWeights = Annotated[
 ]
 
 
+class Distillation(Frozen):
+    """Knowledge distillation: learn the outputs of a trained network too (Hinton et al. 2015)."""
+
+    teacher: PathOrUri
+    """The run whose best weights teach: a run folder, a URI, `job/n`, or `job` for the latest."""
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Weight of the KL divergence from the teacher's outputs; that of the labels is 1 - alpha."""
+    temperature: Positive = 4.0
+    """Divisor of the logits of both networks in the divergence, which is then multiplied by the
+    square of it."""
+
+
 class Train(Frozen):
     """Settings of the training loop."""
 
@@ -174,6 +186,8 @@ class Train(Frozen):
     inversely proportional to the number of its images."""
     balanced: bool = False
     """Sample every class equally often: oversample rare classes, undersample frequent ones."""
+    distillation: Distillation | None = None
+    """Knowledge distillation from a run, the teacher; none by default."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the exponential moving average of the weights, which is validated and tested."""
     patience: PositiveInt | None = None

@@ -7,8 +7,10 @@ from raycnn.config.load import saved_job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.errors import DataError, SpecError
 from raycnn.runs.directory import Run
+from raycnn.runs.teacher import teacher_digest
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import VersionDiffers
+from raycnn.training.distillation import TEACHER
 
 IMMUTABLE_ON_RESUME = [
     "name",
@@ -35,6 +37,8 @@ def validate_resume(run: Run, job: JobSpec) -> int:
     begun = _epochs_begun(saved)
     if job.train.epochs < begun:
         raise SpecError(f"is {job.train.epochs}, and {begun} have begun", "train.epochs")
+    if saved["epoch"] < job.train.epochs:
+        check_same_teacher(saved, teacher_digest(job))
     return int(saved["epoch"])
 
 
@@ -52,6 +56,16 @@ def check_same_data(saved: dict[str, Any], fingerprint: str) -> None:
     """Raise DataError when the data differs from what the checkpoint was trained on."""
     if saved["about"]["data"] != fingerprint:
         raise DataError("the images or labels are not the ones this run was begun with")
+
+
+def check_same_teacher(saved: dict[str, Any], sha256: str | None) -> None:
+    """Raise DataError when the weights of the teacher differ from those at the checkpoint."""
+    before = saved["about"].get("teacher")
+    if before and sha256 and before != sha256:
+        raise DataError(
+            f"{TEACHER}: its best weights are not those that this run was begun with (SHA-256 "
+            f"{sha256[:12]}, not {before[:12]}): it was trained further, or is another run"
+        )
 
 
 def version_differences(saved: dict[str, Any], current: dict[str, str]) -> list[VersionDiffers]:

@@ -319,11 +319,11 @@ def resolve_run(kind: str, text: str, root: str, spec_name: str, wanted: str = "
     preferred. A folder at a URI is returned as its URI. Raises SpecError where there is none.
     """
     text, root = local_path(text), local_path(root)
-    if is_uri(text) or is_uri(root):
-        return _resolve_uri(kind, text, root, spec_name)
     for path in (Path(text), Path(root) / text):
         if os.path.isfile(path / spec_name):  # False without permission to read the folder
             return path.absolute()
+    if is_uri(text) or is_uri(root):
+        return _resolve_uri(kind, text, root, spec_name)
     there = list_folders(root, spec_name)
     of_name = [path for path in there if path.parent.name == text]
     if of_name:

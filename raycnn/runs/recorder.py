@@ -5,14 +5,24 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from raycnn import io
+from raycnn.config.schema import JobSpec
+from raycnn.data.splits import Splits
 from raycnn.errors import DataError, EnvironmentUnavailable
-from raycnn.runs.compatibility import check_same_data, check_same_job, version_differences
+from raycnn.runs.compatibility import (
+    check_same_data,
+    check_same_job,
+    check_same_teacher,
+    version_differences,
+)
 from raycnn.runs.directory import Run
 from raycnn.runs.heartbeats import Channel, HeartbeatSender
 from raycnn.runs.metrics_file import MetricsWriter
 from raycnn.runs.rank_log import RankLog
 from raycnn.runs.result import PER_CLASS, RESULT
+from raycnn.runs.teacher import load_job_teacher
 from raycnn.runs.tensorboard import TensorBoardWriter
 from raycnn.runs.trackers import Tracker, trackers_of
 from raycnn.runtime import distributed
@@ -29,6 +39,7 @@ from raycnn.training.callbacks import (
     Warned,
 )
 from raycnn.training.checkpoint import TrainingState
+from raycnn.training.distillation import Teacher
 
 log = logging.getLogger("raycnn")
 
@@ -72,6 +83,7 @@ class Recorder:
         saved = checkpoint.read_state(path)
         check_same_job(saved, state.metadata["spec"])
         check_same_data(saved, state.metadata["data"])
+        check_same_teacher(saved, state.metadata.get("teacher"))
         for difference in version_differences(saved, state.metadata["versions"]):
             self.callbacks.on_event(difference)
         checkpoint.restore(state, path)
@@ -102,6 +114,12 @@ class Recorder:
             text = f"testing the last weights, because the best cannot be read: {error}"
             self.callbacks.on_event(Warned(text=text))
             state.best = state.epoch
+
+    def load_teacher(self, job: JobSpec, splits: Splits, device: torch.device) -> Teacher:
+        """Return the teacher of a job with `train.distillation`."""
+        teacher = load_job_teacher(job, splits, device)
+        assert teacher
+        return teacher
 
     def _wait_for_upload(self) -> None:
         """Wait until workers on other machines can download every checkpoint."""

@@ -6,12 +6,13 @@ from raycnn.config import schema
 from raycnn.config.changes import apply_changes
 from raycnn.config.load import job_from_tree
 from raycnn.config.search import Architecture, Domain, TuneSpec
-from raycnn.data.sources.base import Source, files_of
+from raycnn.data.sources.base import files_of
 from raycnn.errors import SpecError
 from raycnn.filesystem import is_uri
 from raycnn.runs.storage import check_reachable
+from raycnn.runs.teacher import check_teacher
 from raycnn.search.schedulers import RULES, Pbt
-from raycnn.training.preflight import check_writable, resolve_job
+from raycnn.training.preflight import ResolvedJob, check_writable, resolve_job
 
 # Trials that differ in these would be measured on different data, or not differ at all.
 NOT_SEARCHABLE = (
@@ -31,17 +32,18 @@ def check_search(search: TuneSpec, *, remote: bool = False) -> None:
         raise search.error(error.key, error.message) from None
     rule = RULES.build(search.tune.scheduler)
     _check_search(search)
-    sources = []
+    resolved = []
     for architecture in search.architectures:
-        sources.append(_check_job(search, architecture))
+        resolved.append(_check_job(search, architecture))
         if isinstance(rule, Pbt):
             _check_population(search, architecture, rule)
         for key, domain in architecture.space.items():
             _check_values(search, architecture, key, domain)
     if remote:
         return
-    for source in sources:
-        files_of(source)
+    for one in resolved:
+        files_of(one.source)
+        check_teacher(one.job, one.classes, one.shape)
     path = search.architectures[0].job.storage.path
     if is_uri(path):
         check_reachable(path)
@@ -63,9 +65,9 @@ def _check_search(search: TuneSpec) -> None:
         raise search.error("tune.folds", f"{tune.metric} is not measured on what is held out")
 
 
-def _check_job(search: TuneSpec, architecture: Architecture) -> Source:
+def _check_job(search: TuneSpec, architecture: Architecture) -> ResolvedJob:
     job = architecture.job
-    source = resolve_job(job).source
+    resolved = resolve_job(job)
     if job.workers.max_count > 1:
         raise search.error(
             "workers.count",
@@ -81,7 +83,7 @@ def _check_job(search: TuneSpec, architecture: Architecture) -> Source:
         )
     if search.tune.metric.startswith("val/") and not (job.data.val or search.tune.folds):
         raise search.error("data.val", f"0 leaves no images for tune.metric {search.tune.metric}")
-    return source
+    return resolved
 
 
 def _check_population(search: TuneSpec, architecture: Architecture, rule: Pbt) -> None:

@@ -194,6 +194,30 @@ class WeightsLoaded(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherLoaded(Event):
+    """The network is trained on the outputs of another one, too."""
+
+    teacher: str
+    """The value of `train.distillation.teacher`."""
+    sha256: str
+    """Digest of the teacher's weights."""
+    model: str
+    """Name of its network."""
+    epoch: int
+    """Epoch of its best weights, from 1."""
+    size: list[int] | None = None
+    """Height and width that images are resized to for it; None where the size is the same."""
+
+    @property
+    def message(self) -> str:
+        found = f"teacher {self.teacher}: {self.model}, best epoch {self.epoch}"
+        if not self.size:
+            return found
+        height, width = self.size
+        return f"{found}; the images are resized to {height}x{width} for it"
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointSkipped(Event):
     """A checkpoint is damaged, so the previous one is used."""
 

@@ -37,6 +37,7 @@ from raycnn.training.callbacks import (
     WeightsLoaded,
 )
 from raycnn.training.checkpoint import Row, TrainingState
+from raycnn.training.distillation import Teacher, agree_on_teacher
 from raycnn.training.ema import EMA, copy
 from raycnn.training.loss_scale import LossScale
 from raycnn.training.metrics import (
@@ -82,6 +83,9 @@ class Control(Protocol):
     def restore_best(self, state: TrainingState) -> None:
         """Load the best checkpoint's weights into the model."""
 
+    def load_teacher(self, job: JobSpec, splits: Splits, device: torch.device) -> Teacher:
+        """Return the teacher of a job with `train.distillation`."""
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -122,12 +126,16 @@ def fit(
     steps = job.train.epochs * math.ceil(len(splits.labels("train")) / job.train.batch_size)
     new_state = partial(fresh_state, splits=splits, device=device)
     job = autotune(job, steps, splits.shape, device, new_state, callbacks)
+    teacher = None
+    if job.train.distillation:
+        teacher = agree_on_teacher(lambda: control.load_teacher(job, splits, device))
+        callbacks.on_event(teacher.loaded)
     lr_backoffs: list[float] = []
     while True:
-        state = init_or_restore(job, splits, device, control, callbacks)
+        state = init_or_restore(job, splits, device, control, callbacks, teacher)
         state.lr_backoffs = max(state.lr_backoffs, lr_backoffs, key=len)
         loaders = _loaders(job, splits, device)
-        step = prepare(state, splits, steps, job, callbacks)
+        step = prepare(state, splits, steps, job, callbacks, teacher)
         if not lr_backoffs:
             callbacks.on_event(_started_event(job, state, splits, device))
             if text := small_validation_warning(len(splits.labels("val"))):
@@ -186,10 +194,17 @@ def _started_event(
 
 
 def init_or_restore(
-    job: JobSpec, splits: Splits, device: torch.device, control: Control, callbacks: Callback
+    job: JobSpec,
+    splits: Splits,
+    device: torch.device,
+    control: Control,
+    callbacks: Callback,
+    teacher: Teacher | None,
 ) -> TrainingState:
     """Return the training state: restored from the last checkpoint, else initialized."""
     state = fresh_state(job, splits, device)
+    if teacher:
+        state.metadata["teacher"] = teacher.loaded.sha256
     if distributed.raise_on_any_rank(lambda: control.restore(state)):
         callbacks.on_event(Resumed(epoch=state.epoch, step=state.step, history=state.history))
         return state
@@ -304,7 +319,12 @@ def load_initial_weights(state: TrainingState, job: JobSpec) -> pretrained.Adapt
 
 
 def prepare(
-    state: TrainingState, splits: Splits, steps: int, job: JobSpec, callbacks: Callback
+    state: TrainingState,
+    splits: Splits,
+    steps: int,
+    job: JobSpec,
+    callbacks: Callback,
+    teacher: Teacher | None,
 ) -> TrainStep:
     """Return the step of a run of `steps` steps, with the largest micro-batch that fits.
 
@@ -318,7 +338,7 @@ def prepare(
         replica=replica, state=state, job=job,
         schedule=scale_lr(SCHEDULES.build(job.schedule, steps), math.prod(state.lr_backoffs)),
         micro_batch=micro_batch_size(job.train),
-        class_weights=loss_weights(job, splits, device),
+        class_weights=loss_weights(job, splits, device), teacher=teacher,
     )  # fmt: skip
     if device.type == "cpu":
         return step

@@ -5,7 +5,7 @@ Checks that need no images come first, so that errors in the spec are reported a
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.filesystem import is_uri
 from raycnn.paths import cache_folder
 from raycnn.runs.storage import check_reachable
+from raycnn.runs.teacher import check_teacher, pin_teacher
 from raycnn.runs.trackers import check_installed
 from raycnn.runtime import device
 from raycnn.shape import Shape
@@ -57,7 +58,10 @@ class ResolvedJob:
 
 @dataclass(frozen=True)
 class CheckedJob(ResolvedJob):
-    """A resolved job whose data, storage and devices are available."""
+    """A resolved job whose data, storage and devices are available.
+
+    A teacher is named by its folder or URI, even where the spec names the job that trained it.
+    """
 
     files: list[File]
     """Data files that are read."""
@@ -87,6 +91,8 @@ def check_job(job: JobSpec, *, remote: bool = False, checkpoints: Path | None = 
     kind = job.workers.device if remote else device.find(job.workers.device).name
     with job.located():
         device.check_training(job.train, kind)
+        check_teacher(job, resolved.classes, resolved.shape)
+        resolved = replace(resolved, job=pin_teacher(job))
     return CheckedJob(**vars(resolved), files=files, kind=kind, warnings=warnings)
 
 

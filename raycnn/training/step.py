@@ -18,6 +18,7 @@ from raycnn.models import dropout
 from raycnn.runtime import device, distributed, rng
 from raycnn.training.callbacks import Callback, MicroBatchHalved
 from raycnn.training.checkpoint import TrainingState
+from raycnn.training.distillation import Teacher, soft_loss
 from raycnn.training.optim import Schedule
 
 NOISE = 3  # key of the seed for dropout; others are LIMIT and VAL in raycnn/data
@@ -37,6 +38,8 @@ class TrainStep:
     """Number of images per forward pass."""
     class_weights: Tensor | None
     """Weight (K,) of each class in the loss; None where all are equal."""
+    teacher: Teacher | None = None
+    """The network whose outputs the job learns, where it has `train.distillation`."""
 
     def __call__(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
         """Run step `k` of the run, from 0.
@@ -64,13 +67,25 @@ class TrainStep:
         for part in pieces:
             dropout.seed_step(number, part.first, part.total, part.images.device)
             with distributed.no_sync(self.replica, wanted=part is not pieces[-1]):
-                part_logits, loss = forward(self.replica, part, self.job.train, self.class_weights)
+                part_logits, loss = self.loss(part)
                 # DDP averages over workers, whose shares may differ: scale to the batch mean.
                 mean = loss * (distributed.world_size() / batch.total)
                 (self.state.scale.factor * mean if self.state.scale else mean).backward()
             logits.append(part_logits.detach())
             losses.append(loss.detach())
         return torch.cat(logits), torch.stack(losses).sum()
+
+    def loss(self, part: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits (B, K) of a micro-batch, and its summed loss ()."""
+        settings = self.job.train
+        if not (self.teacher and settings.distillation):
+            return forward(self.replica, part, settings, self.class_weights)
+        with autocast(settings.precision, part.images.device):
+            taught = self.teacher(part.images)
+        logits, hard = forward(self.replica, part, settings, self.class_weights)
+        soft = soft_loss(logits, taught, settings.distillation.temperature)
+        # A worker without a share has an image that does not count: forward ignores its label.
+        return logits, torch.lerp(hard, soft * bool(part.count), settings.distillation.alpha)
 
 
 def micro_batch_size(settings: Train) -> int:
@@ -186,6 +201,6 @@ def try_step(step: TrainStep, shape: tuple[int, ...], size: int) -> None:
     batch = unlabeled_batch(torch.zeros(size, *shape, device=kind), size)
     step.replica.eval()  # batch norm statistics stay as they are
     with distributed.no_sync(step.replica, wanted=True):
-        forward(step.replica, batch, step.job.train)[1].backward()
+        step.loss(batch)[1].backward()
     optimizer.zero_grad()
     del room

@@ -37,11 +37,15 @@ def latest(job: JobSpec) -> Run:
     [
         {},
         pytest.param(ALEXNET, marks=pytest.mark.slow),
-        {"data.limit": 61, "data.val": 0.0, "train.batch_size": 20},
+        {
+            "data.limit": 61, "data.val": 0.0, "train.batch_size": 20,
+            "train.distillation": {"teacher": "teacher"},
+        },
     ],
-    ids=["lenet", "alexnet-with-dropout", "61-images"],
+    ids=["lenet", "alexnet-with-dropout", "61-images-and-a-teacher"],
 )  # fmt: skip
 def test_two_workers_equal_one(job: MakeJob, tmp_path: Path, changes: dict[str, object]) -> None:
+    train(job(name="teacher", train__epochs=1))
     one = train(job(**changes))
     shared = job(**changes, workers__count=2)
     assert ended(workers(2, spec_file(shared), cwd=tmp_path))[0] == {0}

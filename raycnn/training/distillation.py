@@ -1,0 +1,127 @@
+"""Knowledge distillation: train a network on the outputs of a trained one, its teacher.
+
+Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015 (arXiv:1503.02531).
+B images, C channels, H x W pixels, K classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raycnn import models
+from raycnn.config.load import saved_job_from_tree
+from raycnn.config.schema import JobSpec
+from raycnn.data.sources.base import listed
+from raycnn.data.splits import Splits
+from raycnn.errors import DataError, SpecError
+from raycnn.runtime import distributed
+from raycnn.runtime.device import layout
+from raycnn.shape import Shape
+from raycnn.training import checkpoint
+from raycnn.training.callbacks import TeacherLoaded
+
+TEACHER = "train.distillation.teacher"  # its key in the spec
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen network in evaluation mode, which sees the same augmented batches as its student."""
+
+    network: nn.Module
+    shape: Shape
+    """Shape of its input images; batches of another size are resized."""
+    scale: Tensor
+    """(1, C, 1, 1): with `offset` from the student's normalization to its own."""
+    offset: Tensor
+    loaded: TeacherLoaded
+    """The event that describes it."""
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K) for images (B, C, H, W) as the student gets them."""
+        images = torch.addcmul(self.offset, images, self.scale)
+        size = (self.shape.height, self.shape.width)
+        if images.shape[2:] != size:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        return self.network(images)
+
+
+def load_teacher(path: Path, job: JobSpec, splits: Splits, device: torch.device) -> Teacher:
+    """Return the teacher in the checkpoint folder `path` for a job, on a device.
+
+    Raises SpecError where its classes or channels are not the job's.
+    """
+    saved = checkpoint.read_state(path)
+    about, student = saved["about"], splits.pipeline
+    network = build_teacher(about, job, splits.classes, splits.shape)
+    checkpoint.load_weights(network, path)
+    network.to(device).to(memory_format=layout(device, job.train.channels_last))
+    mean, std, own_mean, own_std = (
+        torch.tensor(values, device=device).view(1, -1, 1, 1)
+        for values in (student.mean, student.std, about["mean"], about["std"])
+    )
+    shape = Shape(*about["shape"])
+    assert job.train.distillation
+    loaded = TeacherLoaded(
+        teacher=job.train.distillation.teacher,
+        sha256=saved["files"][checkpoint.MODEL]["sha256"],
+        model=about["spec"]["model"]["name"],
+        epoch=saved["epoch"],
+        size=None if shape == splits.shape else [shape.height, shape.width],
+    )
+    return Teacher(
+        network=network.eval().requires_grad_(False), shape=shape,
+        scale=std / own_std, offset=(mean - own_mean) / own_std, loaded=loaded,
+    )  # fmt: skip
+
+
+def agree_on_teacher(load: Callable[[], Teacher]) -> Teacher:
+    """Load the teacher on every worker. Raises DataError where one finds other weights."""
+    teacher = distributed.raise_on_any_rank(load)
+    first = distributed.broadcast_from_rank_zero(lambda: teacher.loaded.sha256)
+
+    def check() -> None:
+        if teacher.loaded.sha256 != first:
+            rank = distributed.rank()
+            raise DataError(f"{teacher.loaded.teacher} on rank {rank} is not the run on rank 0")
+
+    distributed.raise_on_any_rank(check)
+    return teacher
+
+
+def build_teacher(
+    about: dict[str, Any], job: JobSpec, classes: Sequence[str], shape: Shape
+) -> nn.Module:
+    """Return the network that a checkpoint's metadata describes, without its weights.
+
+    Raises SpecError where its classes or channels are not those of the job.
+    """
+    assert job.train.distillation
+    name, theirs = job.train.distillation.teacher, about["classes"]
+    if missing := [one for one in classes if one not in theirs]:
+        raise SpecError(f"{name} was not trained on the classes {listed(missing)}", TEACHER)
+    if more := [one for one in theirs if one not in classes]:
+        raise SpecError(f"{name} has classes that the job has not: {listed(more)}", TEACHER)
+    if list(classes) != theirs:
+        raise SpecError(f"{name} has the same classes in another order", TEACHER)
+    its = Shape(*about["shape"])
+    if its.channels != shape.channels:
+        raise SpecError(
+            f"{name} takes images of {its.channels} channels, and the job's have {shape.channels}",
+            TEACHER,
+        )
+    return models.build_model(saved_job_from_tree(about["spec"]).model, its, len(theirs))
+
+
+def soft_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the summed KL divergence () of logits (B, K) from the teacher's, times T².
+
+    Both are softened by the temperature T; the factor keeps the size of the gradients (section 2).
+    """
+    ours, theirs = (F.log_softmax(one.float() / temperature, 1) for one in (logits, teacher))
+    return F.kl_div(ours, theirs, reduction="sum", log_target=True) * temperature**2
