@@ -14,7 +14,7 @@ from raycnn.runs.channel import FolderChannel
 from raycnn.runs.heartbeats import Channel
 from raycnn.runs.recorder import Recorder
 from raycnn.runtime import device, distributed
-from raycnn.search.folder import LOCK_TIMEOUT_S, Search, SearchView, Trial
+from raycnn.search.folder import Search, SearchView, Trial
 from raycnn.search.queue import TrialQueue
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Failed, TrialStopped
@@ -65,7 +65,7 @@ def run_trial(trial: Trial, work: Callable[[], Ending]) -> str | None:
     began, before = time.time(), trial.info.get("wall_s", 0.0)
     ending: Ending = {}
     try:
-        with trial.run.lock(LOCK_TIMEOUT_S):
+        with trial.lock():
             ending = work()
     except Interrupted:
         pass
@@ -80,6 +80,7 @@ def run_trial(trial: Trial, work: Callable[[], Ending]) -> str | None:
     if ending:
         with suppress(OSError):
             checkpoint.prune(trial.run.checkpoints)
+            trial.run.flush()
     if reason := ending.get("reason"):
         with suppress(OSError):
             failed = ending["state"] == "failed"

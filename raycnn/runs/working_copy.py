@@ -37,6 +37,7 @@ from raycnn.training.checkpoint import INDEX, STATE
 
 SYNC_S = 2.0  # seconds between checks for changes
 THREADS = 8  # parallel downloads
+RECORDS = ("search.yaml", "trial.json", "job.yaml", "metrics.csv")
 
 
 class WorkingCopy:
@@ -325,6 +326,11 @@ class SearchCopy(WorkingCopy):
     def of(cls, copy: WorkingCopy) -> "SearchCopy":
         """Return the copy of a search for a working copy."""
         return cls(copy.remote, copy.folder, copy.every_s)
+
+    def pull_records(self) -> None:
+        """Download the specs and metrics of all trials, unless they train on this machine."""
+        if not is_locked(self.folder / ".lock"):
+            self.pull([one for one in self.remote.files() if Path(one.name).name in RECORDS])
 
     def pull_all(self) -> None:
         """Download all files, including the checkpoints of all trials."""

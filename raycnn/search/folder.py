@@ -12,7 +12,7 @@ runs/<search>/<n>/
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,8 +65,8 @@ class SilentView:
 class Trial:
     """One training of a search: a run folder with a `trial.json`."""
 
-    def __init__(self, folder: Path):
-        self.run = Run(folder)
+    def __init__(self, run: Run):
+        self.run = run
 
     @property
     def id(self) -> str:
@@ -85,6 +85,10 @@ class Trial:
     def update(self, **info: Any) -> None:
         """Update keys of trial.json."""
         write_json(self.run.folder / "trial.json", self.info | info)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the lock of the run, where its driver sees it: else it trains once at a time."""
+        return nullcontext() if self.run.copy else self.run.lock(LOCK_TIMEOUT_S)
 
     @property
     def ended(self) -> bool:
@@ -191,7 +195,8 @@ class Search:
 
     def trial(self, key: TrialKey | str) -> Trial:
         """Return a trial, started or not."""
-        return Trial(self.folder / "trials" / (key if isinstance(key, str) else key.id))
+        name = key if isinstance(key, str) else key.id
+        return Trial(Run(self.folder / "trials" / name))
 
     def trials(self) -> list[Trial]:
         """Return the trials that have started, in order."""
@@ -220,6 +225,8 @@ class Search:
 
     def siblings(self, trial: Trial) -> list[LearningCurve]:
         """Return the curves so far of the other trials of the same architecture."""
+        if self.copy:
+            self.copy.pull_records()
         own = trial.info["architecture"]
         others = [other for other in self.trials() if other.id != trial.id]
         return [o.curve(self.spec.tune) for o in others if o.info.get("architecture") == own]

@@ -49,7 +49,7 @@ def test_the_best_job_comes_to_the_metric_of_its_trial(search: Search) -> None:
     found = leaderboard.write_leaderboard(search)
     assert found[0].metric == max(entry.metric or 0 for entry in found) > 0.1
     run = train(load_job(search.best_job("lenet")))
-    best = Trial(search.folder / "trials" / found[0].trial)
+    best = search.trial(found[0].trial)
     assert numbers(run) == numbers(best.run)
     assert same(weights(run), weights(best.run))
     assert max(float(row["val/acc1"]) for row in run.rows()) == found[0].metric

@@ -74,7 +74,7 @@ def test_the_worst_of_a_generation_copy_the_best(done: Search) -> None:
             for name in best
             if (name, 2) in [(e.parent, e.epoch) for e in happened(one.run, TrialExploited)]
         ]
-        of = Trial(done.folder / "trials" / parent)
+        of = done.trial(parent)
         assert numbers(one.run)[:2] == numbers(of.run)[:2]
         assert one.run.job().optimizer == of.run.job().optimizer
         assert one.run.job().stages[:-1] == of.run.job().stages
@@ -88,12 +88,9 @@ def test_a_job_trained_alone_repeats_the_whole_lineage_of_its_trial(done: Search
     for one in exploited(done):
         alone = train(one.run.job().change({"storage.path": str(done.folder)}))
         assert numbers(alone) == numbers(one.run) and same(weights(alone), weights(one.run))
-    best = Trial(done.folder / "trials" / found[0].trial).run.job()
+    best = done.trial(found[0].trial).run.job()
     assert load_job(done.best_job("lenet")).tree() == best.tree()
-    assert (
-        max(row["val/acc1"] for row in Trial(done.folder / "trials" / found[0].trial).rows())
-        == found[0].metric
-    )
+    assert max(row["val/acc1"] for row in done.trial(found[0].trial).rows()) == found[0].metric
 
 
 KILLS = [

@@ -3,7 +3,6 @@
 import os
 import traceback
 from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -27,7 +26,7 @@ from raycnn.launch.trial import Ending, fit_trial
 from raycnn.launch.worker import set_data_root, train_worker
 from raycnn.runs.directory import Run
 from raycnn.runtime import device, distributed
-from raycnn.search.folder import Search, Trial
+from raycnn.search.folder import Trial
 from raycnn.training.autotune import SETTINGS
 from raycnn.training.callbacks import Callback, CheckpointSaved, EpochEnded, Event
 
@@ -101,8 +100,9 @@ def _work(
         run = distributed.raise_on_any_rank(lambda: held.enter_context(_open(job, config)))
         channel.watch(run)
         if "search" in config:
-            search, trial = Search(Path(config["search"])), Trial(run.folder)
-            return fit_trial(search, trial, chosen, config["deadline"], channel.should_stop)
+            opened = relay.open_shared_search(config["search"], job.storage.timeout_s)
+            search = distributed.raise_on_any_rank(lambda: held.enter_context(opened))
+            return fit_trial(search, Trial(run), chosen, config["deadline"], channel.should_stop)
         # An earlier group may have reduced the micro-batch, and has measured what is left to it.
         settings = distributed.broadcast_from_rank_zero(lambda: run.job().tree()["train"])
         job = job.change({f"train.{key}": settings[key] for key in ("micro_batch", *SETTINGS)})
@@ -133,8 +133,7 @@ def _join_group(backend: str, timeout_s: int, members: list[Member]) -> None:
 
 
 def _open(job: JobSpec, config: dict[str, Any]) -> AbstractContextManager[Run]:
-    location, server = config["run"], config.get("server")
-    return relay.open_on_worker(location, config["token"], server, job.storage.timeout_s)
+    return relay.open_shared_run(config["run"], job.storage.timeout_s)
 
 
 class RayReporter:

@@ -1,328 +1,156 @@
-"""Serve a run folder on the driver's disk, by an actor, to nodes that cannot see it.
+"""Open the folders of runs and searches on nodes that may not see the driver's disk.
 
-The actor is wrapped in pyarrow's file system interface, so that such a node treats the run like
-any other run at a remote location: see runs/storage.py.
+Where a node does not, an actor serves the folder, wrapped in pyarrow's file system interface, so
+that the node treats it like any other one at a remote location: see runs/storage.py.
 """
 
-import io
-import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import ray
 from filelock import FileLock, Timeout
-from pyarrow import fs
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raycnn.errors import ClusterError, EnvironmentUnavailable, first_line
+from raycnn.errors import ClusterError, EnvironmentUnavailable
 from raycnn.filesystem import RemoteFolder, is_uri
-from raycnn.io import fsync
+from raycnn.launch.ray.served_files import (
+    TOKEN_FILE,
+    FileServer,
+    RemoteCalls,
+    has_token,
+    open_served,
+    this_node,
+)
 from raycnn.paths import cache_folder
 from raycnn.runs.directory import POLL_INTERVAL_S, Run
-from raycnn.runs.working_copy import WorkingCopy
+from raycnn.runs.working_copy import SearchCopy, WorkingCopy
 from raycnn.runtime import distributed
+from raycnn.search.folder import Search, Trial
 
-CHUNK = 16 << 20  # bytes in one message
-TOKEN_FILE = ".here"  # distinguishes the run's folder from another one with the same path
 LOCK_S = 60  # removing stale copies may take a while
 
 
-class Entry(NamedTuple):
-    """The metadata of a file or folder on the server."""
+class Shared(NamedTuple):
+    """A folder of the driver, or a URI, as workers on any node can open it."""
 
-    path: str
-    is_file: bool
-    size: int
-    modified_ns: int
+    location: str
+    token: str = ""
+    """The content of a file in the folder, by which a node recognizes it."""
+    server: Any = None
+    """The actor that serves the folder; None where all workers are on the driver's machine."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.location)
+
+    def is_here(self) -> bool:
+        """Return whether this node sees the folder."""
+        return has_token(self.folder, self.token)
 
 
-class FileServer:
-    """An actor that reads and writes below a folder; Ray restarts it when it dies.
+def share_folder(location: Path | str, *, serve: bool) -> Shared:
+    """Return a folder or URI for workers; with `serve` also for those that cannot see the folder.
 
-    A file is written under a hidden name, and renamed when complete.
+    Raises EnvironmentUnavailable where the folder cannot be written.
     """
-
-    def __init__(self, folder: str):
-        self.folder = Path(folder)
-
-    def has_token(self, token: str) -> bool:
-        return has_token(self.folder, token)
-
-    def stat(self, path: str) -> Entry | None:
-        """Return the entry at a path, or None."""
-        try:
-            found = self._at(path).stat()
-        except FileNotFoundError:
-            return None
-        return Entry(path, self._at(path).is_file(), found.st_size, found.st_mtime_ns)
-
-    def list(self, path: str, recursive: bool) -> list[Entry] | None:
-        """Return the entries of a folder; None where there is no such folder."""
-        top = self._at(path)
-        if not top.is_dir():
-            return None
-        found = top.rglob("*") if recursive else top.iterdir()
-        names = [str(one.relative_to(self.folder)) for one in found]
-        return [entry for name in names if (entry := self.stat(name))]
-
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        with self._at(path).open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-    def write(self, path: str, offset: int, data: bytes) -> None:
-        """Write to a hidden file, which becomes visible by `install`."""
-        temporary = self._temporary(path)
-        try:
-            with temporary.open("r+b" if offset else "wb") as file:
-                file.seek(offset)
-                file.write(data)
-        except OSError:
-            temporary.unlink(missing_ok=True)  # it may have filled the disk
-            raise
-
-    def install(self, path: str) -> None:
-        """Rename a completely written file to its final name."""
-        fsync(self._temporary(path))
-        os.replace(self._temporary(path), self._at(path))
-
-    def append(self, path: str, data: bytes) -> None:
-        with self._at(path).open("ab") as file:
-            file.write(data)
-
-    def make_folder(self, path: str) -> None:
-        self._at(path).mkdir(parents=True, exist_ok=True)
-
-    def remove(self, path: str) -> None:
-        if self._at(path).is_dir():
-            shutil.rmtree(self._at(path))
-        else:
-            self._at(path).unlink()
-
-    def _at(self, path: str) -> Path:
-        return self.folder / path.strip("/")
-
-    def _temporary(self, path: str) -> Path:
-        return self._at(path).with_name(f".{self._at(path).name}")
-
-
-class RemoteCalls:
-    """Calls methods of the server from another node, and returns or raises their results."""
-
-    def __init__(self, actor: Any, timeout_s: float):
-        self.actor, self.timeout_s = actor, timeout_s
-
-    def __call__(self, method: str, *arguments: Any) -> Any:
-        """Call a method. Raises its error, or OSError when the server does not answer."""
-        try:
-            asked = getattr(self.actor, method).remote(*arguments)
-            return ray.get(asked, timeout=self.timeout_s)
-        except ray.exceptions.GetTimeoutError:
-            raise TimeoutError(
-                f"the machine that has the run's folder gave no answer to {_here()} for "
-                f"{self.timeout_s:g} s"
-            ) from None
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except ray.exceptions.RayError as error:
-            raise OSError(first_line(error)) from None
-
-
-class ServedFiles(fs.FileSystemHandler):  # type: ignore[misc]
-    """pyarrow's interface to a FileServer; `call` calls its methods, as RemoteCalls does."""
-
-    def __init__(self, call: Callable[..., Any]):
-        self.call = call
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ServedFiles) and self.call is other.call
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def get_type_name(self) -> str:
-        return "ray"
-
-    def normalize_path(self, path: str) -> str:
-        return path
-
-    def get_file_info(self, paths: list[str]) -> list[Any]:
-        return [_info(path, self.call("stat", path)) for path in paths]
-
-    def get_file_info_selector(self, selector: Any) -> list[Any]:
-        found = self.call("list", selector.base_dir, selector.recursive)
-        if found is None and not selector.allow_not_found:
-            raise FileNotFoundError(selector.base_dir)
-        return [_info(entry.path, entry) for entry in found or ()]
-
-    def create_dir(self, path: str, recursive: bool) -> None:
-        self.call("make_folder", path)
-
-    def delete_dir(self, path: str) -> None:
-        self.call("remove", path)
-
-    def delete_file(self, path: str) -> None:
-        self.call("remove", path)
-
-    def open_input_file(self, path: str) -> Any:
-        entry = self.call("stat", path)
-        if not entry:
-            raise FileNotFoundError(path)
-        return pa.PythonFile(io.BufferedReader(_Reader(self.call, path, entry.size), CHUNK), "r")
-
-    def open_output_stream(self, path: str, metadata: Any) -> Any:
-        return pa.PythonFile(io.BufferedWriter(_Writer(self.call, path), CHUNK), "w")
-
-    def open_append_stream(self, path: str, metadata: Any) -> Any:
-        return pa.PythonFile(_Appender(self.call, path), "w")
-
-    open_input_stream = open_input_file
-
-    def _refuse(self, *arguments: Any, **options: Any) -> None:
-        raise NotImplementedError("runs need it not")
-
-    delete_dir_contents = delete_root_dir_contents = move = copy_file = _refuse
-
-
-class _Reader(io.RawIOBase):
-    def __init__(self, call: Callable[..., Any], path: str, size: int):
-        self.call, self.path, self.size, self.place = call, path, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.place
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.place = offset + {0: 0, 1: self.place, 2: self.size}[whence]
-        return self.place
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.call("read", self.path, self.place, min(len(buffer), CHUNK))
-        buffer[: len(data)] = data
-        self.place += len(data)
-        return len(data)
-
-
-class _Writer(io.RawIOBase):
-    def __init__(self, call: Callable[..., Any], path: str):
-        self.call, self.path, self.place, self.whole = call, path, 0, True
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        part = bytes(data[:CHUNK])
-        self.whole = False
-        self.call("write", self.path, self.place, part)
-        self.whole = True
-        self.place += len(part)
-        return len(part)
-
-    def close(self) -> None:
-        if not self.closed and self.whole:
-            if not self.place:
-                self.call("write", self.path, 0, b"")
-            self.call("install", self.path)
-        super().close()
-
-
-class _Appender(io.RawIOBase):
-    def __init__(self, call: Callable[..., Any], path: str):
-        self.call, self.path = call, path
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self.call("append", self.path, bytes(data))
-        return len(data)
-
-
-def _info(path: str, entry: Entry | None) -> Any:
-    if entry is None:
-        return fs.FileInfo(path, fs.FileType.NotFound)
-    kind = fs.FileType.File if entry.is_file else fs.FileType.Directory
-    return fs.FileInfo(path, kind, size=entry.size, mtime_ns=entry.modified_ns)
-
-
-def open_served(call: Callable[..., Any], folder: Path) -> RemoteFolder:
-    """Return the served folder as a RemoteFolder."""
-    return RemoteFolder(fs.PyFileSystem(ServedFiles(call)), "", str(folder))
-
-
-def write_token(run: Run) -> str:
-    """Write a token into the run's folder by which it can be recognized; return the token.
-
-    Raises EnvironmentUnavailable where it cannot be written.
-    """
+    if is_uri(str(location)):
+        return Shared(str(location))
     token = secrets.token_hex(16)
     try:
-        (run.folder / TOKEN_FILE).write_text(token)
+        (Path(location) / TOKEN_FILE).write_text(token)
     except OSError as error:
-        raise EnvironmentUnavailable(f"cannot write to {run.folder}: {error}") from None
-    return token
+        raise EnvironmentUnavailable(f"cannot write to {location}: {error}") from None
+    return Shared(str(location), token, _start_server(str(location)) if serve else None)
 
 
-def has_token(folder: Path, token: str) -> bool:
-    """Return whether this node sees the folder with this token."""
-    try:
-        return (folder / TOKEN_FILE).read_text() == token
-    except OSError:
-        return False
-
-
-def start_server(run: Run) -> Any:
-    """Start a server of the run's folder on this machine; return None for a run at a URI."""
-    if is_uri(str(run.location)):
-        return None
+def _start_server(folder: str) -> Any:
+    """Start a server of a folder of this machine."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     pinned = ray.remote(FileServer).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
     )
-    return pinned.remote(str(run.folder))
+    return pinned.remote(folder)
 
 
 @contextmanager
-def open_on_worker(
-    location: Path | str, token: str, server: Any, timeout_s: float
-) -> Iterator[Run]:
+def open_shared_run(shared: Shared, timeout_s: float) -> Iterator[Run]:
     """Open a run on a worker's node: directly, at its URI, or as a working copy.
 
     Raises ClusterError where the run cannot be reached.
     """
-    if is_uri(str(location)):
-        run = Run.open(location)
+    if is_uri(shared.location):
+        run = Run.open(shared.location)
         with run.syncing(timeout_s):
             yield run
+    elif shared.is_here():
+        yield Run(shared.folder)
+    else:
+        remote = _reach(shared, timeout_s)
+        with _temporary_folder(shared.token) as own, _open_copy(remote, own, timeout_s) as run:
+            yield run
+
+
+@contextmanager
+def open_shared_search(shared: Shared, timeout_s: float) -> Iterator[Search]:
+    """Open a search on a worker's node to read it: directly, or as a copy.
+
+    Raises ClusterError where the search cannot be reached.
+    """
+    if shared.is_here():
+        yield Search(shared.folder)
         return
-    folder = Path(location)
-    if has_token(folder, token):
-        yield Run(folder)
-        return
-    if server is None:
+    remote = _reach(shared, timeout_s)
+    with _temporary_folder(f"{shared.token}-{secrets.token_hex(4)}") as own:
+        copy = SearchCopy(remote, own)
+        copy.pull_records()
+        yield Search(own, copy)
+
+
+@contextmanager
+def open_shared_trial(
+    shared: Shared, name: str, timeout_s: float
+) -> Iterator[tuple[Search, Trial]]:
+    """Open a search, and one of its trials to train it.
+
+    Raises ClusterError where the search cannot be reached.
+    """
+    with open_shared_search(shared, timeout_s) as search:
+        if not search.copy:
+            yield search, search.trial(name)
+            return
+        # Apart from the copy of the search, into which the other trials are pulled meanwhile.
+        own, remote = search.folder / ".own" / name, search.copy.remote.child("trials", name)
+        own.mkdir(parents=True)
+        with _open_copy(remote, own, timeout_s) as run:
+            yield search, Trial(run)
+
+
+def _reach(shared: Shared, timeout_s: float) -> RemoteFolder:
+    """Return a folder that this node does not see, as its server shows it."""
+    if shared.server is None:
         raise ClusterError(
-            f"{_here()} does not see {folder}: storage.path must be a URI, or a folder that all "
-            "nodes share"
+            f"{this_node()} does not see {shared.location}: storage.path must be a URI, or a "
+            "folder that all nodes share"
         )
-    call = RemoteCalls(server, timeout_s)
-    if not call("has_token", token):
-        raise ClusterError(f"the Ray of the machine that has {folder} does not see it either")
-    with _temporary_folder(token) as own:
-        copy = WorkingCopy(open_served(call, folder), own, every_s=POLL_INTERVAL_S)
-        copy.pull()
-        run = Run(own, copy)
-        with run.syncing(timeout_s):
-            yield run
+    call = RemoteCalls(shared.server, timeout_s)
+    if not call("has_token", shared.token):
+        raise ClusterError(
+            f"the Ray of the machine that has {shared.location} does not see it either"
+        )
+    return open_served(call, shared.folder)
+
+
+@contextmanager
+def _open_copy(remote: RemoteFolder, own: Path, timeout_s: float) -> Iterator[Run]:
+    copy = WorkingCopy(remote, own, every_s=POLL_INTERVAL_S)
+    copy.pull()
+    run = Run(own, copy)
+    with run.syncing(timeout_s):
+        yield run
 
 
 @contextmanager
@@ -339,7 +167,7 @@ def _temporary_folder(name: str) -> Iterator[Path]:
             used.acquire()
             _clear(copies)
     except OSError as error:
-        raise EnvironmentUnavailable(f"{_here()}: cannot write to {copies}: {error}") from None
+        raise EnvironmentUnavailable(f"{this_node()}: cannot write to {copies}: {error}") from None
     try:
         yield own
     finally:
@@ -358,7 +186,3 @@ def _clear(copies: Path) -> None:
         except Timeout:
             continue
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _here() -> str:
-    return f"node {ray.util.get_node_ip_address()}"

@@ -33,7 +33,7 @@ from raycnn.launch.trial import Ending
 from raycnn.paths import cache_folder, data_root
 from raycnn.runs.directory import POLL_INTERVAL_S, Run
 from raycnn.runtime.device import DeviceKind
-from raycnn.search.folder import Search, Trial
+from raycnn.search.folder import Trial
 from raycnn.training.callbacks import (
     Callback,
     Event,
@@ -63,22 +63,25 @@ def train_on_ray(
     run = open_run()
     stop = Stop(busy=run.training)
     with run.lock(), stop.listening():
-        extra = {"server": relay.start_server(run)} if address_of(job.workers) else {}
-        driver = Driver(job, run, ask, view, stop)
+        driver = Driver(job, run, ask, bool(address_of(job.workers)), view, stop)
         driver.wait_for_resources()
-        driver.fit(kind, extra)
+        driver.fit(kind, {})
     return run
 
 
 def train_trial(
-    search: Search, trial: Trial, kind: DeviceKind, ask: dict[str, float], deadline: float | None
+    search: relay.Shared,
+    trial: Trial,
+    kind: DeviceKind,
+    ask: dict[str, float],
+    deadline: float | None,
 ) -> Ending:
     """Train a trial with several workers, none of which is this process."""
     job = trial.run.job()
     if job.data.root:  # the driver's path: see set_data_root
         job = job.change({"data.root": os.environ["RAYCNN_DATA"]})
-    extra = {"search": str(search.folder), "deadline": deadline}
-    return Driver(job, trial.run, ask).fit(kind, extra) or {}
+    extra = {"search": search, "deadline": deadline}
+    return Driver(job, trial.run, ask, search.server is not None).fit(kind, extra) or {}
 
 
 class Driver:
@@ -89,10 +92,12 @@ class Driver:
         job: JobSpec,
         run: Run,
         ask: dict[str, float],
+        serve: bool,
         view: Callback | None = None,
         stop: Stop | None = None,
     ):
         self.job, self.run, self.ask, self.view, self.stop = job, run, ask, view, stop
+        self.serve = serve
         workers = job.workers
         self.channel: Any = open_channel(job.failure.retries, workers.max_count, workers.count_text)
         self.resources = ResourceWatch(workers, ask)
@@ -183,8 +188,7 @@ class Driver:
         return extra | {
             "channel": self.channel,
             "job": job.tree(),
-            "run": str(self.run.location),
-            "token": relay.write_token(self.run),
+            "run": relay.share_folder(self.run.location, serve=self.serve),
             "threads": int(self.ask["CPU"]),
             # Absolute, for other machines; their own environment takes precedence.
             "environment": {

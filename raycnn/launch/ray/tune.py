@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import ray
@@ -16,9 +16,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycnn.config.search import Pool, TuneSpec
-from raycnn.errors import ClusterError, Interrupted
+from raycnn.errors import ClusterError, EnvironmentUnavailable, Interrupted
 from raycnn.launch import trial
-from raycnn.launch.ray import connection
+from raycnn.launch.launcher import address_of
+from raycnn.launch.ray import connection, relay
 from raycnn.launch.ray.connection import Node
 from raycnn.launch.signals import Stop
 from raycnn.launch.worker import set_data_root
@@ -97,6 +98,8 @@ class _Executor:
 
     def __init__(self, search: Search, view: SearchView):
         self.search, self.view = search, view
+        workers = search.spec.architectures[0].job.workers
+        self.shared = relay.share_folder(search.folder, serve=bool(address_of(workers)))
         self.queue = TrialQueue(search)
         self.actors: list[_Actor] = []
         self.stop = Stop(busy=lambda: bool(self._training()))
@@ -145,7 +148,7 @@ class _Executor:
                 budget = self.search.spec.tune.time_budget_s
                 if budget and not self.deadline:
                     self.deadline = time.time() + budget
-                actor.train(self.search, self.queue.take(actor.slot.pool), self.deadline)
+                actor.train(self.shared, self.queue.take(actor.slot.pool), self.deadline)
 
     def _collect(self) -> None:
         """Wait briefly for actors to become free, and take their results."""
@@ -243,11 +246,11 @@ class _Actor:
     def free(self) -> bool:
         return self.call is None
 
-    def train(self, search: Search, chosen: Trial, deadline: float | None) -> None:
+    def train(self, search: relay.Shared, chosen: Trial, deadline: float | None) -> None:
         root = chosen.run.job().data.root
         self.trial = chosen
         self.call = self.handle.train.remote(  # type: ignore[attr-defined]
-            str(search.folder), str(chosen.run.folder), self.slot, deadline,
+            search, chosen.id, chosen.run.job().storage.timeout_s, self.slot, deadline,
             root and str(data_root(root)),  # relative to the driver's working folder
             {"RAYCNN_DATA": str(data_root()), "RAYCNN_CACHE": str(cache_folder())},
         )  # fmt: skip
@@ -276,8 +279,9 @@ class _Trainer:
 
     def train(
         self,
-        search_folder: str,
-        trial_folder: str,
+        shared: relay.Shared,
+        name: str,
+        timeout_s: float,
         slot: Slot,
         deadline: float | None,
         root: str | None,
@@ -285,16 +289,20 @@ class _Trainer:
     ) -> str:
         """Train a trial; return the reason if the cluster could not, else an empty string."""
         set_data_root(root, environment)
-        search, chosen = Search(Path(search_folder)), Trial(Path(trial_folder))
-        if not chosen.run.folder.is_dir():
-            return f"a node does not see {chosen.run.folder}: storage.path must be shared"
-        return trial.run_trial(chosen, lambda: _work(search, chosen, slot, deadline)) or ""
+        try:
+            with relay.open_shared_trial(shared, name, timeout_s) as (search, chosen):
+                work = partial(_work, search, chosen, shared, slot, deadline)
+                return trial.run_trial(chosen, work) or ""
+        except (ClusterError, EnvironmentUnavailable) as error:
+            return str(error)
 
 
-def _work(search: Search, chosen: Trial, slot: Slot, deadline: float | None) -> trial.Ending:
+def _work(
+    search: Search, chosen: Trial, shared: relay.Shared, slot: Slot, deadline: float | None
+) -> trial.Ending:
     kind = DEVICE_KINDS[slot.pool.device]
     if slot.pool.workers == 1:
         return trial.fit_trial(search, chosen, kind.select(0, slot.pool.cpus), deadline)
     from raycnn.launch.ray import trainer  # slow to import, and not needed for one worker
 
-    return trainer.train_trial(search, chosen, kind, slot.resources, deadline)
+    return trainer.train_trial(shared, chosen, kind, slot.resources, deadline)

@@ -44,7 +44,8 @@ class Head:
         self.server = f"http://127.0.0.1:{port}"
         command = [
             ray, "start", "--head", "--block", "--port=0",
-            f"--ray-client-server-port={free_port()}", "--num-cpus=2", f"--dashboard-port={port}", "--dashboard-agent-listen-port=0",
+            f"--ray-client-server-port={free_port()}", "--num-cpus=2", f"--dashboard-port={port}",
+            f"--dashboard-agent-listen-port={free_port()}",  # of Ray 2.51 the job server forgets which it chose for 0
             f"--temp-dir={folder / 'ray'}",
         ]  # fmt: skip
         own = AUTH | {"HOME": str(self.home), "RAY_USAGE_STATS_ENABLED": "0"}

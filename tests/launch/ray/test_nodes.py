@@ -241,7 +241,12 @@ def trained(search: Search) -> int:
 
 
 def test_a_search_outlives_a_node(cluster: Cluster, tmp_path: Path) -> None:
-    """What was trained there goes on elsewhere, from its checkpoint; no other trial is touched."""
+    """What was trained there goes on elsewhere, from its checkpoint; no other trial is touched.
+
+    The nodes do not see the folder of the search: all of it comes through Ray.
+    """
+    (tmp_path / "runs").mkdir()
+    cluster.hide(tmp_path / "runs")
     spec = tmp_path / "lost.tune.yaml"
     spec.write_text(SEARCH)
     driver = cluster.start("tune", spec, f"storage.path={tmp_path / 'runs'}")

@@ -10,13 +10,16 @@ import pytest
 
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable
-from raycnn.launch.ray import network, relay
-from raycnn.launch.ray.relay import FileServer
+from raycnn.launch.ray import network, relay, served_files
+from raycnn.launch.ray.served_files import FileServer
 from raycnn.runs.directory import Run
 from raycnn.runs.working_copy import WorkingCopy
+from raycnn.search.folder import Search
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Warned
-from tests.conftest import happened, same, train, weights
+from tests.conftest import happened, numbers, same, train, weights
+from tests.launch.test_trial import begin, go
+from tests.support.searches import Read, read  # noqa: F401
 
 MakeJob = Callable[..., JobSpec]
 
@@ -24,7 +27,7 @@ MakeJob = Callable[..., JobSpec]
 @pytest.fixture(autouse=True)
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a tiny network's checkpoint is carried in many."""
-    monkeypatch.setattr(relay, "CHUNK", 1000)
+    monkeypatch.setattr(served_files, "CHUNK", 1000)
 
 
 class Node:
@@ -32,11 +35,13 @@ class Node:
 
     def __init__(self, home: Run, folder: Path):
         self.server, self.full, self.calls = FileServer(str(home.folder)), False, 0
-        self.run = Run(folder, WorkingCopy(relay.open_served(self._call, home.folder), folder, 0.1))
+        self.run = Run(
+            folder, WorkingCopy(served_files.open_served(self._call, home.folder), folder, 0.1)
+        )
 
     def _call(self, method: str, *arguments: Any) -> Any:
         self.calls += 1
-        assert len(pickle.dumps(arguments)) < 2 * relay.CHUNK
+        assert len(pickle.dumps(arguments)) < 2 * served_files.CHUNK
         if self.full and method == "write" and checkpoint.OPTIMIZER in arguments[0]:
             raise OSError(28, "No space left on device")
         return getattr(self.server, method)(*arguments)
@@ -85,11 +90,42 @@ def test_a_full_disk_of_the_driver_leaves_the_checkpoint_before(
 
 
 def test_a_folder_with_the_same_path_is_not_taken_for_the_runs(tmp_path: Path) -> None:
-    mark = relay.write_token(Run(tmp_path))
-    with relay.open_on_worker(tmp_path, mark, None, 10) as run:
+    shared = relay.share_folder(tmp_path, serve=False)
+    with relay.open_shared_run(shared, 10) as run:
         assert run.folder == run.location == tmp_path
-    assert not relay.has_token(tmp_path, relay.write_token(Run(tmp_path.parent)))
-    assert not relay.has_token(tmp_path / "nowhere", mark)
+    above = relay.share_folder(tmp_path.parent, serve=False)
+    assert not shared._replace(token=above.token).is_here()
+    assert not shared._replace(location=str(tmp_path / "nowhere")).is_here()
+
+
+def test_a_trial_is_trained_and_stopped_by_a_node_that_reaches_only_the_server(
+    read: Read,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in the driver's folder: both trials, of which the second is stopped for the first."""
+    monkeypatch.setattr(
+        relay, "RemoteCalls", lambda server, _: lambda m, *a: getattr(server, m)(*a)
+    )
+    monkeypatch.setattr(served_files, "CHUNK", 16 << 20)
+    tune = (
+        "tune: {scheduler: {name: asha, factor: 2}, space: {optimizer.lr: {grid: [0.05, 0.001]}}}\n"
+    )
+    (here, there) = (Search.create(read(tune)) for _ in range(2))
+    go(here, *begin(here, [0.05, 0.001]))
+
+    server = FileServer(str(there.folder))
+    shared = relay.share_folder(there.folder, serve=False)._replace(server=server)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(relay.Shared, "is_here", lambda self: False)
+        for one in begin(there, [0.05, 0.001]):
+            with relay.open_shared_trial(shared, one.id, 60) as (search, trial):
+                assert search.folder != there.folder and trial.run.folder != one.run.folder
+                go(search, trial)
+    assert [one.info["state"] for one in here.trials()] == ["done", "stopped"]
+    for one, other in zip(here.trials(), there.trials(), strict=True):
+        assert one.info["state"] == other.info["state"] and numbers(one.run) == numbers(other.run)
+        assert same(weights(one.run), weights(other.run))
+        assert sorted(os.listdir(one.run.checkpoints)) == sorted(os.listdir(other.run.checkpoints))
 
 
 def test_an_interface_is_found_by_its_address() -> None:
