@@ -37,6 +37,7 @@ TRANSFORMS: "Registry[Transform]" = Registry(
     "transform",
     "data.transforms",
     {
+        **_import_paths("data.transforms.auto_augment", "rand_augment", "trivial_augment"),
         **_import_paths("data.transforms.color", "color_jitter", "random_erasing"),
         **_import_paths(
             "data.transforms.geometry",

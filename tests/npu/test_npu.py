@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,10 @@ def file_of(job: JobSpec) -> Path:
 def test_a_job_trains_on_an_npu_as_on_a_cpu_and_its_checkpoints_move_between_them(
     job: MakeJob, tmp_path: Path, log: Path
 ) -> None:
-    done = raycnn("train", file_of(job()), "workers.device=npu", cwd=tmp_path)
+    augmented = partial(job, data__transforms=["rand_augment", {"name": "resize", "size": 12}])
+    done = raycnn("train", file_of(augmented()), "workers.device=npu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    on_cpu, run = train(job()), Run(tmp_path / "runs" / "tiny" / "2")
+    on_cpu, run = train(augmented()), Run(tmp_path / "runs" / "tiny" / "2")
     assert log.read_text() == "loaded\nnpu:0 of None\n"
     assert distance(weights(on_cpu), weights(run)) < 1e-5
     assert (
@@ -49,7 +51,7 @@ def test_a_job_trains_on_an_npu_as_on_a_cpu_and_its_checkpoints_move_between_the
     assert evaluate_run(run, "test", "best", "cpu", None)["test"]["acc1"] == pytest.approx(
         (run.result() or {})["test"]["acc1"]
     )
-    longer = job(train__epochs=4)
+    longer = augmented(train__epochs=4)
     train(longer, run)
     train(longer, on_cpu)
     assert distance(weights(on_cpu), weights(run)) < 1e-5

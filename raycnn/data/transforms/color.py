@@ -28,12 +28,7 @@ class ColorJitter(ImageTransform):
         self.saturation, self.hue = saturation, hue
 
     def shape(self, shape: Shape) -> Shape:
-        if shape.channels not in (1, 3):
-            raise SpecError(
-                f"color_jitter is for images of 1 or 3 channels, not {shape.channels}",
-                "data.transforms",
-            )
-        return shape
+        return check_channels("color_jitter", shape)
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
         brightness, contrast, saturation, hue = (2 * numbers - 1).T[..., None, None, None]
@@ -41,12 +36,21 @@ class ColorJitter(ImageTransform):
         if self.brightness:
             x.mul_(1 + brightness * self.brightness).clamp_(0, 255)
         if self.contrast:
-            _blend(x, _mean(_grey(x).to(torch.uint8)), 1 + contrast * self.contrast)
+            _blend(x, image_mean(grey(x).to(torch.uint8)), 1 + contrast * self.contrast)
         if self.saturation and x.shape[1] == 3:
-            _blend(x, _grey(x), 1 + saturation * self.saturation)
+            _blend(x, grey(x), 1 + saturation * self.saturation)
         if self.hue and x.shape[1] == 3:
             x = _shift_hue(x, hue * self.hue)
         return x.round_().to(torch.uint8)
+
+
+def check_channels(name: str, shape: Shape) -> Shape:
+    """Return the shape. Raises SpecError unless its images are grey or RGB."""
+    if shape.channels not in (1, 3):
+        raise SpecError(
+            f"{name} is for images of 1 or 3 channels, not {shape.channels}", "data.transforms"
+        )
+    return shape
 
 
 def _blend(x: Tensor, other: Tensor, share: Tensor) -> None:
@@ -54,7 +58,7 @@ def _blend(x: Tensor, other: Tensor, share: Tensor) -> None:
     x.mul_(share).add_(other * (1 - share)).clamp_(0, 255)
 
 
-def _grey(x: Tensor) -> Tensor:
+def grey(x: Tensor) -> Tensor:
     """Return the luma of ITU-R BT.601 of (B, C, H, W), as (B, 1, H, W)."""
     if x.shape[1] == 1:
         return x
@@ -62,7 +66,7 @@ def _grey(x: Tensor) -> Tensor:
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
-def _mean(images: Tensor) -> Tensor:
+def image_mean(images: Tensor) -> Tensor:
     """Return the mean (B, C, 1, 1) of (B, C, H, W) uint8, summed exactly in integers."""
     total = images.sum(3, dtype=torch.int32).sum(2)[..., None, None]
     return total / (images.shape[2] * images.shape[3])
@@ -105,7 +109,7 @@ class RandomErasing(ImageTransform):
         box = sample_box(numbers[:, 1:], height, width, self.scale, self.ratio)
         erased = inside(box, height, width) & (numbers[:, 0] < self.p)[:, None, None, None]
         images = images.contiguous()
-        return images * ~erased + _mean(images).round().to(torch.uint8) * erased
+        return images * ~erased + image_mean(images).round().to(torch.uint8) * erased
 
 
 def color_jitter(
