@@ -2,12 +2,14 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from packaging.version import Version
 
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
+from raycnn.search.folder import Search
 from raycnn.training.callbacks import Resumed, WorkersRestarted
 from tests.conftest import (
     ended,
@@ -28,6 +31,8 @@ from tests.conftest import (
     weights,
     workers,
 )
+from tests.support.s3 import Server
+from tests.support.searches import Read, read  # noqa: F401
 
 pytestmark = pytest.mark.ray
 
@@ -46,7 +51,7 @@ def long(job: MakeJob) -> JobSpec:
 
 def start(run: Run, folder: Path, *changes: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "raycnn", "resume", str(run.folder), *changes],
+        [sys.executable, "-m", "raycnn", "resume", str(run.location), *changes],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
@@ -161,6 +166,42 @@ def test_a_worker_that_is_lost_too_often_ends_the_job(
     assert "workers were lost more than 0 times (failure.retries)" in said
     assert "Traceback" not in said
     assert run.state() == "stopped"
+
+
+@pytest.mark.slow
+def test_a_job_and_a_search_at_an_s3_path_equal_those_in_a_folder(
+    job: MakeJob,
+    s3: Server,
+    tmp_path: Path,
+    address: str,
+    processes: list[subprocess.Popen[str]],
+    read: Read,  # noqa: F811
+) -> None:
+    """Of two workers, one is killed; the search has one process for each of two trials."""
+    uri = s3.uri(s3.bucket())
+    spec = long(job).change({"train.epochs": 20})
+    run = Run.create(spec.change({"storage.path": uri}))
+    driver = start(run, tmp_path, address)
+    processes.append(driver)
+    wait_for(lambda: len(run.rows()) >= 2, driver)
+    os.kill(pids(run, 1)[0], signal.SIGKILL)
+    _, said = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said
+    assert happened(run, WorkersRestarted) and happened(run, Resumed)
+    shutil.rmtree(run.folder)
+    run = Run.open(str(run.location))
+    unbroken = Run.create(spec)
+    assert ended(workers(2, unbroken.folder, cwd=tmp_path, verb="resume"))[0] == {0}
+    assert same(weights(unbroken), weights(run)) and numbers(unbroken) == numbers(run)
+
+    read()
+    tune = partial(raycnn, "tune", tmp_path / "tiny.tune.yaml", cwd=tmp_path)
+    for done in (tune(address, f"storage.path={uri}"), tune("workers.launcher=local")):
+        assert done.returncode == 0, done.stderr
+    here, there = (Search.find("tiny", root) for root in (str(tmp_path / "runs"), uri))
+    for one, other in zip(here.trials(), there.trials(), strict=True):
+        assert numbers(one.run) == numbers(other.run)
+        assert same(weights(one.run), weights(other.run))
 
 
 def test_asking_for_more_than_there_is_is_refused_with_a_table(
