@@ -20,14 +20,16 @@ from raycnn.config.schema import JobSpec
 from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, RaycnnError
 from raycnn.io import read_json
+from raycnn.models.flops import count_flops
 from raycnn.report import duplicates, figures, images, page, style
 from raycnn.report.history import HistoryEntry, history_entries
 from raycnn.report.images import ReportInput, Thumbnail
 from raycnn.report.page import clip, percent
 from raycnn.runs.directory import Run
+from raycnn.runtime import rng
 from raycnn.runtime.device import find
 from raycnn.training import checkpoint
-from raycnn.training.callbacks import Callback, ReportWritten, Warned
+from raycnn.training.callbacks import Callback, ReportWritten, Warned, format_flops
 from raycnn.training.loop import TrainResult, fresh_state
 from raycnn.training.metrics import FEW, confidence_interval
 from raycnn.training.predictions import SplitPredictions
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("raycnn")
 
 FILE = "report.html"
-MISTAKES, ISSUES = 24, 16  # mistakes shown; label issues shown per split
+MISTAKES, SAMPLES = 24, 12  # wrong answers shown, the surest; test images shown at random
+ISSUES = 16  # label issues shown per split
 MATRIX = 30  # maximum classes of a complete confusion matrix
 PAIRS = 15  # confused pairs shown above that
 TABLE = 300  # maximum classes in the table, the worst
@@ -71,7 +74,7 @@ def write_report(
     title = f"{run.name} · raycnn"
     text = page.render("run.html", title, **values)
     if len(text.encode()) > page.LIMIT:  # images take most of the space
-        values |= {"mistakes": [], "issues": [], "batch": None, "duplicates": None}
+        values |= {"mistakes": [], "samples": [], "issues": [], "batch": None, "duplicates": None}
         values["missing"] = "the images are left out: they are too many bytes; see the PNGs"
         text = page.render("run.html", title, **values)
     page.save_page(run.folder / FILE, text)
@@ -161,6 +164,7 @@ def _values(
         "classes": _class_rows(test, found), "class_count": len(found.classes) if found else 0,
         "confusion": _confusion(test, found, draw),
         "mistakes": _mistakes(test, found, subject, draw.folder),
+        "samples": _samples(test, found, subject, draw.folder),
         "mistake_count": int((test.predicted != test.labels).sum()) if test else 0,
         "issues": _issues(found, subject, draw.folder),
         **_confidence(test, draw),
@@ -197,11 +201,15 @@ def _facts(
     if rows:
         facts.append(("Training time", page.duration(rows[-1]["time_s"])))
         facts.append(("Images per second", f"{rows[-1]['images_per_s']:,.0f}"))
-    network = job.model.name
+    facts.append(("Network", job.model.name))
     if subject:
         count = sum(parameter.numel() for parameter in subject.model.parameters())
-        network += f", {count:,} parameters"
-    facts.append(("Network", network))
+        facts.append(("Parameters", f"{count:,}"))
+        shape, classes = subject.splits.shape, len(subject.splits.classes)
+        if flops := count_flops(job.model, shape, classes):
+            facts.append(("Operations per image", format_flops(flops)))
+    if result and (ms := result["test"].get("ms_per_image")):
+        facts.append(("Inference per image", f"{ms:.3g} ms"))
     devices = environment.get("devices") or []
     named = devices[0] if devices else f"CPU, {environment.get('cpus', '?')} cores"
     workers = job.workers.max_count
@@ -247,8 +255,7 @@ def _curves(
 ) -> list[Markup]:
     if not rows:
         return []
-    marks = [figures.Mark(h.epoch, h.mark, h.serious) for h in what if h.epoch and h.mark]
-    shown = marks[-8:]
+    shown = _marks(what)[-8:]
     return [
         draw(
             "accuracy",
@@ -256,6 +263,22 @@ def _curves(
             lambda a: figures.plot_curve(a, rows, "acc1", best, shown),
         ),
         draw("loss", "Loss by epoch", lambda a: figures.plot_curve(a, rows, "loss", best, shown)),
+    ]
+
+
+def _marks(what: Sequence[HistoryEntry]) -> list[figures.Mark]:
+    """Return one mark for each epoch in which something happened: `stopped, resumed`."""
+    by_epoch: dict[float, list[HistoryEntry]] = {}
+    for entry in what:
+        if entry.epoch and entry.mark:
+            by_epoch.setdefault(entry.epoch, []).append(entry)
+    return [
+        figures.Mark(
+            epoch,
+            ", ".join(dict.fromkeys(entry.mark for entry in entries)),
+            any(entry.serious for entry in entries),
+        )
+        for epoch, entries in sorted(by_epoch.items())
     ]
 
 
@@ -369,6 +392,20 @@ def _mistakes(
     worst = evaluate.worst_mistakes(test, MISTAKES)
     png = folder / "mistakes.png"
     return _cards(found, "test", worst, test.predicted[worst], subject, png, grad_cams=True)
+
+
+def _samples(
+    test: SplitPredictions | None,
+    found: Predictions | None,
+    subject: ReportInput | None,
+    folder: Path,
+) -> list[Card]:
+    """Return test images drawn by the job's seed, right and wrong answers alike."""
+    if not test or not found or not subject:
+        return []
+    drawn = rng.order(subject.job.seed, 0, len(test))[:SAMPLES]
+    png = folder / "samples.png"
+    return _cards(found, "test", drawn, test.predicted[drawn], subject, png, grad_cams=False)
 
 
 def _issues(found: Predictions | None, subject: ReportInput | None, folder: Path) -> list[Any]:

@@ -70,11 +70,6 @@ def write_search_report(search: Search, board: Board) -> Path:
     return search.folder / FILE
 
 
-def plot_search(search: Search, board: Board) -> list[Path]:
-    """Write the PNGs of all figures that have data; return their paths."""
-    return [search.folder / f"{name}.png" for name in _pictures(search, board)]
-
-
 def _pictures(search: Search, board: Board) -> dict[str, Markup]:
     """Draw all figures that have data, for the page and as PNGs."""
     known = [entry for entry in board if entry.metric is not None]

@@ -20,6 +20,7 @@ def result_of(state: TrainingState, test: EpochMetrics) -> dict[str, Any]:
             "loss": test.mean_loss,
             "count": test.count,
             "images_per_s": test.count / test.seconds,
+            "ms_per_image": test.ms_per_image,
         },
         "best_epoch": state.best,
         "best": best,

@@ -270,12 +270,17 @@ class TrainingStarted(Event):
     """Number of images of each split."""
     device: str
     workers: int
+    flops: int | None = None
+    """Floating-point operations for one image; None where they cannot be counted."""
 
     @property
     def message(self) -> str:
+        size = f"{self.parameters:,} parameters"
+        if self.flops:
+            size += f", {format_flops(self.flops)} per image"
         images = ", ".join(f"{count:,} {split}" for split, count in self.images.items())
         where = f"{self.workers} x {self.device}" if self.workers > 1 else self.device
-        return f"{self.model}, {self.parameters:,} parameters; images: {images}; on {where}"
+        return f"{self.model}, {size}; images: {images}; on {where}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -563,6 +568,12 @@ class CallbackList:
                 # An OSError, most often a full disk, needs no traceback.
                 trace = None if isinstance(error, OSError) else error
                 log.warning(f"{name}: {type(event).__name__} is lost: {error}", exc_info=trace)
+
+
+def format_flops(flops: int) -> str:
+    """Return a number of floating-point operations for display: `8.18 GFLOPs`."""
+    unit, name = (1e9, "GFLOPs") if flops >= 1e8 else (1e6, "MFLOPs")
+    return f"{flops / unit:.3g} {name}"
 
 
 def _format_value(key: str, value: float) -> str:

@@ -18,8 +18,10 @@ from raycnn.config.schema import JobSpec, Train
 from raycnn.data.loader import Loader
 from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import Diverged, Interrupted, OutOfMemory, SpecError
+from raycnn.models.flops import count_flops
 from raycnn.runtime import distributed
 from raycnn.runtime.device import DEVICE_KINDS, layout, peak_mib
+from raycnn.runtime.timer import PassTimer
 from raycnn.training import pretrained
 from raycnn.training.autotune import autotune
 from raycnn.training.callbacks import (
@@ -190,6 +192,7 @@ def _started_event(
         images={split: len(splits.labels(split)) for split in ("train", "val", "test")},
         device=names[device.index or 0] if names else device.type,
         workers=distributed.world_size(),
+        flops=count_flops(job.model, splits.shape, len(splits.classes)),
     )
 
 
@@ -489,14 +492,16 @@ def evaluate(
     """
     model.eval()
     start_time = time.perf_counter()
-    tally = MetricAccumulator(classes, evaluating=True)
+    tally, timer = MetricAccumulator(classes, evaluating=True), PassTimer(loader.device)
     for step, batch in enumerate(loader.epoch(0)):
         for part in split_micro_batches(batch, micro_batch) if batch.count else ():
-            logits, loss = forward(model, part, settings)
+            with timer.timing(part.count):
+                logits, loss = forward(model, part, settings)
             tally.add(loss, logits, part.labels, part.count)
             if collector:
                 collector.add(step * loader.batch_size + part.first, logits)
-    return tally.all_reduce(time.perf_counter() - start_time)
+    metrics = tally.all_reduce(time.perf_counter() - start_time)
+    return replace(metrics, ms_per_image=timer.ms_per_image())
 
 
 def predict_split(

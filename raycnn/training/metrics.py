@@ -33,6 +33,8 @@ class EpochMetrics:
     """Number of images."""
     seconds: float = 0.0
     """Wall-clock time."""
+    ms_per_image: float | None = None
+    """Median time of a forward pass per image, on this rank's device; in evaluation only."""
     bad_step: int | None = None
     """First step with a loss that is not finite, from 0 at the last synchronization."""
     confusion: Confusion = field(default_factory=list)

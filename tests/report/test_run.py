@@ -15,11 +15,27 @@ from raycnn.config.schema import JobSpec
 from raycnn.report import page, run
 from raycnn.report.history import history_entries
 from raycnn.runs.directory import Run
-from raycnn.training.callbacks import EpochEnded, Resumed, Warned, WorkersRestarted
+from raycnn.training.callbacks import (
+    EpochEnded,
+    Resumed,
+    TrainingStarted,
+    Warned,
+    WorkersRestarted,
+    format_flops,
+)
 from tests.conftest import Call, happened, train
 
 MakeJob = Callable[..., JobSpec]
-PNGS = {"accuracy", "loss", "confusion", "reliability", "coverage", "mistakes", "augmented"}
+PNGS = {
+    "accuracy",
+    "loss",
+    "confusion",
+    "reliability",
+    "coverage",
+    "mistakes",
+    "samples",
+    "augmented",
+}
 HOSTILE = ["<script>alert(1)</script>", "$\\frac{1$ & \"quoted\" 'name'", "猫 \U0001f33b"]
 
 
@@ -108,6 +124,9 @@ def test_the_verdict_is_the_result(trained: Run) -> None:
     assert f"{100 * result['test']['acc1']:.2f} %" in text
     assert f"{page.percent(low)} to {page.percent(high)}".replace("\xa0", " ") in text
     assert "357 of 357 images" in text and f"{result['best_epoch']} of 2" in text
+    assert f"{result['test']['ms_per_image']:.3g} ms" in text
+    (began,) = happened(trained, TrainingStarted)
+    assert began.flops and format_flops(began.flops) in text and f"{began.parameters:,}" in text
 
 
 def test_every_class_stands_in_the_table_with_its_numbers(trained: Run) -> None:
@@ -126,6 +145,15 @@ def test_the_worst_mistakes_are_shown_with_where_the_network_looked(trained: Run
     mistakes = [alt for alt in images if alt.startswith("label ")]
     assert len(mistakes) == 2 * min(wrong, run.MISTAKES), "each with its Grad-CAM"
     assert sum("Grad-CAM" in alt for alt in mistakes) == len(mistakes) // 2
+
+
+def test_random_test_images_are_shown_right_and_wrong(trained: Run) -> None:
+    images = [a["alt"] or "" for tag, a in read(trained).tags if tag == "img"]
+    drawn = [alt for alt in images if alt.startswith("random, ")]
+    assert len(drawn) == run.SAMPLES
+    run.write_from_folder(trained)
+    again = [a["alt"] or "" for tag, a in read(trained).tags if tag == "img"]
+    assert [alt for alt in again if alt.startswith("random, ")] == drawn, "the seed draws them"
 
 
 def test_pictures_lie_beside_the_page(trained: Run) -> None:

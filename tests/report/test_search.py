@@ -14,7 +14,6 @@ from raycnn.report.search import (
     front,
     importance,
     place_in,
-    plot_search,
     value_of,
     write_search_report,
 )
@@ -64,11 +63,13 @@ def test_only_pictures_with_something_to_show_are_drawn(read: Read) -> None:  # 
     search = Search.create(read())
     (search.folder / "epochs.png").write_bytes(b"of an earlier look")
     board = [entry(n, n / 9, n + 1.0, optimizer__lr=10.0**-n) for n in range(9)]
-    drawn = plot_search(search, board)
+    text = write_search_report(search, board).read_text()
+    drawn = list(search.folder.glob("*.png"))
     assert {path.name for path in drawn} == {"lr.png", "curves.png", "pareto.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
-    assert not (search.folder / "epochs.png").exists()
-    assert plot_search(search, []) == []
+    assert text.count("<svg") == 3
+    assert "<svg" not in write_search_report(search, []).read_text()
+    assert not list(search.folder.glob("*.png"))
 
 
 def test_a_setting_that_was_not_searched_is_the_jobs(read: Read, tmp_path: Path) -> None:  # noqa: F811

@@ -4,6 +4,7 @@ What is done with it is written into the file that SIMULATED_NPU_LOG names.
 """
 
 import os
+import time
 from typing import Any
 
 import simulated_npu
@@ -22,8 +23,15 @@ def _note(what: str) -> None:
 class _Event:
     """A point in a queue of work that is always empty."""
 
+    def __init__(self, enable_timing: bool = False):
+        self.timed, self.at = enable_timing, 0.0
+
     def record(self) -> None:
-        pass
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end: "_Event") -> float:
+        assert self.timed and end.timed
+        return 1000 * (end.at - self.at)
 
     def query(self) -> bool:
         return True
