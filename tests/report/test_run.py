@@ -18,6 +18,7 @@ from raycnn.runs.directory import Run
 from raycnn.training.callbacks import (
     EpochEnded,
     Resumed,
+    StoppedOnRequest,
     TrainingStarted,
     Warned,
     WorkersRestarted,
@@ -242,6 +243,14 @@ def test_events_are_marked_at_their_epochs(job: MakeJob) -> None:
         trained.add_event(event)
     found = [(h.mark, h.epoch, h.serious) for h in history_entries(trained)]
     assert found == [("worker lost", 3, True), ("resumed", 3, False), ("", 3, False)]
+
+
+def test_several_events_of_an_epoch_share_a_mark(trained: Run, tmp_path: Path) -> None:
+    copy = Run(Path(shutil.copytree(trained.folder, tmp_path / "1")))
+    copy.add_event(StoppedOnRequest(epoch=1, step=2))
+    copy.add_event(Resumed(epoch=1, step=2))
+    run.write_report(copy, None, None)
+    assert read(copy).words.count("stopped, resumed") == 2, "on each of two curves"
 
 
 def test_a_page_that_is_too_large_goes_without_its_images(
