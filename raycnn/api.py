@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from raycnn.config.load import job_from_tree, load_job
 from raycnn.config.schema import JobSpec
 from raycnn.errors import DataError, Interrupted, JobFailed
+from raycnn.training.main_metric import LABELS, main_metric
 
 if TYPE_CHECKING:
     from raycnn.analysis.export import Export
@@ -219,7 +220,8 @@ class Run:
         """The predictions for each validation and test image: file, label, class, probabilities.
 
         A pandas DataFrame with class names where pandas is installed, else the pyarrow table of
-        predictions.parquet, with class indices. Raises DataError when the run has none.
+        predictions.parquet, with class indices; multi-label, lists of them. Raises DataError when
+        the run has none.
         """
         import pyarrow.parquet
 
@@ -232,7 +234,10 @@ class Run:
             return table
         frame = table.to_pandas()
         for column in ("label", "predicted"):
-            frame[column] = pandas.Categorical.from_codes(frame[column], classes)
+            if pyarrow.types.is_list(table.schema.field(column).type):
+                frame[column] = [[classes[k] for k in indices] for indices in frame[column]]
+            else:
+                frame[column] = pandas.Categorical.from_codes(frame[column], classes)
         return frame
 
     @property
@@ -309,11 +314,12 @@ class Run:
         }
         if result:
             test = result["test"]
-            low, high = test["interval95"]
             shown["best epoch"] = str(result["best_epoch"])
-            shown["test accuracy"] = (
-                f"{test['acc1']:.2%} (95 %: {low:.2%} to {high:.2%}), {test['count']:,} images"
-            )
+            name = main_metric(test)
+            interval = ""
+            if "interval95" in test:
+                interval = " (95 %: {:.2%} to {:.2%})".format(*test["interval95"])
+            shown[f"test {LABELS[name]}"] = f"{test[name]:.2%}{interval}, {test['count']:,} images"
         return shown | {"folder": str(self.folder)}
 
 

@@ -15,6 +15,7 @@ from raycnn.config.changes import flatten
 from raycnn.errors import DataError, SpecError
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
+from raycnn.training.main_metric import main_metric, val_metric
 
 EXACT = 25  # below so many discordant images McNemar's test is the exact binomial test
 NOT_COMPARED = {"name", "storage.path", "tune"}  # keys that do not affect training
@@ -36,12 +37,15 @@ class ComparedRun:
     predictions: Predictions | None
 
     @property
-    def accuracy(self) -> float | None:
-        return self.result["test"]["acc1"] if self.result else None
+    def test(self) -> float | None:
+        """Test accuracy, or multi-label mAP."""
+        return self.result["test"][main_metric(self.result["test"])] if self.result else None
 
     @property
     def best_val(self) -> float | None:
-        return max((row["val/acc1"] for row in self.rows if "val/acc1" in row), default=None)
+        """The best validation accuracy, or multi-label mAP."""
+        values = (row[metric] for row in self.rows if (metric := val_metric(row)))
+        return max(values, default=None)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class SeedGroup:
     runs: list[str]
     seeds: list[int]
     mean: float
-    """The mean of the test accuracies."""
+    """The mean of the test accuracies or mAPs."""
     deviation: float | None
     """Sample standard deviation; None for one run."""
 
@@ -139,18 +143,18 @@ def seed_groups(runs: Sequence[ComparedRun]) -> list[SeedGroup]:
     """Group tested runs whose specs and data are equal except for the seed."""
     groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
-        if run.accuracy is not None:
+        if run.test is not None:
             own = {k: v for k, v in run.spec.items() if k not in NOT_COMPARED | {SEED}}
             groups.setdefault(repr((sorted(own.items()), run.fingerprint)), []).append(run)
     found = []
     for group in groups.values():
-        accuracies = [run.accuracy or 0.0 for run in group]
+        tests = [run.test or 0.0 for run in group]
         found.append(
             SeedGroup(
                 [run.name for run in group],
                 [run.spec[SEED] for run in group],
-                fmean(accuracies),
-                stdev(accuracies) if len(group) > 1 else None,
+                fmean(tests),
+                stdev(tests) if len(group) > 1 else None,
             )
         )
     return found
@@ -178,6 +182,8 @@ def _refusal(one: ComparedRun, other: ComparedRun) -> str:
         if not run.predictions or "test" not in run.predictions.splits:
             return f"{run.name} keeps no predictions: `raycnn eval {run.name}` makes them"
     first, second = (run.predictions.splits["test"] for run in (one, other) if run.predictions)
+    if first.multi_label or second.multi_label:
+        return "McNemar's test is of images with one class each, and these have any number"
     same = np.array_equal(first.samples, second.samples)
     if not same or not np.array_equal(first.labels, second.labels):
         return "their test images are not the same"

@@ -16,6 +16,7 @@ from raycnn.runtime.device import find
 from raycnn.training import checkpoint, metrics
 from raycnn.training.loop import fresh_state, predict_split
 from raycnn.training.metrics import TOP, Confusion, confidence_interval
+from raycnn.training.multi_label import multi_label_scores, named_rows
 from raycnn.training.predictions import SplitPredictions
 
 BINS = 15  # of a reliability diagram, as in Guo et al.
@@ -32,7 +33,8 @@ def evaluate_run(
 
     They are computed from the run's stored predictions, or if it has none for these weights and
     this split, from new ones, which are stored for the best weights. A given `device` or `root`
-    always causes new predictions. Raises DataError where the data differ from the run's.
+    always causes new predictions. Multi-label there is no confusion matrix. Raises DataError where
+    the data differ from the run's.
     """
     best = weights == "best"
     found = stored_predictions(run) if best else None
@@ -46,7 +48,7 @@ def evaluate_run(
     return {
         split: split_metrics(own),
         "epoch": found.epoch,
-        "confusion": confusion_pairs(own, len(classes)),
+        "confusion": [] if own.multi_label else confusion_pairs(own, len(classes)),
         "per_class": per_class(own, classes),
     }
 
@@ -99,8 +101,12 @@ def _keep(run: Run, made: Predictions, before: Predictions | None) -> Prediction
 def split_metrics(own: SplitPredictions) -> dict[str, Any]:
     """Return accuracy with its 95 % interval, cross-entropy (no smoothing), ECE and the count.
 
-    The cross-entropy is None where not all probabilities were stored.
+    The cross-entropy is None where not all probabilities were stored. Multi-label these are mAP,
+    micro and macro F1, binary cross-entropy and the count.
     """
+    if own.multi_label:
+        means = multi_label_scores(own.labels, own.probabilities).means
+        return means | {"loss": _binary_loss(own), "count": len(own)}
     hits, count = int((own.predicted == own.labels).sum()), len(own)
     top5 = sum(int((top == labels[:, None]).sum()) for top, labels in _top5(own))
     loss = None
@@ -114,6 +120,12 @@ def split_metrics(own: SplitPredictions) -> dict[str, Any]:
         "ece": calibration(own).ece,
         "count": count,
     }
+
+
+def _binary_loss(own: SplitPredictions) -> float:
+    """Return the mean binary cross-entropy of multi-label predictions."""
+    right = np.where(own.labels == 1, own.probabilities, 1 - own.probabilities)
+    return float(-np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean())
 
 
 def _top5(own: SplitPredictions) -> Iterator[tuple[Array, Array]]:
@@ -162,8 +174,14 @@ def most_confused(own: SplitPredictions, classes: int, most: int) -> Confusion:
 
 
 def per_class(own: SplitPredictions, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return count, precision, recall and F1 of every class, and the 95 % interval of recall."""
-    rows = metrics.class_metrics(confusion_pairs(own, len(classes)), classes)
+    """Return count, precision, recall and F1 of every class, and the 95 % interval of recall.
+
+    Multi-label, average precision as well.
+    """
+    if own.multi_label:
+        rows = named_rows(multi_label_scores(own.labels, own.probabilities), classes)
+    else:
+        rows = metrics.class_metrics(confusion_pairs(own, len(classes)), classes)
     for row in rows:
         hits = round(row["recall"] * row["count"])
         row["recall_interval95"] = list(confidence_interval(hits, row["count"]))

@@ -30,6 +30,8 @@ from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import DataError, EnvironmentUnavailable, JobFailed, SpecError, unknown
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
+from raycnn.training.multi_label import THRESHOLD
+from raycnn.training.predictions import probabilities_of
 
 BATCHES = (1, 2, 7)  # batch sizes for comparing logits
 TOLERANCE = 1e-3  # of logits, relative to the largest
@@ -46,9 +48,9 @@ class Export:
     folder: Path
     file: Path
     hits: int
-    """The number of correctly classified test images."""
-    images: int
-    """The number of test images."""
+    """The number of correct answers on the test images: one for each image; multi-label, one for
+    each class of each image."""
+    answers: int
     difference: float
     """The largest difference from the run's logits, relative to the largest logit."""
 
@@ -62,6 +64,7 @@ class Deployed(nn.Module):
     def __init__(self, network: Network):
         super().__init__()
         self.network, self.transforms = network.module, network.pipeline.transforms
+        self.multi_label = network.multi_label
         scales = torch.tensor([network.pipeline.mean, network.pipeline.std]).mul(255)
         mean, std = scales.view(2, 1, -1, 1, 1).unbind()
         self.register_buffer("mean", mean.clone())
@@ -73,7 +76,7 @@ class Deployed(nn.Module):
         for transform in self.transforms:
             images = transform(images, numbers)
         logits = self.network((images.float() - self.mean) / self.std)
-        return torch.softmax(logits, 1), logits
+        return probabilities_of(logits, self.multi_label), logits
 
 
 def export(
@@ -107,12 +110,15 @@ def export(
         WRITERS[kind](made, network, description)
         exported = open_exported(made / FILES[kind])
         difference = _compare_logits(exported, network, splits)
-        hits, images = _compare_hits(exported, network, splits, expected, run)
-        description["checked"] = {"hits": hits, "images": images, "logits_differ_by": difference}
+        hits, answers = _compare_hits(exported, network, splits, expected, run)
+        description["checked"] = {
+            "hits": hits, "answers": answers, "images": len(splits.labels("test")),
+            "logits_differ_by": difference,
+        }  # fmt: skip
         (made / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
         _replace(made, target)
     run.flush()
-    return Export(target, target / FILES[kind], hits, images, difference)
+    return Export(target, target / FILES[kind], hits, answers, difference)
 
 
 def describe_export(run: Run, network: Network, path: Path) -> Description:
@@ -126,6 +132,7 @@ def describe_export(run: Run, network: Network, path: Path) -> Description:
         "run": run.name,
         "epoch": state["epoch"],
         "classes": list(network.classes),
+        "multi_label": network.multi_label,
         "input": {"name": "images", "dtype": "uint8", "shape": ["batch", channels, height, width]},
         "outputs": ["probabilities", "logits"],
         "preprocessing": network.preprocessing,
@@ -242,25 +249,33 @@ def _compare_logits(exported: Classifier, network: Network, splits: Splits) -> f
 def _compare_hits(
     exported: Classifier, network: Network, splits: Splits, expected: int, run: Run
 ) -> tuple[int, int]:
-    """Return the hits and images of the test split. Raises JobFailed for unexpected hits.
+    """Return the hits and answers of the test split. Raises JobFailed for unexpected hits.
 
     A run in lower precision, or on an accelerator, may round a tie differently: then every image
     must be classified as by this network on the CPU.
     """
-    hits = images = differ = 0
+    hits = answers = differ = 0
     rounds = run.job().train.precision != "fp32" or bool(run_devices(run))
     for pixels, labels in _batches(splits, BATCH_SIZE):
-        predicted = exported(pixels)[0].argmax(1)
+        predicted = _answers(exported, pixels)
         hits += int((predicted == labels).sum())
-        images += len(labels)
+        answers += labels.numel()
         if rounds:
-            differ += int((predicted != network(pixels)[0].argmax(1)).sum())
+            differ += int((predicted != _answers(network, pixels)).sum())
     if hits != expected and (differ or not rounds):
         raise JobFailed(
-            f"not exported: it classifies {hits} of {images} test images as labeled, and the run's "
-            f"result says {expected}"
+            f"not exported: {hits} of {answers} answers on the test images are as labeled, and the "
+            f"run's result says {expected}"
         )
-    return hits, images
+    return hits, answers
+
+
+def _answers(classifier: Classifier, pixels: Tensor) -> Tensor:
+    """Return the predicted classes (B,), or multi-label (B, K) with 1 for those predicted."""
+    probabilities = classifier(pixels)[0]
+    if classifier.multi_label:
+        return (probabilities >= THRESHOLD).byte()
+    return probabilities.argmax(1)
 
 
 def run_devices(run: Run) -> list[str]:
@@ -278,7 +293,12 @@ def _expected_hits(run: Run, weights: str, root: str | None) -> int:
     index = checkpoint.read_index(run.checkpoints)
     if index.get(weights) != index.get("best"):
         result = evaluate_run(run, "test", weights, "cpu", root)
-    return round(result["test"]["acc1"] * result["test"]["count"])
+    count = result["test"]["count"]
+    if "acc1" in result["test"]:
+        return round(result["test"]["acc1"] * count)
+    rows = result.get("per_class") or (run.per_class() or {}).get("per_class", [])
+    wrong = (r["count"] + r["predicted"] - 2 * round(r["recall"] * r["count"]) for r in rows)
+    return count * len(rows) - sum(wrong)
 
 
 def _require(packages: list[str]) -> None:

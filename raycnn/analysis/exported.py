@@ -24,6 +24,7 @@ class Exported(ABC):
 
     def __init__(self, description: dict[str, Any]):
         self.classes = tuple(description["classes"])
+        self.multi_label = description.get("multi_label", False)
         about = description["preprocessing"]
         shape = Shape(about["channels"], *about["size"])
         self.image_format = ImageFormat(shape, about["fit"], about.get("max_value"))

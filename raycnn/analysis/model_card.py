@@ -6,6 +6,7 @@ from typing import Any
 from raycnn.config import yaml_file
 from raycnn.models.blocks import is_small
 from raycnn.shape import Shape
+from raycnn.training.main_metric import LABELS, main_metric
 
 # Networks whose state-dict keys are timm's, under timm's name: ours (large stems), torchvision's.
 RESNETS = [f"resnet{depth}" for depth in (18, 34, 50, 101, 152)]
@@ -54,18 +55,21 @@ def card(description: dict[str, Any], config: dict[str, Any]) -> str:
     spec, test = metadata["spec"], result["test"]
     name, data = spec["name"], spec["data"]["name"]
     loads = timm_name(spec["model"], Shape(*metadata["shape"]))
-    low, high = test["interval95"]
+    metric = main_metric(test)
+    interval = (
+        " (95 % interval {:.2%} to {:.2%})".format(*test["interval95"]) if "acc1" in test else ""
+    )
     images = ", ".join(f"{count:,} {split}" for split, count in metadata["images"].items())
     model, version = spec["model"]["name"], metadata["versions"]["raycnn"]
     classes, epoch = len(description["classes"]), description["epoch"]
     return f"""---
-{_yaml(_front_matter(name, data, test["acc1"], loads))}---
+{_yaml(_front_matter(name, data, LABELS[metric], test[metric], loads))}---
 
 # {name}
 
 {model}, trained by raycnn {version} on {data}, {classes} classes: {images} images.
 
-**Test accuracy {test["acc1"]:.2%}** (95 % interval {low:.2%} to {high:.2%}), each of
+**Test {LABELS[metric]} {test[metric]:.2%}**{interval}, each of
 {test["count"]:,} images once, after epoch {epoch}, which was best on held-out images.
 
 ## Use
@@ -89,18 +93,20 @@ Images: {_images(description["preprocessing"])}.
 """
 
 
-def _front_matter(name: str, data: str, accuracy: float, loads: str | None) -> dict[str, Any]:
+def _front_matter(
+    name: str, data: str, metric: str, value: float, loads: str | None
+) -> dict[str, Any]:
     """Return the metadata that the Hugging Face hub reads."""
     result = {
         "task": {"type": "image-classification"},
         "dataset": {"name": data, "type": data, "split": "test"},
-        "metrics": [{"type": "accuracy", "value": round(accuracy, 6)}],
+        "metrics": [{"type": metric, "value": round(value, 6)}],
     }
     return {
         "library_name": "timm" if loads else "raycnn",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "raycnn", *(["timm"] if loads else [])],
-        "metrics": ["accuracy"],
+        "metrics": [metric],
         "model-index": [{"name": name, "results": [result]}],
     }
 

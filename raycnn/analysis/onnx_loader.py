@@ -31,5 +31,7 @@ if __name__ == "__main__":
     session = onnxruntime.InferenceSession(HERE / "model.onnx")
     for path in sys.argv[1:]:
         probabilities = session.run(["probabilities"], {"images": pixels(path)})[0][0]
-        best = probabilities.argmax()
-        print(path, ABOUT["classes"][best], f"{probabilities[best]:.2%}")
+        best = [probabilities.argmax()]
+        if ABOUT["multi_label"]:  # any number of classes
+            best = np.flatnonzero(probabilities >= 0.5)
+        print(path, *(f"{ABOUT['classes'][k]} {probabilities[k]:.2%}" for k in best))

@@ -30,6 +30,7 @@ from raycnn.errors import DataError
 from raycnn.runtime.device import layout
 from raycnn.shape import Shape
 from raycnn.training import checkpoint
+from raycnn.training.predictions import probabilities_of
 from raycnn.training.step import autocast
 
 BATCH_SIZE = 64
@@ -47,6 +48,9 @@ class Classifier(Protocol):
 
     @property
     def image_format(self) -> ImageFormat: ...
+
+    @property
+    def multi_label(self) -> bool: ...
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities and logits, each (B, K), of (B, C, H, W) uint8 images."""
@@ -87,6 +91,8 @@ class Network:
     pipeline: Pipeline
     device: torch.device
     precision: str
+    multi_label: bool = False
+    """Whether each class has a probability of its own."""
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -105,7 +111,7 @@ class Network:
         with autocast(self.precision, self.device):
             logits = self.module(self.pipeline(images.to(self.device), numbers))
         logits = logits.float().cpu()
-        return torch.softmax(logits, 1), logits
+        return probabilities_of(logits, self.multi_label), logits
 
     def predict(self, images: Pictures | Sequence[Pictures]) -> list[Prediction]:
         """Classify pictures: files, folders, PIL images or uint8 arrays.
@@ -133,7 +139,9 @@ def build(metadata: dict[str, Any], device: torch.device) -> Network:
     pipeline = Pipeline(transforms, metadata["mean"], metadata["std"]).evaluation()
     fit = job.data.options.get("fit", FIT)
     image_format = ImageFormat(Shape(*metadata["source_shape"]), fit, metadata.get("max_value"))
-    return Network(module, classes, image_format, pipeline, device, job.train.precision)
+    multi_label = metadata.get("multi_label", False)
+    precision = job.train.precision
+    return Network(module, classes, image_format, pipeline, device, precision, multi_label)
 
 
 def describe_format(image_format: ImageFormat) -> dict[str, Any]:

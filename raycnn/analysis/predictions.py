@@ -4,8 +4,8 @@ predictions.parquet
     split           train, val or test
     sample          row in the source's split; held-out validation images have their row in train
     file            path relative to the data folder, where each image is a file
-    label           index into the class names in the schema's metadata
-    predicted       the class with the largest logit
+    label           index into the class names in the schema's metadata; multi-label, a list of them
+    predicted       the class with the largest logit; multi-label, those of at least 0.5
     probabilities   one per class, or the 20 largest where a split has more than 2^26
     classes         the classes of these 20, in that case only
 
@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raycnn.data.label_arrays import LabelArray, is_multi_label
 from raycnn.data.splits import Splits
 from raycnn.errors import DataError
 from raycnn.io import atomic_path
@@ -94,7 +95,8 @@ def read_predictions(path: Path) -> Predictions:
         splits, files = {}, {}
         for split in table["split"].unique().to_pylist():
             own = table.filter(pc.equal(table["split"], split))
-            columns = {name: _array(own[name]) for name in own.column_names if name != "split"}
+            names = [name for name in own.column_names if name != "split"]
+            columns = {name: _array(own[name], len(about["classes"])) for name in names}
             classes = columns.get("classes")
             splits[split] = SplitPredictions(
                 columns["sample"], columns["label"], columns["predicted"],
@@ -127,12 +129,13 @@ def largest(predictions: SplitPredictions, top: int = TOP) -> SplitPredictions:
 def _schema(splits: Mapping[str, SplitPredictions]) -> pa.Schema:
     one = next(iter(splits.values()))
     width = one.probabilities.shape[1]
+    label = pa.list_(pa.int64()) if one.multi_label else pa.int64()
     fields = [
         ("split", pa.dictionary(pa.int8(), pa.string())),
         ("sample", pa.int64()),
         ("file", pa.string()),
-        ("label", pa.int64()),
-        ("predicted", pa.int64()),
+        ("label", label),
+        ("predicted", label),
         ("probabilities", pa.list_(pa.float32(), width)),
     ]
     if one.classes is not None:
@@ -156,8 +159,8 @@ def _table(
         pa.array([split] * count).dictionary_encode().cast(schema.field("split").type),
         pa.array(own.samples[rows]),
         pa.nulls(count, pa.string()) if files is None else pa.array(files[rows], pa.string()),
-        pa.array(own.labels[rows]),
-        pa.array(own.predicted[rows]),
+        _label_column(own.labels[rows]),
+        _label_column(own.predicted[rows]),
         lists(own.probabilities),
     ]
     if own.classes is not None:
@@ -165,7 +168,20 @@ def _table(
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _array(column: pa.ChunkedArray) -> NDArray[Any]:
+def _label_column(labels: LabelArray) -> pa.Array:
+    """Return a column of class indices, or of lists of them."""
+    if not is_multi_label(labels):
+        return pa.array(labels)
+    offsets = np.concatenate([[0], np.cumsum(labels.sum(1, dtype=np.int32))]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.nonzero(labels)[1]))
+
+
+def _array(column: pa.ChunkedArray, classes: int) -> NDArray[Any]:
+    if pa.types.is_list(column.type):
+        marks = np.zeros((len(column), classes), np.uint8)
+        counts = pc.list_value_length(column).to_numpy()
+        marks[np.repeat(np.arange(len(column)), counts), pc.list_flatten(column).to_numpy()] = 1
+        return marks
     if not pa.types.is_fixed_size_list(column.type):
         return column.to_numpy()
     flat = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])

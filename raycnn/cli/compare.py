@@ -75,13 +75,13 @@ def _show(console: "Console", found: "Comparison") -> None:
 def _show_results(console: "Console", found: "Comparison") -> None:
     tests = _table("run", "epochs", "best val", "test", "95 %", "state")
     for run in found.runs:
-        tested = run.result["test"] if run.result else None
+        tested = run.result["test"] if run.result else {}
         tests.add_row(
             run.name,
             str(len(run.rows)),
             "" if run.best_val is None else f"{run.best_val:.2%}",
-            f"{tested['acc1']:.2%}" if tested else "",
-            "{:.2%} to {:.2%}".format(*tested["interval95"]) if tested else "",
+            "" if run.test is None else f"{run.test:.2%}",
+            "{:.2%} to {:.2%}".format(*tested["interval95"]) if "interval95" in tested else "",
             run.state,
         )
     console.print(tests)

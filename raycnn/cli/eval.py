@@ -41,11 +41,16 @@ def evaluate(
     from raycnn.cli.training_view import tested
 
     print(tested(result[split], split))
-    print(f"calibration error (ECE) {result[split]['ece']:.2%}")
-    print(f"{'class':<20}{'images':>8}{'precision':>11}{'recall':>9}{'F1':>9}  95 % of recall")
+    multi_label = "map" in result[split]
+    if not multi_label:
+        print(f"calibration error (ECE) {result[split]['ece']:.2%}")
+    ap = f"{'AP':>9}" if multi_label else ""
+    print(f"{'class':<20}{'images':>8}{ap}{'precision':>11}{'recall':>9}{'F1':>9}  95 % of recall")
     for row in result["per_class"]:
         low, high = row["recall_interval95"]
+        if multi_label:
+            ap = f"{row['ap']:>9.2%}" if row["ap"] is not None else " " * 9
         print(
-            f"{row['class'][:19]:<20}{row['count']:>8,}{row['precision']:>11.2%}"
+            f"{row['class'][:19]:<20}{row['count']:>8,}{ap}{row['precision']:>11.2%}"
             f"{row['recall']:>9.2%}{row['f1']:>9.2%}  {low:.1%} to {high:.1%}"
         )

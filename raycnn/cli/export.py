@@ -32,7 +32,7 @@ def export(
     )
     print(made.file)
     print(
-        f"equal to the run: {made.hits:,} of {made.images:,} test images right, "
+        f"equal to the run: {made.hits:,} of {made.answers:,} answers on the test images right, "
         f"logits within {made.difference:.1g}"
     )
     if kind == "onnx":

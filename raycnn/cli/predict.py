@@ -19,12 +19,19 @@ def predict(
     ],
     paths: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Files and folders.")],
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name.")] = 3,
+    threshold: Annotated[
+        float,
+        typer.Option("--threshold", min=0, max=1, help="Least probability of a multi-label class."),
+    ] = 0.5,
     weights: Weights = "best",
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     runs: Runs = "runs",
 ) -> None:
-    """Classify pictures, the most probable classes first. Needs only the run folder."""
+    """Classify pictures, the most probable classes first. Needs only the run folder.
+
+    A multi-label network names all classes of at least the threshold.
+    """
     from raycnn.analysis import predict as predicting
 
     classifier = _classifier(run, weights, device, runs)
@@ -35,11 +42,15 @@ def predict(
             faults.append(str(answer))
             continue
         ranked = predicting.prediction_of(path, answer, classifier.classes).probabilities
-        best = dict(list(ranked.items())[:top])
+        if classifier.multi_label:
+            best = {name: share for name, share in ranked.items() if share >= threshold}
+        else:
+            best = dict(list(ranked.items())[:top])
         if as_json:
             print(json.dumps({"path": path, "classes": best}))
         else:
-            print(f"{path}  " + "  ".join(f"{name} {share:.2%}" for name, share in best.items()))
+            said = "  ".join(f"{name} {share:.2%}" for name, share in best.items())
+            print(f"{path}  {said or 'none'}")
     if faults:
         raise DataError("\n".join([f"{len(faults)} pictures could not be read:", *faults]))
 

@@ -22,6 +22,7 @@ from raycnn.training.callbacks import (
     StoppedEarly,
     StoppedOnRequest,
 )
+from raycnn.training.main_metric import main_metric, train_metric, val_metric
 
 SPEED_PERIOD_S = 600  # a longer time than most validations take, which are part of an epoch
 
@@ -29,13 +30,15 @@ SPEED_PERIOD_S = 600  # a longer time than most validations take, which are part
 HIDDEN = CheckpointSaved | Failed | StoppedOnRequest | Evaluated | ReportWritten
 
 HEADER = " epoch  train loss  train acc  val loss  val acc        lr  images/s     time"
+MULTI_LABEL_HEADER = HEADER.replace("train acc", " train F1").replace("val acc", "val mAP")
 
 
 def table_row(row: Mapping[str, float]) -> str:
-    """Return the row of one epoch, aligned with HEADER."""
-    val = f"{row['val/loss']:9.4f} {row['val/acc1']:8.2%}" if "val/loss" in row else " " * 18
+    """Return the row of one epoch, aligned with its header."""
+    metric = val_metric(row)
+    val = f"{row['val/loss']:9.4f} {row[metric]:8.2%}" if metric else " " * 18
     return (
-        f"{row['epoch']:6.0f} {row['train/loss']:11.4f} {row['train/acc1']:10.2%} {val} "
+        f"{row['epoch']:6.0f} {row['train/loss']:11.4f} {row[train_metric(row)]:10.2%} {val} "
         f"{row['lr']:9.2g} {row['images_per_s']:9,.0f} {row['time_s']:7.1f}s"
     )
 
@@ -87,7 +90,9 @@ class TerminalView:
                 )
             case EpochEnded():
                 if not self.headed:
-                    self.bar.console.print(HEADER, style="bold", highlight=False)
+                    multi_label = train_metric(event.metrics) == "train/f1"
+                    header = MULTI_LABEL_HEADER if multi_label else HEADER
+                    self.bar.console.print(header, style="bold", highlight=False)
                     self.headed = True
                 self.bar.console.print(table_row(event.metrics), highlight=False)
                 if event.metrics["epoch"] == self.epochs:
@@ -161,8 +166,11 @@ def _chosen(result: dict[str, Any]) -> str:
 
 
 def tested(test: dict[str, Any], split: str = "test") -> str:
-    low, high = test["interval95"]
     count = test["count"]
+    if main_metric(test) == "map":
+        f1 = f" (F1 {test['f1']:.2%}, macro {test['f1_macro']:.2%})" if "f1" in test else ""
+        return f"{split} mAP {test['map']:.2%}{f1}, {count:,} of {count:,} images"
+    low, high = test["interval95"]
     return (
         f"{split} {test['acc1']:.2%} (95 %: {low:.2%} to {high:.2%}), {count:,} of {count:,} images"
     )

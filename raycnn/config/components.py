@@ -22,6 +22,7 @@ DATASETS: "Registry[Source]" = Registry(
     "data",
     {
         **_import_paths("data.sources.cifar", "cifar10", "cifar100"),
+        **_import_paths("data.sources.csv", "csv"),
         **_import_paths("data.sources.digits", "digits"),
         **_import_paths("data.sources.folder", "folder"),
         **_import_paths("data.sources.hdf5", "hdf5"),

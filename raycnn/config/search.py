@@ -163,10 +163,13 @@ class Tune(Frozen):
     """Samples per architecture, or per point of its grid, of the keys that are not in a grid; by
     default 10. Trials are distinct: a pure grid runs once, and a small space has no more trials
     than values."""
-    metric: Literal["val/acc1", "val/acc5", "val/loss", "train/acc1", "train/loss"] = "val/acc1"
-    """Metric to compare trials by, at the best epoch of each."""
+    metric: Literal[
+        "val/acc1", "val/acc5", "val/loss", "train/acc1", "train/loss", "val/map", "val/f1",
+        "val/f1_macro", "train/f1",
+    ] = "val/acc1"  # fmt: skip
+    """Metric to compare trials by, at the best epoch of each; multi-label: map, f1, f1_macro."""
     mode: Literal["max", "min"] | None = None
-    """Direction of the metric; by default max for an accuracy, min for a loss."""
+    """Direction of the metric; by default min for a loss, max for all else."""
     scheduler: ComponentConfig = ComponentConfig(name="none")
     """Trial scheduler: asha or median stop poor trials, pbt lets them copy better ones; or none."""
     searcher: Literal["random", "optuna"] = "random"
@@ -186,7 +189,7 @@ class Tune(Frozen):
     @property
     def sign(self) -> int:
         """1 where a larger metric is better, -1 where a smaller one is."""
-        return 1 if self.mode == "max" or (not self.mode and "acc" in self.metric) else -1
+        return 1 if self.mode == "max" or (not self.mode and "loss" not in self.metric) else -1
 
 
 class Architecture(Frozen):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raycnn.data import sampling
+from raycnn.data.label_arrays import LabelArray, is_multi_label
 from raycnn.data.sources.base import Images
 from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.runtime import distributed, rng
@@ -33,9 +34,9 @@ class Batch:
     images: Tensor
     """(B, C, H, W) float32, normalized, on the device."""
     labels: Tensor
-    """(B,) int64, on the device."""
+    """(B,) int64, or multi-label (B, K) uint8, on the device."""
     mixed_labels: Tensor | None
-    """(B,) int64: labels of the images mixed into these; None without mix-up or CutMix."""
+    """Labels of the images mixed into these, of the same form; None without mix-up or CutMix."""
     mix_weights: Tensor | None
     """(B,) float32: the weight of an image's own label; the mixed label has the rest."""
     first: int
@@ -49,16 +50,16 @@ class Batch:
 class Loader:
     """Iterates over this worker's batches of some rows of a split.
 
-    `images` (N, H, W, C) uint8, in memory or decoded on access, and `labels` (N,) hold the split;
-    `members` (n,) are the rows to read. With `shuffle` they follow the epoch's permutation, else
-    they stay in order; with `shuffle` and `balanced` an epoch is n samples of `members` in which
-    every class is equally frequent.
+    `images` (N, H, W, C) uint8, in memory or decoded on access, and `labels` (N,) or (N, K) hold
+    the split; `members` (n,) are the rows to read. With `shuffle` they follow the epoch's
+    permutation, else they stay in order; with `shuffle` and `balanced` an epoch is n samples of
+    `members` in which every class is equally frequent.
     """
 
     def __init__(
         self,
         images: Images,
-        labels: NDArray[np.int64],
+        labels: LabelArray,
         members: NDArray[np.int64],
         pipeline: Pipeline,
         *,
@@ -121,7 +122,9 @@ class Loader:
             if self.pipeline.mixes:  # one image more: the partner of the last
                 indices = np.append(indices, (indices[-1] + 1) % len(batch))
             share = batch[indices]
-            labels = self.labels[share] if last > first else np.full(len(share), IGNORE_INDEX)
+            labels = self.labels[share]
+            if last == first and not is_multi_label(labels):
+                labels = np.full(len(share), IGNORE_INDEX)
             numbers = self.pipeline.random_numbers(self.seed, epoch, keys[indices])
             images = self.images[share].transpose(0, 3, 1, 2)  # channels_last without a copy
             moved = (self._move(part) for part in (images, labels, numbers))

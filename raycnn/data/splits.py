@@ -12,6 +12,7 @@ from raycnn.config.components import DATASETS, TRANSFORMS
 from raycnn.config.schema import Data, JobSpec
 from raycnn.data.images.store import NoteCallback, ProgressCallback, Store, open_store
 from raycnn.data.inspect.duplicates import SplitIndices, duplicates
+from raycnn.data.label_arrays import LabelArray, class_counts, is_multi_label, strata
 from raycnn.data.loader import Loader
 from raycnn.data.sampling import stratified_fold, stratified_sample
 from raycnn.data.sources.base import Source, listed
@@ -24,7 +25,7 @@ from raycnn.paths import data_root
 from raycnn.runtime import memory, rng
 from raycnn.shape import Shape
 
-COPIED = ("folder", "hdf5")  # sources that read local files only
+COPIED = ("csv", "folder", "hdf5")  # sources that read local files only
 LIMIT, VAL = 1, 2  # separate random streams, so that the two samples are independent
 
 
@@ -45,8 +46,13 @@ class Splits:
     def classes(self) -> tuple[str, ...]:
         return self.store.classes
 
-    def labels(self, split: str) -> NDArray[np.int64]:
-        """Return the labels (n,) of the images of a split that are used."""
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return is_multi_label(self.store.splits["train"].labels)
+
+    def labels(self, split: str) -> LabelArray:
+        """Return the labels (n,) or (n, K) of the images of a split that are used."""
         stored, members = self.members[split]
         return self.store.splits[stored].labels[members]
 
@@ -89,6 +95,21 @@ def _build(data: Data) -> Source:
     return RemoteSource(path, lambda folder: build(folder, data.download), named or None)
 
 
+def check_single_label(job: JobSpec, multi_label: bool) -> None:
+    """Raise SpecError for settings that need one class per image, where the data has several."""
+    if multi_label and job.train.distillation:
+        raise SpecError(
+            "teaches classes that exclude one another, and an image of this data may have several",
+            "train.distillation",
+        )
+    if multi_label and job.train.balanced:
+        raise SpecError(
+            "samples every class equally often, and an image of this data may have several: "
+            "`train.class_weights: balanced` weights them",
+            "train.balanced",
+        )
+
+
 def input_shape(data: Data, source: Source) -> Shape:
     """Return the shape of an image after the transforms, without reading all images."""
     return shape_after(data.transforms, source.shape)
@@ -129,6 +150,7 @@ def open_splits(
     )
     if "val" in store.splits and (job.data.fold or not job.data.val):
         store = store.with_val_in_train()
+    check_single_label(job, is_multi_label(store.splits["train"].labels))
     members = _members(job, store)
     mean, std = _normalization(job, store, members["train"][1])
     transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
@@ -139,7 +161,7 @@ def open_splits(
 
 
 def _members(job: JobSpec, store: Store) -> SplitIndices:
-    labels = store.splits["train"].labels
+    labels = strata(store.splits["train"].labels)
     rows = np.arange(len(labels))
     if job.data.limit and job.data.limit < len(rows):
         rows = stratified_sample(labels, job.data.limit, rng.number(job.seed, LIMIT))
@@ -168,14 +190,14 @@ def _class_warnings(store: Store, members: SplitIndices) -> list[str]:
     """Return warnings for classes without a training image, and for those with a single one."""
     warnings = _lone_classes(store.splits["train"].labels, store.classes)
     stored, rows = members["train"]
-    counts = np.bincount(store.splits[stored].labels[rows], minlength=len(store.classes))
+    counts = class_counts(store.splits[stored].labels[rows], len(store.classes))
     if len(empty := [store.classes[k] for k in np.flatnonzero(counts == 0)]):
         warnings.append(f"{len(empty):,} classes have no image to train on: {listed(empty)}")
     return warnings
 
 
-def _lone_classes(labels: NDArray[np.int64], classes: tuple[str, ...]) -> list[str]:
-    counts = np.bincount(labels, minlength=len(classes))
+def _lone_classes(labels: LabelArray, classes: tuple[str, ...]) -> list[str]:
+    counts = class_counts(labels, len(classes))
     lone = [classes[k] for k in np.flatnonzero(counts == 1)]
     text = f"{len(lone):,} classes have a single image, which stays in train: {listed(lone)}"
     return [text] if lone else []

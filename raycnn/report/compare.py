@@ -10,6 +10,7 @@ from raycnn.analysis.compare import ComparedRun, Comparison
 from raycnn.report import page, style
 from raycnn.report.figures import POINTS, short
 from raycnn.report.style import SERIES
+from raycnn.training.main_metric import train_metric, val_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def _curves(runs: Sequence[ComparedRun]) -> list[Markup]:
 
         def picture(axes: "Axes", key: str = key, label: str = label) -> None:
             for place, run in enumerate(runs):
-                metric = "val/acc1" if run.best_val is not None else "train/acc1"
+                metric = _curve_metric(run)
                 rows = [row for row in run.rows if metric in row and key in row]
                 rows = rows[:: max(1, -(-len(rows) // POINTS))]
                 axes.plot(
@@ -63,13 +64,23 @@ def _curves(runs: Sequence[ComparedRun]) -> list[Markup]:
                     color=color_of(place), label=run.name, marker="o", markersize=2.5,
                     ls="-" if place < len(SERIES) else "--",
                 )  # fmt: skip
-            axes.set(xlabel=label, title=f"Validation accuracy (%) by {label.split()[0]}")
+            axes.set(xlabel=label, title=f"{_curve_title(runs)} (%) by {label.split()[0]}")
             axes.legend(loc="lower right")
 
         if any(run.rows for run in runs):
-            title = f"Validation accuracy by {key}"
+            title = f"{_curve_title(runs)} by {key}"
             drawn.append(Markup(style.svg(style.render_figure(picture), title)))
     return drawn
+
+
+def _curve_metric(run: ComparedRun) -> str:
+    last = run.rows[-1] if run.rows else {}
+    return val_metric(last) or train_metric(last)
+
+
+def _curve_title(runs: Sequence[ComparedRun]) -> str:
+    multi_label = any(_curve_metric(run) == "val/map" for run in runs)
+    return "Validation mAP" if multi_label else "Validation accuracy"
 
 
 def _classes(comparison: Comparison, classes: Sequence[tuple[str, list[float]]]) -> Markup:

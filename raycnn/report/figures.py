@@ -30,8 +30,8 @@ class Mark:
 def plot_curve(
     axes: "Axes", rows: Sequence[Row], metric: str, best: int | None, marks: Sequence[Mark]
 ) -> None:
-    """Draw `loss` or `acc1` of training and validation by epoch, with marked events."""
-    percent = 100 if metric == "acc1" else 1
+    """Draw `loss`, `acc1`, `map` or `f1` by epoch, for training and validation, with events."""
+    percent = 1 if metric == "loss" else 100
     shown = rows[:: max(1, -(-len(rows) // POINTS))]
     dot = "o" if len(shown) < 30 else None
     for split, color, label in (("train", SOFT, "training"), ("val", ACCENT, "validation")):
@@ -55,7 +55,8 @@ def plot_curve(
             best, percent * rows[best - 1][key], "o", markersize=8, markerfacecolor="none",
             markeredgecolor=INK, markeredgewidth=1.4, label=f"best, epoch {best}", ls="none",
         )  # fmt: skip
-    axes.set(xlabel="epoch", title="Accuracy (%)" if metric == "acc1" else "Loss")
+    titles = {"loss": "Loss", "acc1": "Accuracy (%)", "map": "mAP (%)", "f1": "Micro F1 (%)"}
+    axes.set(xlabel="epoch", title=titles[metric])
     axes.locator_params(axis="x", integer=True)
     axes.set_xlim(left=min(0.5, 1 - 0.02 * len(rows)) if len(rows) > 1 else 0.5)
     axes.legend(loc="best")

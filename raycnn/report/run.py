@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
+from torch import Tensor
 
 from raycnn.analysis import evaluate
 from raycnn.analysis.predictions import Predictions, from_training
 from raycnn.config.changes import flatten
 from raycnn.config.schema import JobSpec
+from raycnn.data.label_arrays import class_counts, label_name
 from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, RaycnnError
 from raycnn.io import read_json
@@ -31,6 +33,7 @@ from raycnn.runtime.device import find
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Callback, ReportWritten, Warned, format_flops
 from raycnn.training.loop import TrainResult, fresh_state
+from raycnn.training.main_metric import val_metric
 from raycnn.training.metrics import FEW, confidence_interval
 from raycnn.training.predictions import SplitPredictions
 
@@ -165,7 +168,7 @@ def _values(
         "confusion": _confusion(test, found, draw),
         "mistakes": _mistakes(test, found, subject, draw.folder),
         "samples": _samples(test, found, subject, draw.folder),
-        "mistake_count": int((test.predicted != test.labels).sum()) if test else 0,
+        "mistake_count": _mistake_count(test), "multi_label": bool(test and test.multi_label),
         "issues": _issues(found, subject, draw.folder),
         **_confidence(test, draw),
         "data": _data(subject, job.data.name), "warnings": _warnings(subject),
@@ -175,6 +178,13 @@ def _values(
         "defaults": [(key, page.plain(value)) for key, value in spec.items() if key not in changed],
         "environment": _environment(run), "commands": _commands(run, result),
     }  # fmt: skip
+
+
+def _mistake_count(test: SplitPredictions | None) -> int | None:
+    """Return the number of wrong answers; None where an image has any number of classes."""
+    if test and test.multi_label:
+        return None
+    return int((test.predicted != test.labels).sum()) if test else 0
 
 
 def _best_epoch(run: Run) -> int | None:
@@ -193,11 +203,12 @@ def _facts(
 ) -> list[tuple[str, str]]:
     job, environment = run.job(), read_json(run.folder / "environment.json") or {}
     facts = [("Best epoch", f"{best} of {len(rows)}" if best else "none yet")]
-    if best and rows and "val/acc1" in rows[min(best, len(rows)) - 1]:
-        val = percent(rows[min(best, len(rows)) - 1]["val/acc1"])
-        facts.append(("Validation, best epoch", val))
-    if result:
-        facts.append(("Top-5 accuracy", percent(result["test"]["acc5"])))
+    row = rows[min(best, len(rows)) - 1] if best and rows else {}
+    if metric := val_metric(row):
+        facts.append(("Validation, best epoch", percent(row[metric])))
+    test = result["test"] if result else {}
+    names = {"acc5": "Top-5 accuracy", "f1": "Micro F1", "f1_macro": "Macro F1"}
+    facts += [(name, percent(test[key])) for key, name in names.items() if key in test]
     if rows:
         facts.append(("Training time", page.duration(rows[-1]["time_s"])))
         facts.append(("Images per second", f"{rows[-1]['images_per_s']:,.0f}"))
@@ -224,9 +235,10 @@ def _notes(
     """Return caveats of the test result."""
     notes = []
     val = len(subject.splits.labels("val")) if subject else None
-    if rows and "val/acc1" not in rows[-1]:
+    metric = val_metric(rows[-1]) if rows else None
+    if rows and not metric:
         notes.append("No image was held out: the last epoch counts as the best.")
-    elif val and val < FEW and rows:
+    elif val and val < FEW and metric == "val/acc1":
         best = max(row.get("val/acc1", 0.0) for row in rows)
         low, high = confidence_interval(round(best * val), val)
         notes.append(
@@ -234,7 +246,8 @@ def _notes(
             f"anything from {percent(low, 1)} to {percent(high, 1)}. Raise data.val."
         )
     if result and result["test"]["count"] < FEW:
-        notes.append(f"The test has only {result['test']['count']} images: see its interval.")
+        interval = ": see its interval" if "interval95" in result["test"] else ""
+        notes.append(f"The test has only {result['test']['count']} images{interval}.")
     return notes
 
 
@@ -256,13 +269,17 @@ def _curves(
     if not rows:
         return []
     shown = _marks(what)[-8:]
+    names = {"acc1": "accuracy", "map": "mAP", "f1": "F1", "loss": "loss"}
+    drawn = {
+        key: name for key, name in names.items() if any(f"{s}/{key}" in rows[-1] for s in SPLITS)
+    }
+
+    def picture(metric: str) -> Callable[["Axes"], None]:
+        return lambda axes: figures.plot_curve(axes, rows, metric, best, shown)
+
     return [
-        draw(
-            "accuracy",
-            "Accuracy by epoch",
-            lambda a: figures.plot_curve(a, rows, "acc1", best, shown),
-        ),
-        draw("loss", "Loss by epoch", lambda a: figures.plot_curve(a, rows, "loss", best, shown)),
+        draw(name.lower(), f"{name[0].upper()}{name[1:]} by epoch", picture(metric))
+        for metric, name in drawn.items()
     ]
 
 
@@ -294,7 +311,7 @@ def _class_rows(test: SplitPredictions | None, found: Predictions | None) -> lis
 def _confusion(
     test: SplitPredictions | None, found: Predictions | None, draw: _Drawings
 ) -> Markup | None:
-    if not test or not found:
+    if not test or not found or test.multi_label:
         return None
     classes = found.classes
     if len(classes) <= MATRIX:
@@ -314,7 +331,7 @@ def _confusion(
 
 
 def _confidence(test: SplitPredictions | None, draw: _Drawings) -> dict[str, Any]:
-    if not test or not len(test):
+    if not test or not len(test) or test.multi_label:
         return {"reliability": None, "coverage": None, "ece": None, "covered": []}
     found = evaluate.calibration(test)
     covered, accuracy = evaluate.risk_coverage(test)
@@ -387,7 +404,7 @@ def _mistakes(
     subject: ReportInput | None,
     folder: Path,
 ) -> list[Card]:
-    if not test or not found:
+    if not test or not found or test.multi_label:
         return []
     worst = evaluate.worst_mistakes(test, MISTAKES)
     png = folder / "mistakes.png"
@@ -401,7 +418,7 @@ def _samples(
     folder: Path,
 ) -> list[Card]:
     """Return test images drawn by the job's seed, right and wrong answers alike."""
-    if not test or not found or not subject:
+    if not test or not found or not subject or test.multi_label:
         return []
     drawn = rng.order(subject.job.seed, 0, len(test))[:SAMPLES]
     png = folder / "samples.png"
@@ -412,7 +429,7 @@ def _issues(found: Predictions | None, subject: ReportInput | None, folder: Path
     """Return (split, count, cards) of the held-out splits with likely wrong labels."""
     sections = []
     for split in ("test", "val"):
-        if not found or split not in found.splits:
+        if not found or split not in found.splits or found.splits[split].multi_label:
             continue
         issues = evaluate.label_issues(found.splits[split], len(found.classes))
         shown = issues[:ISSUES]
@@ -432,13 +449,14 @@ def _data(subject: ReportInput | None, name: str) -> dict[str, Any] | None:
         return None
     splits = subject.splits
     size = len(splits.classes)
-    counts = {s: np.bincount(splits.labels(s), minlength=size) for s in SPLITS}
+    counts = {s: class_counts(splits.labels(s), size) for s in SPLITS}
     rare = np.argsort(counts["train"], kind="stable")[:TABLE]
     order = range(size) if size <= TABLE else rare
     return {
         "name": name, "shape": tuple(splits.shape), "stored": tuple(splits.store.shape),
         "splits": [
-            (split, int(own.sum()), int(own.min()), int(own.max())) for split, own in counts.items()
+            (split, len(splits.labels(split)), int(own.min()), int(own.max()))
+            for split, own in counts.items()
         ],
         "classes": [
             (clip(splits.classes[k]), *(int(counts[s][k]) for s in SPLITS)) for k in order
@@ -460,16 +478,17 @@ def _batch(subject: ReportInput | None, folder: Path) -> list[tuple[Thumbnail, s
         return None
     batch = images.training_batch(subject)
     pixels = images.pixels_of(batch.images[: images.BATCH], subject.splits.pipeline)
-    labels = batch.labels[: len(pixels)].tolist()
-    classes = [clip(subject.splits.classes[k], 24) for k in labels]
+    classes = _label_names(batch.labels[: len(pixels)], subject.splits.classes)
     if batch.mixed_labels is not None and batch.mix_weights is not None:
-        mixed = zip(classes, batch.mix_weights.tolist(), batch.mixed_labels.tolist(), strict=False)
-        classes = [
-            f"{name} {share:.0%} + {clip(subject.splits.classes[k], 24)}"
-            for name, share, k in mixed
-        ]
+        others = _label_names(batch.mixed_labels, subject.splits.classes)
+        mixed = zip(classes, batch.mix_weights.tolist(), others, strict=False)
+        classes = [f"{name} {share:.0%} + {other}" for name, share, other in mixed]
     images.sheet(folder / "augmented.png", list(pixels), classes)
     return [(images.thumbnail(p), name) for p, name in zip(pixels, classes, strict=True)]
+
+
+def _label_names(labels: Tensor, classes: tuple[str, ...]) -> list[str]:
+    return [clip(label_name(label, classes), 24) for label in labels.cpu().numpy()]
 
 
 def _environment(run: Run) -> list[tuple[str, str]]:

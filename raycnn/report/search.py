@@ -100,14 +100,15 @@ def _pictures(search: Search, board: Board) -> dict[str, Markup]:
 
 
 def _is_accuracy(search: Search) -> bool:
-    return "acc" in search.spec.tune.metric
+    return "loss" not in search.spec.tune.metric
 
 
 def _metric_title(search: Search) -> str:
     names = {
         "val/acc1": "validation accuracy", "val/acc5": "validation top-5 accuracy",
         "val/loss": "validation loss", "train/acc1": "training accuracy",
-        "train/loss": "training loss",
+        "train/loss": "training loss", "val/map": "validation mAP", "val/f1": "validation micro F1",
+        "val/f1_macro": "validation macro F1", "train/f1": "training micro F1",
     }  # fmt: skip
     metric = search.spec.tune.metric
     return names.get(metric, metric)

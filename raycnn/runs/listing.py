@@ -9,6 +9,7 @@ from raycnn import io
 from raycnn.runs.events import read_events
 from raycnn.runs.metrics_file import read_metrics
 from raycnn.training.callbacks import Failed
+from raycnn.training.main_metric import main_metric, val_metric
 
 NOT_COMPARED = ("name", "storage.", "workers.", "data.root", "data.download")
 
@@ -23,9 +24,9 @@ class RunSummary:
     model: str
     epochs: int
     val: float | None
-    """Best validation accuracy, 0 to 1."""
+    """Best validation accuracy or mAP, 0 to 1."""
     test: float | None
-    """Test accuracy, 0 to 1."""
+    """Test accuracy or mAP, 0 to 1."""
     seconds: float
     """Training time."""
     start: str
@@ -54,7 +55,7 @@ def summarize_runs(folders: Iterable[Path]) -> list[RunSummary]:
 def _summary(folder: Path, keys: dict[str, str], base: dict[str, str]) -> RunSummary:
     rows = read_metrics(folder / "metrics.csv")
     result = io.read_json(folder / "result.json")
-    accuracies = [float(row["val/acc1"]) for row in rows if row.get("val/acc1")]
+    values = [float(row[metric]) for row in rows if (metric := val_metric(row))]
     changed = {
         key: keys.get(key, "")
         for key in sorted({*keys, *base})
@@ -65,8 +66,8 @@ def _summary(folder: Path, keys: dict[str, str], base: dict[str, str]) -> RunSum
         state="done" if result else _state(folder),
         model=keys.get("model.name", ""),
         epochs=len(rows),
-        val=max(accuracies, default=None),
-        test=result["test"]["acc1"] if result else None,
+        val=max(values, default=None),
+        test=result["test"][main_metric(result["test"])] if result else None,
         seconds=float(rows[-1].get("time_s") or 0) if rows else 0.0,
         start=_start(folder / "environment.json"),
         changed=changed,

@@ -6,10 +6,11 @@ from pathlib import Path
 from raycnn import io
 from raycnn.training.callbacks import EpochEnded, Event, Resumed
 
-COLUMNS = [
-    "epoch", "step", "train/loss", "train/acc1", "val/loss", "val/acc1", "val/acc5",
-    "lr", "images_per_s", "memory_mib", "time_s",
-]  # fmt: skip
+SINGLE_LABEL = ["train/loss", "train/acc1", "val/loss", "val/acc1", "val/acc5"]
+MULTI_LABEL = ["train/loss", "train/f1", "val/loss", "val/map", "val/f1", "val/f1_macro"]
+OTHERS = ["lr", "images_per_s", "memory_mib", "time_s"]
+COLUMNS = ["epoch", "step", *SINGLE_LABEL, *OTHERS]
+MULTI_LABEL_COLUMNS = ["epoch", "step", *MULTI_LABEL, *OTHERS]
 
 
 class MetricsWriter:
@@ -28,7 +29,9 @@ class MetricsWriter:
             case _:
                 return
         with io.atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS, restval="")
+            multi_label = any("train/f1" in row for row in self.rows)
+            columns = MULTI_LABEL_COLUMNS if multi_label else COLUMNS
+            table = csv.DictWriter(file, columns, restval="")
             table.writeheader()
             table.writerows(self.rows)
 

@@ -6,9 +6,10 @@ from raycnn.config import schema
 from raycnn.config.changes import apply_changes
 from raycnn.config.load import job_from_tree
 from raycnn.config.search import Architecture, Domain, TuneSpec
-from raycnn.data.sources.base import files_of
+from raycnn.data.sources.base import files_of, multi_label
 from raycnn.errors import SpecError
 from raycnn.filesystem import is_uri
+from raycnn.runs.metrics_file import MULTI_LABEL, SINGLE_LABEL
 from raycnn.runs.storage import check_reachable
 from raycnn.runs.teacher import check_teacher
 from raycnn.search.schedulers import RULES, Pbt
@@ -83,6 +84,12 @@ def _check_job(search: TuneSpec, architecture: Architecture) -> ResolvedJob:
         )
     if search.tune.metric.startswith("val/") and not (job.data.val or search.tune.folds):
         raise search.error("data.val", f"0 leaves no images for tune.metric {search.tune.metric}")
+    known = MULTI_LABEL if multi_label(resolved.source) else SINGLE_LABEL
+    if search.tune.metric not in known:
+        raise search.error(
+            "tune.metric",
+            f"{search.tune.metric} is not measured on {job.data.name}: {', '.join(known)} are",
+        )
     return resolved
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol
 
+from raycnn.training.main_metric import LABELS, main_metric
+
 log = logging.getLogger("raycnn")
 
 UNSAVED = {"saved": False}  # metadata of a field that callbacks receive but no file stores
@@ -402,11 +404,13 @@ class Evaluated(Event):
     """The best weights were evaluated on every test image once."""
 
     metrics: dict[str, float]
-    """`acc1`, `acc5`, `loss`, `count`, `images_per_s`."""
+    """`acc1`, `acc5` (or `map`, `f1`, `f1_macro`), `loss`, `count`, `images_per_s`."""
 
     @property
     def message(self) -> str:
-        return f"test accuracy {self.metrics['acc1']:.2%} on {self.metrics['count']:,.0f} images"
+        name = main_metric(self.metrics)
+        value, count = self.metrics[name], self.metrics["count"]
+        return f"test {LABELS[name]} {value:.2%} on {count:,.0f} images"
 
 
 @dataclass(frozen=True, kw_only=True)

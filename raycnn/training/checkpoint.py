@@ -22,6 +22,7 @@ from raycnn import io
 from raycnn.errors import DataError
 from raycnn.training.ema import EMA, copy
 from raycnn.training.loss_scale import LossScale
+from raycnn.training.main_metric import val_metric
 from raycnn.training.metrics import EpochMetrics
 from raycnn.training.optim import Optimizer
 
@@ -54,7 +55,7 @@ class TrainingState:
     history: list[Row] = field(default_factory=list)
     """One row of metrics for each completed epoch."""
     best: int | None = None
-    """Epoch, from 1, with the best validation accuracy."""
+    """Epoch, from 1, with the best validation accuracy or mAP."""
     scale: LossScale | None = None
     """Dynamic loss scale, for fp16."""
     average: EMA | None = None
@@ -81,10 +82,10 @@ class TrainingState:
 
 
 def _selection_key(row: Row) -> tuple[float, float]:
-    """Return the key to order epochs by: validation accuracy, then loss; else the epoch."""
-    if "val/acc1" not in row:
+    """Return the key to order epochs by: validation accuracy or mAP, then loss; else the epoch."""
+    if not (metric := val_metric(row)):
         return row["epoch"], 0.0
-    return row["val/acc1"], -row["val/loss"]
+    return row[metric], -row["val/loss"]
 
 
 def save_checkpoint(state: TrainingState, folder: Path) -> None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raycnn import __version__, models
 from raycnn.config.components import SCHEDULES
 from raycnn.config.schema import JobSpec, Train
+from raycnn.data.label_arrays import class_counts, is_multi_label
 from raycnn.data.loader import Loader
 from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import Diverged, Interrupted, OutOfMemory, SpecError
@@ -45,7 +45,7 @@ from raycnn.training.loss_scale import LossScale
 from raycnn.training.metrics import (
     EpochMetrics,
     LossReader,
-    MetricAccumulator,
+    metric_accumulator,
     small_validation_warning,
 )
 from raycnn.training.optim import build_optimizer, scale_lr
@@ -57,6 +57,7 @@ from raycnn.training.step import (
     forward,
     halve_micro_batch,
     micro_batch_size,
+    positive_weights,
     split_micro_batches,
     try_step,
 )
@@ -140,7 +141,7 @@ def fit(
         step = prepare(state, splits, steps, job, callbacks, teacher)
         if not lr_backoffs:
             callbacks.on_event(_started_event(job, state, splits, device))
-            if text := small_validation_warning(len(splits.labels("val"))):
+            if text := small_validation_warning(len(splits.labels("val")), splits.multi_label):
                 callbacks.on_event(Warned(text=text))
         try:
             return run_epochs(step, splits, loaders, control, callbacks, test_once)
@@ -248,7 +249,7 @@ def run_epochs(
         step = apply_stage(step, job)
         seen = train_epoch(step, train, control, callbacks, consensus)
         row: Row = {"epoch": state.epoch + 1, "step": (state.epoch + 1) * len(train)}
-        row |= {"train/loss": seen.mean_loss, "train/acc1": seen.acc1}
+        row |= _row("train", seen.training_values)
         row |= _validate(step, val)
         rates = step.schedule(state.epoch * len(train))
         row |= {"lr": state.optimizer.lr * rates.factor, "images_per_s": seen.count / seen.seconds}
@@ -275,7 +276,11 @@ def _validate(step: TrainStep, loader: Loader) -> Row:
     with state.average.in_place() if state.average else nullcontext():
         metrics = evaluate(state.model, loader, step.job.train, classes, step.micro_batch)
     _check_finite(metrics.mean_loss, state)
-    return {"val/loss": metrics.mean_loss, "val/acc1": metrics.acc1, "val/acc5": metrics.acc5}
+    return _row("val", metrics.values)
+
+
+def _row(split: str, values: Mapping[str, float]) -> Row:
+    return {f"{split}/{name}": value for name, value in values.items()}
 
 
 def _test(
@@ -351,8 +356,12 @@ def prepare(
 
 def loss_weights(job: JobSpec, splits: Splits, device: torch.device) -> Tensor | None:
     """Return the weight (K,) of each class in the loss; None where all are equal."""
-    counts = np.bincount(splits.labels("train"), minlength=len(splits.classes))
-    weights = class_weights(job.train.class_weights, counts)
+    labels = splits.labels("train")
+    counts = class_counts(labels, len(splits.classes))
+    if splits.multi_label:
+        weights = positive_weights(job.train.class_weights, counts, len(labels))
+    else:
+        weights = class_weights(job.train.class_weights, counts)
     return None if weights is None else weights.to(device)
 
 
@@ -391,6 +400,7 @@ def metadata(job: JobSpec, splits: Splits) -> dict[str, Any]:
         "shape": list(splits.shape),
         "mean": splits.pipeline.mean,
         "std": splits.pipeline.std,
+        "multi_label": splits.multi_label,
         "data": splits.store.fingerprint,
         "images": {name: len(rows) for name, (_, rows) in splits.members.items()},
         "versions": {"raycnn": __version__, "torch": torch.__version__},
@@ -411,7 +421,7 @@ def train_epoch(
     state, every = step.state, step.job.storage.every_steps
     models.begin_training(step.replica)
     steps, done_before = len(loader), state.epoch * len(loader)
-    meter, last_sent = EpochMeter(state, len(state.metadata["classes"])), 0.0
+    meter, last_sent = EpochMeter(state), 0.0
     reader = LossReader(next(state.model.parameters()).device)
     for batch in loader.epoch(state.epoch, state.step):
         logits, loss = step(batch, done_before + state.step)
@@ -442,8 +452,7 @@ def train_epoch(
 class EpochMeter:
     """Measures the steps since the last synchronization, for the metrics in the state."""
 
-    def __init__(self, state: TrainingState, classes: int):
-        self.classes = classes
+    def __init__(self, state: TrainingState):
         self._begin(state)
 
     def sync_metrics(self, state: TrainingState) -> None:
@@ -461,7 +470,8 @@ class EpochMeter:
         self._begin(state)
 
     def _begin(self, state: TrainingState) -> None:
-        self.metrics = MetricAccumulator(self.classes)
+        classes, multi_label = len(state.metadata["classes"]), state.metadata["multi_label"]
+        self.metrics = metric_accumulator(classes, multi_label)
         self.start_time, self.first = time.perf_counter(), state.step
 
 
@@ -492,7 +502,8 @@ def evaluate(
     """
     model.eval()
     start_time = time.perf_counter()
-    tally, timer = MetricAccumulator(classes, evaluating=True), PassTimer(loader.device)
+    tally = metric_accumulator(classes, is_multi_label(loader.labels), evaluating=True)
+    timer = PassTimer(loader.device)
     for step, batch in enumerate(loader.epoch(0)):
         for part in split_micro_batches(batch, micro_batch) if batch.count else ():
             with timer.timing(part.count):

@@ -1,13 +1,14 @@
 """Loss and accuracy: accumulated on the device, reduced over all ranks once per epoch."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from raycnn.runtime import distributed
+from raycnn.training.multi_label import THRESHOLD, MultiLabelScores, multi_label_scores
 
 TOP = 5
 FEW = 100  # below so many validation images the choice of the best epoch is called uncertain
@@ -29,6 +30,8 @@ class EpochMetrics:
     """Images whose top prediction is correct."""
     top5: int = 0
     """Images whose label is among the top 5; in evaluation only."""
+    marked: int | None = None
+    """Multi-label: true classes plus predicted ones, where `hits` are those that are both."""
     count: int = 0
     """Number of images."""
     seconds: float = 0.0
@@ -39,6 +42,8 @@ class EpochMetrics:
     """First step with a loss that is not finite, from 0 at the last synchronization."""
     confusion: Confusion = field(default_factory=list)
     """Confusion matrix, in evaluation only."""
+    multi_label: MultiLabelScores | None = None
+    """Multi-label metrics, in evaluation only."""
 
     @property
     def mean_loss(self) -> float:
@@ -55,11 +60,28 @@ class EpochMetrics:
         """Top-5 accuracy, 0 to 1."""
         return self.top5 / max(1, self.count)
 
+    @property
+    def training_values(self) -> dict[str, float]:
+        """The metrics of training by name: loss, and accuracy or multi-label micro F1."""
+        if self.marked is None:
+            return {"loss": self.mean_loss, "acc1": self.acc1}
+        return {"loss": self.mean_loss, "f1": 2 * self.hits / max(1, self.marked)}
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The metrics of an evaluation by name."""
+        if self.multi_label:
+            return {"loss": self.mean_loss, **self.multi_label.means}
+        return {"loss": self.mean_loss, "acc1": self.acc1, "acc5": self.acc5}
+
     def plus(self, other: "EpochMetrics") -> "EpochMetrics":
         """Return the sums over both, without confusion matrices."""
         sums = {key: getattr(self, key) + getattr(other, key) for key in ("loss", "hits", "top5")}
         both = self.count + other.count, self.seconds + other.seconds
-        return EpochMetrics(**sums, count=both[0], seconds=both[1], bad_step=other.bad_step)
+        marked = None if other.marked is None else (self.marked or 0) + other.marked
+        return EpochMetrics(
+            **sums, marked=marked, count=both[0], seconds=both[1], bad_step=other.bad_step
+        )
 
 
 class MetricAccumulator:
@@ -77,10 +99,13 @@ class MetricAccumulator:
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, count: int) -> None:
         """Add a batch: summed loss (), logits (B, K), labels (B,), and its number of images."""
         self._losses.append(loss.detach())
-        best = logits.detach().argmax(1)
-        self._hits.append((best == labels).sum())
         self._counts.append(count)
         self.count += count
+        self._add_predictions(logits.detach(), labels, count)
+
+    def _add_predictions(self, logits: Tensor, labels: Tensor, count: int) -> None:
+        best = logits.argmax(1)
+        self._hits.append((best == labels).sum())
         if self.evaluating:
             top = logits.topk(min(TOP, self.classes), 1).indices
             self._top5.append((top == labels[:, None]).sum())
@@ -116,6 +141,54 @@ class MetricAccumulator:
         pairs = torch.cat(self._pairs).cpu() if self._pairs else torch.zeros(0, dtype=torch.int64)
         pairs, counts = torch.unique(distributed.all_gather(pairs), return_counts=True)
         return torch.stack([pairs // self.classes, pairs % self.classes, counts], 1).tolist()
+
+
+class MultiLabelAccumulator(MetricAccumulator):
+    """Accumulates multi-label metrics, of logits (B, K) and labels (B, K).
+
+    In evaluation rank 0 gathers the probabilities of all images, which must fit into its memory.
+    """
+
+    def __init__(self, classes: int, evaluating: bool = False):
+        super().__init__(classes, evaluating)
+        self._labels = [torch.zeros(0, classes, dtype=torch.uint8)]
+        self._probabilities = [torch.zeros(0, classes)]
+
+    def _add_predictions(self, logits: Tensor, labels: Tensor, count: int) -> None:
+        labels, probabilities = labels[:count], torch.sigmoid(logits[:count].float())
+        predicted = probabilities >= THRESHOLD
+        self._hits.append((predicted & labels.bool()).sum())
+        self._top5.append(predicted.sum() + labels.sum())
+        if self.evaluating:
+            self._labels.append(labels)
+            self._probabilities.append(probabilities)
+
+    def all_reduce(self, seconds: float = 0.0) -> EpochMetrics:
+        """Return the sums over all ranks and, in evaluation, the metrics of all images."""
+        seen = super().all_reduce(seconds)
+        scores = self._scores() if self.evaluating else None
+        return replace(seen, top5=0, marked=seen.top5, multi_label=scores)
+
+    def _confusion(self) -> Confusion:
+        return []
+
+    def _scores(self) -> MultiLabelScores:
+        parts = self._labels, self._probabilities
+        whole = [torch.cat([part.cpu() for part in some]) for some in parts]
+        labels, probabilities = map(distributed.gather_rows, whole)
+
+        def scores() -> MultiLabelScores:
+            assert labels is not None and probabilities is not None, "rank 0 has all"
+            return multi_label_scores(labels.numpy(), probabilities.numpy())
+
+        return distributed.broadcast_from_rank_zero(scores)
+
+
+def metric_accumulator(
+    classes: int, multi_label: bool, evaluating: bool = False
+) -> MetricAccumulator:
+    kind = MultiLabelAccumulator if multi_label else MetricAccumulator
+    return kind(classes, evaluating)
 
 
 class LossReader:
@@ -155,10 +228,12 @@ def confidence_interval(hits: int, count: int) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + slack)), min(1.0, (middle + half) / (1 + slack))
 
 
-def small_validation_warning(count: int) -> str | None:
+def small_validation_warning(count: int, multi_label: bool = False) -> str | None:
     """Return how uncertain an accuracy on `count` validation images is; None for 0 or enough."""
     if not 0 < count < FEW:
         return None
+    if multi_label:
+        return f"only {count} validation images choose the best epoch: data.val holds out more"
     low, high = confidence_interval(round(0.8 * count), count)
     return (
         f"only {count} validation images choose the best epoch: 80 % of them right means "

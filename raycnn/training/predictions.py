@@ -7,8 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raycnn.data.label_arrays import LabelArray, is_multi_label
 from raycnn.data.loader import Loader
 from raycnn.runtime import distributed
+from raycnn.training.multi_label import THRESHOLD
 
 LIMIT = 2**26  # most probabilities kept for a split: 256 MiB of float32
 TOP = 20  # probabilities kept for each image of a split with more than LIMIT
@@ -20,10 +22,10 @@ class SplitPredictions:
 
     samples: NDArray[np.int64]
     """(N,) row of each image in its split of the source; images held out from train keep theirs."""
-    labels: NDArray[np.int64]
-    """(N,) true classes."""
-    predicted: NDArray[np.int64]
-    """(N,) classes with the largest logit."""
+    labels: LabelArray
+    """(N,) true classes, or multi-label (N, K)."""
+    predicted: LabelArray
+    """(N,) classes with the largest logit, or (N, K) with 1 for those of at least THRESHOLD."""
     probabilities: NDArray[np.float32]
     """(N, K), or the TOP largest of each image (N, TOP), largest first."""
     classes: NDArray[np.int64] | None = None
@@ -32,26 +34,43 @@ class SplitPredictions:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return is_multi_label(self.labels)
+
+
+def probabilities_of(logits: Tensor, multi_label: bool) -> Tensor:
+    """Return the float32 probabilities (B, K) of logits: of all classes, or of each by itself."""
+    return torch.sigmoid(logits.float()) if multi_label else torch.softmax(logits.float(), 1)
+
 
 class PredictionCollector:
     """Collects predictions for this worker's share of each batch without host synchronization.
 
     All K probabilities of each image are kept if the split has at most `limit` of them, else the
-    TOP largest, so that memory depends on the number of images, not of classes.
+    TOP largest, so that memory depends on the number of images, not of classes. Multi-label
+    probabilities are all kept.
     """
 
     def __init__(self, loader: Loader, classes: int, limit: int = LIMIT):
         self.loader = loader
-        self.top = TOP if loader.samples * classes > limit and classes > TOP else None
+        self.multi_label = is_multi_label(loader.labels)
+        many = loader.samples * classes > limit and classes > TOP
+        self.top = TOP if many and not self.multi_label else None
         none, width = torch.zeros(0, dtype=torch.int64), self.top or classes
-        empty = [none, none, torch.zeros(0, width)]
+        marks = torch.zeros(0, classes, dtype=torch.uint8)
+        empty = [none, marks if self.multi_label else none, torch.zeros(0, width)]
         # A worker without any images must still take part in gathering.
         self._parts = [[*empty, none.new_zeros(0, width)] if self.top else empty]
 
     def add(self, position: int, logits: Tensor) -> None:
         """Add the logits (B, K) of consecutive images of the split from `position` on."""
-        probabilities = torch.softmax(logits.detach().float(), 1)
-        found = [logits.detach().argmax(1), probabilities]
+        probabilities = probabilities_of(logits.detach(), self.multi_label)
+        if self.multi_label:
+            found = [(probabilities >= THRESHOLD).byte(), probabilities]
+        else:
+            found = [logits.detach().argmax(1), probabilities]
         if self.top:
             largest = probabilities.topk(self.top, 1)
             found[1:] = [largest.values, largest.indices]

@@ -15,8 +15,8 @@ from torch import nn
 from raycnn import models
 from raycnn.config.components import SCHEDULES, TRANSFORMS
 from raycnn.config.schema import JobSpec
-from raycnn.data.sources.base import File, Source, files_of
-from raycnn.data.splits import check_source, input_shape, source_of
+from raycnn.data.sources.base import File, Source, files_of, multi_label
+from raycnn.data.splits import check_single_label, check_source, input_shape, source_of
 from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.filesystem import is_uri
 from raycnn.paths import cache_folder
@@ -106,6 +106,7 @@ def resolve_job(job: JobSpec) -> ResolvedJob:
         for choice in job.data.transforms:
             TRANSFORMS.options(choice)
         source = source_of(job.data)
+        check_single_label(job, multi_label(source))
         shape = input_shape(job.data, source)
         with torch.device("meta"):
             model = models.build_model(job.model, shape, len(source.classes))

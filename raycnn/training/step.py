@@ -1,7 +1,7 @@
 """The training step: one optimizer update on one global batch, shared among the workers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -133,6 +133,9 @@ def forward(
 
     def loss(labels: Tensor, reduction: str) -> Tensor:
         smoothing = settings.label_smoothing
+        if labels.ndim == 2:
+            each = _binary_cross_entropy(logits.float(), labels, weights, smoothing)[: batch.count]
+            return each if reduction == "none" else each.sum()
         return F.cross_entropy(
             logits.float(), labels, weights, reduction=reduction, label_smoothing=smoothing
         )
@@ -141,6 +144,38 @@ def forward(
         return logits, loss(batch.labels, "sum")
     own, other = loss(batch.labels, "none"), loss(batch.mixed_labels, "none")
     return logits, torch.lerp(other, own, batch.mix_weights).sum()
+
+
+def _binary_cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float
+) -> Tensor:
+    """Return the loss (B,) of multi-label images: its mean over the classes of (B, K).
+
+    `weights` (K,) are those of the positives. Smoothing moves the targets 0 and 1 toward 1/2.
+    """
+    targets = labels.float() * (1 - smoothing) + smoothing / 2
+    return F.binary_cross_entropy_with_logits(
+        logits, targets, reduction="none", pos_weight=weights
+    ).mean(1)
+
+
+def positive_weights(setting: Any, counts: NDArray[np.int64], images: int) -> Tensor | None:
+    """Return the weight (K,) of the positives of each multi-label class; None for none.
+
+    `balanced`: the negatives for each positive, of the training `images`. See `class_weights`.
+    """
+    if setting == "balanced":
+        positives = np.maximum(counts, 1)
+        return torch.from_numpy(np.maximum(images - counts, 1) / positives).float()
+    if setting is None:
+        return None
+    _check_length(setting, len(counts))
+    return torch.tensor(setting, dtype=torch.float32)
+
+
+def _check_length(weights: Sized, classes: int) -> None:
+    if len(weights) != classes:
+        raise SpecError(f"{len(weights)} numbers for {classes} classes", "train.class_weights")
 
 
 def class_weights(setting: Any, counts: NDArray[np.int64]) -> Tensor | None:
@@ -153,8 +188,7 @@ def class_weights(setting: Any, counts: NDArray[np.int64]) -> Tensor | None:
         return None
     if setting == "balanced":
         setting = 1 / np.maximum(counts, 1)
-    if len(setting) != len(counts):
-        raise SpecError(f"{len(setting)} numbers for {len(counts)} classes", "train.class_weights")
+    _check_length(setting, len(counts))
     weights = np.asarray(setting, np.float64)
     return torch.from_numpy(weights * counts.sum() / (weights * counts).sum()).float()
 

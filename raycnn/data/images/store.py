@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from raycnn import io
 from raycnn.data.images.decode import BadImage
+from raycnn.data.label_arrays import LabelArray
 from raycnn.data.sources.base import Images, Source, Split, Subset, decode_rows, files_of
 from raycnn.errors import DataError, EnvironmentUnavailable
 from raycnn.paths import cache_folder
@@ -50,8 +51,8 @@ class Stored:
 
     images: Images
     """(N, height, width, channels) uint8: a memory-mapped array, or an object that decodes them."""
-    labels: NDArray[np.int64]
-    """(N,)"""
+    labels: LabelArray
+    """(N,) int64, or multi-label (N, K) uint8."""
     sums: NDArray[np.uint64]
     """(N, 2, channels): the sum of an image's pixels, and of their squares."""
     hashes: NDArray[np.uint64]

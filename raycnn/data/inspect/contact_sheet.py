@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from raycnn.data.images.store import Stored
+from raycnn.data.label_arrays import LabelArray, is_multi_label
 from raycnn.errors import SpecError
 
 COLUMNS, ROWS = 12, 100  # at most so many images per class, and classes
@@ -35,12 +36,16 @@ def save_contact_sheet(
     for line, name in enumerate(classes[:ROWS]):
         top = GAP + line * step
         canvas.text((GAP, top), name[:SHOWN], "black", font)
-        for column, picture in enumerate(_some(stored, rows[labels == line])):
+        for column, picture in enumerate(_some(stored, rows[_of_class(labels, line)])):
             sheet.paste(_scaled(picture, size), (margin + column * (size[0] + GAP), top))
     try:
         sheet.save(path, "PNG")
     except OSError as error:
         raise SpecError(f"cannot write the sheet: {error}") from None
+
+
+def _of_class(labels: LabelArray, k: int) -> NDArray[np.bool_]:
+    return labels[:, k] == 1 if is_multi_label(labels) else labels == k
 
 
 def _some(stored: Stored, rows: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycnn.data.images.store import Store
+from raycnn.data.label_arrays import distinct_labels
 
 SHOWN = 3  # pairs named in a warning
 
@@ -27,7 +28,7 @@ def duplicates(store: Store, members: SplitIndices) -> list[str]:
         return f"{split_name} {store.splits[stored].name(int(row[index]))}"
 
     warnings = []
-    for kind, groups in (("splits", split), ("classes", labels)):
+    for kind, groups in (("splits", split), ("classes", distinct_labels(labels))):
         order = np.lexsort((groups, hashes))
         first, second = order[:-1], order[1:]
         apart = (hashes[first] == hashes[second]) & (groups[first] != groups[second])

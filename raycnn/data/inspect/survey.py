@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from raycnn.data.images.store import Store, Stored
 from raycnn.data.inspect import near_duplicates
 from raycnn.data.inspect.duplicates import SplitIndices
+from raycnn.data.label_arrays import class_counts, label_name
 from raycnn.shape import Shape
 
 SplitRows = dict[str, tuple[Stored, NDArray[np.int64]]]
@@ -21,6 +22,7 @@ class Occurrence:
     name: str
     """The name of its file, else its row."""
     label: str
+    """The name of its class, or several names."""
     row: int
     """Its row in the source's split."""
 
@@ -81,7 +83,7 @@ def survey(store: Store, members: SplitIndices) -> Survey:
 
 
 def _counts(stored: Stored, rows: NDArray[np.int64], classes: int) -> list[int]:
-    return np.bincount(stored.labels[rows], minlength=classes).tolist()
+    return class_counts(stored.labels[rows], classes).tolist()
 
 
 def _levels(
@@ -113,7 +115,7 @@ def find_duplicates(
         index = int(np.searchsorted(starts, image, "right")) - 1
         name, (stored, rows) = list(splits.items())[index]
         row = int(rows[image - starts[index]])
-        return Occurrence(name, stored.name(row), classes[stored.labels[row]], row)
+        return Occurrence(name, stored.name(row), label_name(stored.labels[row], classes), row)
 
     firsts.sort()
     same = [

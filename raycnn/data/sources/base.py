@@ -14,6 +14,7 @@ from pydantic import Field
 
 from raycnn import io
 from raycnn.data.images.decode import BadImage, Decoded
+from raycnn.data.label_arrays import LabelArray, strata
 from raycnn.data.sampling import stratified_sample
 from raycnn.errors import DataError
 from raycnn.shape import Shape
@@ -37,8 +38,8 @@ class Split:
     """N images with their labels."""
 
     images: Images
-    labels: NDArray[np.int64]
-    """(N,), each an index into the source's classes."""
+    labels: LabelArray
+    """(N,) int64, each an index into the source's classes; or multi-label (N, K) uint8."""
     names: NDArray[np.bytes_] | None = None
     """(N,) file names as bytes, relative to a common folder, where each image is a file."""
     warnings: tuple[str, ...] = ()
@@ -93,6 +94,11 @@ class Source(Protocol):
         """Return the splits `train` and `test`, and `val` where the source has one."""
 
 
+def multi_label(source: Source) -> bool:
+    """Return whether the images of a source may have any number of classes."""
+    return bool(getattr(source, "multi_label", False))
+
+
 def first_of(folders: list[Path], names: Sequence[Sequence[str]]) -> list[Path] | None:
     """Return the files of the first folder that holds all of them, each under one of its names."""
     for folder in folders:
@@ -138,7 +144,7 @@ def hold_out(whole: Split, share: float) -> dict[str, Split]:
     The split is the same for every job. A class with a single image keeps it in train.
     """
     count = round(share * len(whole.labels))
-    test = stratified_sample(whole.labels, count, TEST_SEED, keep_one=True)
+    test = stratified_sample(strata(whole.labels), count, TEST_SEED, keep_one=True)
     train = np.delete(np.arange(len(whole.labels)), test)
     return {"train": _subset(whole, train), "test": replace(_subset(whole, test), warnings=())}
 

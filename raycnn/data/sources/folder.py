@@ -200,7 +200,7 @@ def _choose_splits(root: Path, named: dict[str, str], warnings: list[str]) -> di
         raise DataError(f"{root} has {', '.join(named)}, but no train folder")
     for name in _folders(root):
         if name not in named:
-            count = len(_walk(root / name).pictures)
+            count = len(walk_pictures(root / name).pictures)
             warnings.append(f"{root / name} is none of the splits: {count:,} pictures ignored")
     stray = sum(1 for entry in os.scandir(root) if not entry.is_dir())
     if stray:
@@ -235,7 +235,7 @@ def _list(top: Path) -> Listing:
         raise DataError(f"{top}: no class folders, each with the pictures of one class")
     if len(folders) == 1 and len(_folders(top / folders[0])) > 1 and top.name == folders[0]:
         return _list(top / folders[0])  # seg_train/seg_train, as Kaggle unpacks it
-    trees = {name: _walk(top / name) for name in folders}
+    trees = {name: walk_pictures(top / name) for name in folders}
     names = [
         os.fsencode(os.path.join(name, picture))
         for name, tree in trees.items()
@@ -268,7 +268,7 @@ def _with_classes(listing: Listing, train: Listing, split: str) -> Listing:
     if listing is train or split == "train":
         if empty:
             folder = Path(os.fsdecode(train.folder)) / empty[0]
-            kinds = _walk(folder).ignored if folder.is_dir() else Counter()
+            kinds = walk_pictures(folder).ignored if folder.is_dir() else Counter()
             found = ", ".join(f"{count:,} {reason}" for reason, count in kinds.items())
             raise DataError(
                 f"{folder}: no pictures in this class folder ({found or 'it is empty'})"
@@ -289,7 +289,7 @@ def _with_classes(listing: Listing, train: Listing, split: str) -> Listing:
     return replace(listing, classes=train.classes, labels=labels, warnings=warnings)
 
 
-def _walk(top: Path) -> Tree:
+def walk_pictures(top: Path) -> Tree:
     """Find the images below a folder, following links but not into a folder above."""
     tree = Tree()
     _walk_into(tree, os.fspath(top), "", frozenset())

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from raycnn.data.label_arrays import LabelArray
 from raycnn.data.sources.base import at_least_two, listed
 from raycnn.errors import DataError
+from raycnn.runtime import memory
 
 MOST_CLASSES = 100_000  # a larger label without class names is taken for a mistake
 UNLABELED = -1  # Hugging Face's value for withheld labels
@@ -27,8 +29,8 @@ class Column(NamedTuple):
 @dataclass(frozen=True)
 class Labels:
     classes: tuple[str, ...]
-    splits: dict[str, NDArray[np.int64]]
-    """(N,) class indices of each split that has labels."""
+    splits: dict[str, LabelArray]
+    """Class indices (N,), or multi-label (N, K), of each split that has labels."""
     warnings: tuple[str, ...]
 
 
@@ -60,6 +62,63 @@ def encode_labels(
         for split, files in plain.items()
     }
     return Labels(names, encoded, tuple(dict.fromkeys(warnings)))
+
+
+def encode_label_sets(
+    columns: Mapping[str, Sequence[Column]], names: tuple[str, ...] | None, where: object
+) -> Labels:
+    """Return the labels of `train` and other splits, where each is a list, as (N, K) uint8.
+
+    Classes are as in `encode_labels`, and so is what is left out and what raises DataError.
+    """
+    warnings: list[str] = []
+    labeled: dict[str, list[Column]] = {}
+    for column in (column for files in columns.values() for column in files):
+        _check_lists(column)
+    for split, files in columns.items():
+        if split != "train" and not any(cell for _, values in files for cell in values):
+            count = sum(len(column.values) for column in files)
+            warnings.append(f"{where}: the {count:,} images of {split} have no labels: not used")
+            continue
+        labeled[split] = list(files)
+    found = [label for _, values in labeled["train"] for cell in values for label in cell or ()]
+    if not found:
+        raise DataError(f"{where}: no image has a label")
+    direct = all(type(label) is int for label in found)
+    if names is None:
+        plain = np.array(found, np.int64 if direct else object)
+        names, direct = _find_names([plain], direct, where, warnings)
+    at_least_two(names, where)
+    index = {str(k) if direct else name: k for k, name in enumerate(names)}
+    encoded = {
+        split: np.concatenate([_encode_sets(column, names, index) for column in files])
+        for split, files in labeled.items()
+    }
+    return Labels(names, encoded, tuple(dict.fromkeys(warnings)))
+
+
+def _check_lists(column: Column) -> None:
+    for row, cell in enumerate(column.values):
+        if cell is not None and not isinstance(cell, list):
+            raise DataError(
+                f"{column.file}: row {row} has label {cell!r}, where a list is expected"
+            )
+
+
+def _encode_sets(
+    column: Column, names: tuple[str, ...], index: dict[str, int]
+) -> NDArray[np.uint8]:
+    file, values = column
+    memory.require_memory(len(values) * len(names), f"{file}: labels of {len(names):,} classes")
+    encoded = np.zeros((len(values), len(names)), np.uint8)
+    for row, cell in enumerate(values):
+        for label in cell or ():
+            if (k := index.get(str(label))) is None:
+                raise DataError(
+                    f"{file}: row {row} has label {label!r}, which is no class ({listed(names)})"
+                )
+            encoded[row, k] = 1
+    return encoded
 
 
 def check_labels(labels: Values, classes: int, path: object) -> NDArray[np.int64]:

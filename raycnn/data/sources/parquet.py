@@ -38,7 +38,14 @@ from raycnn.data.images.decode import (
     find_image_format,
 )
 from raycnn.data.sources.base import Share, Source, Split, common_class_names, hold_out
-from raycnn.data.sources.labels import Column, Labels, Values, check_labels, encode_labels
+from raycnn.data.sources.labels import (
+    Column,
+    Labels,
+    Values,
+    check_labels,
+    encode_label_sets,
+    encode_labels,
+)
 from raycnn.errors import DataError
 from raycnn.filesystem import open_filesystem
 from raycnn.runtime import memory
@@ -98,10 +105,23 @@ class Table:
     @cached_property
     def values(self) -> list[Column]:
         """The labels of each file, unconverted."""
+        return self._label_columns(_to_numpy)
+
+    @cached_property
+    def label_lists(self) -> list[Column]:
+        """The list of labels of each image, by file."""
+        return self._label_columns(_to_objects)
+
+    def _label_columns(self, convert: Callable[[Any], Values]) -> list[Column]:
         label = self.columns[1]
         read = (self._open(file, lambda opened: opened.read([label])) for file in self.files)
         pairs = zip(self.files, read, strict=True)
-        return [Column(file, _to_numpy(table[label])) for file, table in pairs]
+        return [Column(file, convert(table[label])) for file, table in pairs]
+
+    @property
+    def holds_lists(self) -> bool:
+        """Whether the labels of an image are a list."""
+        return _is_list(self._schemas[0].field(self.columns[1]).type)
 
     def labels(self, classes: int) -> NDArray[np.int64]:
         """Return the class indices (N,). Raises DataError naming file and row of a wrong label."""
@@ -245,7 +265,13 @@ def _find_label(schema: Any) -> str | None:
     numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
     named = [name for name in numbers if _class_names(schema, name)]
     categories = [field.name for field in schema if pa.types.is_dictionary(field.type)]
-    return _only(named) or _only(numbers) or _only(categories)
+    lists = [field.name for field in schema if _is_list(field.type)]
+    return _only(named) or _only(numbers) or _only(categories) or _only(lists)
+
+
+def _is_list(kind: Any) -> bool:
+    types = pa.types
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
 def _holds_pictures(kind: Any) -> bool:
@@ -261,15 +287,23 @@ def _holds_bytes(kind: Any) -> bool:
 def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        return tuple(map(str, features[label]["names"]))
-    except (TypeError, KeyError, ValueError):  # no such metadata, or metadata of another kind
+        feature = features[label]
+        if isinstance(feature, list):  # of a column of lists
+            (feature,) = feature
+        return tuple(map(str, feature.get("feature", feature)["names"]))
+    except (
+        TypeError,
+        AttributeError,
+        KeyError,
+        ValueError,
+    ):  # no such metadata, or metadata of another kind
         return None
 
 
 def _to_numpy(column: Any) -> Values:
     """Return labels (N,), or (N, K) for lists of equal length."""
     kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if _is_list(kind):
         rows = column.to_pylist()
         if len({len(row) if row is not None else -1 for row in rows}) == 1:
             return np.array(rows)
@@ -277,6 +311,10 @@ def _to_numpy(column: Any) -> Values:
         return column.to_numpy()
     if (pa.types.is_floating(kind) or pa.types.is_boolean(kind)) and not column.null_count:
         return column.to_numpy()
+    return _to_objects(column)
+
+
+def _to_objects(column: Any) -> Values:
     values = np.empty(len(column), object)
     for row, value in enumerate(column.to_pylist()):
         values[row] = value
@@ -289,6 +327,7 @@ class Parquet:
         folder: str,
         globs: dict[str, str | None],
         columns: tuple[str | None, str | None],
+        multi_label: bool,
         share: float,
         size: Size | None,
         fit: Fit,
@@ -296,6 +335,7 @@ class Parquet:
         max_value: float | None,
     ):
         self.folder, self.globs, self.columns, self.share = folder, globs, columns, share
+        self.multi_label = multi_label
         self.size, self.fit, self.mode, self._max_value = size, fit, mode, max_value
 
     @cached_property
@@ -308,8 +348,16 @@ class Parquet:
         lists = {name: table.class_names for name, table in self.tables.items()}
         told = {name: names for name, names in lists.items() if names}
         names = common_class_names(told, self.folder) if told else None
+        if self.multi_label:
+            columns = {name: table.label_lists for name, table in self.tables.items()}
+            return encode_label_sets(columns, names, self.folder)
         columns = {name: table.values for name, table in self.tables.items()}
-        return encode_labels(columns, names, self.folder)
+        try:
+            return encode_labels(columns, names, self.folder)
+        except DataError as error:
+            lists_of = any(table.holds_lists for table in self.tables.values())
+            hint = ": `data.multi_label: true` is for lists of any length" if lists_of else ""
+            raise DataError(f"{error}{hint}") from None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -379,6 +427,7 @@ def parquet(
     test_files: SafePath | None = None,
     image: str | None = None,
     label: str | None = None,
+    multi_label: bool = False,
     test: Share = 0.2,
     size: Size | None = None,
     fit: Fit = FIT,
@@ -388,8 +437,9 @@ def parquet(
     """Build a source of Parquet files.
 
     `*_files` are globs below `path`, by default `train-*.parquet` and the like. `test` is the share
-    held out of train, by class, where there are no test files.
+    held out of train, by class, where there are no test files. With `multi_label` the labels of an
+    image are a list of any length.
     """
     folder = path if path and "://" in path else os.path.join(root, path or "")
     globs = {"train": train_files, "val": val_files, "test": test_files}
-    return Parquet(folder, globs, (image, label), test, size, fit, mode, max_value)
+    return Parquet(folder, globs, (image, label), multi_label, test, size, fit, mode, max_value)

@@ -201,3 +201,33 @@ def test_a_row_group_larger_than_memory_is_refused_before_it_is_read(
     write_parquet(tmp_path / "train-0.parquet", SIX, [0, 1] * 3)
     monkeypatch.setattr("raycnn.runtime.memory.available", lambda: 100)
     assert "train-0.parquet" in refusal("parquet", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lists", "names", "classes"),
+    [
+        ([["a", "b"], [], ["b"], None, ["a"], ["b"]], None, ("a", "b")),
+        ([[0, 1], [], [1], [], [0], [1]], ["cat", "dog"], ("cat", "dog")),
+        ([[0, 2], [], [1], [], [0], [1]], None, ("0", "1", "2")),
+    ],
+)
+def test_lists_are_any_number_of_labels(
+    tmp_path: Path, lists: list[Any], names: list[str] | None, classes: tuple[str, ...]
+) -> None:
+    write_parquet(tmp_path / "train-0.parquet", SIX, lists, label="tags", names=names)
+    write_parquet(tmp_path / "test-0.parquet", SIX[:1], [[lists[0][0]]], label="tags", names=names)
+    made = source("parquet", tmp_path, multi_label=True)
+    splits = made.read()
+    assert made.classes == classes and splits["train"].labels.shape == (6, len(classes))
+    assert splits["train"].labels.sum(1).tolist() == [len(own or ()) for own in lists]
+    assert splits["test"].labels[0].tolist() == [1, *[0] * (len(classes) - 1)]
+    assert "`data.multi_label: true`" in refusal("parquet", tmp_path)
+
+
+def test_a_list_with_a_label_that_is_no_class_is_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", SIX, [[0], [1], [5], [0], [], []], names=["a", "b"])
+    said = refusal("parquet", tmp_path, multi_label=True)
+    assert "train-0.parquet: row 2 has label 5, which is no class (a, b)" in said
+    write_parquet(tmp_path / "train-0.parquet", SIX, [0, 1] * 3)
+    said = refusal("parquet", tmp_path, multi_label=True)
+    assert "row 0 has label 0, where a list is expected" in said

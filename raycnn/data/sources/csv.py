@@ -1,0 +1,348 @@
+"""Images in a folder, and CSV files with the labels of each: one class, or any number of classes.
+
+A row has the name of an image, and its labels in one column, or a 0 or 1 in a column per class.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from csv import Error as CsvError
+from csv import reader
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycnn.config.schema import PathOrUri, SafePath
+from raycnn.data.images.decode import (
+    FIT,
+    SAMPLE,
+    Fit,
+    ImageFormat,
+    MaxValue,
+    Mode,
+    NamedImage,
+    Pictures,
+    Rows,
+    Size,
+    find_image_format,
+)
+from raycnn.data.sources.base import Share, Source, Split, hold_out, listed
+from raycnn.data.sources.folder import SPLITS, walk_pictures
+from raycnn.data.sources.labels import Column, Labels, encode_label_sets, encode_labels
+from raycnn.errors import DataError, unknown
+from raycnn.shape import Shape
+
+LABEL_COLUMNS = ("label", "labels", "class", "classes", "category", "target", "tags")
+SEPARATORS = ("|", ";", ",")  # between the labels of an image, where one occurs; else a space
+MARKS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+
+
+class Columns(NamedTuple):
+    """The names of the columns of a table."""
+
+    file: str
+    label: str | None
+    """The column of labels; None where each class has a column."""
+    classes: tuple[str, ...] = ()
+
+
+class CsvTable:
+    """The rows of a CSV file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.header, self.rows = _read_rows(path)
+
+    def find_columns(self, file: str | None, label: str | None) -> Columns:
+        """Return the names of the columns, of which those that are None are found."""
+        file = self._known(file, "file") if file else self.header[0]
+        others = [name for name in self.header if name != file]
+        if not others:
+            raise DataError(f"{self.path} has one column, {file!r}, and none of labels")
+        if label:
+            return Columns(file, self._known(label, "label"))
+        named = [name for name in others if name.lower() in LABEL_COLUMNS]
+        if named or len(others) < 2:
+            return Columns(file, (named or others)[0])
+        return Columns(file, None, tuple(others))
+
+    def cells(self, name: str) -> list[str]:
+        """Return a column. Raises DataError where there is no such column."""
+        place = self.header.index(self._known(name))
+        return [row[place].strip() for row in self.rows]
+
+    def marks(self, classes: Sequence[str]) -> NDArray[np.int64]:
+        """Return the 0 and 1 (N, K) of a column per class. Raises DataError for anything else."""
+        columns = [self._marks(name) for name in classes]
+        return np.stack(columns, 1)
+
+    def _marks(self, name: str) -> NDArray[np.int64]:
+        cells = self.cells(name)
+        found = [MARKS.get(cell.lower(), -1) for cell in cells]
+        if -1 in found:
+            row = found.index(-1)
+            raise DataError(
+                f"{self.path}: row {row} has {cells[row]!r} in column {name!r}, where 0 or 1 is "
+                "expected of a class: `data.label` names a column that has all labels"
+            )
+        return np.array(found, np.int64)
+
+    def _known(self, name: str, option: str = "") -> str:
+        if name in self.header:
+            return name
+        key = f"data.{option}: " if option else ""
+        raise DataError(f"{self.path}: {key}{unknown('column', name, self.header)}")
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a CSV file, separated by comma, semicolon or tab."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            file.seek(0)
+            lines = list(reader(file, delimiter=max(",;\t", key=first.count), strict=True))
+    except (OSError, UnicodeDecodeError, CsvError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    header, *rows = [line for line in lines if line] or [[]]
+    header = [name.strip() for name in header]
+    if not header or len({*header}) < len(header):
+        raise DataError(f"{path}: columns {header}, where each has a name of its own")
+    for row, cells in enumerate(rows):
+        if len(cells) != len(header):
+            raise DataError(f"{path}: row {row} has {len(cells)} cells, not {len(header)}")
+    if not rows:
+        raise DataError(f"{path} has no rows")
+    return header, rows
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """How labels are read."""
+
+    file: str | None
+    label: str | None
+    separator: str | None
+    multi_label: bool
+
+
+class Csv:
+    def __init__(
+        self,
+        root: Path,
+        files: dict[str, str | None],
+        options: LabelOptions,
+        share: float,
+        size: Size | None,
+        fit: Fit,
+        mode: Mode | None,
+        max_value: float | None,
+    ) -> None:
+        self.root, self.named, self.options, self.share = root, files, options, share
+        self.size, self.fit, self.mode, self._max_value = size, fit, mode, max_value
+
+    @property
+    def multi_label(self) -> bool:
+        return self.options.multi_label
+
+    @cached_property
+    def tables(self) -> dict[str, CsvTable]:
+        paths = {split: self._find(split) for split in SPLITS}
+        return {split: CsvTable(path) for split, path in paths.items() if path}
+
+    @cached_property
+    def columns(self) -> Columns:
+        return self.tables["train"].find_columns(self.options.file, self.options.label)
+
+    @cached_property
+    def names(self) -> dict[str, list[str]]:
+        """The path of each image of the splits that have labels, relative to the folder."""
+        try:
+            index = _index(walk_pictures(self.root).pictures)
+        except OSError as error:
+            raise DataError(f"cannot read the data: {error}") from None
+        return {name: self._paths(self.tables[name], index) for name in self.labels.splits}
+
+    @cached_property
+    def labels(self) -> Labels:
+        _, label, classes = self.columns
+        if self.multi_label:
+            sets = {name: [self._sets(table)] for name, table in self.tables.items()}
+            labels = encode_label_sets(sets, classes or None, self.root)
+            if (labels.splits["train"].sum(1) == 1).all():
+                labels = replace(labels, warnings=(*labels.warnings, self._one_each()))
+            return labels
+        columns = {name: [self._column(table)] for name, table in self.tables.items()}
+        try:
+            return encode_labels(columns, classes or None, self.root)
+        except DataError as error:
+            hint = "" if label else ": `data.multi_label: true` is for any number of classes"
+            raise DataError(f"{error}{hint}") from None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.labels.classes
+
+    @cached_property
+    def image_format(self) -> ImageFormat:
+        count = len(self.names["train"])
+        rows = np.unique(np.linspace(0, count - 1, SAMPLE).astype(np.int64))
+        sample = self._pictures("train", rows)
+        return find_image_format(self.size, self.fit, self.mode, self._max_value, sample)
+
+    @property
+    def shape(self) -> Shape:
+        return self.image_format.shape
+
+    @property
+    def max_value(self) -> float | None:
+        return self.image_format.max_value
+
+    def files(self) -> list[str]:
+        images = [os.path.join(self.root, name) for own in self.names.values() for name in own]
+        return [*(str(table.path) for table in self.tables.values()), *dict.fromkeys(images)]
+
+    def read(self) -> dict[str, Split]:
+        splits = {name: self._split(name) for name in self.labels.splits}
+        splits["train"] = replace(splits["train"], warnings=self.labels.warnings)
+        return splits if "test" in splits else splits | hold_out(splits["train"], self.share)
+
+    def _split(self, name: str) -> Split:
+        names = self.names[name]
+        encoded = np.array([os.fsencode(path) for path in names], bytes)
+        images = Pictures(len(names), partial(self._pictures, name), self.image_format)
+        return Split(images, self.labels.splits[name], encoded)
+
+    def _pictures(self, split: str, rows: Rows) -> list[NamedImage]:
+        paths = (os.path.join(self.root, self.names[split][row]) for row in rows.tolist())
+        return [(os.fsencode(path).decode("utf-8", "backslashreplace"), path) for path in paths]
+
+    def _find(self, split: str) -> Path | None:
+        """Return the CSV file of a split. Raises DataError where a named one, or train's, lacks."""
+        try:
+            there = {path.name.lower(): path for path in self.root.glob("*.[cC][sS][vV]")}
+        except OSError as error:
+            raise DataError(f"cannot read the data: {error}") from None
+        if name := self.named[split]:
+            if not (self.root / name).is_file():
+                found = unknown("file", name, [path.name for path in there.values()])
+                raise DataError(f"{self.root}: data.{split}_labels: {found}")
+            return self.root / name
+        words = [*SPLITS[split], *(["labels"] if split == "train" else [])]
+        usual = [there[f"{word}.csv"] for word in words if f"{word}.csv" in there]
+        if usual or split != "train":
+            return usual[0] if usual else None
+        if len(there) == 1:
+            return next(iter(there.values()))
+        names = listed(sorted(path.name for path in there.values()))
+        raise DataError(f"{self.root} has no train.csv ({names}): `data.train_labels` names it")
+
+    def _paths(self, table: CsvTable, index: dict[str, list[str]]) -> list[str]:
+        found = []
+        for row, name in enumerate(table.cells(self.columns.file)):
+            paths = index.get(os.path.normpath(name) if name else "", [])
+            if len(paths) != 1:
+                fault = f"is {listed(paths)}" if paths else "is no picture"
+                raise DataError(f"{table.path}: row {row}: {name!r} {fault} in {self.root}")
+            found += paths
+        return found
+
+    def _column(self, table: CsvTable) -> Column:
+        """Return the label of each image, or (N, K) with a 1 for each of its classes."""
+        _, label, classes = self.columns
+        if self._is_unlabeled(table):
+            return Column(str(table.path), np.full(len(table.rows), None, object))
+        if label is None:
+            return Column(str(table.path), table.marks(classes))
+        cells = [cell or None for cell in table.cells(label)]
+        numbers = all(cell and cell.isdecimal() for cell in cells)
+        return Column(str(table.path), np.array(cells, np.int64 if numbers else object))
+
+    def _sets(self, table: CsvTable) -> Column:
+        """Return the list of labels of each image."""
+        _, label, classes = self.columns
+        sets = np.empty(len(table.rows), object)
+        if self._is_unlabeled(table):
+            return Column(str(table.path), sets)
+        if label is None:
+            marks = table.marks(classes)
+            lists: list[list[Any]] = [[classes[k] for k in np.flatnonzero(row)] for row in marks]
+        else:
+            lists = [_parts(cell, self._separator) for cell in table.cells(label)]
+            if all(part.isdecimal() for parts in lists for part in parts):
+                lists = [[int(part) for part in parts] for parts in lists]
+        for row, parts in enumerate(lists):
+            sets[row] = parts
+        return Column(str(table.path), sets)
+
+    @cached_property
+    def _separator(self) -> str:
+        if self.options.separator:
+            return self.options.separator
+        text = "".join(self.tables["train"].cells(self.columns.label or ""))
+        return next((mark for mark in SEPARATORS if mark in text), " ")
+
+    def _is_unlabeled(self, table: CsvTable) -> bool:
+        """Return whether a table other than train's has no column of labels at all."""
+        _, label, classes = self.columns
+        named = {*classes} if label is None else {label}
+        return table is not self.tables["train"] and not named & {*table.header}
+
+    def _one_each(self) -> str:
+        return (
+            f"{self.root}: every image has one label: with `data.multi_label: false` classes "
+            "exclude one another, and accuracy is measured"
+        )
+
+
+def _parts(cell: str, separator: str) -> list[Any]:
+    """Return the labels in a cell."""
+    return [part for text in cell.split(separator) if (part := text.strip())]
+
+
+def _index(pictures: Sequence[str]) -> dict[str, list[str]]:
+    """Return the pictures by path, by path without ending, by name, and by name without ending."""
+    index: dict[str, list[str]] = {}
+    bases = [os.path.basename(path) for path in pictures]
+    for keys in (pictures, [*map(_stem, pictures)], bases, [*map(_stem, bases)]):
+        found: dict[str, list[str]] = defaultdict(list)
+        for key, path in zip(keys, pictures, strict=True):
+            found[key].append(path)
+        for key, paths in found.items():
+            index.setdefault(key, paths)
+    return index
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(path)[0]
+
+
+def csv(
+    root: Path,
+    download: bool,
+    *,
+    path: PathOrUri | None = None,
+    train_labels: SafePath | None = None,
+    val_labels: SafePath | None = None,
+    test_labels: SafePath | None = None,
+    file: str | None = None,
+    label: str | None = None,
+    separator: str | None = None,
+    multi_label: bool = True,
+    test: Share = 0.2,
+    size: Size | None = None,
+    fit: Fit = FIT,
+    mode: Mode | None = None,
+    max_value: MaxValue | None = None,
+) -> Source:
+    """Build a source of images in a folder and their labels in CSV files.
+
+    `*_labels` are CSV files in `path`, by default `train.csv` and the like; `file` and `label` name
+    their columns. `test` is the share held out of train where no file is for test.
+    """
+    files = {"train": train_labels, "val": val_labels, "test": test_labels}
+    options = LabelOptions(file, label, separator, multi_label)
+    return Csv(root / (path or ""), files, options, test, size, fit, mode, max_value)
