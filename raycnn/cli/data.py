@@ -81,13 +81,13 @@ def _opened(source: str, changes: Iterable[str], root: str | None) -> "tuple[Sto
 
 
 def _show(found: "Survey") -> None:
-    total = sum(map(sum, found.counts.values()))
+    total = sum(found.images.values())
     print(f"{total:,} images of {found.shape}, {len(found.classes)} classes\n")
     width = max(map(len, [*found.classes, "deviation"]))
     print(f"{'class':<{width}}" + "".join(f"{split:>10}" for split in found.counts))
     for row, name in enumerate(found.classes):
         print(f"{name:<{width}}" + "".join(f"{n[row]:>10,}" for n in found.counts.values()))
-    print(f"{'all':<{width}}" + "".join(f"{sum(n):>10,}" for n in found.counts.values()))
+    print(f"{'all':<{width}}" + "".join(f"{n:>10,}" for n in found.images.values()))
     for what, levels in (("mean", found.mean), ("deviation", found.std)):
         for channel in range(found.shape.channels):
             numbers = "".join(f"{of[channel]:>10.4f}" for of in levels.values())

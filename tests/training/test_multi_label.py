@@ -308,3 +308,8 @@ def test_a_search_compares_by_what_is_measured(read: Read, data: Path) -> None:
     found = read(f"tune: {{{tune}, metric: val/map}}\n", base=base)
     check_search(found)
     assert found.tune.sign == 1
+
+
+def test_images_of_several_classes_are_counted_once(call: Call, data: Path) -> None:
+    code, out, _ = call("data", "csv", "--root", data)
+    assert code == 0 and out.startswith("120 images of 3x12x12, 3 classes")

@@ -48,6 +48,8 @@ class Duplicates:
 class Survey:
     shape: Shape
     classes: tuple[str, ...]
+    images: dict[str, int]
+    """The number of images, by split."""
     counts: dict[str, list[int]]
     """The number of images of each class, by split."""
     mean: dict[str, list[float]]
@@ -72,6 +74,7 @@ def survey(store: Store, members: SplitIndices) -> Survey:
     return Survey(
         store.shape,
         store.classes,
+        {name: len(rows) for name, (_, rows) in splits.items()},
         {name: _counts(*split, len(store.classes)) for name, split in splits.items()},
         {name: mean for name, (mean, _) in levels.items()},
         {name: std for name, (_, std) in levels.items()},
