@@ -24,6 +24,7 @@ from raycnn.launch.ray.connection import Node
 from raycnn.launch.signals import Stop
 from raycnn.launch.worker import set_data_root
 from raycnn.paths import cache_folder, data_root
+from raycnn.runtime import device
 from raycnn.runtime.device import DEVICE_KINDS
 from raycnn.search.folder import Search, SearchView, Trial
 from raycnn.search.queue import TrialQueue
@@ -300,9 +301,11 @@ class _Trainer:
 def _work(
     search: Search, chosen: Trial, shared: relay.Shared, slot: Slot, deadline: float | None
 ) -> trial.Ending:
-    kind = DEVICE_KINDS[slot.pool.device]
     if slot.pool.workers == 1:
+        kind = device.find(slot.pool.device)
         return trial.fit_trial(search, chosen, kind.select(0, slot.pool.cpus), deadline)
     from raycnn.launch.ray import trainer  # slow to import, and not needed for one worker
 
-    return trainer.train_trial(shared, chosen, kind, slot.resources, deadline)
+    return trainer.train_trial(
+        shared, chosen, DEVICE_KINDS[slot.pool.device], slot.resources, deadline
+    )
