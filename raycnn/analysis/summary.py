@@ -1,11 +1,11 @@
 """Summarize a network: its layers in execution order, their cost and their receptive fields.
 
-Every operation is recorded while the network maps one image; on the meta device that takes neither
-memory nor arithmetic. Receptive fields propagate from tensor to tensor, so branches need no special
-care: for a convolution or pool of kernel k and stride s, field' = field + (k - 1) * stride and
-stride' = stride * s (Araujo et al., "Computing receptive fields of convolutional neural networks",
-Distill 2019, doi:10.23915/distill.00021); where paths join, it is the union. Attention, and
-reshapes that do not flatten, are not followed: layers after them have no field.
+Every operation is recorded while the network maps one image. Receptive fields propagate from tensor
+to tensor, so branches need no special care: for a convolution or pool of kernel k and stride s,
+field' = field + (k - 1) * stride and stride' = stride * s (Araujo et al., "Computing receptive
+fields of convolutional neural networks", Distill 2019, doi:10.23915/distill.00021); where paths
+join, it is the union. Attention, and reshapes that do not flatten, are not followed: layers after
+them have no field.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from raycnn.models.flops import LightDispatchMode
 from raycnn.shape import Shape
 
 aten = torch.ops.aten
@@ -111,9 +111,15 @@ class ReceptiveField:
 
 
 def summarize(network: nn.Module, image: Shape) -> Summary:
-    """Summarize a network for images of a shape; it is left in evaluation mode."""
+    """Summarize a network for images of a shape; it is left in evaluation mode.
+
+    One on the meta device is given memory: torch imports its compiler for operations there.
+    """
     watch = OperationRecorder()
-    device = next((parameter.device for parameter in network.parameters()), "meta")
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        device = torch.device("cpu")
+        _allocate(network)
     with ExitStack() as hooks, torch.no_grad():
         for name, module in network.eval().named_modules():
             hooks.enter_context(module.register_forward_pre_hook(watch.enter))
@@ -127,7 +133,14 @@ def summarize(network: nn.Module, image: Shape) -> Summary:
     return Summary(watch.layers, parameters, total, watch.activations)
 
 
-class OperationRecorder(TorchDispatchMode):
+def _allocate(network: nn.Module) -> None:
+    """Move a network from the meta device to the CPU, with values that no one has set."""
+    network.to_empty(device="cpu")
+    for buffer in network.buffers():
+        buffer.zero_()  # some hold indices
+
+
+class OperationRecorder(LightDispatchMode):
     """Sums the cost of every operation, and propagates receptive fields."""
 
     def __init__(self) -> None:

@@ -216,9 +216,8 @@ def _facts(
     if subject:
         count = sum(parameter.numel() for parameter in subject.model.parameters())
         facts.append(("Parameters", f"{count:,}"))
-        shape, classes = subject.splits.shape, len(subject.splits.classes)
-        if flops := count_flops(job.model, shape, classes):
-            facts.append(("Operations per image", format_flops(flops)))
+        flops = count_flops(subject.model, subject.splits.shape)
+        facts.append(("Operations per image", format_flops(flops)))
     if result and (ms := result["test"].get("ms_per_image")):
         facts.append(("Inference per image", f"{ms:.3g} ms"))
     devices = environment.get("devices") or []

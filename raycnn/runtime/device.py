@@ -1,4 +1,10 @@
-"""The table of supported device types, with everything that differs between them."""
+"""The table of supported device types, with everything that differs between them.
+
+Importing this module does not import torch, which takes seconds: a client of a remote cluster needs
+only the names.
+"""
+
+from __future__ import annotations
 
 import importlib
 import os
@@ -8,11 +14,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from raycnn.config.schema import Train
 from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -29,11 +37,13 @@ class DeviceKind:
     """Function that returns the number of devices visible to this process."""
     fused: bool
     """Whether torch has fused optimizer kernels for this device type."""
-    layout: torch.memory_format
-    """The memory format of images and weights in which convolutions are faster."""
+    channels_last: bool
+    """Whether convolutions are faster on images and weights in the channels-last memory format."""
 
     def select(self, local_rank: int, threads: int | None = None) -> torch.device:
         """Make device `local_rank` the current one and return it; set torch's CPU threads."""
+        import torch
+
         if threads:
             torch.set_num_threads(threads)
         if self.name == "cpu":
@@ -44,11 +54,15 @@ class DeviceKind:
 
     def names(self) -> list[str]:
         """Return the product name of each visible device; none for CPUs."""
+        import torch
+
         count = self.count() if self.name != "cpu" else 0
         return [torch.get_device_module(self.name).get_device_name(k) for k in range(count)]
 
 
 def _gpus() -> int:
+    import torch
+
     return torch.cuda.device_count()
 
 
@@ -67,13 +81,15 @@ def _npus() -> int:
             load_npu()
         except EnvironmentUnavailable:
             return 0
+    import torch
+
     return int(torch.get_device_module("npu").device_count())
 
 
 DEVICE_KINDS = {
-    "cuda": DeviceKind("cuda", "cpu:gloo,cuda:nccl", "GPU", _gpus, True, torch.channels_last),
-    "npu": DeviceKind("npu", "cpu:gloo,npu:hccl", "NPU", _npus, False, torch.contiguous_format),
-    "cpu": DeviceKind("cpu", "gloo", "CPU", _cpus, True, torch.contiguous_format),
+    "cuda": DeviceKind("cuda", "cpu:gloo,cuda:nccl", "GPU", _gpus, True, True),
+    "npu": DeviceKind("npu", "cpu:gloo,npu:hccl", "NPU", _npus, False, False),
+    "cpu": DeviceKind("cpu", "gloo", "CPU", _cpus, True, False),
 }
 
 
@@ -91,7 +107,7 @@ def find(name: str) -> DeviceKind:
     kind = DEVICE_KINDS[name]
     if not kind.count():
         raise EnvironmentUnavailable(
-            f"workers.device: {name}: this machine has none (torch {torch.__version__})"
+            f"workers.device: {name}: this machine has none (torch {package('torch')})"
         )
     return kind
 
@@ -107,6 +123,8 @@ def load_npu() -> None:
     Raises EnvironmentUnavailable where the package is missing, was built for another version of
     torch, or the CANN libraries are missing.
     """
+    import torch
+
     found, wanted = package("torch_npu"), minor(torch.__version__)
     if not found:
         raise EnvironmentUnavailable(
@@ -154,6 +172,8 @@ def minor(version: str) -> str:
 
 def peak_mib(device: torch.device) -> float:
     """Return the peak tensor memory on the device since the last call, in MiB."""
+    import torch
+
     module = torch.get_device_module(device)
     most = module.max_memory_allocated(device) / 2**20
     module.reset_peak_memory_stats(device)
@@ -162,8 +182,10 @@ def peak_mib(device: torch.device) -> float:
 
 def layout(device: torch.device, channels_last: bool | str | None) -> torch.memory_format:
     """Return the memory format of images and weights: the job's, or else the device's usual one."""
+    import torch
+
     if not isinstance(channels_last, bool):
-        return DEVICE_KINDS[device.type].layout
+        channels_last = DEVICE_KINDS[device.type].channels_last
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
@@ -173,6 +195,8 @@ def check_training(settings: Train, kind: str) -> None:
         raise SpecError("is for cuda and npu: torch has none for cpu", "train.sync_batch_norm")
     if settings.precision != "bf16" or kind in ("cpu", "auto") or not DEVICE_KINDS[kind].count():
         return
+    import torch
+
     module = torch.get_device_module(kind)
     if not module.is_bf16_supported():
         raise SpecError(f"bf16 is not for {module.get_device_name()}: use fp32", "train.precision")

@@ -193,7 +193,7 @@ def _started_event(
         images={split: len(splits.labels(split)) for split in ("train", "val", "test")},
         device=names[device.index or 0] if names else device.type,
         workers=distributed.world_size(),
-        flops=count_flops(job.model, splits.shape, len(splits.classes)),
+        flops=count_flops(state.model, splits.shape),
     )
 
 

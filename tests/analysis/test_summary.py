@@ -36,7 +36,7 @@ def named(summary: Summary, name: str) -> Layer:
 def test_the_layers_of_every_network_add_up_to_what_torch_counts(name: str) -> None:
     model = on_meta(models.build_model, Model(name=name), PHOTO, 10)
     found = summarize(model, PHOTO)
-    flops = count_flops(Model(name=name), PHOTO, 10)
+    flops = count_flops(model, PHOTO)
     assert 2 * sum(layer.multiply_adds for layer in found.layers) == flops
     assert sum(layer.parameters for layer in found.layers) == found.parameters
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())

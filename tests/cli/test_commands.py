@@ -21,8 +21,16 @@ sys.argv = ["raycnn", *sys.argv[1:]]
 try:
     main()
 finally:
-    print("imported:", {"torch", "ray", "sklearn", "pyarrow"} & set(sys.modules), file=sys.stderr)
+    watched = {"torch", "torch._dynamo", "ray", "sklearn", "pyarrow"}
+    print("imported:", watched & set(sys.modules), file=sys.stderr)
 """
+
+
+def probe(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command; the last line of stderr names the slow packages that it imported."""
+    return subprocess.run(
+        [sys.executable, "-c", PROBE, *words], cwd=folder, capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,10 +41,26 @@ finally:
 def test_a_command_without_tensors_imports_neither_torch_nor_ray(
     words: list[str], tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, *words], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = probe(*words, folder=tmp_path)
     assert done.returncode == 0 and "imported: set()" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("words", [["status"], ["logs", "a"], ["stop", "a"], ["list", "--jobs"]])
+def test_a_client_of_a_cluster_imports_neither_torch_nor_ray(
+    words: list[str], tmp_path: Path
+) -> None:
+    done = probe(*words, "--address", "http://127.0.0.1:1", folder=tmp_path)
+    assert done.returncode == 5 and "imported: set()" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["summary", "lenet", "--image", "1x28x28"], ["train", "quickstart", "train.epochs=1"]]
+)
+def test_operations_are_counted_without_torchs_compiler(words: list[str], tmp_path: Path) -> None:
+    """It takes longer to import than the rest of either command."""
+    done = probe(*words, folder=tmp_path)
+    assert done.returncode == 0 and "'torch'" in done.stderr, done.stderr
+    assert "torch._dynamo" not in done.stderr
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.kind)

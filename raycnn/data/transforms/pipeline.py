@@ -18,7 +18,7 @@ from raycnn.data.transforms.base import ImageTransform, Transform
 from raycnn.data.transforms.mix import Mix
 from raycnn.errors import SpecError
 from raycnn.runtime import rng
-from raycnn.runtime.device import DEVICE_KINDS
+from raycnn.runtime.device import layout
 from raycnn.shape import Shape
 
 
@@ -63,11 +63,12 @@ class Pipeline:
         return mix.mixed(self.mixes, images, numbers[:, -mix.count(self.mixes) :])
 
     def _normalize(self, images: Tensor) -> Tensor:
-        layout = DEVICE_KINDS[images.device.type].layout
         mean, std = self._scale(images.device)
         # Write into a new tensor with an explicit layout: the strides of a single-channel tensor
         # are ambiguous, and a convolution may choose the slower layout.
-        floats = torch.empty(images.shape, device=images.device, memory_format=layout)
+        floats = torch.empty(
+            images.shape, device=images.device, memory_format=layout(images.device, None)
+        )
         return torch.sub(images, mean, out=floats).div_(std)
 
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
