@@ -200,6 +200,10 @@ class Train(Frozen):
     compile: bool | Literal["auto"] = False
     """Use torch.compile: faster steps, after a minute or more of compilation at the start. auto: if
     a measurement at the start finds the whole run faster with it."""
+    deterministic: bool = False
+    """Use only deterministic algorithms, which may be slower: a job repeated on the same devices of
+    cuda or npu then gives equal weights, as it does on CPUs anyway. An operation that has no such
+    algorithm on the device ends the job."""
 
 
 def can_change(key: str) -> bool:

@@ -201,7 +201,7 @@ def _path(job: JobSpec, shape: tuple[int, ...], device: torch.device) -> Path | 
     described = [
         __version__, torch.__version__, names, torch.get_num_threads(), distributed.world_size(),
         shape, job.tree()["model"], job.tree()["optimizer"], job.train.batch_size,
-        job.train.micro_batch, job.train.ema,
+        job.train.micro_batch, job.train.ema, job.train.deterministic,
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
     try:

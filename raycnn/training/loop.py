@@ -20,6 +20,7 @@ from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import Diverged, Interrupted, OutOfMemory, SpecError
 from raycnn.models.flops import count_flops
 from raycnn.runtime import distributed
+from raycnn.runtime.deterministic import deterministic
 from raycnn.runtime.device import DEVICE_KINDS, layout, peak_mib
 from raycnn.runtime.timer import PassTimer
 from raycnn.training import pretrained
@@ -114,9 +115,16 @@ def fit(
     After a loss that is not finite, training restarts from the last checkpoint, at most
     `failure.rollbacks` times; after running out of device memory it restarts with half the
     micro-batch. Raises Diverged after the last rollback, Interrupted on a stop request, OutOfMemory
-    where several workers must restart, and EnvironmentUnavailable when one image does not fit.
+    where several workers must restart, EnvironmentUnavailable when one image does not fit, and
+    SpecError where `train.deterministic` cannot be met.
     """
+    with deterministic(job.train.deterministic):
+        return _fit(job, device, control, callbacks, test_once)
 
+
+def _fit(
+    job: JobSpec, device: torch.device, control: Control, callbacks: Callback, test_once: bool
+) -> TrainResult:
     def decoding(done: int, total: int) -> None:
         callbacks.on_event(Decoding(done=done, total=total))
 
