@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn.cli.arguments import Address, Changes
+from raycnn.cli.arguments import Address, Changes, job_of_pictures
 from raycnn.config.load import load_job, read_spec
 from raycnn.config.schema import JobSpec
 from raycnn.config.search import load_search
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 def submit(
     job: Annotated[
         Path | None,
-        typer.Argument(metavar="JOB", help="A job spec, with `tune:` a search: a YAML file."),
+        typer.Argument(
+            metavar="JOB",
+            help="A job spec, with `tune:` a search: a YAML file; or a folder of pictures.",
+        ),
     ] = None,
     changes: Changes = None,
     address: Address = None,
@@ -37,7 +40,8 @@ def submit(
 
     The spec is checked here, and its workers against the cluster's resources. Its paths are the
     cluster's: relative ones are below the home folder of the user who started Ray on the head node,
-    so runs are written to `runs` there, and RAYCNN_DATA is the one set there.
+    so runs are written to `runs` there, and RAYCNN_DATA is the one set there. A folder of pictures
+    is not sent: the nodes must see it at the same path.
 
     Exits with the job's own exit code. Ctrl-C does not stop the job: `raycnn logs -f ID` follows it
     again, `raycnn stop ID` saves and stops it, `raycnn submit --resume ID` resumes it.
@@ -49,7 +53,8 @@ def submit(
         changes, job = [str(job), *(changes or [])], None
     if (job is None) == (resume is None):
         raise SpecError("name a job to submit, or a run to go on with: --resume RUN")
-    asked = _checked(job, changes or []) if job else None
+    made = job_of_pictures(job, changes) if job else None
+    asked = made.job if made else _checked(job, changes or []) if job else None
     from raycnn.cli.remote import follow, reach
     from raycnn.launch.jobs.client import server_of
 
@@ -57,6 +62,8 @@ def submit(
         _alone(asked, code)
         return
     cluster = reach(address)
+    if made:
+        print(f"{made.found}: the cluster's nodes must see the same folder")
     if asked:
         name = cluster.submit(asked, code=code)
     else:

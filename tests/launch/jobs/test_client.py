@@ -22,6 +22,7 @@ from raycnn.config.load import job_from_tree
 from raycnn.errors import ClusterError, EnvironmentUnavailable, SpecError
 from raycnn.runs.directory import Run
 from tests.conftest import ROOT, TINY, free_port, numbers, raycnn, same, train, weights
+from tests.support.images import write_pictures
 
 pytestmark = pytest.mark.ray
 
@@ -263,6 +264,16 @@ def test_workers_and_trials_are_started_on_the_cluster_that_was_asked(
     trials = sorted(path.name for path in (tmp_path / "runs/search/1/trials").iterdir())
     assert trials == ["lenet-000", "lenet-001", "tiny-000", "tiny-001"]
     assert (tmp_path / "runs/search/1/best-lenet.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures_is_trained_on_the_cluster(head: Head, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "pictures", ["cat", "dog"], 20)
+    done = head.raycnn("submit", pictures, "train.epochs=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(pictures) in done.stdout and "1 of 1" in done.stdout
+    (run,) = [one for one in head.runs() if one.name.startswith("pictures/")]
+    assert run.result() and run.job().data.root == str(pictures)
 
 
 @pytest.mark.slow
