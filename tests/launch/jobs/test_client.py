@@ -10,11 +10,13 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from packaging.version import Version
 
 from raycnn.cli import main
 from raycnn.config import yaml_file
@@ -198,7 +200,8 @@ def test_what_does_not_fit_or_does_not_answer_is_said_within_seconds(
             with pytest.raises(ClusterError, match=f"no job server answers at {server}"):
                 Cluster(server)
             assert time.monotonic() - began < 10
-    for wrong in ("b" * 64, None):
+    checks_tokens = Version(version("ray")) >= Version("2.52")
+    for wrong in ("b" * 64, None) if checks_tokens else ():
         with pytest.raises(ClusterError, match="refuses the token"):
             Cluster(head.server, wrong)
 
