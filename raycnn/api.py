@@ -121,22 +121,23 @@ def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes
 
 
 def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) -> "Search":
-    """Run a search on Ray and return it; `search` is a search file, or the folder of one to resume.
+    """Run a search and return it; `search` is a search file, or the folder or URI of one to resume.
 
     Raises as `train` does, and JobFailed when no trial completes.
     """
     from raycnn.config.search import load_search
+    from raycnn.filesystem import is_uri
     from raycnn.search.folder import Search as Folder
     from raycnn.search.preflight import check_search
 
     path = Path(search).expanduser()
-    if path.is_dir():
-        found = Folder.find(str(path))
-        return Search((_search(found.spec, lambda: found, progress)).folder)
+    if is_uri(str(search)) or path.is_dir():
+        found = Folder.find(str(search if is_uri(str(search)) else path))
+        return Search(_search(found.spec, lambda: found, progress).location)
     pairs = [f"{key}={json.dumps(value)}" for key, value in _dotted(changes).items()]
     spec = load_search(path, pairs)
     check_search(spec)
-    return Search(_search(spec, lambda: Folder.create(spec), progress).folder)
+    return Search(_search(spec, lambda: Folder.create(spec), progress).location)
 
 
 def runs(root: str | PathLike[str] = "runs") -> "list[Run]":
@@ -176,8 +177,13 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """The run folder, which contains all its files."""
+        """The run folder, which contains all its files; for one at a URI a local copy."""
         return self._run.folder
+
+    @property
+    def location(self) -> Path | str:
+        """The run folder, or its URI."""
+        return self._run.location
 
     @property
     def name(self) -> str:
@@ -336,8 +342,13 @@ class Search:
 
     @property
     def folder(self) -> Path:
-        """The search folder, which contains all its files."""
+        """The search folder, which contains all its files; for one at a URI a local copy."""
         return self._search.folder
+
+    @property
+    def location(self) -> Path | str:
+        """The search folder, or its URI."""
+        return self._search.location
 
     @property
     def name(self) -> str:

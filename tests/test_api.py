@@ -17,6 +17,8 @@ from raycnn import api
 from raycnn.errors import DataError, RaycnnError, SpecError
 from tests.conftest import TINY, numbers
 from tests.support.images import write_pictures
+from tests.support.s3 import Server
+from tests.support.searches import BASE as SPEC
 
 SMALL: dict[str, Any] = {"train.epochs": 1, "workers.device": "cpu"}
 
@@ -123,6 +125,37 @@ def test_it_trains_in_a_running_event_loop_and_in_another_thread(tmp_path: Path)
     thread.join(120)
     assert [run.state for run in done] == ["done", "done"]
     assert numbers(done[0]._run) == numbers(done[1]._run)
+
+
+def test_a_search_at_a_uri_is_run_continued_and_its_best_trained(
+    s3: Server, tmp_path: Path
+) -> None:
+    uri = s3.uri(s3.bucket())
+    file = tmp_path / "tiny.tune.yaml"
+    tune = "tune: {space: {optimizer.lr: {grid: [0.0001, 0.05]}}}\n"
+    file.write_text(SPEC.replace("{path: STORAGE}", f"{{path: '{uri}'}}") + tune)
+    found = raycnn.tune(file, progress=False, workers__launcher="local", train__epochs=1)
+    assert found.state == "done" and [*found.leaderboard["state"]] == ["done", "done"]
+    again = raycnn.tune(raycnn.Search("tiny", uri).location, progress=False)
+    assert again.location == found.location and found.name in again._repr_html_()
+    best = raycnn.train(again.best["lenet"], progress=False, storage__path=str(tmp_path))
+    assert max(best.metrics["val/acc1"]) == found.leaderboard["metric"][0]
+
+
+def test_a_run_at_a_uri_is_that_of_a_folder(
+    trained: raycnn.Run, s3: Server, tmp_path: Path
+) -> None:
+    uri = s3.uri(s3.bucket())
+    there = raycnn.train(TINY, progress=False, storage__path=uri, **SMALL)
+    assert numbers(there._run) == numbers(trained._run)
+    assert [run.location for run in raycnn.runs(uri)] == [there.location]
+    there = raycnn.Run(there.name, uri)
+    assert there.evaluate("test") == trained.evaluate("test")
+    image = np.zeros((12, 12), np.uint8)
+    (here,), (away,) = trained.network().predict(image), there.network().predict(image)
+    assert here == away
+    exported = there.export("safetensors", tmp_path / "exported")
+    assert raycnn.open_network(exported.folder).predict(image) == [away]
 
 
 def test_errors_are_raycnns_own(tmp_path: Path) -> None:
