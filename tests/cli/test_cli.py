@@ -170,6 +170,21 @@ def test_runs_are_listed_with_how_they_stand(call: Call, job: MakeJob) -> None:
     assert call("list", "runs", "--sort", "tset")[0] == 2
 
 
+def test_what_changed_in_a_list_is_listed_as_one_change(call: Call, job: MakeJob) -> None:
+    Run.create(job())
+    transforms = [{"name": "resize", "size": 12}, {"name": "horizontal_flip", "p": 0.3}]
+    csv = {"name": "csv", "train": "pictures.csv", "transforms": transforms}
+    Run.create(
+        job(data=csv, optimizer={"name": "adam", "lr": 0.05, "betas": [0.8, 0.9]}, trackers=[])
+    )
+    _, out, _ = call("list", "runs", "--json")
+    changed = json.loads(out)[1]["changed"]
+    assert changed["data.name"] == "csv"
+    assert changed["data.transforms"] == "[resize, horizontal_flip]"
+    assert changed["data.transforms.p"] == "[0.3]" and "data.transforms.size" not in changed
+    assert changed["optimizer.betas"] == "[0.8, 0.9]" and changed["trackers"] == "[]"
+
+
 def test_a_run_that_may_not_be_read_is_listed_with_the_others(call: Call, job: MakeJob) -> None:
     Run.create(job())
     torn = Run.create(job())
