@@ -1,5 +1,6 @@
 """`raycnn tune`."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,9 +40,15 @@ def tune(
             "test its last epoch.",
         ),
     ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print the leaderboard as JSON; all else goes to stderr."),
+    ] = False,
     runs: Runs = "runs",
 ) -> None:
     """Search the settings of a job, and of several architectures."""
+    if as_json and (retrain or dry_run):
+        raise SpecError("--json prints a leaderboard: leave out --retrain and --dry-run")
     if file is None and resume is None:
         raise SpecError("name a file to search, or a search to continue: --resume RUN")
     if file is not None and resume is not None:
@@ -50,7 +57,7 @@ def tune(
     from raycnn.search.preflight import check_search
 
     if resume is not None:
-        _continue(Search.find(resume, runs), dry_run, retrain)
+        _continue(Search.find(resume, runs), dry_run, retrain, as_json)
         return
     assert file
     spec = load_search(file, changes or [])
@@ -58,16 +65,16 @@ def tune(
     if dry_run:
         _print_plan(spec)
     else:
-        _finish(_run(spec, lambda: Search.create(spec)), retrain)
+        _finish(_run(spec, lambda: Search.create(spec), as_json), retrain, as_json)
 
 
-def _continue(search: "Search", dry_run: bool, retrain: bool) -> None:
+def _continue(search: "Search", dry_run: bool, retrain: bool, as_json: bool) -> None:
     if dry_run:
         _print_unfinished(search)
         return
     if search.unfinished():
-        _run(search.spec, lambda: search)
-    _finish(search, retrain)
+        _run(search.spec, lambda: search, as_json)
+    _finish(search, retrain, as_json)
 
 
 def _print_unfinished(search: "Search") -> None:
@@ -102,7 +109,7 @@ def _print_plan(spec: TuneSpec) -> None:
         print(f"about {duration(seconds / len(slots))} of training, if no trial is stopped")
 
 
-def _run(spec: TuneSpec, open_search: "Callable[[], Search]") -> "Search":
+def _run(spec: TuneSpec, open_search: "Callable[[], Search]", to_stderr: bool) -> "Search":
     from rich.console import Console
 
     from raycnn.cli.search_view import search_view_for
@@ -117,23 +124,25 @@ def _run(spec: TuneSpec, open_search: "Callable[[], Search]") -> "Search":
                 view.note(f"{architecture.name}: {count} trials: its space has no more points")
         return search
 
-    with search_view_for(Console(file=sys.stdout)) as view:
+    with search_view_for(Console(file=sys.stderr if to_stderr else sys.stdout)) as view:
         try:
             return dispatch.search(spec, opened, view)
         except KeyboardInterrupt:
             raise Interrupted("stopped at once; `raycnn tune --resume` continues") from None
 
 
-def _finish(search: "Search", retrain: bool) -> None:
+def _finish(search: "Search", retrain: bool, as_json: bool) -> None:
     from rich.console import Console
 
     from raycnn.cli.search_view import show_leaderboard, show_next
     from raycnn.cli.train import train
-    from raycnn.search.leaderboard import leaderboard, winners
+    from raycnn.search.leaderboard import leaderboard, to_tree, winners
 
-    board, console = leaderboard(search), Console()
+    board, console = leaderboard(search), Console(stderr=as_json)
     best = winners(board)
     show_leaderboard(console, search, board)
+    if as_json:
+        print(json.dumps({"search": str(search.location)} | to_tree(search, board), indent=1))
     if not search.unfinished() and not best:
         raise JobFailed(f"every trial failed: {board[0].reason}")
     if not retrain:

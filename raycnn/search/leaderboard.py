@@ -183,19 +183,23 @@ def winners(board: list[LeaderboardEntry]) -> dict[str, LeaderboardEntry]:
     return best
 
 
-def write_leaderboard(search: Search) -> list[LeaderboardEntry]:
-    """Write the leaderboard and the winners' jobs into the folder; return the leaderboard."""
-    board = leaderboard(search)
+def to_tree(search: Search, board: list[LeaderboardEntry]) -> dict[str, Any]:
+    """Return the content of leaderboard.json."""
     best = winners(board)
-    shown: dict[str, Any] = {
+    return {
         "metric": search.spec.tune.metric,
         "winners": {name: entry.trial for name, entry in best.items()},
         "overall": next((entry.trial for entry in best.values()), None),
         "trials": [asdict(entry) for entry in board],
     }
-    write_json(search.folder / "leaderboard.json", shown)
+
+
+def write_leaderboard(search: Search) -> list[LeaderboardEntry]:
+    """Write the leaderboard and the winners' jobs into the folder; return the leaderboard."""
+    board = leaderboard(search)
+    write_json(search.folder / "leaderboard.json", to_tree(search, board))
     _write_csv(search, board)
-    for name, entry in best.items():
+    for name, entry in winners(board).items():
         job = search.trial(_trial_ids(search, entry)[0]).run.job()
         search.write_best(name, job.change({"data.fold": None}))
     return board

@@ -22,7 +22,7 @@ from raycnn.cli.search_view import (
 from raycnn.config.search import Pool, TrialKey
 from raycnn.launch import trial
 from raycnn.search.folder import Search
-from raycnn.search.leaderboard import SearchProgress, leaderboard
+from raycnn.search.leaderboard import SearchProgress, leaderboard, write_leaderboard
 from tests.conftest import ROOT, SEARCHES, Call
 from tests.support.searches import BASE, Read
 
@@ -93,6 +93,18 @@ def search(read: Read) -> Search:
         trial.run_trial(one, partial(trial.fit_trial, made, one, torch.device("cpu"), None))
     made.begin(TrialKey(architecture, 2), {"optimizer.lr": 0.1}, Pool(device="cpu"))
     return made
+
+
+def test_the_json_of_a_search_is_its_leaderboard_alone(call: Call, search: Search) -> None:
+    search.trials()[2].update(state="failed", reason="ended by hand")
+    code, out, err = call("tune", "--resume", search.folder, "--json")
+    found = json.loads(out)
+    assert code == 0 and "lenet-000" in err and found.pop("search") == str(search.folder)
+    write_leaderboard(search)
+    assert found == json.loads((search.folder / "leaderboard.json").read_text())
+    assert found["overall"] == "lenet-000" and len(found["trials"]) == 3
+    code, _, err = call("tune", QUICK, "--json", "--retrain")
+    assert code == 2 and "--retrain" in err
 
 
 def test_in_a_log_each_trial_that_ends_is_a_line(search: Search) -> None:
