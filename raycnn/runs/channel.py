@@ -71,7 +71,8 @@ class FolderChannel:
         now = time.monotonic()
         if distributed.rank() == 0 and now - self._checked > POLL_INTERVAL_S:
             self._checked, self._stop = now, self.run.stop_requested()
-        return self._stop or self.stop_requested()
+        requested = self.stop_requested()  # asked on every worker: it may be a barrier
+        return self._stop or requested
 
     def _send(self) -> None:
         with suppress(OSError):  # a full disk

@@ -102,8 +102,10 @@ class WorkerChannel:
 
     def should_stop(self) -> bool:
         """Return whether to save and stop: on request, or on a preemption notice."""
-        self._steps += 1  # equal on all workers: reading the notice is a barrier
-        if self._steps % NOTICE_STEPS == 0 and not self.request and self._notice():
+        # Reading the notice is a barrier: it must not depend on a request, which reaches one worker
+        # before another, but on the number of steps, which is equal on all of them.
+        self._steps += 1
+        if self._steps % NOTICE_STEPS == 0 and self._notice() and not self.request:
             self.request = "restart"
             if self.rank == 0:
                 planned = RestartPlanned(reason="a node of the workers is draining")

@@ -9,7 +9,8 @@ import pytest
 
 from raycnn.errors import DataError, WorkerLost
 from raycnn.launch import worker
-from raycnn.launch.ray.channel import ChannelActor, Member, Outcome
+from raycnn.launch.ray.channel import ChannelActor, Member, Outcome, Request
+from raycnn.launch.ray.worker_channel import NOTICE_STEPS, WorkerChannel
 from raycnn.training.callbacks import EpochEnded, Progress, WorkersRestarted, WorldResized
 
 T = TypeVar("T")
@@ -126,6 +127,17 @@ def test_a_request_to_stop_outweighs_one_to_make_way() -> None:
     now(channel.ask("stop"))
     now(channel.ask("restart"))
     assert now(channel.beat("first", 0, {}, "")) == "stop"
+
+
+@pytest.mark.parametrize("request_", ["", "stop", "restart"])
+def test_all_workers_look_for_a_notice_in_the_same_steps(request_: Request) -> None:
+    """It is a barrier, and a request reaches one worker before another."""
+    looks: list[int] = []
+    worker = WorkerChannel.__new__(WorkerChannel)  # without the Ray that it connects to
+    worker.request, worker._steps = request_, 0
+    worker._notice = lambda: looks.append(worker._steps)
+    asked = [worker.should_stop() for _ in range(2 * NOTICE_STEPS)]
+    assert looks == [NOTICE_STEPS, 2 * NOTICE_STEPS] and set(asked) == {bool(request_)}
 
 
 def test_the_first_error_of_a_user_ends_the_job_and_no_loss_follows_from_it() -> None:
