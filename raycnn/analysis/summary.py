@@ -29,9 +29,8 @@ ADAPTIVE = {aten._adaptive_avg_pool2d, aten.adaptive_max_pool2d}
 RESHAPES = {aten.view, aten._unsafe_view, aten.mean, aten.sum, aten.amax}
 
 Pair = tuple[int, int]
-InputFields = list[
-    tuple[Tensor, "ReceptiveField"]
-]  # those inputs of an operation that depend on the image
+InputFields = list[tuple[Tensor, "ReceptiveField"]]
+"""Those inputs of an operation that depend on the image."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +144,8 @@ class OperationRecorder(LightDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.receptive_fields: Any = (
-            WeakTensorKeyDictionary()
-        )  # Sight | None, of what depends on the image
+        # ReceptiveField, or None where not followed, of each tensor that depends on the image.
+        self.receptive_fields: Any = WeakTensorKeyDictionary()
         self.layers: list[Layer] = []
         self.activations = 0
         self._costs: list[int] = []  # of each module under way, without those inside it

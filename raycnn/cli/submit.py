@@ -54,21 +54,20 @@ def submit(
     if (job is None) == (resume is None):
         raise SpecError("name a job to submit, or a run to go on with: --resume RUN")
     made = job_of_pictures(job, changes) if job else None
-    asked = made.job if made else _checked(job, changes or []) if job else None
+    spec = made.job if made else _checked(job, changes or []) if job else None
     from raycnn.cli.remote import follow, reach
     from raycnn.launch.jobs.client import server_of
 
-    if asked and wait and not server_of(address):
-        _alone(asked, code)
+    if spec and wait and not server_of(address):
+        _submit_locally(spec, code)
         return
     cluster = reach(address)
     if made:
         print(f"{made.found}: the cluster's nodes must see the same folder")
-    if asked:
-        name = cluster.submit(asked, code=code)
+    if spec:
+        name = cluster.submit(spec, code=code)
     else:
-        assert resume
-        name = cluster.resume(resume, changes or [], code=code)
+        name = cluster.resume(str(resume), changes or [], code=code)
     print(f"{name} at {cluster.server}", flush=True)
     if wait:
         follow(cluster, name)
@@ -81,29 +80,30 @@ def _checked(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
     from raycnn.training.preflight import resolve_job
 
     searched = "tune" in read_spec(file, changes)[0]
-    asked = load_search(file, changes) if searched else load_job(file, changes)
-    seen = map_jobs(asked, _without_weights)
+    spec = load_search(file, changes) if searched else load_job(file, changes)
+    checked = map_jobs(spec, _without_weights)
     try:
-        if isinstance(seen, JobSpec):
-            resolve_job(seen)
+        if isinstance(checked, JobSpec):
+            resolve_job(checked)
         else:
-            preflight.check_search(seen, remote=True)
+            preflight.check_search(checked, remote=True)
     except DataError as error:
         print(f"left to the cluster to check: {error}")
-    return asked
+    return spec
 
 
 def _without_weights(job: JobSpec) -> JobSpec:
     return job if job.model.weights == "imagenet" else job.change({"model.weights": None})
 
 
-def _alone(asked: "JobSpec | TuneSpec", code: bool) -> None:
+def _submit_locally(spec: "JobSpec | TuneSpec", code: bool) -> None:
+    """Submit to a Ray that is started here for this job, and follow it."""
     from raycnn.cli.remote import follow
     from raycnn.launch.jobs import head
     from raycnn.training.callbacks import ConnectingToRay
 
     print(ConnectingToRay(address=None).message, flush=True)
     with head.started() as cluster:
-        name = cluster.submit(asked, folder=str(Path.cwd()), code=code)
+        name = cluster.submit(spec, folder=str(Path.cwd()), code=code)
         print(f"{name} at {cluster.server}", flush=True)
         follow(cluster, name, ours=True)

@@ -178,7 +178,7 @@ class ServedFiles(fs.FileSystemHandler):  # type: ignore[misc]
 
 class _Reader(io.RawIOBase):
     def __init__(self, call: Callable[..., Any], path: str, size: int):
-        self.call, self.path, self.size, self.place = call, path, size, 0
+        self.call, self.path, self.size, self.position = call, path, size, 0
 
     def readable(self) -> bool:
         return True
@@ -187,22 +187,22 @@ class _Reader(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self.place
+        return self.position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.place = offset + {0: 0, 1: self.place, 2: self.size}[whence]
-        return self.place
+        self.position = offset + {0: 0, 1: self.position, 2: self.size}[whence]
+        return self.position
 
     def readinto(self, buffer: Any) -> int:
-        data = self.call("read", self.path, self.place, min(len(buffer), CHUNK))
+        data = self.call("read", self.path, self.position, min(len(buffer), CHUNK))
         buffer[: len(data)] = data
-        self.place += len(data)
+        self.position += len(data)
         return len(data)
 
 
 class _Writer(io.RawIOBase):
     def __init__(self, call: Callable[..., Any], path: str):
-        self.call, self.path, self.place, self.whole = call, path, 0, True
+        self.call, self.path, self.position, self.whole = call, path, 0, True
 
     def writable(self) -> bool:
         return True
@@ -210,14 +210,14 @@ class _Writer(io.RawIOBase):
     def write(self, data: Any) -> int:
         part = bytes(data[:CHUNK])
         self.whole = False
-        self.call("write", self.path, self.place, part)
+        self.call("write", self.path, self.position, part)
         self.whole = True
-        self.place += len(part)
+        self.position += len(part)
         return len(part)
 
     def close(self) -> None:
         if not self.closed and self.whole:
-            if not self.place:
+            if not self.position:
                 self.call("write", self.path, 0, b"")
             self.call("install", self.path)
         super().close()
