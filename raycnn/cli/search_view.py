@@ -14,6 +14,7 @@ from raycnn.search.folder import Search
 from raycnn.search.leaderboard import LeaderboardEntry, SearchProgress, winners
 
 SHOWN = 10  # entries of the leaderboard on the terminal
+DROPPED_FIRST = ("epochs", "time", "95 %")  # columns left out of a narrow leaderboard, in turn
 
 
 class PlainSearchView:
@@ -115,7 +116,7 @@ def show_leaderboard(console: Console, search: Search, board: list[LeaderboardEn
             f"{entry.epochs}/{entry.of_epochs}", duration(entry.seconds),
             changes_text(entry.changes),
         ])  # fmt: skip
-    for row in _aligned(rows):
+    for row in _fitted(rows, console.width):
         console.print(Text(row), no_wrap=True, overflow="ellipsis")
     for entry in winners(board).values():
         best = f"best {entry.architecture}: {entry.trial}, {metric_text(entry, metric)}"
@@ -181,6 +182,16 @@ def duration(seconds: float) -> str:
 def relative(path: Path) -> str:
     """Return the shorter of a path and its form relative to the working directory."""
     return min(os.path.relpath(path), str(path), key=len)
+
+
+def _fitted(rows: list[list[str]], width: int) -> list[str]:
+    """Return aligned lines, without the columns that would push the changes out of `width`."""
+    for name in DROPPED_FIRST:
+        if max(map(len, _aligned(rows))) <= width:
+            break
+        at = rows[0].index(name)
+        rows = [row[:at] + row[at + 1 :] for row in rows]
+    return _aligned(rows)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from raycnn.cli.search_view import (
     LiveSearchView,
     PlainSearchView,
+    changes_text,
     duration,
     picture,
     show_leaderboard,
@@ -189,8 +190,12 @@ def test_a_leaderboard_fits_80_columns_and_ends_with_the_best(search: Search) ->
     lines = console.export_text().splitlines()
     rows = [line for line in lines if "lenet-00" in line and not line.startswith("best")]
     assert len(rows) == 10 and all(len(line) <= 80 for line in rows)
-    assert rows[-1].split()[:3] == ["1", "lenet-000", "done"] and "lr=0.05 schedule" in rows[-1]
+    assert rows[-1].split()[:3] == ["1", "lenet-000", "done"]
+    assert rows[-1].endswith(changes_text(best.changes))
     assert lines[-1].startswith("best lenet: lenet-000")
+    wide = Console(record=True, width=160)
+    show_leaderboard(wide, search, [best, *board[1:]])
+    assert {"95", "epochs", "time"} <= set(wide.export_text().split())
 
 
 def test_a_search_ends_with_what_to_do_next(search: Search, tmp_path: Path) -> None:
