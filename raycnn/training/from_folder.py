@@ -20,6 +20,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.config.yaml_file import Tree, to_text
 from raycnn.data.images.decode import BadImage, read_header
 from raycnn.data.sources.folder import Folder
+from raycnn.data.sources.pictures import PictureOptions
 from raycnn.errors import DataError, SpecError
 from raycnn.shape import Shape
 
@@ -74,7 +75,7 @@ def job_for_folder(folder: Path, changes: Iterable[str] | Mapping[str, Any] = ()
     if (folder / "job.yaml").is_file():
         raise SpecError(f"{folder} is a run: `raycnn resume` continues with it")
     pairs = dict(changes) if isinstance(changes, Mapping) else parse_changes(changes)
-    source = Folder(folder, 0.2, None, "crop", None, None)
+    source = Folder(folder, 0.2, PictureOptions(None, "crop", None, None))
     images = {name: len(listing.labels) for name, listing in source.listings.items()}
     shapes = _sample_shapes(source)
     trained = _train_count(images)

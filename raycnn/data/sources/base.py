@@ -149,6 +149,16 @@ def hold_out(whole: Split, share: float) -> dict[str, Split]:
     return {"train": _subset(whole, train), "test": replace(_subset(whole, test), warnings=())}
 
 
+def with_test(splits: dict[str, Split], share: float) -> dict[str, Split]:
+    """Return splits with a test split, which if missing is held out of train."""
+    return splits if "test" in splits else splits | hold_out(splits["train"], share)
+
+
+def spread_rows(count: int, most: int) -> NDArray[np.int64]:
+    """Return at most so many rows of `count`, spread evenly from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
+
+
 def _subset(split: Split, rows: NDArray[np.int64]) -> Split:
     names = None if split.names is None else split.names[rows]
     return Split(Subset(split.images, rows), split.labels[rows], names, split.warnings)

@@ -21,20 +21,18 @@ from raycnn.data.images.decode import (
     FIT,
     SAMPLE,
     Fit,
-    ImageFormat,
     MaxValue,
     Mode,
     NamedImage,
     Pictures,
     Rows,
     Size,
-    find_image_format,
 )
-from raycnn.data.sources.base import Share, Source, Split, hold_out, listed
+from raycnn.data.sources.base import Share, Source, Split, listed, spread_rows, with_test
 from raycnn.data.sources.folder import SPLITS, walk_pictures
 from raycnn.data.sources.labels import Column, Labels, encode_label_sets, encode_labels
+from raycnn.data.sources.pictures import PictureOptions, PictureSource
 from raycnn.errors import DataError, unknown
-from raycnn.shape import Shape
 
 LABEL_COLUMNS = ("label", "labels", "class", "classes", "category", "target", "tags")
 SEPARATORS = ("|", ";", ",")  # between the labels of an image, where one occurs; else a space
@@ -129,20 +127,17 @@ class LabelOptions:
     multi_label: bool
 
 
-class Csv:
+class Csv(PictureSource):
     def __init__(
         self,
         root: Path,
         files: dict[str, str | None],
         options: LabelOptions,
         share: float,
-        size: Size | None,
-        fit: Fit,
-        mode: Mode | None,
-        max_value: float | None,
+        pictures: PictureOptions,
     ) -> None:
+        super().__init__(pictures)
         self.root, self.named, self.options, self.share = root, files, options, share
-        self.size, self.fit, self.mode, self._max_value = size, fit, mode, max_value
 
     @property
     def multi_label(self) -> bool:
@@ -186,20 +181,8 @@ class Csv:
     def classes(self) -> tuple[str, ...]:
         return self.labels.classes
 
-    @cached_property
-    def image_format(self) -> ImageFormat:
-        count = len(self.names["train"])
-        rows = np.unique(np.linspace(0, count - 1, SAMPLE).astype(np.int64))
-        sample = self._pictures("train", rows)
-        return find_image_format(self.size, self.fit, self.mode, self._max_value, sample)
-
-    @property
-    def shape(self) -> Shape:
-        return self.image_format.shape
-
-    @property
-    def max_value(self) -> float | None:
-        return self.image_format.max_value
+    def _sample(self) -> list[NamedImage]:
+        return self._pictures("train", spread_rows(len(self.names["train"]), SAMPLE))
 
     def files(self) -> list[str]:
         images = [os.path.join(self.root, name) for own in self.names.values() for name in own]
@@ -208,7 +191,7 @@ class Csv:
     def read(self) -> dict[str, Split]:
         splits = {name: self._split(name) for name in self.labels.splits}
         splits["train"] = replace(splits["train"], warnings=self.labels.warnings)
-        return splits if "test" in splits else splits | hold_out(splits["train"], self.share)
+        return with_test(splits, self.share)
 
     def _split(self, name: str) -> Split:
         names = self.names[name]
@@ -345,4 +328,5 @@ def csv(
     """
     files = {"train": train_labels, "val": val_labels, "test": test_labels}
     options = LabelOptions(file, label, separator, multi_label)
-    return Csv(root / (path or ""), files, options, test, size, fit, mode, max_value)
+    pictures = PictureOptions(size, fit, mode, max_value)
+    return Csv(root / (path or ""), files, options, test, pictures)

@@ -22,14 +22,12 @@ from raycnn.data.images.decode import (
     FIT,
     SAMPLE,
     Fit,
-    ImageFormat,
     MaxValue,
     Mode,
     NamedImage,
     Pictures,
     Rows,
     Size,
-    find_image_format,
 )
 from raycnn.data.sources.base import (
     Share,
@@ -37,11 +35,12 @@ from raycnn.data.sources.base import (
     Split,
     at_least_two,
     common_class_names,
-    hold_out,
     listed,
+    spread_rows,
+    with_test,
 )
+from raycnn.data.sources.pictures import PictureOptions, PictureSource
 from raycnn.errors import DataError
-from raycnn.shape import Shape
 
 SPLITS = {
     "train": ("train", "training", "trn"),
@@ -79,18 +78,10 @@ class Listing:
         return [(_shown(path), os.fsdecode(path)) for path in paths]
 
 
-class Folder:
-    def __init__(
-        self,
-        root: Path,
-        share: float,
-        size: Size | None,
-        fit: Fit,
-        mode: Mode | None,
-        max_value: float | None,
-    ) -> None:
+class Folder(PictureSource):
+    def __init__(self, root: Path, share: float, pictures: PictureOptions) -> None:
+        super().__init__(pictures)
         self.root, self.share = root, share
-        self.size, self.fit, self.mode, self._max_value = size, fit, mode, max_value
 
     @cached_property
     def listings(self) -> dict[str, Listing]:
@@ -107,20 +98,9 @@ class Folder:
     def classes(self) -> tuple[str, ...]:
         return at_least_two(self.listings["train"].classes, self.root)
 
-    @cached_property
-    def image_format(self) -> ImageFormat:
+    def _sample(self) -> list[NamedImage]:
         train = self.listings["train"]
-        rows = np.unique(np.linspace(0, len(train.names) - 1, SAMPLE).astype(np.int64))
-        sample = train.pictures(rows)
-        return find_image_format(self.size, self.fit, self.mode, self._max_value, sample)
-
-    @property
-    def shape(self) -> Shape:
-        return self.image_format.shape
-
-    @property
-    def max_value(self) -> float | None:
-        return self.image_format.max_value
+        return train.pictures(spread_rows(len(train.names), SAMPLE))
 
     def files(self) -> Sequence[str]:
         return [
@@ -132,7 +112,7 @@ class Folder:
     def read(self) -> dict[str, Split]:
         assert self.classes  # raises DataError for fewer than two
         splits = {name: self._split(listing) for name, listing in self.listings.items()}
-        return splits if "test" in splits else splits | hold_out(splits["train"], self.share)
+        return with_test(splits, self.share)
 
     def _split(self, listing: Listing) -> Split:
         images = Pictures(len(listing.names), listing.pictures, self.image_format)
@@ -341,4 +321,4 @@ def folder(
 
     `test` is the share held out of train, by class, where there is no test folder.
     """
-    return Folder(root / (path or ""), test, size, fit, mode, max_value)
+    return Folder(root / (path or ""), test, PictureOptions(size, fit, mode, max_value))

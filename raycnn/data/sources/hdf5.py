@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from raycnn.config.schema import PathOrUri, SafePath
 from raycnn.data.images.decode import MaxValue
 from raycnn.data.images.levels import find_max_value, scale_to_uint8
-from raycnn.data.sources.base import Share, Source, Split, common_class_names, hold_out
+from raycnn.data.sources.base import (
+    Share,
+    Source,
+    Split,
+    common_class_names,
+    spread_rows,
+    with_test,
+)
 from raycnn.data.sources.labels import Column, Labels, encode_labels
 from raycnn.errors import DataError
 from raycnn.runtime import memory
@@ -199,7 +206,7 @@ class Hdf5:
         if self._max_value:
             return self._max_value
         array = self._array("train")
-        rows = np.unique(np.linspace(0, len(array) - 1, self._sample_size(array)).astype(int))
+        rows = spread_rows(len(array), self._sample_size(array))
         some = self.splits["train"].images.take(self._images_key("train"), "images", rows)
         if some.dtype == bool:
             return 1
@@ -215,7 +222,7 @@ class Hdf5:
     def read(self) -> dict[str, Split]:
         splits = {name: self._split(name) for name in self.labels.splits}
         splits["train"] = replace(splits["train"], warnings=self._warnings())
-        return splits if "test" in splits else splits | hold_out(splits["train"], self.share)
+        return with_test(splits, self.share)
 
     def _split(self, name: str) -> Split:
         path = self.splits[name].images.path

@@ -1,6 +1,6 @@
 """Convert labels to class indices: integers, integral floats, booleans, one-hot rows, or names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,13 +44,10 @@ def encode_labels(
     invalid label.
     """
     warnings: list[str] = []
-    plain: dict[str, list[Column]] = {}
-    for split, files in columns.items():
-        if split != "train" and all(_unlabeled(column.values) for column in files):
-            count = sum(len(column.values) for column in files)
-            warnings.append(f"{where}: the {count:,} images of {split} have no labels: not used")
-            continue
-        plain[split] = [Column(file, _plain(values, file, warnings)) for file, values in files]
+    plain = {
+        split: [Column(file, _plain(values, file, warnings)) for file, values in files]
+        for split, files in _labeled(columns, _unlabeled, where, warnings)
+    }
     train = [column.values for column in plain["train"]]
     direct = all(values.dtype.kind in "iu" for values in train)
     if names is None:
@@ -72,15 +69,9 @@ def encode_label_sets(
     Classes are as in `encode_labels`, and so is what is left out and what raises DataError.
     """
     warnings: list[str] = []
-    labeled: dict[str, list[Column]] = {}
     for column in (column for files in columns.values() for column in files):
         _check_lists(column)
-    for split, files in columns.items():
-        if split != "train" and not any(cell for _, values in files for cell in values):
-            count = sum(len(column.values) for column in files)
-            warnings.append(f"{where}: the {count:,} images of {split} have no labels: not used")
-            continue
-        labeled[split] = list(files)
+    labeled = dict(_labeled(columns, lambda values: not any(values), where, warnings))
     found = [label for _, values in labeled["train"] for cell in values for label in cell or ()]
     if not found:
         raise DataError(f"{where}: no image has a label")
@@ -95,6 +86,21 @@ def encode_label_sets(
         for split, files in labeled.items()
     }
     return Labels(names, encoded, tuple(dict.fromkeys(warnings)))
+
+
+def _labeled(
+    columns: Mapping[str, Sequence[Column]],
+    unlabeled: Callable[[Values], bool],
+    where: object,
+    warnings: list[str],
+) -> Iterator[tuple[str, Sequence[Column]]]:
+    """Yield train and each other split that has labels; append a warning for one that has none."""
+    for split, files in columns.items():
+        if split != "train" and all(unlabeled(column.values) for column in files):
+            count = sum(len(column.values) for column in files)
+            warnings.append(f"{where}: the {count:,} images of {split} have no labels: not used")
+        else:
+            yield split, files
 
 
 def _check_lists(column: Column) -> None:

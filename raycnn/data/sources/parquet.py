@@ -28,16 +28,21 @@ from raycnn.data.images.decode import (
     FIT,
     SAMPLE,
     Fit,
-    ImageFormat,
     MaxValue,
     Mode,
     NamedImage,
     Pictures,
     Rows,
     Size,
-    find_image_format,
 )
-from raycnn.data.sources.base import Share, Source, Split, common_class_names, hold_out
+from raycnn.data.sources.base import (
+    Share,
+    Source,
+    Split,
+    common_class_names,
+    spread_rows,
+    with_test,
+)
 from raycnn.data.sources.labels import (
     Column,
     Labels,
@@ -46,10 +51,10 @@ from raycnn.data.sources.labels import (
     encode_label_sets,
     encode_labels,
 )
+from raycnn.data.sources.pictures import PictureOptions, PictureSource
 from raycnn.errors import DataError
 from raycnn.filesystem import open_filesystem
 from raycnn.runtime import memory
-from raycnn.shape import Shape
 
 FOLDERS = ("", "data/", "default/")  # folders of Hugging Face's data set repositories
 SPLIT_WORDS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -142,8 +147,7 @@ class Table:
 
     def sample(self) -> Iterator[NamedImage]:
         """Yield a sample of the images, from row groups spread over the files."""
-        chosen = np.linspace(0, len(self._groups) - 1, SAMPLED_GROUPS).astype(int)
-        for group in np.unique(chosen).tolist():
+        for group in spread_rows(len(self._groups), SAMPLED_GROUPS).tolist():
             first, end = self._starts[group], self._starts[group + 1]
             yield from self.pictures(np.arange(first, min(end, first + SAMPLE // SAMPLED_GROUPS)))
 
@@ -291,13 +295,8 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
         if isinstance(feature, list):  # of a column of lists
             (feature,) = feature
         return tuple(map(str, feature.get("feature", feature)["names"]))
-    except (
-        TypeError,
-        AttributeError,
-        KeyError,
-        ValueError,
-    ):  # no such metadata, or metadata of another kind
-        return None
+    except (TypeError, AttributeError, KeyError, ValueError):
+        return None  # no such metadata, or metadata of another kind
 
 
 def _to_numpy(column: Any) -> Values:
@@ -321,7 +320,7 @@ def _to_objects(column: Any) -> Values:
     return values
 
 
-class Parquet:
+class Parquet(PictureSource):
     def __init__(
         self,
         folder: str,
@@ -329,14 +328,11 @@ class Parquet:
         columns: tuple[str | None, str | None],
         multi_label: bool,
         share: float,
-        size: Size | None,
-        fit: Fit,
-        mode: Mode | None,
-        max_value: float | None,
+        pictures: PictureOptions,
     ):
+        super().__init__(pictures)
         self.folder, self.globs, self.columns, self.share = folder, globs, columns, share
         self.multi_label = multi_label
-        self.size, self.fit, self.mode, self._max_value = size, fit, mode, max_value
 
     @cached_property
     def tables(self) -> dict[str, Table]:
@@ -363,18 +359,8 @@ class Parquet:
     def classes(self) -> tuple[str, ...]:
         return self.labels.classes
 
-    @cached_property
-    def image_format(self) -> ImageFormat:
-        sample = self.tables["train"].sample()
-        return find_image_format(self.size, self.fit, self.mode, self._max_value, sample)
-
-    @property
-    def shape(self) -> Shape:
-        return self.image_format.shape
-
-    @property
-    def max_value(self) -> float | None:
-        return self.image_format.max_value
+    def _sample(self) -> Iterator[NamedImage]:
+        return self.tables["train"].sample()
 
     def files(self) -> list[str]:
         tables = self.tables.values()
@@ -387,7 +373,7 @@ class Parquet:
             for table in [self.tables[name]]
         }
         splits["train"] = replace(splits["train"], warnings=self.labels.warnings)
-        return splits if "test" in splits else splits | hold_out(splits["train"], self.share)
+        return with_test(splits, self.share)
 
     def _matching(self, split: str) -> list[str]:
         """Return the files of a split. Raises DataError when a given glob, or train's, has none."""
@@ -442,4 +428,5 @@ def parquet(
     """
     folder = path if path and "://" in path else os.path.join(root, path or "")
     globs = {"train": train_files, "val": val_files, "test": test_files}
-    return Parquet(folder, globs, (image, label), multi_label, test, size, fit, mode, max_value)
+    pictures = PictureOptions(size, fit, mode, max_value)
+    return Parquet(folder, globs, (image, label), multi_label, test, pictures)
