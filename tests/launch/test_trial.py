@@ -2,36 +2,17 @@
 
 import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from raycnn.config.load import load_job
-from raycnn.config.search import Pool, TrialKey
 from raycnn.errors import EnvironmentUnavailable
-from raycnn.launch import trial
 from raycnn.search import leaderboard
-from raycnn.search.folder import Search, Trial
+from raycnn.search.folder import Search
 from tests.conftest import numbers, same, train, weights
-from tests.support.searches import SPACE, Read, read  # noqa: F401
-
-CPU = Pool(device="cpu")
-
-
-def begin(search: Search, rates: list[float]) -> list[Trial]:
-    (architecture,) = search.spec.architectures
-    return [
-        search.begin(TrialKey(architecture, n), {"optimizer.lr": r}, CPU)
-        for n, r in enumerate(rates)
-    ]
-
-
-def go(search: Search, *trials: Trial, deadline: float | None = None) -> None:
-    for one in trials:
-        trial.run_trial(one, partial(trial.fit_trial, search, one, torch.device("cpu"), deadline))
+from tests.support.searches import CPU, SPACE, Read, begin, go, read  # noqa: F401
 
 
 @pytest.fixture

@@ -1,11 +1,15 @@
 """A small search, written to a file and read again, as a person's is."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
-from raycnn.config.search import TuneSpec, load_search
+from raycnn.config.search import Pool, TrialKey, TuneSpec, load_search
+from raycnn.launch import trial
+from raycnn.search.folder import Search, Trial
 
 BASE = """\
 name: tiny
@@ -31,3 +35,21 @@ def read(tmp_path: Path) -> Read:
         return load_search(path, changes)
 
     return load
+
+
+CPU = Pool(device="cpu")
+
+
+def begin(search: Search, rates: list[float]) -> list[Trial]:
+    """A trial of each learning rate, which has not been trained."""
+    (architecture,) = search.spec.architectures
+    return [
+        search.begin(TrialKey(architecture, n), {"optimizer.lr": r}, CPU)
+        for n, r in enumerate(rates)
+    ]
+
+
+def go(search: Search, *trials: Trial, deadline: float | None = None) -> None:
+    """Train trials here, one after another."""
+    for one in trials:
+        trial.run_trial(one, partial(trial.fit_trial, search, one, torch.device("cpu"), deadline))

@@ -18,8 +18,7 @@ from raycnn.search.folder import Search
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Warned
 from tests.conftest import happened, numbers, same, train, weights
-from tests.launch.test_trial import begin, go
-from tests.support.searches import Read, read  # noqa: F401
+from tests.support.searches import Read, begin, go, read  # noqa: F401
 
 MakeJob = Callable[..., JobSpec]
 
