@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from raycnn.models.flops import LightDispatchMode
+from raycnn.models import count_parameters
+from raycnn.models.flops import OperationMode
 from raycnn.shape import Shape
 
 aten = torch.ops.aten
@@ -127,9 +127,8 @@ def summarize(network: nn.Module, image: Shape) -> Summary:
         watch.receptive_fields[pixels] = ReceptiveField()
         with watch:
             network(pixels)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
     total = sum(layer.multiply_adds for layer in watch.layers)
-    return Summary(watch.layers, parameters, total, watch.activations)
+    return Summary(watch.layers, count_parameters(network), total, watch.activations)
 
 
 def _allocate(network: nn.Module) -> None:
@@ -139,7 +138,7 @@ def _allocate(network: nn.Module) -> None:
         buffer.zero_()  # some hold indices
 
 
-class OperationRecorder(LightDispatchMode):
+class OperationRecorder(OperationMode):
     """Sums the cost of every operation, and propagates receptive fields."""
 
     def __init__(self) -> None:
@@ -151,13 +150,9 @@ class OperationRecorder(LightDispatchMode):
         self._costs: list[int] = []  # of each module under way, without those inside it
         self._counted: set[nn.Parameter] = set()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if cost := flop_registry.get(func.overloadpacket):
-            self._costs[-1] += cost(*args, **kwargs, out_val=out) // 2
+    def record(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any, flops: int) -> None:
+        if flops:
+            self._costs[-1] += flops // 2
         seen = [
             (x, self.receptive_fields[x])
             for x in _tensors((args, kwargs))
@@ -171,7 +166,6 @@ class OperationRecorder(LightDispatchMode):
             field = _after(func, _named(func, args, kwargs), seen, outs[0]) if followed else None
             for tensor in outs:
                 self.receptive_fields[tensor] = field
-        return out
 
     def enter(self, module: nn.Module, args: Any) -> None:
         self._costs.append(0)

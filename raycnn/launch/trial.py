@@ -10,6 +10,7 @@ import torch
 
 from raycnn.errors import ClusterError, Interrupted, RaycnnError
 from raycnn.launch.signals import Stop
+from raycnn.models import count_parameters
 from raycnn.runs.channel import FolderChannel
 from raycnn.runs.heartbeats import Channel
 from raycnn.runs.recorder import Recorder
@@ -42,8 +43,10 @@ class TrialRecorder(Recorder):
     def begin_epoch(self, state: TrainingState) -> None:
         """Raise _Stopped or Interrupted, on every worker, when a trial must not continue."""
         if distributed.is_rank_zero() and "parameters" not in self.trial.info:
-            parameters = sum(parameter.numel() for parameter in state.model.parameters())
-            self.trial.update(parameters=parameters, val_images=state.metadata["images"]["val"])
+            self.trial.update(
+                parameters=count_parameters(state.model),
+                val_images=state.metadata["images"]["val"],
+            )
         if state.epoch and not state.step:
             if reason := distributed.broadcast_from_rank_zero(self._stop_reason):
                 raise _Stopped(reason)

@@ -15,6 +15,10 @@ from raycnn.shape import Shape
 MAX_SIDE = 512  # pixels: the largest side tried when the minimum is looked for
 
 
+def count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def build_model(choice: Model, shape: Shape, classes: int) -> nn.Module:
     """Return a network with random weights, whose frozen parameters take no gradients.
 

@@ -5,33 +5,46 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from raycnn.shape import Shape
 
 
-class LightDispatchMode(TorchDispatchMode):
-    """A dispatch mode that does not import torch's compiler, which takes seconds."""
+class OperationMode(TorchDispatchMode):
+    """Base class: passes every operation inside its block to `record`.
+
+    It does not import torch's compiler, which takes seconds.
+    """
+
+    def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # slow to import
+
+        super().__init__()
+        self._flops = flop_registry
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Leave `__torch_dispatch__` as it is: torch would have its compiler skip it."""
         return False
 
-
-class _FlopCounter(LightDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if flops := flop_registry.get(func.overloadpacket):
-            self.total += flops(*args, **kwargs, out_val=out)
+        count = self._flops.get(func.overloadpacket)
+        self.record(func, args, kwargs, out, count(*args, **kwargs, out_val=out) if count else 0)
         return out
+
+    def record(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any, flops: int) -> None:
+        """Take note of an operation, its arguments, result and floating-point operations."""
+        raise NotImplementedError
+
+
+class _FlopCounter(OperationMode):
+    total = 0
+
+    def record(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any, flops: int) -> None:
+        self.total += flops
 
 
 def count_flops(network: nn.Module, shape: Shape) -> int:

@@ -22,6 +22,7 @@ from raycnn.data.label_arrays import class_counts, label_name
 from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, RaycnnError
 from raycnn.io import read_json
+from raycnn.models import count_parameters
 from raycnn.models.flops import count_flops
 from raycnn.report import duplicates, figures, images, page, style
 from raycnn.report.history import HistoryEntry, history_entries
@@ -214,8 +215,7 @@ def _facts(
         facts.append(("Images per second", f"{rows[-1]['images_per_s']:,.0f}"))
     facts.append(("Network", job.model.name))
     if subject:
-        count = sum(parameter.numel() for parameter in subject.model.parameters())
-        facts.append(("Parameters", f"{count:,}"))
+        facts.append(("Parameters", f"{count_parameters(subject.model):,}"))
         flops = count_flops(subject.model, subject.splits.shape)
         facts.append(("Operations per image", format_flops(flops)))
     if result and (ms := result["test"].get("ms_per_image")):

@@ -13,13 +13,8 @@ from raycnn.training.callbacks import EpochEnded, Evaluated, Event, ReportWritte
 
 SPARE_BYTES = 1 << 16  # SummaryWriter's thread would end with a traceback on a full disk
 AXES = ("epoch", "step")  # of a row, which would be charts of themselves
-COMPARED = (
-    "test/acc1",
-    "val/acc1",
-    "test/map",
-    "val/map",
-    "val/loss",
-)  # columns of the table of hyperparameters
+# Columns of the table of hyperparameters.
+COMPARED = ("test/acc1", "val/acc1", "test/map", "val/map", "val/loss")
 
 
 class TensorBoardWriter:

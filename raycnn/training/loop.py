@@ -197,7 +197,7 @@ def _started_event(
     names = DEVICE_KINDS[device.type].names()
     return TrainingStarted(
         model=job.model.name,
-        parameters=sum(parameter.numel() for parameter in state.model.parameters()),
+        parameters=models.count_parameters(state.model),
         images={split: len(splits.labels(split)) for split in ("train", "val", "test")},
         device=names[device.index or 0] if names else device.type,
         workers=distributed.world_size(),

@@ -53,7 +53,7 @@ class ResolvedJob:
     @property
     def parameters(self) -> int:
         """Number of parameters of the network."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return models.count_parameters(self.model)
 
 
 @dataclass(frozen=True)
