@@ -86,7 +86,7 @@ def start() -> None:
     ]
     for way, command in {
         "raycnn, in process": [*quick, "workers.count=1"],
-        "raycnn, Ray, two workers": quick,
+        "raycnn, Ray, two workers": [*quick, "workers.count=2"],
         "bare TorchTrainer, two workers": None,
     }.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -135,8 +135,7 @@ def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) 
         found = Folder.find(str(search if is_uri(str(search)) else path))
         return Search(_search(found.spec, lambda: found, progress).location)
     pairs = [f"{key}={json.dumps(value)}" for key, value in _dotted(changes).items()]
-    spec = load_search(path, pairs)
-    check_search(spec)
+    spec = check_search(load_search(path, pairs))
     return Search(_search(spec, lambda: Folder.create(spec), progress).location)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raycnn.cli.arguments import Address, AsJson, Runs
-from raycnn.errors import EnvironmentUnavailable, SpecError, first_line, unknown
+from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
 
 if TYPE_CHECKING:
     from raycnn.config.registry import Registry
@@ -24,7 +24,7 @@ TABLES = ["datasets", "models", "optimizers", "schedules", "transforms"]
 def show(
     what: Annotated[
         str,
-        typer.Argument(metavar="WHAT", help="models, datasets, ..., or runs; else all names."),
+        typer.Argument(metavar="WHAT", help="models, datasets, ..., runs or searches; else all names."),
     ] = "",
     runs: Runs = "runs",
     jobs: Annotated[bool, typer.Option("--jobs", help="The jobs submitted to a cluster.")] = False,
@@ -43,8 +43,11 @@ def show(
     if what == "runs":
         _show_runs(runs, sort, as_json)
         return
+    if what == "searches":
+        _show_searches(str(Path(runs).expanduser()) if "://" not in runs else runs, as_json)
+        return
     if what and what not in TABLES:
-        raise SpecError(unknown("table", what, [*TABLES, "runs"]))
+        raise SpecError(unknown("table", what, [*TABLES, "runs", "searches"]))
     tables = {name: table for name, table in _tables().items() if what in ("", name)}
     if as_json:
         print(json.dumps({name: _entries(table) for name, table in tables.items()}, indent=1))
@@ -135,18 +138,17 @@ def _print_table(rows: list[list[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in cells).rstrip()[:limit])
 
 
-def _show_searches(root: str) -> None:
-    from raycnn.search.folder import Search
-    from raycnn.search.leaderboard import leaderboard, winners
+def _show_searches(root: str, as_json: bool = False) -> None:
+    from raycnn.search.listing import summarize_searches
 
-    for search in Search.all(root):
-        try:
-            board = leaderboard(search)
-        except SpecError as error:  # corrupt, or of another version: show the rest
-            print(f"{search.name:<28}damaged  {first_line(error)}")
+    searches = summarize_searches(root)
+    if as_json:
+        print(json.dumps([asdict(search) for search in searches], indent=1))
+        return
+    for one in searches:
+        if one.error:
+            print(f"{one.name:<28}{one.state:<9}{one.error}")
             continue
-        ended = sum(entry.state != "unfinished" for entry in board)
-        trials = f"{ended:>4} of {len(search.spec.trials())} trials"
-        won = next(iter(winners(board).values()), None)
-        said = f"{search.spec.tune.metric} {won.metric:.4g}, {won.trial}" if won else ""
-        print(f"{search.name:<28}{search.state():<9}{trials}  {said}".rstrip())
+        best = f"{one.metric} {one.best:.4g}, {one.winner}" if one.winner else ""
+        trials = f"{one.ended:>4} of {one.trials} trials"
+        print(f"{one.name:<28}{one.state:<9}{trials}  {best}".rstrip())

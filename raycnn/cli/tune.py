@@ -60,8 +60,7 @@ def tune(
         _continue(Search.find(resume, runs), dry_run, retrain, as_json)
         return
     assert file
-    spec = load_search(file, changes or [])
-    check_search(spec)
+    spec = check_search(load_search(file, changes or []))
     if dry_run:
         _print_plan(spec)
     else:

@@ -193,7 +193,7 @@ class Train(Frozen):
     patience: PositiveInt | None = None
     """Stop early after this many epochs without improvement on the validation images."""
     sync_batch_norm: bool = False
-    """Use SyncBatchNorm, over the batch of all workers; cuda and npu only."""
+    """Use SyncBatchNorm, over the batch of all workers; not for cpu and mps."""
     channels_last: bool | Literal["auto"] | None = None
     """Whether to use the channels-last memory format; by default the usual one of the device. auto:
     the one that a measurement at the start finds faster, for a run of more than a minute."""
@@ -244,14 +244,20 @@ def _one_or_a_range(value: Any, check: Any) -> Any:
 Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
+def check_count(device: str, workers: int) -> None:
+    """Raise ValueError where devices of this type cannot train with so many workers."""
+    if device == "mps" and workers > 1:
+        raise ValueError("device mps is for one worker: torch has no all-reduce for it")
+
+
 class Workers(Frozen):
     """The processes that train, and where they run."""
 
     count: Annotated[PositiveInt | Range, WrapValidator(_one_or_a_range)] = 1
     """Number of data-parallel processes, one device each. [min, max]: elastic; on Ray as many as
     the cluster has resources for, adapting as nodes leave and join; else as many as are started."""
-    device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
-    """Device type; auto: the first of cuda, npu and cpu that is available."""
+    device: Literal["auto", "cpu", "cuda", "npu", "xpu", "mps"] = "auto"
+    """Device type; auto: the first of cuda, npu, xpu and cpu that is available."""
     cpus: PositiveInt | None = None
     """CPUs and threads per worker; by default an equal share (without Ray: torch's default)."""
     launcher: Literal["auto", "ray", "local"] = "auto"
@@ -260,6 +266,11 @@ class Workers(Frozen):
     """Address of a Ray cluster; by default RAY_ADDRESS, else the job starts a local Ray."""
     timeout_s: Annotated[int, Field(ge=10)] = 600
     """Seconds that a worker waits for the other workers, and a job for cluster resources."""
+
+    @model_validator(mode="after")
+    def _one_on_mps(self) -> Self:
+        check_count(self.device, self.max_count)
+        return self
 
     @property
     def min_count(self) -> int:

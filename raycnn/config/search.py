@@ -24,7 +24,15 @@ from raycnn.config.changes import apply_changes
 from raycnn.config.load import job_from_tree, read_spec, with_former_defaults
 from raycnn.config.messages import describe_error, locate, validate
 from raycnn.config.packaged import find_job_file
-from raycnn.config.schema import ComponentConfig, Frozen, JobSpec, Positive, Workers, json_schema
+from raycnn.config.schema import (
+    ComponentConfig,
+    Frozen,
+    JobSpec,
+    Positive,
+    Workers,
+    check_count,
+    json_schema,
+)
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
 
@@ -141,12 +149,17 @@ Space = dict[str, Domain]
 class Pool(Frozen):
     """A pool of devices of one kind to run trials on."""
 
-    device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
-    """Device type; auto: the first of cuda, npu and cpu that is available."""
+    device: Literal["auto", "cpu", "cuda", "npu", "xpu", "mps"] = "auto"
+    """Device type; auto: the first of cuda, npu, xpu and cpu that is available."""
     cpus: PositiveInt = 1
     """CPUs and threads per worker."""
     workers: PositiveInt = 1
     """Workers per trial; more than one take Ray half a minute to start, for every trial."""
+
+    @model_validator(mode="after")
+    def _one_on_mps(self) -> Self:
+        check_count(self.device, self.workers)
+        return self
 
     @property
     def worker_config(self) -> Workers:

@@ -21,6 +21,7 @@ from raycnn.data.label_arrays import LabelArray, is_multi_label
 from raycnn.data.sources.base import Images
 from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.runtime import distributed, rng
+from raycnn.runtime.device import DEVICE_KINDS
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ class Loader:
 
     def _move(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
-        if self.device.type != "cpu":
+        if DEVICE_KINDS[self.device.type].pins_memory:
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 

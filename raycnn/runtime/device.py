@@ -39,6 +39,10 @@ class DeviceKind:
     """Whether torch has fused optimizer kernels for this device type."""
     channels_last: bool
     """Whether convolutions are faster on images and weights in the channels-last memory format."""
+    pins_memory: bool = True
+    """Whether copies from pinned host memory run beside the computation."""
+    automatic: bool = True
+    """Whether `auto` chooses it where it is available."""
 
     def select(self, local_rank: int, threads: int | None = None) -> torch.device:
         """Make device `local_rank` the current one and return it; set torch's CPU threads."""
@@ -46,8 +50,8 @@ class DeviceKind:
 
         if threads:
             torch.set_num_threads(threads)
-        if self.name == "cpu":
-            return torch.device("cpu")
+        if self.name in ("cpu", "mps"):  # there is one of them
+            return torch.device(self.name)
         device = torch.device(self.name, local_rank % max(1, self.count()))
         torch.get_device_module(device).set_device(device)
         return device
@@ -57,6 +61,8 @@ class DeviceKind:
         import torch
 
         count = self.count() if self.name != "cpu" else 0
+        if self.name == "mps":
+            return ["Apple GPU"] * count
         return [torch.get_device_module(self.name).get_device_name(k) for k in range(count)]
 
 
@@ -64,6 +70,18 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def _xpus() -> int:
+    import torch
+
+    return torch.xpu.device_count()
+
+
+def _mps() -> int:
+    import torch
+
+    return torch.mps.device_count()
 
 
 def _cpus() -> int:
@@ -89,7 +107,10 @@ def _npus() -> int:
 DEVICE_KINDS = {
     "cuda": DeviceKind("cuda", "cpu:gloo,cuda:nccl", "GPU", _gpus, True, True),
     "npu": DeviceKind("npu", "cpu:gloo,npu:hccl", "NPU", _npus, False, False),
-    "cpu": DeviceKind("cpu", "gloo", "CPU", _cpus, True, False),
+    "xpu": DeviceKind("xpu", "cpu:gloo,xpu:xccl", "GPU", _xpus, True, True),
+    # Ray has no resource for Apple's GPUs in all versions: a worker asks for CPUs.
+    "mps": DeviceKind("mps", "gloo", "CPU", _mps, False, False, False, automatic=False),
+    "cpu": DeviceKind("cpu", "gloo", "CPU", _cpus, True, False, False),
 }
 
 
@@ -101,7 +122,7 @@ def find(name: str) -> DeviceKind:
     if name not in {*DEVICE_KINDS, "auto"}:
         raise SpecError(unknown("device", name, [*DEVICE_KINDS, "auto"]))
     if name == "auto":
-        return next(kind for kind in DEVICE_KINDS.values() if kind.count())
+        return next(kind for kind in DEVICE_KINDS.values() if kind.automatic and kind.count())
     if name == "npu":
         load_npu()
     kind = DEVICE_KINDS[name]
@@ -175,6 +196,8 @@ def peak_mib(device: torch.device) -> float:
     import torch
 
     module = torch.get_device_module(device)
+    if device.type == "mps":  # no peak is counted, but its allocator keeps what it has had
+        return float(module.driver_allocated_memory() / 2**20)
     most = module.max_memory_allocated(device) / 2**20
     module.reset_peak_memory_stats(device)
     return float(most)
@@ -191,12 +214,15 @@ def layout(device: torch.device, channels_last: bool | str | None) -> torch.memo
 
 def check_training(settings: Train, kind: str) -> None:
     """Raise SpecError where this device type does not support these training settings."""
-    if settings.sync_batch_norm and kind == "cpu":
-        raise SpecError("is for cuda and npu: torch has none for cpu", "train.sync_batch_norm")
+    if settings.sync_batch_norm and kind in ("cpu", "mps"):
+        raise SpecError(
+            f"is for cuda, npu and xpu: torch has none for {kind}", "train.sync_batch_norm"
+        )
     if settings.precision != "bf16" or kind in ("cpu", "auto") or not DEVICE_KINDS[kind].count():
         return
     import torch
 
     module = torch.get_device_module(kind)
-    if not module.is_bf16_supported():
-        raise SpecError(f"bf16 is not for {module.get_device_name()}: use fp32", "train.precision")
+    if not getattr(module, "is_bf16_supported", lambda: True)():
+        names = ", ".join(DEVICE_KINDS[kind].names())
+        raise SpecError(f"bf16 is not for {names}: use fp32", "train.precision")

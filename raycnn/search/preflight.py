@@ -11,7 +11,7 @@ from raycnn.errors import SpecError
 from raycnn.filesystem import is_uri
 from raycnn.runs.metrics_file import MULTI_LABEL, SINGLE_LABEL
 from raycnn.runs.storage import check_reachable
-from raycnn.runs.teacher import check_teacher
+from raycnn.runs.teacher import check_teacher, pin_teacher
 from raycnn.search.schedulers import RULES, Pbt
 from raycnn.training.preflight import ResolvedJob, check_writable, resolve_job
 
@@ -22,10 +22,11 @@ NOT_SEARCHABLE = (
 )  # fmt: skip
 
 
-def check_search(search: TuneSpec, *, remote: bool = False) -> None:
-    """Raise SpecError, DataError or EnvironmentUnavailable for the first thing that cannot work.
+def check_search(search: TuneSpec, *, remote: bool = False) -> TuneSpec:
+    """Check a search, and return it with the folders of its teachers in place of their names.
 
-    With `remote`, data and storage are on another machine, and are not checked.
+    With `remote`, data, storage and teachers are on another machine, and are not checked. Raises
+    SpecError, DataError or EnvironmentUnavailable for the first problem.
     """
     try:
         RULES.options(search.tune.scheduler)
@@ -41,7 +42,7 @@ def check_search(search: TuneSpec, *, remote: bool = False) -> None:
         for key, domain in architecture.space.items():
             _check_values(search, architecture, key, domain)
     if remote:
-        return
+        return search
     for one in resolved:
         files_of(one.source)
         check_teacher(one.job, one.classes, one.shape)
@@ -50,6 +51,8 @@ def check_search(search: TuneSpec, *, remote: bool = False) -> None:
         check_reachable(path)
     else:
         check_writable(Path(path).absolute())
+    pinned = [a.model_copy(update={"job": pin_teacher(a.job)}) for a in search.architectures]
+    return search.model_copy(update={"architectures": pinned})
 
 
 def _check_search(search: TuneSpec) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from raycnn.runtime import distributed
+from raycnn.runtime.device import DEVICE_KINDS
 from raycnn.training.multi_label import THRESHOLD, MultiLabelScores, multi_label_scores
 
 TOP = 5
@@ -199,7 +200,7 @@ class LossReader:
         self._copied: Any = None
         self._device = device
         if device.type != "cpu":
-            self._buffer = torch.empty((), pin_memory=device.type != "mps")
+            self._buffer = torch.empty((), pin_memory=DEVICE_KINDS[device.type].pins_memory)
 
     def read(self, loss: Tensor) -> float | None:
         """Start to copy a loss () to the host; return the last one that has arrived."""

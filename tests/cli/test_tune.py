@@ -174,6 +174,14 @@ def test_a_list_of_runs_tells_of_searches_too(
     (line,) = (line for line in out.splitlines() if line.startswith("tiny/1"))
     assert code == 0 and "stopped     2 of 3 trials  val/acc1 0." in line
     assert line.endswith(", lenet-000")
+    code, out, _ = call("list", "searches", "--runs", tmp_path / "runs", "--json")
+    (summary,) = json.loads(out)
+    best = summary.pop("best")
+    assert code == 0 and f"val/acc1 {best:.4g}" in line
+    assert summary == {
+        "name": "tiny/1", "state": "stopped", "ended": 2, "trials": 3, "metric": "val/acc1",
+        "winner": "lenet-000", "error": None,
+    }  # fmt: skip
     with search.lock():
         _, out, _ = call("list", "runs", "--runs", tmp_path / "runs")
     assert "running" in out

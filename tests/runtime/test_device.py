@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from raycnn.config.schema import JobSpec, Workers
-from raycnn.errors import EnvironmentUnavailable
+from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.launch.ray import connection
+from raycnn.launch.ray.resources import resources_per_worker
 from raycnn.runs.directory import Run
 from raycnn.runs.environment import environment
 from raycnn.runtime import device
@@ -35,6 +36,46 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
         return site
 
     return into
+
+
+@pytest.mark.parametrize("name", ["cuda", "xpu", "mps"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    if device.DEVICE_KINDS[name].count():
+        pytest.skip(f"this machine has {name}")
+    with pytest.raises(EnvironmentUnavailable, match=f"workers.device: {name}: .* has none"):
+        device.find(name)
+
+
+def test_apples_gpu_is_for_one_worker_and_never_chosen_unnamed(
+    job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU is simulated: only torch's count of them is replaced."""
+    monkeypatch.setattr(torch.mps, "device_count", lambda: 1)
+    kind = device.find("mps")
+    assert kind.select(3) == torch.device("mps") and kind.names() == ["Apple GPU"]
+    assert device.find("auto").name != "mps"
+    (node,) = connection.find_nodes(Workers())
+    assert node.total["CPU"] == device.DEVICE_KINDS["cpu"].count()
+    assert job(**{"workers.device": "mps"}).workers.max_count == 1
+    with pytest.raises(SpecError, match="workers: .*mps is for one worker"):
+        job(**{"workers.device": "mps", "workers.count": 2})
+    with pytest.raises(SpecError, match="for cuda, npu and xpu: torch has none for mps"):
+        device.check_training(job(**{"train.sync_batch_norm": True}).train, "mps")
+    device.check_training(job(**{"train.precision": "bf16"}).train, "mps")
+
+
+def test_intels_gpus_are_one_a_worker_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPUs are simulated: only torch's functions for them are replaced."""
+    chosen = list[torch.device]()
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.xpu, "set_device", chosen.append)
+    kind = device.find("auto")
+    if kind.name != "xpu":
+        pytest.skip(f"this machine has {kind.name}")
+    assert kind.select(3) == torch.device("xpu", 1) and chosen == [torch.device("xpu", 1)]
+    (node,) = connection.find_nodes(Workers())
+    assert node.total["GPU"] == 2
+    assert resources_per_worker(Workers(device="xpu", cpus=1), kind, [node])["GPU"] == 1
 
 
 def test_an_npu_without_torch_npu_says_what_brings_it() -> None:

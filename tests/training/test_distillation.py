@@ -14,11 +14,14 @@ from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, Interrupted, SpecError
 from raycnn.runs.compatibility import validate_resume
 from raycnn.runs.directory import Run
-from raycnn.runs.teacher import load_job_teacher
+from raycnn.runs.teacher import load_job_teacher, teacher_digest
+from raycnn.search.folder import Search
+from raycnn.search.preflight import check_search
 from raycnn.training.callbacks import TeacherLoaded
 from raycnn.training.distillation import soft_loss
 from raycnn.training.preflight import check_job
 from tests.conftest import TINY, Call, distance, happened, numbers, same, train, weights
+from tests.support.searches import Read, begin, go
 
 MakeJob = Callable[..., JobSpec]
 
@@ -162,3 +165,20 @@ def test_the_name_of_a_job_is_its_latest_run_when_training_begins(
     assert code == 0, error
     found = Run.find("tiny", str(tmp_path / "runs")).job().train.distillation
     assert found and found.teacher == str(teacher.folder)
+
+
+def test_the_trials_of_a_search_learn_from_the_run_that_was_the_latest_when_it_began(
+    read: Read, teacher: Run, tmp_path: Path
+) -> None:
+    spec = read()
+    (only,) = spec.architectures
+    named = only.job.change({"train.distillation": {"teacher": "teacher"}})
+    spec = spec.model_copy(update={"architectures": [only.model_copy(update={"job": named})]})
+    search = Search.create(check_search(spec))
+    copytree(teacher.folder, tmp_path / "runs" / "teacher" / "2")
+    (trial,) = begin(search, [0.05])
+    go(search, trial)
+    (loaded,) = happened(trial.run, TeacherLoaded)
+    assert loaded.teacher == str(teacher.folder)
+    assert loaded.sha256 == teacher_digest(trial.run.job())
+    assert trial.info["state"] == "done"

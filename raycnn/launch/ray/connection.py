@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,7 +60,11 @@ def find_nodes(workers: Workers) -> list[Node]:
     if address_of(workers) or ray.is_initialized():
         with connected(workers) as nodes:
             return nodes
-    return [Node("this machine", {k.resource: float(k.count()) for k in DEVICE_KINDS.values()})]
+    here = Counter[str]()
+    for kind in DEVICE_KINDS.values():
+        if kind.automatic:
+            here[kind.resource] += kind.count()
+    return [Node("this machine", {name: float(number) for name, number in here.items()})]
 
 
 @contextmanager

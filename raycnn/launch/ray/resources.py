@@ -21,7 +21,11 @@ def kind_of(workers: Workers, nodes: list[Node]) -> DeviceKind:
     """Return the kind of device that a job's workers use on this cluster."""
     if workers.device != "auto":
         return DEVICE_KINDS[workers.device]
-    there = (kind for kind in DEVICE_KINDS.values() if capacity(nodes, {kind.resource: 1}))
+    there = (
+        kind
+        for kind in DEVICE_KINDS.values()
+        if kind.automatic and capacity(nodes, {kind.resource: 1})
+    )
     return next(there, DEVICE_KINDS["cpu"])
 
 
@@ -50,7 +54,7 @@ def capacity(nodes: list[Node], ask: dict[str, float]) -> int:
 
 
 def table(nodes: list[Node]) -> str:
-    resources = [kind.resource for kind in reversed(DEVICE_KINDS.values())]
+    resources = [*dict.fromkeys(kind.resource for kind in reversed(DEVICE_KINDS.values()))]
     lines = ["node".ljust(20) + "".join(name.rjust(8) for name in resources)]
     for node in nodes:
         amounts = (f"{node.total.get(name, 0):g}".rjust(8) for name in resources)

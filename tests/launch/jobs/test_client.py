@@ -269,6 +269,24 @@ def test_workers_and_trials_are_started_on_the_cluster_that_was_asked(
     assert (tmp_path / "runs/search/1/best-lenet.yaml").is_file()
 
 
+def test_rays_own_client_submits_with_the_manuals_command(head: Head, tmp_path: Path) -> None:
+    """As it stands there, but for the folder that nodes share."""
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    (command,) = re.findall(r"^`(.*ray job submit.*)`$", page, re.MULTILINE)
+    (tmp_path / "jobs").mkdir()
+    with (tmp_path / "jobs" / "lenet-mnist.yaml").open("w") as file:
+        yaml_file.dump(TINY | {"workers": {"launcher": "local"}}, file)
+    done = subprocess.run(
+        command.replace("/shared/runs", str(tmp_path / "runs")),
+        shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"RAY_AUTH_TOKEN": TOKEN, "RAY_API_SERVER_ADDRESS": head.server}
+        | {"PATH": f"{RAY.parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = Run.all(str(tmp_path / "runs"))
+    assert run.state() == "done" and "357 of 357 images" in done.stdout
+
+
 @pytest.mark.slow
 def test_a_folder_of_pictures_is_trained_on_the_cluster(head: Head, tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path / "pictures", ["cat", "dog"], 20)
