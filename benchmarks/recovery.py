@@ -1,9 +1,9 @@
 """How soon a job on Ray goes on after a loss, and how many steps it does again.
 
-    uv run python benchmarks/recovery.py [worker|node] [--kills N]
+    uv run python -m benchmarks.recovery [worker|node] [--kills N]
 
 Two workers train on a cluster of three nodes, each with processes, a network and a disk of its own
-(namespaces of Linux, see tests/launch/lab.py). Ten times a worker is killed (SIGKILL), then ten
+(see namespaces.py). Ten times a worker is killed (SIGKILL), then ten
 times a node with all its processes, so that the one which was idle takes its place; a new node
 follows. Printed are the median and the 95th percentile of the seconds from the kill to the next
 step, and of the steps from the last checkpoint to the one that was reached: one is saved every 10.
@@ -22,13 +22,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # for the cluster of the tests
-
-from raycnn.config.load import job_from_tree  # noqa: E402
-from raycnn.runs.directory import Run  # noqa: E402
-from raycnn.training.callbacks import Resumed  # noqa: E402
-from tests.launch.ray.test_nodes import WHY_NOT, running  # noqa: E402
-from tests.support.network import Machine  # noqa: E402
+from benchmarks.cluster import WHY_NOT, running
+from benchmarks.namespaces import Machine
+from raycnn.config.load import job_from_tree
+from raycnn.runs.directory import Run
+from raycnn.training.callbacks import Resumed
 
 LIMIT_S = 300
 PAUSE_S = 3  # of training before a kill

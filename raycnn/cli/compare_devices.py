@@ -14,7 +14,8 @@ def compare_devices(
     job: Job,
     changes: Changes = None,
     devices: Annotated[
-        str, typer.Option("--devices", help="Two or more of cpu, cuda, npu, xpu and mps, by commas.")
+        str,
+        typer.Option("--devices", help="Two or more device types, by commas."),
     ] = "cpu,cuda",
     steps: Annotated[int, typer.Option("--steps", min=1, help="How many are compared.")] = 10,
 ) -> None:

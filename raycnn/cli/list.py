@@ -24,7 +24,7 @@ TABLES = ["datasets", "models", "optimizers", "schedules", "transforms"]
 def show(
     what: Annotated[
         str,
-        typer.Argument(metavar="WHAT", help="models, datasets, ..., runs or searches; else all names."),
+        typer.Argument(metavar="WHAT", help="models, ..., runs or searches; else all names."),
     ] = "",
     runs: Runs = "runs",
     jobs: Annotated[bool, typer.Option("--jobs", help="The jobs submitted to a cluster.")] = False,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.cluster import WHY_NOT, Cluster, running
 from raycnn.config.schema import JobSpec
 from raycnn.errors import ClusterError, SpecError
 from raycnn.launch import local
@@ -28,7 +29,6 @@ from raycnn.training.callbacks import (
     WaitingForResources,
 )
 from tests.conftest import distance, ended, happened, wait_for, weights, workers
-from tests.launch.ray.test_nodes import WHY_NOT, Cluster, running
 from tests.launch.ray.test_trainer import pids
 from tests.support import network
 

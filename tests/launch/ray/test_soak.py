@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cluster import WHY_NOT, Cluster, running
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Resumed
 from tests.conftest import happened, mounted
-from tests.launch.ray.test_nodes import WHY_NOT, Cluster, assert_unbroken, running
+from tests.launch.ray.test_nodes import assert_unbroken
 from tests.support import network
 
 MakeJob = Callable[..., JobSpec]
