@@ -46,6 +46,6 @@ def _summary(search: Search) -> SearchSummary:
         ended=sum(entry.state != "unfinished" for entry in board),
         trials=len(search.spec.trials()),
         metric=search.spec.tune.metric,
-        best=best and best.metric,
-        winner=best and best.trial,
+        best=best.metric if best else None,
+        winner=best.trial if best else None,
     )
