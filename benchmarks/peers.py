@@ -58,7 +58,7 @@ def write_pictures(recipe: str, limit: int | None, folder: Path) -> None:
     changes = ["data.val=0", "data.transforms=[]"] + ([f"data.limit={limit}"] if limit else [])
     splits = open_splits(load_job(JOBS / f"{name}.yaml", changes))
     for split in ("train", "test"):
-        images, labels = splits.store.splits[split].images, splits.labels(split)
+        images, labels = splits.cache.splits[split].images, splits.labels(split)
         for row in splits.members[split]:
             path = folder / split / splits.classes[labels[row]] / f"{row:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ Job = str | PathLike[str] | Mapping[str, Any] | JobSpec
 def load(job: Job, **changes: Any) -> JobSpec:
     """Return the validated job of a YAML file, a folder of images, a packaged job or a mapping.
 
-    Raises SpecError, with the key and the line, where it is invalid.
+    Raises SpecError, with the key and the line, if it is invalid.
 
     >>> job = {"name": "x", "data": "digits", "model": "lenet", "train": {"epochs": 2}}
     >>> load(job, train__epochs=3).train.epochs
@@ -58,8 +58,8 @@ def load(job: Job, **changes: Any) -> JobSpec:
         from raycnn.config.changes import apply_changes
 
         return job_from_tree(apply_changes(dict(job), {}, pairs)[0])
-    made = _from_folder(job, pairs)
-    return made.job if made else load_job(Path(job).expanduser()).change(pairs)
+    generated = _from_folder(job, pairs)
+    return generated.job if generated else load_job(Path(job).expanduser()).change(pairs)
 
 
 def train(job: Job, *, progress: bool = True, **changes: Any) -> "Run":
@@ -78,14 +78,14 @@ def train(job: Job, *, progress: bool = True, **changes: Any) -> "Run":
     from raycnn.training.callbacks import SpecWritten
     from raycnn.training.preflight import check_job
 
-    made = _from_folder(job, changes)
-    spec = made.job if made else load(job, **changes)
+    generated = _from_folder(job, changes)
+    spec = generated.job if generated else load(job, **changes)
     spec = check_job(spec, remote=launcher.is_remote(spec.workers)).job
 
     def create(view: "Callback") -> "directory.Run":
         run = Directory.create(spec)
-        if made:
-            view.on_event(SpecWritten(found=made.found, path=str(made.write(run.folder))))
+        if generated:
+            view.on_event(SpecWritten(found=generated.found, path=str(generated.write(run.folder))))
         return run
 
     return Run(launch(spec, create, Console(quiet=not progress)).location)
@@ -104,18 +104,18 @@ def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes
     from raycnn.runs.compatibility import validate_resume
     from raycnn.training.preflight import check_job
 
-    found = _find(run)
-    spec = load(found.job(), **changes)
-    done = validate_resume(found, spec)
-    if found.result() and (done >= spec.train.epochs or spec == found.job()):
-        return Run(found.location)
+    earlier = _find(run)
+    spec = load(earlier.job(), **changes)
+    done = validate_resume(earlier, spec)
+    if earlier.result() and (done >= spec.train.epochs or spec == earlier.job()):
+        return Run(earlier.location)
     remote = launcher.is_remote(spec.workers)
-    spec = check_job(spec, remote=remote, checkpoints=found.checkpoints).job
+    spec = check_job(spec, remote=remote, checkpoints=earlier.checkpoints).job
 
     def reopen(view: "Callback") -> "directory.Run":
-        for change in found.reopen(spec):
+        for change in earlier.reopen(spec):
             view.on_event(change)
-        return found
+        return earlier
 
     return Run(launch(spec, reopen, Console(quiet=not progress)).location)
 
@@ -132,8 +132,8 @@ def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) 
 
     path = Path(search).expanduser()
     if is_uri(str(search)) or path.is_dir():
-        found = Folder.find(str(search if is_uri(str(search)) else path))
-        return Search(_search(found.spec, lambda: found, progress).location)
+        earlier = Folder.find(str(search if is_uri(str(search)) else path))
+        return Search(_search(earlier.spec, lambda: earlier, progress).location)
     pairs = [f"{key}={json.dumps(value)}" for key, value in _dotted(changes).items()]
     spec = check_search(load_search(path, pairs))
     return Search(_search(spec, lambda: Folder.create(spec), progress).location)
@@ -153,7 +153,7 @@ def open_network(
 
     Its `predict` takes files, folders, PIL images and arrays. `which` is `best` or `last`.
     """
-    from raycnn.analysis.exported import is_exported, open_exported
+    from raycnn.analysis.exported_network import is_exported, open_exported
 
     if not isinstance(source, Run) and is_exported(Path(source)):
         return open_exported(Path(source))
@@ -161,9 +161,9 @@ def open_network(
 
 
 class Run:
-    """One execution of a job: opened by its folder, by `job/n`, or by `job` for the latest.
+    """One execution of a job, opened by its folder, by `job/n`, or by `job` for the latest.
 
-    Raises SpecError where there is no such run.
+    Raises SpecError if there is no such run.
     """
 
     def __init__(self, run: str | PathLike[str], root: str | PathLike[str] = "runs"):
@@ -203,7 +203,7 @@ class Run:
     def metrics(self) -> Any:
         """The metrics of each epoch, one row each: losses, accuracies, learning rate, images/s.
 
-        A pandas DataFrame where pandas is installed, else a list of dicts of floats.
+        A pandas DataFrame if pandas is installed, else a list of dicts of floats.
         """
         rows = [
             {key: float(value) for key, value in row.items() if value} for row in self._run.rows()
@@ -224,16 +224,16 @@ class Run:
     def predictions(self) -> Any:
         """The predictions for each validation and test image: file, label, class, probabilities.
 
-        A pandas DataFrame with class names where pandas is installed, else the pyarrow table of
-        predictions.parquet, with class indices; multi-label, lists of them. Raises DataError when
+        A pandas DataFrame with class names if pandas is installed, else the pyarrow table of
+        predictions.parquet, with class indices; multi-label, lists of them. Raises DataError if
         the run has none.
         """
         import pyarrow.parquet
 
-        from raycnn.analysis import predictions
+        from raycnn.analysis import predictions_file
 
-        path = self.folder / predictions.FILE
-        classes = predictions.read_predictions(path).classes
+        path = self.folder / predictions_file.FILE
+        classes = predictions_file.read_predictions(path).classes
         table = pyarrow.parquet.read_table(path)
         if not (pandas := _pandas()):
             return table
@@ -250,7 +250,9 @@ class Run:
         """The path of the run's report.html. Raises DataError when the run has none."""
         path = self.folder / "report.html"
         if not path.is_file():
-            raise DataError(f"{self.name} has no report yet: `raycnn report {self.name}` writes it")
+            raise DataError(
+                f"{self.name} has no report yet; write it with `raycnn report {self.name}`"
+            )
         return path
 
     def network(self, which: str = "best", device: str = "auto") -> "Network":
@@ -277,7 +279,7 @@ class Run:
     ) -> dict[str, Any]:
         """Return the metrics of a split (train, val or test), under its name, and per class.
 
-        Saved predictions are used where there are any, unless a device or a root is given.
+        Stored predictions are used if there are any, unless a device or a root is given.
         """
         from raycnn.analysis.evaluate import evaluate_run
 
@@ -329,7 +331,10 @@ class Run:
 
 
 class Search:
-    """One execution of a search: opened by its folder, by `search/n`, or by name for the latest."""
+    """One execution of a search, opened by its folder, by `search/n`, or by name for the latest.
+
+    Raises SpecError if there is no such search.
+    """
 
     def __init__(self, search: str | PathLike[str], root: str | PathLike[str] = "runs"):
         from raycnn.search.folder import Search as Folder
@@ -361,7 +366,7 @@ class Search:
 
     @property
     def leaderboard(self) -> Any:
-        """The trials, best first: a DataFrame where pandas is installed, else a list of dicts."""
+        """The trials, best first: a DataFrame if pandas is installed, else a list of dicts."""
         from dataclasses import asdict
 
         from raycnn.search.leaderboard import leaderboard
@@ -394,7 +399,7 @@ def _dotted(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_folder(job: Job, changes: Mapping[str, Any]) -> "FolderJob | None":
-    """Return the generated job of a folder of images; None where `job` is no folder."""
+    """Return the generated job of a folder of images; None if `job` is not a folder."""
     if isinstance(job, JobSpec | Mapping):
         return None
     from raycnn.cli.arguments import job_of_pictures
@@ -418,7 +423,7 @@ def _search(
             raise Interrupted("stopped at once; `tune` of its folder continues") from None
     board = leaderboard(search)
     if not search.unfinished() and not winners(board):
-        raise JobFailed(f"no trial came to its end: {board[0].reason}")
+        raise JobFailed(f"no trial completed: {board[0].reason}")
     return search
 
 

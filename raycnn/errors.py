@@ -49,7 +49,7 @@ class OutOfMemory(WorkerLost):
 
 
 class SpecError(RaycnnError):
-    """Bad usage or an invalid spec; `key` is the dotted key at fault, where there is one."""
+    """Bad usage or an invalid spec; `key` is the invalid dotted key, if there is one."""
 
     exit_code = 2
 
@@ -86,7 +86,7 @@ class Interrupted(RaycnnError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message; those of other libraries fill screens."""
+    """Return the first line of an error's message; other libraries' can fill screens."""
     return str(error).strip().partition("\n")[0]
 
 
@@ -99,16 +99,16 @@ SYNONYMS = {
     "grad_clip": "clip_norm", "early_stopping": "patience", "amp": "precision",
     "num_workers": "count", "gpus": "count", "accelerator": "device", "image_size": "size",
 }  # fmt: skip
-"""Other programs' names of a setting, with raycnn's own."""
+"""raycnn's name of a setting, by its name in other programs."""
 
 
-def unknown(kind: str, found: str, names: Iterable[str]) -> str:
+def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     """Return the message for an unknown name, with the nearest valid name and all valid names."""
     names = sorted(names)
-    there = ", ".join(names[:NAMES_SHOWN]) or "none"
+    valid = ", ".join(names[:NAMES_SHOWN]) or "none"
     if len(names) > NAMES_SHOWN:
-        there += f" and {len(names) - NAMES_SHOWN:,} more"
-    return f"unknown {kind} {shortened(found)}{did_you_mean(found, names)} ({kind}s: {there})"
+        valid += f" and {len(names) - NAMES_SHOWN:,} more"
+    return f"unknown {kind} {shortened(name)}{did_you_mean(name, names)} ({kind}s: {valid})"
 
 
 def shortened(value: object, length: int = 80) -> str:
@@ -117,9 +117,9 @@ def shortened(value: object, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[:length]}..."
 
 
-def did_you_mean(found: str, names: Iterable[str]) -> str:
-    """Return a `did you mean` suggestion for the nearest name; empty where none is near."""
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a `did you mean` suggestion for the nearest name; empty if none is near."""
     names = list(names)
-    synonym = SYNONYMS.get(str(found))
-    near = [synonym] if synonym in names else get_close_matches(str(found)[:100], names, n=1)
+    synonym = SYNONYMS.get(str(name))
+    near = [synonym] if synonym in names else get_close_matches(str(name)[:100], names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

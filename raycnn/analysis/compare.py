@@ -1,4 +1,7 @@
-"""Compare runs: their specs, test predictions image by image, per-class recall and curves."""
+"""Compare runs: their specs, test predictions image by image, and recall of each class.
+
+The command is in cli/compare.py, the HTML page in report/compare.py.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from raycnn.analysis.evaluate import per_class, stored_predictions
-from raycnn.analysis.predictions import Predictions
+from raycnn.analysis.predictions_file import Predictions
 from raycnn.config.changes import flatten
 from raycnn.errors import DataError, SpecError
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
 from raycnn.training.main_metric import main_metric, val_metric
 
-EXACT = 25  # below so many discordant images McNemar's test is the exact binomial test
+EXACT = 25  # with fewer discordant images McNemar's test is the exact binomial test
 NOT_COMPARED = {"name", "storage.path", "tune"}  # keys that do not affect training
 SEED = "seed"
 
@@ -59,7 +62,7 @@ class PairedTest:
     only_other: int
     count: int
     p_value: float | None
-    """Two-sided p-value of no difference; None where the tests cannot be compared."""
+    """Two-sided p-value of no difference; None if the tests cannot be compared."""
     exact: bool
     refused: str = ""
     """The reason why they cannot be compared."""
@@ -84,6 +87,8 @@ class SeedGroup:
 
 @dataclass(frozen=True)
 class Comparison:
+    """Two or more runs side by side."""
+
     runs: list[ComparedRun]
     differing: dict[str, list[Any]]
     """The dotted keys that differ between the specs, with the value in each run."""
@@ -94,41 +99,39 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    """Compare two or more runs. Raises SpecError for fewer, or for the same run twice."""
+    """Compare two or more runs. Raises SpecError for fewer, or if a run is listed twice."""
     if len(runs) < 2:
         raise SpecError("takes two runs or more", "compare")
-    twice = [
-        str(path) for path, n in Counter(run.folder.resolve() for run in runs).items() if n > 1
-    ]
-    if twice:
-        raise SpecError(f"{twice[0]} is named twice", "compare")
+    counts = Counter(run.folder.resolve() for run in runs)
+    if repeated := [path for path, count in counts.items() if count > 1]:
+        raise SpecError(f"{repeated[0]} is listed twice", "compare")
     names = _names(runs)
-    found = [_read(run, name) for run, name in zip(runs, names, strict=True)]
+    compared = [_read(run, name) for run, name in zip(runs, names, strict=True)]
     return Comparison(
-        found,
-        differing_keys([run.spec for run in found]),
-        seed_groups(found),
-        [paired_test(one, other) for one, other in combinations(found, 2)],
-        class_differences(found),
+        compared,
+        differing_keys([run.spec for run in compared]),
+        seed_groups(compared),
+        [paired_test(one, other) for one, other in combinations(compared, 2)],
+        class_differences(compared),
     )
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Return `job/n` of each run, or its path where two runs have the same name."""
+    """Return `job/n` of each run, or its path if several runs have this name."""
     counts = Counter(run.name for run in runs)
     return [run.name if counts[run.name] == 1 else str(run.folder) for run in runs]
 
 
 def _read(run: Run, name: str) -> ComparedRun:
     rows = [{key: float(value) for key, value in row.items() if value} for row in run.rows()]
-    fingerprint = found = None
+    fingerprint = predictions = None
     try:
         fingerprint = checkpoint.read_state(run.weights("best"))["about"]["data"]
-        found = stored_predictions(run)
+        predictions = stored_predictions(run)
     except DataError:
-        pass  # no complete epoch, or a corrupt checkpoint: no test to compare
+        pass  # the run has no complete epoch, or a corrupt checkpoint: no test to compare
     return ComparedRun(
-        name, run.state(), flatten(run.job().tree()), rows, run.result(), fingerprint, found
+        name, run.state(), flatten(run.job().tree()), rows, run.result(), fingerprint, predictions
     )
 
 
@@ -144,12 +147,12 @@ def seed_groups(runs: Sequence[ComparedRun]) -> list[SeedGroup]:
     groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
         if run.test is not None:
-            own = {k: v for k, v in run.spec.items() if k not in NOT_COMPARED | {SEED}}
-            groups.setdefault(repr((sorted(own.items()), run.fingerprint)), []).append(run)
-    found = []
+            spec = {k: v for k, v in run.spec.items() if k not in NOT_COMPARED | {SEED}}
+            groups.setdefault(repr((sorted(spec.items()), run.fingerprint)), []).append(run)
+    summaries = []
     for group in groups.values():
         tests = [run.test or 0.0 for run in group]
-        found.append(
+        summaries.append(
             SeedGroup(
                 [run.name for run in group],
                 [run.spec[SEED] for run in group],
@@ -157,7 +160,7 @@ def seed_groups(runs: Sequence[ComparedRun]) -> list[SeedGroup]:
                 stdev(tests) if len(group) > 1 else None,
             )
         )
-    return found
+    return summaries
 
 
 def paired_test(one: ComparedRun, other: ComparedRun) -> PairedTest:
@@ -166,8 +169,8 @@ def paired_test(one: ComparedRun, other: ComparedRun) -> PairedTest:
     if refused or not one.predictions or not other.predictions:
         return PairedTest(one.name, other.name, 0, 0, 0, None, False, refused)
     first, second = (run.predictions.splits["test"] for run in (one, other) if run.predictions)
-    right = first.predicted == first.labels, second.predicted == second.labels
-    only_one, only_other = (int((a & ~b).sum()) for a, b in (right, right[::-1]))
+    correct = first.predicted == first.labels, second.predicted == second.labels
+    only_one, only_other = (int((a & ~b).sum()) for a, b in (correct, correct[::-1]))
     p_value, exact = mcnemar(only_one, only_other)
     return PairedTest(one.name, other.name, only_one, only_other, len(first), p_value, exact)
 
@@ -175,15 +178,15 @@ def paired_test(one: ComparedRun, other: ComparedRun) -> PairedTest:
 def _refusal(one: ComparedRun, other: ComparedRun) -> str:
     for run in (one, other):
         if run.fingerprint is None:
-            return f"{run.name} has no whole checkpoint"
+            return f"{run.name} has no valid checkpoint"
     if one.fingerprint != other.fingerprint:
         return "their data is not the same"
     for run in (one, other):
         if not run.predictions or "test" not in run.predictions.splits:
-            return f"{run.name} keeps no predictions: `raycnn eval {run.name}` makes them"
+            return f"{run.name} has no stored predictions; run `raycnn eval {run.name}`"
     first, second = (run.predictions.splits["test"] for run in (one, other) if run.predictions)
     if first.multi_label or second.multi_label:
-        return "McNemar's test is of images with one class each, and these have any number"
+        return "McNemar's test needs images of one class each, and these are multi-label"
     same = np.array_equal(first.samples, second.samples)
     if not same or not np.array_equal(first.labels, second.labels):
         return "their test images are not the same"
@@ -206,13 +209,12 @@ def mcnemar(b: int, c: int) -> tuple[float, bool]:
 
 def class_differences(runs: Sequence[ComparedRun]) -> dict[str, list[float]]:
     """Return the recall of each class in each run; {} unless all have predictions on equal data."""
-    found = [run.predictions for run in runs]
     if len({run.fingerprint for run in runs}) > 1:
         return {}
     recalls = [
-        {row["class"]: row["recall"] for row in per_class(own.splits["test"], own.classes)}
-        for own in found
-        if own and "test" in own.splits
+        {row["class"]: row["recall"] for row in per_class(p.splits["test"], p.classes)}
+        for p in (run.predictions for run in runs)
+        if p and "test" in p.splits
     ]
     if len(recalls) < len(runs):
         return {}

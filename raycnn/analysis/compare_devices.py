@@ -46,19 +46,19 @@ class StepDifference:
 
 
 @dataclass(frozen=True)
-class _Traced(TrainStep):
+class _TracedStep(TrainStep):
     """A training step that records its gradients."""
 
     gradients: dict[str, Tensor] = field(default_factory=dict)
     """The gradient of each parameter before clipping, on the CPU."""
 
     def _gradients(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
-        found = super()._gradients(batch, number)
+        result = super()._gradients(batch, number)
         factor = self.state.scale.factor.item() if self.state.scale else 1.0
         for name, parameter in self.state.optimizer.parameters.items():
             assert parameter.grad is not None
             self.gradients[name] = (parameter.grad / factor).cpu()
-        return found
+        return result
 
 
 def compare_steps(job: JobSpec, names: Sequence[str], steps: int) -> Iterator[StepDifference]:
@@ -70,22 +70,26 @@ def compare_steps(job: JobSpec, names: Sequence[str], steps: int) -> Iterator[St
     for fewer than two.
     """
     if len(names) < 2:
-        raise SpecError(f"--devices names {len(names)}: two or more are compared")
+        raise SpecError(f"--devices lists {len(names)}: at least two are needed")
     kinds = [device.find(name) for name in names]
     for kind in kinds:
         device.check_training(job.train, kind.name)
     splits = open_splits(job)
     loader = splits.loader("train", job, torch.device("cpu"), training=True)
     schedule = SCHEDULES.build(job.schedule, job.train.epochs * len(loader))
-    traced = [_traced(job, splits, schedule, kind.select(0, job.workers.cpus)) for kind in kinds]
+    devices = [kind.select(0, job.workers.cpus) for kind in kinds]
+    traced = [_traced_step(job, splits, schedule, chosen) for chosen in devices]
     batches = chain.from_iterable(map(loader.epoch, count()))
     for k, batch in enumerate(islice(batches, steps)):
         losses = [_take(step, batch, k) for step in traced]
         for kind, step, loss in zip(kinds[1:], traced[1:], losses[1:], strict=True):
-            yield _gap(k + 1, kind.name, losses[0], loss, traced[0].gradients, step.gradients)
+            pair = losses[0], loss
+            yield _difference(k + 1, kind.name, pair, traced[0].gradients, step.gradients)
 
 
-def _traced(job: JobSpec, splits: Splits, schedule: Schedule, chosen: torch.device) -> _Traced:
+def _traced_step(
+    job: JobSpec, splits: Splits, schedule: Schedule, chosen: torch.device
+) -> _TracedStep:
     state = fresh_state(job, splits, chosen)
     if job.model.weights:
         load_initial_weights(state, job)
@@ -93,7 +97,7 @@ def _traced(job: JobSpec, splits: Splits, schedule: Schedule, chosen: torch.devi
     for module in state.model.modules():
         if isinstance(module, Dropout):
             module.eval()
-    return _Traced(
+    return _TracedStep(
         replica=state.model,
         state=state,
         schedule=schedule,
@@ -104,7 +108,7 @@ def _traced(job: JobSpec, splits: Splits, schedule: Schedule, chosen: torch.devi
     )
 
 
-def _take(step: _Traced, batch: Batch, k: int) -> float:
+def _take(step: _TracedStep, batch: Batch, k: int) -> float:
     """Take step `k` on the batch, moved to the step's device; return the mean loss."""
     kind = next(step.state.model.parameters()).device
     moved = {
@@ -116,10 +120,16 @@ def _take(step: _Traced, batch: Batch, k: int) -> float:
     return loss.item() / batch.total
 
 
-def _gap(
-    step: int, name: str, loss: float, other: float, own: dict[str, Tensor], its: dict[str, Tensor]
+def _difference(
+    step: int,
+    name: str,
+    losses: tuple[float, float],
+    gradients: dict[str, Tensor],
+    other_gradients: dict[str, Tensor],
 ) -> StepDifference:
-    gaps = {key: (own[key] - its[key]).abs().max().item() for key in own}
+    """Return the difference of a device, whose loss and gradients come second, from the first."""
+    loss, other_loss = losses
+    gaps = {key: (gradients[key] - other_gradients[key]).abs().max().item() for key in gradients}
     where = max(gaps, key=gaps.__getitem__)
-    largest = max(gradient.abs().max().item() for gradient in own.values())
-    return StepDifference(step, name, loss, abs(loss - other), largest, gaps[where], where)
+    largest = max(gradient.abs().max().item() for gradient in gradients.values())
+    return StepDifference(step, name, loss, abs(loss - other_loss), largest, gaps[where], where)

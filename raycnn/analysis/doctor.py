@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from raycnn.data.images.store import SPARE_BYTES
+from raycnn.data.images.cache import MIN_FREE_BYTES
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.paths import cache_folder
 from raycnn.runtime import device, distributed
@@ -26,6 +26,8 @@ ASCEND = Path("/usr/local/Ascend")
 
 @dataclass(frozen=True)
 class DoctorReport:
+    """The findings of `raycnn doctor`."""
+
     versions: dict[str, str | None]
     """Versions of Python, packages, CUDA, CANN and drivers; None if not installed."""
     devices: dict[str, list[str]]
@@ -35,8 +37,8 @@ class DoctorReport:
     """The process group backends of this torch."""
     free: dict[str, int]
     """Free bytes by folder; for a missing folder, those of its nearest parent."""
-    faults: list[str]
-    """What is incompatible or missing, and the remedy."""
+    problems: list[str]
+    """Messages about incompatible or missing parts, each with its remedy."""
 
 
 def check_environment(storage: Path) -> DoctorReport:
@@ -54,13 +56,13 @@ def check_environment(storage: Path) -> DoctorReport:
         str(folder): shutil.disk_usage(nearest_existing(folder)).free
         for folder in (storage, cache_folder(), SHARED)
     }
-    faults = [
+    problems = [
         *version_conflicts(versions),
         *_missing_drivers(versions, devices),
         *_full_disks(free),
     ]
     return DoctorReport(
-        versions, devices, DEVICE_KINDS["cpu"].count(), distributed.backends(), free, faults
+        versions, devices, DEVICE_KINDS["cpu"].count(), distributed.backends(), free, problems
     )
 
 
@@ -71,41 +73,42 @@ def version_conflicts(versions: dict[str, str | None]) -> list[str]:
     pairs = {"torch_npu": minor(torch_version)}
     if major == "2":
         pairs["torchvision"] = f"0.{int(number) + 15}"  # the numbering since torch 2.0
-    faults = [
-        f"{name} {found} does not fit torch {torch_version}: take {name} {wanted}"
-        for name, wanted in pairs.items()
-        if (found := versions[name]) and minor(found) != wanted
+    problems = [
+        f"{name} {installed} does not fit torch {torch_version}: install {name} {expected}"
+        for name, expected in pairs.items()
+        if (installed := versions[name]) and minor(installed) != expected
     ]
     for line in requires("raycnn") or []:
-        needed = Requirement(line)
-        name = needed.name.replace("-", "_")
-        found = versions.get(name)
-        if found and not needed.specifier.contains(found, prereleases=True):
-            faults.append(f"{name} {found} does not fit raycnn: take {name}{needed.specifier}")
-    return faults
+        requirement = Requirement(line)
+        name, specifier = requirement.name.replace("-", "_"), requirement.specifier
+        installed = versions.get(name)
+        if installed and not specifier.contains(installed, prereleases=True):
+            problems.append(f"{name} {installed} does not fit raycnn: install {name}{specifier}")
+    return problems
 
 
 def _missing_drivers(versions: dict[str, str | None], devices: dict[str, list[str]]) -> list[str]:
     """Return messages for devices whose driver is installed but that torch does not see."""
-    faults = []
+    problems = []
     if (driver := versions["nvidia driver"]) and not devices["cuda"]:
-        why = "was built without CUDA"
+        reason = "was built without CUDA"
         if built := versions["cuda"]:
-            why = f"sees no GPU: is one visible, and is the driver new enough for CUDA {built}?"
-        faults.append(f"NVIDIA's driver {driver} is here, but torch {versions['torch']} {why}")
+            reason = f"sees no GPU: is one visible, and is the driver new enough for CUDA {built}?"
+        torch_version = versions["torch"]
+        problems.append(f"NVIDIA driver {driver} is installed, but torch {torch_version} {reason}")
     if device.npu_driver() and not devices["npu"]:
         try:
             device.find("npu")
         except EnvironmentUnavailable as error:
-            faults.append(str(error))
-    return faults
+            problems.append(str(error))
+    return problems
 
 
 def _full_disks(free: dict[str, int]) -> list[str]:
     return [
-        f"{folder} has {room / 2**20:,.0f} MiB free: {least / 2**20:,.0f} are the least"
-        for folder, room in free.items()
-        if room < (least := SHARED_BYTES if folder == str(SHARED) else SPARE_BYTES)
+        f"{folder} has {available / 2**20:,.0f} MiB free; {minimum / 2**20:,.0f} are needed"
+        for folder, available in free.items()
+        if available < (minimum := SHARED_BYTES if folder == str(SHARED) else MIN_FREE_BYTES)
     ]
 
 
@@ -113,13 +116,13 @@ def cann() -> str | None:
     """Return the version of the CANN toolkit of this environment, else of the installed one."""
     home = Path(os.environ.get("ASCEND_TOOLKIT_HOME") or ASCEND / "ascend-toolkit" / "latest")
     files = [*home.glob("*-linux/ascend_toolkit_install.info"), home / "compiler" / "version.info"]
-    found = (_read_value(file, r"(?im)^version=(\S+)") for file in files)
-    return next(filter(None, found), None)
+    versions = (_read_value(file, r"(?im)^version=(\S+)") for file in files)
+    return next(filter(None, versions), None)
 
 
 def _read_value(file: Path, pattern: str) -> str | None:
     try:
-        found = re.search(pattern, file.read_text())
+        match = re.search(pattern, file.read_text())
     except OSError:
         return None
-    return found.group(1) if found else None
+    return match.group(1) if match else None

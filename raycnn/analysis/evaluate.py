@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raycnn.analysis import predictions
-from raycnn.analysis.predictions import Predictions, from_training
+from raycnn.analysis import predictions_file
+from raycnn.analysis.predictions_file import Predictions, from_training
 from raycnn.data.splits import open_splits
 from raycnn.errors import DataError
 from raycnn.runs.directory import Run
@@ -19,9 +19,10 @@ from raycnn.training.metrics import TOP, Confusion, confidence_interval
 from raycnn.training.multi_label import multi_label_scores, named_rows
 from raycnn.training.predictions import SplitPredictions
 
-BINS = 15  # of a reliability diagram, as in Guo et al.
+BINS = 15  # number of bins of a reliability diagram, as in Guo et al.
 CHUNK = 2**22  # probabilities processed at once
-POINTS = 200  # at most so many points of a curve
+MAX_POINTS = 200  # points of a curve
+SMALLEST = np.finfo(np.float32).tiny  # a probability of 0 would give an infinite loss
 
 Array = NDArray[Any]
 
@@ -33,39 +34,37 @@ def evaluate_run(
 
     They are computed from the run's stored predictions, or if it has none for these weights and
     this split, from new ones, which are stored for the best weights. A given `device` or `root`
-    always causes new predictions. Multi-label there is no confusion matrix. Raises DataError where
+    always causes new predictions. Multi-label there is no confusion matrix. Raises DataError if
     the data differ from the run's.
     """
     best = weights == "best"
-    found = stored_predictions(run) if best else None
-    if not found or split not in found.splits or device or root:
-        made = predict_run(run, split, weights, device or "auto", root)
-        if best:
-            found = _keep(run, made, found)
-        else:
-            found = made
-    own, classes = found.splits[split], found.classes
+    stored = stored_predictions(run) if best else None
+    if not stored or split not in stored.splits or device or root:
+        new = predict_run(run, split, weights, device or "auto", root)
+        stored = _store(run, new, stored) if best else new
+    predictions, classes = stored.splits[split], stored.classes
     return {
-        split: split_metrics(own),
-        "epoch": found.epoch,
-        "confusion": [] if own.multi_label else confusion_pairs(own, len(classes)),
-        "per_class": per_class(own, classes),
+        split: split_metrics(predictions),
+        "epoch": stored.epoch,
+        "confusion": [] if predictions.multi_label else confusion_pairs(predictions, len(classes)),
+        "per_class": per_class(predictions, classes),
     }
 
 
 def stored_predictions(run: Run) -> Predictions | None:
-    """Return the run's stored predictions of its best weights, or None."""
+    """Return the run's stored predictions; None if they are missing or not of the best weights."""
     try:
-        found = predictions.read_predictions(run.folder / predictions.FILE)
+        stored = predictions_file.read_predictions(run.folder / predictions_file.FILE)
     except DataError:
         return None
-    return found if found.epoch == checkpoint.read_state(run.weights("best"))["epoch"] else None
+    best_epoch = checkpoint.read_state(run.weights("best"))["epoch"]
+    return stored if stored.epoch == best_epoch else None
 
 
 def predict_run(run: Run, split: str, weights: str, device: str, root: str | None) -> Predictions:
     """Predict every image of a split once, with a checkpoint of the run.
 
-    Raises DataError where the data differ from those that the run was trained on.
+    Raises DataError if the data differ from those that the run was trained on.
     """
     job = run.job()
     if root:
@@ -80,108 +79,113 @@ def predict_run(run: Run, split: str, weights: str, device: str, root: str | Non
     checkpoint.load_weights(state.model, path)
     loader = splits.loader(split, job, chosen, training=False)
     micro_batch = job.train.micro_batch or job.train.batch_size
-    _, own = predict_split(state.model, loader, job.train, len(splits.classes), micro_batch)
-    assert own, "one process is rank 0"
-    return from_training(splits, saved["epoch"], {split: own})
+    _, predictions = predict_split(state.model, loader, job.train, len(splits.classes), micro_batch)
+    assert predictions, "one process is rank 0"
+    return from_training(splits, saved["epoch"], {split: predictions})
 
 
-def _keep(run: Run, made: Predictions, before: Predictions | None) -> Predictions:
+def _store(run: Run, new: Predictions, stored: Predictions | None) -> Predictions:
     """Merge new predictions with those of other splits, and write them if that is possible."""
-    if before:
-        files = before.files | made.files
-        made = Predictions(made.classes, made.epoch, before.splits | made.splits, files)
+    if stored:
+        files = stored.files | new.files
+        new = Predictions(new.classes, new.epoch, stored.splits | new.splits, files)
     try:
-        predictions.write_predictions(run.folder / predictions.FILE, made)
+        predictions_file.write_predictions(run.folder / predictions_file.FILE, new)
         run.flush()
     except OSError:
         pass  # a run on a read-only disk can be evaluated too
-    return made
+    return new
 
 
-def split_metrics(own: SplitPredictions) -> dict[str, Any]:
+def split_metrics(predictions: SplitPredictions) -> dict[str, Any]:
     """Return accuracy with its 95 % interval, cross-entropy (no smoothing), ECE and the count.
 
-    The cross-entropy is None where not all probabilities were stored. Multi-label these are mAP,
+    The cross-entropy is None if not all probabilities were stored. Multi-label these are mAP,
     micro and macro F1, binary cross-entropy and the count.
     """
-    if own.multi_label:
-        means = multi_label_scores(own.labels, own.probabilities).means
-        return means | {"loss": _binary_loss(own), "count": len(own)}
-    hits, count = int((own.predicted == own.labels).sum()), len(own)
-    top5 = sum(int((top == labels[:, None]).sum()) for top, labels in _top5(own))
+    if predictions.multi_label:
+        means = multi_label_scores(predictions.labels, predictions.probabilities).means
+        return means | {"loss": _binary_loss(predictions), "count": len(predictions)}
+    hits, count = int((predictions.predicted == predictions.labels).sum()), len(predictions)
+    top5 = sum(int((top == labels[:, None]).sum()) for top, labels in _top5(predictions))
     loss = None
-    if own.classes is None and count:
-        loss = float(-np.log(np.maximum(label_probability(own), np.finfo(np.float32).tiny)).mean())
+    if predictions.classes is None and count:
+        loss = float(-np.log(np.maximum(label_probability(predictions), SMALLEST)).mean())
     return {
         "acc1": hits / max(1, count),
         "interval95": list(confidence_interval(hits, count)),
         "acc5": top5 / max(1, count),
         "loss": loss,
-        "ece": calibration(own).ece,
+        "ece": calibration(predictions).ece,
         "count": count,
     }
 
 
-def _binary_loss(own: SplitPredictions) -> float:
+def _binary_loss(predictions: SplitPredictions) -> float:
     """Return the mean binary cross-entropy of multi-label predictions."""
-    right = np.where(own.labels == 1, own.probabilities, 1 - own.probabilities)
-    return float(-np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean())
+    likelihoods = np.where(
+        predictions.labels == 1, predictions.probabilities, 1 - predictions.probabilities
+    )
+    return float(-np.log(np.maximum(likelihoods, SMALLEST)).mean())
 
 
-def _top5(own: SplitPredictions) -> Iterator[tuple[Array, Array]]:
-    for rows in _chunks(own):
-        if own.classes is not None:
-            yield own.classes[rows, :TOP], own.labels[rows]
+def _top5(predictions: SplitPredictions) -> Iterator[tuple[Array, Array]]:
+    for rows in _chunks(predictions):
+        if predictions.classes is not None:
+            yield predictions.classes[rows, :TOP], predictions.labels[rows]
         else:
-            part = own.probabilities[rows]
+            part = predictions.probabilities[rows]
             top = min(TOP, part.shape[1])
-            yield np.argpartition(-part, top - 1, 1)[:, :top], own.labels[rows]
+            yield np.argpartition(-part, top - 1, 1)[:, :top], predictions.labels[rows]
 
 
-def _chunks(own: SplitPredictions) -> Iterator[slice]:
-    step = max(1, CHUNK // own.probabilities.shape[1])
-    return (slice(start, start + step) for start in range(0, len(own), step))
+def _chunks(predictions: SplitPredictions) -> Iterator[slice]:
+    step = max(1, CHUNK // predictions.probabilities.shape[1])
+    return (slice(start, start + step) for start in range(0, len(predictions), step))
 
 
-def confidence(own: SplitPredictions) -> NDArray[np.float32]:
+def confidence(predictions: SplitPredictions) -> NDArray[np.float32]:
     """Return the largest probability of each image (N,)."""
-    return own.probabilities.max(1, initial=0)
+    return predictions.probabilities.max(1, initial=0)
 
 
-def label_probability(own: SplitPredictions) -> NDArray[np.float32]:
+def label_probability(predictions: SplitPredictions) -> NDArray[np.float32]:
     """Return the probability of each image's label (N,): 0 where it was not stored."""
-    if own.classes is None:
-        return np.take_along_axis(own.probabilities, own.labels[:, None], 1)[:, 0]
-    return np.where(own.classes == own.labels[:, None], own.probabilities, 0).sum(1)
+    if predictions.classes is None:
+        return np.take_along_axis(predictions.probabilities, predictions.labels[:, None], 1)[:, 0]
+    is_label = predictions.classes == predictions.labels[:, None]
+    return np.where(is_label, predictions.probabilities, 0).sum(1)
 
 
-def confusion_pairs(own: SplitPredictions, classes: int) -> Confusion:
+def confusion_pairs(predictions: SplitPredictions, classes: int) -> Confusion:
     """Return [label, prediction, count] of the pairs that occur, in ascending order."""
-    pairs, counts = np.unique(own.labels * classes + own.predicted, return_counts=True)
+    index = predictions.labels * classes + predictions.predicted
+    pairs, counts = np.unique(index, return_counts=True)
     return np.stack([pairs // classes, pairs % classes, counts], 1).tolist()
 
 
-def confusion_matrix(own: SplitPredictions, classes: int) -> NDArray[np.int64]:
+def confusion_matrix(predictions: SplitPredictions, classes: int) -> NDArray[np.int64]:
     """Return the confusion matrix (K, K), by label and prediction; meant for few classes."""
-    pairs = own.labels * classes + own.predicted
+    pairs = predictions.labels * classes + predictions.predicted
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def most_confused(own: SplitPredictions, classes: int, most: int) -> Confusion:
+def most_confused(predictions: SplitPredictions, classes: int, limit: int) -> Confusion:
     """Return [label, prediction, count] of the most frequent mistakes, the most frequent first."""
-    wrong = [row for row in confusion_pairs(own, classes) if row[0] != row[1]]
-    return sorted(wrong, key=lambda row: -row[2])[:most]
+    wrong = [row for row in confusion_pairs(predictions, classes) if row[0] != row[1]]
+    return sorted(wrong, key=lambda row: -row[2])[:limit]
 
 
-def per_class(own: SplitPredictions, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+def per_class(predictions: SplitPredictions, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     """Return count, precision, recall and F1 of every class, and the 95 % interval of recall.
 
     Multi-label, average precision as well.
     """
-    if own.multi_label:
-        rows = named_rows(multi_label_scores(own.labels, own.probabilities), classes)
+    if predictions.multi_label:
+        scores = multi_label_scores(predictions.labels, predictions.probabilities)
+        rows = named_rows(scores, classes)
     else:
-        rows = metrics.class_metrics(confusion_pairs(own, len(classes)), classes)
+        rows = metrics.class_metrics(confusion_pairs(predictions, len(classes)), classes)
     for row in rows:
         hits = round(row["recall"] * row["count"])
         row["recall_interval95"] = list(confidence_interval(hits, row["count"]))
@@ -194,41 +198,41 @@ class Calibration:
 
     counts: NDArray[np.int64]
     confidence: NDArray[np.float64]
-    """(BINS,): the mean confidence of each bin; NaN where it is empty."""
+    """(BINS,): the mean confidence of each bin; NaN if it is empty."""
     accuracy: NDArray[np.float64]
     ece: float
     """Expected calibration error: the mean gap between the two, weighted by the counts."""
 
 
-def calibration(own: SplitPredictions, bins: int = BINS) -> Calibration:
+def calibration(predictions: SplitPredictions, bins: int = BINS) -> Calibration:
     """Compare confidence with accuracy (Guo et al., ICML 2017, arXiv:1706.04599, section 2)."""
-    sure = confidence(own).astype(np.float64)
-    hit = own.predicted == own.labels
-    place = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
+    confidences = confidence(predictions).astype(np.float64)
+    hit = predictions.predicted == predictions.labels
+    bin_index = np.clip(np.ceil(confidences * bins).astype(np.int64) - 1, 0, bins - 1)
+    counts = np.bincount(bin_index, minlength=bins)
     with np.errstate(invalid="ignore"):
-        mean = np.bincount(place, sure, bins) / counts
-        accuracy = np.bincount(place, hit, bins) / counts
+        mean = np.bincount(bin_index, confidences, bins) / counts
+        accuracy = np.bincount(bin_index, hit, bins) / counts
     gaps = np.nansum(np.abs(mean - accuracy) * counts)
-    return Calibration(counts, mean, accuracy, float(gaps / max(1, len(own))))
+    return Calibration(counts, mean, accuracy, float(gaps / max(1, len(predictions))))
 
 
-def risk_coverage(own: SplitPredictions) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def risk_coverage(predictions: SplitPredictions) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return coverages, and the accuracy on that share of the images, the most confident first.
 
-    Geifman and El-Yaniv, NeurIPS 2017, arXiv:1705.08500, section 2. At most POINTS points.
+    Geifman and El-Yaniv, NeurIPS 2017, arXiv:1705.08500, section 2. At most MAX_POINTS points.
     """
-    order = np.argsort(-confidence(own), kind="stable")
-    hits = np.cumsum((own.predicted == own.labels)[order])
-    count = len(own)
-    at = np.unique(np.linspace(1, count, min(POINTS, count)).astype(np.int64))
-    return at / count, hits[at - 1] / at
+    order = np.argsort(-confidence(predictions), kind="stable")
+    hits = np.cumsum((predictions.predicted == predictions.labels)[order])
+    count = len(predictions)
+    covered = np.unique(np.linspace(1, count, min(MAX_POINTS, count)).astype(np.int64))
+    return covered / count, hits[covered - 1] / covered
 
 
-def worst_mistakes(own: SplitPredictions, most: int) -> NDArray[np.int64]:
+def worst_mistakes(predictions: SplitPredictions, limit: int) -> NDArray[np.int64]:
     """Return the indices of wrong predictions, the most confident first."""
-    wrong = np.flatnonzero(own.predicted != own.labels)
-    return wrong[np.argsort(-confidence(own)[wrong], kind="stable")][:most]
+    wrong = np.flatnonzero(predictions.predicted != predictions.labels)
+    return wrong[np.argsort(-confidence(predictions)[wrong], kind="stable")][:limit]
 
 
 @dataclass(frozen=True)
@@ -242,7 +246,7 @@ class LabelIssue:
     """The probability of the suggested class."""
 
 
-def label_issues(own: SplitPredictions, classes: int) -> list[LabelIssue]:
+def label_issues(predictions: SplitPredictions, classes: int) -> list[LabelIssue]:
     """Find labels that are likely wrong, the likeliest first: confident learning.
 
     An image counts as class j if its p(j) reaches the mean p(j) of all images labeled j, and among
@@ -250,22 +254,25 @@ def label_issues(own: SplitPredictions, classes: int) -> list[LabelIssue]:
     are ranked by p(label), the self-confidence. Northcutt et al., JAIR 70 (2021), pages 1373 to
     1411, sections 3.1 and 3.2. The network must not have been trained on these images.
     """
-    given = label_probability(own)
-    labeled = np.bincount(own.labels, minlength=classes)
+    label_probabilities = label_probability(predictions)
+    labeled = np.bincount(predictions.labels, minlength=classes)
     with np.errstate(invalid="ignore"):
-        least = np.bincount(own.labels, given, classes) / labeled
-    least = np.nan_to_num(least, nan=np.inf).astype(np.float32)
-    found = []
-    for rows in _chunks(own):
-        part = own.probabilities[rows]
-        of = np.arange(classes)[None] if own.classes is None else own.classes[rows]
-        reached = np.where(part >= least[of], part, -1)
-        place = reached.argmax(1)
-        largest = np.take_along_axis(reached, place[:, None], 1)[:, 0]
-        suggested = np.take_along_axis(np.broadcast_to(of, part.shape), place[:, None], 1)[:, 0]
-        for i in np.flatnonzero((largest >= 0) & (suggested != own.labels[rows])):
+        thresholds = np.bincount(predictions.labels, label_probabilities, classes) / labeled
+    thresholds = np.nan_to_num(thresholds, nan=np.inf).astype(np.float32)
+    issues = []
+    for rows in _chunks(predictions):
+        part = predictions.probabilities[rows]
+        all_classes = np.arange(classes)[None]
+        columns = all_classes if predictions.classes is None else predictions.classes[rows]
+        reached = np.where(part >= thresholds[columns], part, -1)
+        best = reached.argmax(1)[:, None]
+        largest = np.take_along_axis(reached, best, 1)[:, 0]
+        suggested = np.take_along_axis(np.broadcast_to(columns, part.shape), best, 1)[:, 0]
+        for i in np.flatnonzero((largest >= 0) & (suggested != predictions.labels[rows])):
             index = rows.start + int(i)
-            found.append(
-                LabelIssue(index, int(suggested[i]), float(given[index]), float(largest[i]))
+            issues.append(
+                LabelIssue(
+                    index, int(suggested[i]), float(label_probabilities[index]), float(largest[i])
+                )
             )
-    return sorted(found, key=lambda issue: (issue.label_probability, issue.index))
+    return sorted(issues, key=lambda issue: (issue.label_probability, issue.index))

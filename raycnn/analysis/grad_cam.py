@@ -14,7 +14,7 @@ MIN_SIDE = 4  # rows and columns of a feature map with useful resolution
 def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None:
     """Return heat maps (B, H, W) in 0 to 1 of images (B, C, H, W) for `classes` (B,).
 
-    Uses the last feature map of at least MIN_SIDE rows and columns; returns None where the model
+    Uses the last feature map of at least MIN_SIDE rows and columns; returns None if the model
     has none. It must be in evaluation mode, and stays in it.
     """
     maps: list[Tensor] = []
@@ -35,6 +35,6 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None
         chosen = logits.gather(1, classes[:, None]).sum()
         (gradient,) = torch.autograd.grad(chosen, maps[0])
     weights = gradient.mean((2, 3), keepdim=True)
-    seen = F.relu((weights * maps[0].detach()).sum(1, keepdim=True))
-    seen = F.interpolate(seen, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-    return seen / seen.amax((1, 2), keepdim=True).clamp_min(torch.finfo(seen.dtype).tiny)
+    heat = F.relu((weights * maps[0].detach()).sum(1, keepdim=True))
+    heat = F.interpolate(heat, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    return heat / heat.amax((1, 2), keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny)

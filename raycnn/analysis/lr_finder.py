@@ -21,7 +21,7 @@ from raycnn.training.loop import fresh_state, load_initial_weights, loss_weights
 from raycnn.training.optim import Rates
 from raycnn.training.step import TrainStep, micro_batch_size
 
-DIVERGENCE_FACTOR = 3.0  # the test ends at so many times the smallest loss so far
+DIVERGENCE_FACTOR = 3.0  # the test ends when the loss exceeds its minimum by this factor
 SMOOTHED_SHARE = 0.03  # standard deviation of the smoothing, as a share of the steps
 MIN_STEPS = 10
 
@@ -83,5 +83,5 @@ def find_lr(
             losses.pop()
             break
     if len(losses) < MIN_STEPS:
-        raise JobFailed(f"the loss explodes after {len(losses)} steps: begin with smaller rates")
+        raise JobFailed(f"the loss diverges after {len(losses)} steps; start with a smaller rate")
     return RangeTest(low * growth ** np.arange(len(losses)), np.array(losses))

@@ -14,13 +14,13 @@ TIMM = {name: name for name in RESNETS} | {
     f"torchvision:{name}": name
     for name in (*RESNETS, "wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "densenet121")
 }
-FOR_TIMM = {"shortcut": "projection", "bias": False}  # options that equal timm's networks
+TIMM_OPTIONS = {"shortcut": "projection", "bias": False}  # options that equal timm's networks
 
 
 def timm_name(model: dict[str, Any], shape: Shape) -> str | None:
     """Return timm's name of a network whose weights timm can load, else None."""
     name = model["name"]
-    same = all(model.get(key, value) == value for key, value in FOR_TIMM.items())
+    same = all(model.get(key, value) == value for key, value in TIMM_OPTIONS.items())
     small = name in RESNETS and is_small(model.get("stem", "auto"), shape)
     return TIMM.get(name) if same and not small else None
 
@@ -30,14 +30,14 @@ def config(description: dict[str, Any]) -> dict[str, Any]:
     metadata = description["metadata"]
     shape, classes = Shape(*metadata["shape"]), description["classes"]
     model = metadata["spec"]["model"]
-    written: dict[str, Any] = {
+    content: dict[str, Any] = {
         "architecture": timm_name(model, shape) or model["name"],
         "num_classes": len(classes),
         "label_names": classes,
     }
     if shape.channels != 3:
-        written["model_args"] = {"in_chans": shape.channels}
-    written["pretrained_cfg"] = {
+        content["model_args"] = {"in_chans": shape.channels}
+    content["pretrained_cfg"] = {
         "input_size": list(shape),
         "fixed_input_size": False,
         "interpolation": "bilinear",
@@ -46,7 +46,7 @@ def config(description: dict[str, Any]) -> dict[str, Any]:
         "std": metadata["std"],
         "num_classes": len(classes),
     }
-    return written | {"raycnn": metadata}
+    return content | {"raycnn": metadata}
 
 
 def card(description: dict[str, Any], config: dict[str, Any]) -> str:
@@ -54,7 +54,7 @@ def card(description: dict[str, Any], config: dict[str, Any]) -> str:
     metadata, result = description["metadata"], description["result"]
     spec, test = metadata["spec"], result["test"]
     name, data = spec["name"], spec["data"]["name"]
-    loads = timm_name(spec["model"], Shape(*metadata["shape"]))
+    timm_model = timm_name(spec["model"], Shape(*metadata["shape"]))
     metric = main_metric(test)
     interval = (
         " (95 % interval {:.2%} to {:.2%})".format(*test["interval95"]) if "acc1" in test else ""
@@ -63,7 +63,7 @@ def card(description: dict[str, Any], config: dict[str, Any]) -> str:
     model, version = spec["model"]["name"], metadata["versions"]["raycnn"]
     classes, epoch = len(description["classes"]), description["epoch"]
     return f"""---
-{_yaml(_front_matter(name, data, LABELS[metric], test[metric], loads))}---
+{_yaml(_front_matter(name, data, LABELS[metric], test[metric], timm_model))}---
 
 # {name}
 
@@ -75,7 +75,7 @@ def card(description: dict[str, Any], config: dict[str, Any]) -> str:
 ## Use
 
 ```python
-{_usage(loads)}
+{_usage(timm_model)}
 ```
 
 Images: {_images(description["preprocessing"])}.
@@ -94,7 +94,7 @@ Images: {_images(description["preprocessing"])}.
 
 
 def _front_matter(
-    name: str, data: str, metric: str, value: float, loads: str | None
+    name: str, data: str, metric: str, value: float, timm_model: str | None
 ) -> dict[str, Any]:
     """Return the metadata that the Hugging Face hub reads."""
     result = {
@@ -103,9 +103,9 @@ def _front_matter(
         "metrics": [{"type": metric, "value": round(value, 6)}],
     }
     return {
-        "library_name": "timm" if loads else "raycnn",
+        "library_name": "timm" if timm_model else "raycnn",
         "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "raycnn", *(["timm"] if loads else [])],
+        "tags": ["image-classification", "raycnn", *(["timm"] if timm_model else [])],
         "metrics": [metric],
         "model-index": [{"name": name, "results": [result]}],
     }
@@ -120,21 +120,21 @@ def _class_rows(per_class: list[dict[str, Any]]) -> str:
     )
 
 
-def _usage(loads: str | None) -> str:
-    if loads:
+def _usage(timm_model: str | None) -> str:
+    if timm_model:
         return (
             'import timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True).eval()'
         )
     return 'import raycnn\n\nraycnn.open_network("FOLDER").predict("picture.jpg")'
 
 
-def _images(about: dict[str, Any]) -> str:
-    height, width = about["size"]
+def _images(preprocessing: dict[str, Any]) -> str:
+    height, width = preprocessing["size"]
     fit = {"crop": "scaled until they cover it, the middle kept", "stretch": "stretched"}
-    mean, std = ([round(value, 4) for value in about[key]] for key in ("mean", "std"))
+    mean, std = ([round(value, 4) for value in preprocessing[key]] for key in ("mean", "std"))
     return (
-        f"{about['mode'] or about['channels']}, {height} x {width} pixels"
-        f" ({fit.get(about['fit'], 'as they are')}), then normalized by mean {mean} and "
+        f"{preprocessing['mode'] or preprocessing['channels']}, {height} x {width} pixels"
+        f" ({fit.get(preprocessing['fit'], 'as they are')}), then normalized by mean {mean} and "
         f"deviation {std} on the scale 0 to 1"
     )
 

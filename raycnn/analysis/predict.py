@@ -1,4 +1,4 @@
-"""Load a trained network from its run folder, and classify images."""
+"""Load a trained network from its run folder, and classify images with it or an exported one."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,6 @@ from raycnn.config.components import TRANSFORMS
 from raycnn.config.load import saved_job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.data.images.decode import (
-    CHANNELS,
     ENDINGS,
     FIT,
     BadImage,
@@ -34,7 +33,7 @@ from raycnn.training.predictions import probabilities_of
 from raycnn.training.step import autocast
 
 BATCH_SIZE = 64
-MODES = {channels: mode for mode, channels in CHANNELS.items()}
+MODES = {3: "rgb", 1: "grey"}  # the names of modes in export.json, by channels
 
 Pictures = str | Path | Image.Image | NDArray[np.uint8]
 """An image file, a folder, a PIL image, or a uint8 array (H, W), (H, W, C) or (B, H, W, C)."""
@@ -159,16 +158,16 @@ def describe_format(image_format: ImageFormat) -> dict[str, Any]:
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
     """Return the given files, and the images in given folders. Raises DataError for none."""
-    found: list[Path] = []
+    pictures: list[Path] = []
     for path in paths:
         if not path.exists():
             raise DataError(f"{path} does not exist")
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
         visible = (p for p in inside if p.is_file() and not p.name.startswith("."))
-        found += [p for p in visible if p == path or p.suffix.lower() in ENDINGS]
-    if not found:
+        pictures += [p for p in visible if p == path or p.suffix.lower() in ENDINGS]
+    if not pictures:
         raise DataError(f"no pictures in {', '.join(map(str, paths))}")
-    return found
+    return pictures
 
 
 def predict(
@@ -176,19 +175,20 @@ def predict(
 ) -> Iterator[tuple[str, Tensor | BadImage]]:
     """Yield the name of each image, and its probabilities (K,) or its BadImage error."""
     for start in range(0, len(pictures), BATCH_SIZE):
-        some = pictures[start : start + BATCH_SIZE]
-        decoded = decode_batch(some, classifier.image_format)
+        batch = pictures[start : start + BATCH_SIZE]
+        decoded = decode_batch(batch, classifier.image_format)
         images = [torch.from_numpy(i) for i in decoded if not isinstance(i, BadImage)]
         stacked = torch.stack(images).permute(0, 3, 1, 2) if images else None
         rows = iter(()) if stacked is None else iter(classifier(stacked)[0])
-        for (name, _), image in zip(some, decoded, strict=True):
+        for (name, _), image in zip(batch, decoded, strict=True):
             yield name, image if isinstance(image, BadImage) else next(rows)
 
 
 def classify(classifier: Classifier, images: Pictures | Sequence[Pictures]) -> list[Prediction]:
     """Return a prediction for each image. Raises DataError for one that cannot be read."""
-    given = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
-    pictures = [picture for image in given for picture in _named(image)]
+    if isinstance(images, str | Path | Image.Image | np.ndarray):
+        images = [images]
+    pictures = [picture for image in images for picture in _named_images(image)]
     pictures = [(name or f"image {number}", data) for number, (name, data) in enumerate(pictures)]
     predictions = []
     for name, probabilities in predict(classifier, pictures):
@@ -205,8 +205,8 @@ def prediction_of(name: str, probabilities: Tensor, classes: Sequence[str]) -> P
     return Prediction(name, dict(zip(names, ranked.values.tolist(), strict=True)))
 
 
-def _named(image: Pictures) -> list[NamedImage]:
-    """Return the images to decode; the name is empty where an image is not a file."""
+def _named_images(image: Pictures) -> list[NamedImage]:
+    """Return the images to decode; the name is empty if an image is not a file."""
     if isinstance(image, str | Path):
         return [(str(path), path) for path in find_pictures([Path(image)])]
     if isinstance(image, Image.Image):
@@ -221,7 +221,9 @@ def _named(image: Pictures) -> list[NamedImage]:
         arrays = array if array.ndim == 4 else [array]
         return [("", _encode(Image.fromarray(one.squeeze()))) for one in arrays]
     except (TypeError, ValueError):
-        raise DataError(f"an array of shape {array.shape} is no picture: C is 1 or 3") from None
+        raise DataError(
+            f"an array of shape {array.shape} is not a picture: C must be 1 or 3"
+        ) from None
 
 
 def _encode(image: Image.Image) -> bytes:

@@ -43,16 +43,18 @@ class Layer:
     shape: tuple[int, ...]
     """The shape of its output, without the batch."""
     parameters: int
-    """The number of its own parameters, counted at its first call."""
+    """The number of its own parameters, counted only at its first call."""
     multiply_adds: int
     receptive_field: Pair | None
-    """Receptive field: rows and columns of pixels, padding included; None where not followed."""
+    """Receptive field: rows and columns of pixels, padding included; None if not followed."""
     stride: Pair | None
     """Cumulative stride in pixels; None also where there are no rows and columns."""
 
 
 @dataclass(frozen=True)
 class Summary:
+    """The layers of a network, and its totals for one image."""
+
     layers: list[Layer]
     parameters: int
     """The number of parameters of the whole network, including parts unused in evaluation."""
@@ -89,7 +91,7 @@ class ReceptiveField:
     rows: Span = Span()
     columns: Span = Span()
     axes: tuple[int, ...] = (-2, -1)
-    """The axes of rows and columns, from the end; empty where all elements share one field."""
+    """The axes of rows and columns, from the end; empty if all elements share one field."""
 
     @property
     def receptive_field(self) -> Pair:
@@ -114,56 +116,57 @@ def summarize(network: nn.Module, image: Shape) -> Summary:
 
     One on the meta device is given memory: torch imports its compiler for operations there.
     """
-    watch = OperationRecorder()
+    recorder = OperationRecorder()
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     if device.type == "meta":
         device = torch.device("cpu")
         _allocate(network)
     with ExitStack() as hooks, torch.no_grad():
         for name, module in network.eval().named_modules():
-            hooks.enter_context(module.register_forward_pre_hook(watch.enter))
-            hooks.enter_context(module.register_forward_hook(watch.leave(name)))
+            hooks.enter_context(module.register_forward_pre_hook(recorder.enter))
+            hooks.enter_context(module.register_forward_hook(recorder.leave(name)))
         pixels = torch.empty(1, *image, device=device)
-        watch.receptive_fields[pixels] = ReceptiveField()
-        with watch:
+        recorder.receptive_fields[pixels] = ReceptiveField()
+        with recorder:
             network(pixels)
-    total = sum(layer.multiply_adds for layer in watch.layers)
-    return Summary(watch.layers, count_parameters(network), total, watch.activations)
+    total = sum(layer.multiply_adds for layer in recorder.layers)
+    return Summary(recorder.layers, count_parameters(network), total, recorder.activations)
 
 
 def _allocate(network: nn.Module) -> None:
     """Move a network from the meta device to the CPU, with values that no one has set."""
     network.to_empty(device="cpu")
     for buffer in network.buffers():
-        buffer.zero_()  # some hold indices
+        buffer.zero_()  # an uninitialized buffer of indices would be out of range
 
 
 class OperationRecorder(OperationMode):
-    """Sums the cost of every operation, and propagates receptive fields."""
+    """Records the layers of a network with their costs, and propagates receptive fields."""
 
     def __init__(self) -> None:
         super().__init__()
-        # ReceptiveField, or None where not followed, of each tensor that depends on the image.
+        # ReceptiveField, or None if not followed, of each tensor that depends on the image.
         self.receptive_fields: Any = WeakTensorKeyDictionary()
         self.layers: list[Layer] = []
         self.activations = 0
-        self._costs: list[int] = []  # of each module under way, without those inside it
+        # The cost of each module that is running, without that of the modules inside it.
+        self._costs: list[int] = []
         self._counted: set[nn.Parameter] = set()
 
     def record(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any, flops: int) -> None:
         if flops:
             self._costs[-1] += flops // 2
-        seen = [
+        inputs = [
             (x, self.receptive_fields[x])
             for x in _tensors((args, kwargs))
             if x in self.receptive_fields
         ]
         outs = _tensors(out)
-        if seen and outs:
+        if inputs and outs:
             if not any(result.alias_info for result in func._schema.returns):
                 self.activations += outs[0].numel()
-            followed = all(field for _, field in seen)
-            field = _after(func, _named(func, args, kwargs), seen, outs[0]) if followed else None
+            followed = all(field for _, field in inputs)
+            field = _after(func, _named(func, args, kwargs), inputs, outs[0]) if followed else None
             for tensor in outs:
                 self.receptive_fields[tensor] = field
 
@@ -175,13 +178,14 @@ class OperationRecorder(OperationMode):
 
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             cost, tensor = self._costs.pop(), _tensors(out)[0]
-            own = set(module.parameters(recurse=False)) - self._counted
-            self._counted |= own
-            if isinstance(module, nn.Linear) and tensor.ndim > 2:  # rows and columns are one inside
+            new_parameters = set(module.parameters(recurse=False)) - self._counted
+            self._counted |= new_parameters
+            if isinstance(module, nn.Linear) and tensor.ndim > 2:
+                # Inside the layer, rows and columns are flattened to one axis.
                 self.receptive_fields[tensor] = self.receptive_fields.get(args[0])
-            if own or cost or not any(module.children()):
+            if new_parameters or cost or not any(module.children()):
                 field = self.receptive_fields.get(tensor)
-                shape, parameters = tuple(tensor.shape[1:]), sum(p.numel() for p in own)
+                shape, parameters = tuple(tensor.shape[1:]), sum(p.numel() for p in new_parameters)
                 size, stride = (field.receptive_field, field.stride) if field else (None, None)
                 kind = type(module).__name__
                 self.layers.append(Layer(name, kind, shape, parameters, cost, size, stride))
@@ -190,10 +194,10 @@ class OperationRecorder(OperationMode):
 
 
 def _after(
-    func: Any, named: dict[str, Any], seen: InputFields, out: Tensor
+    func: Any, named: dict[str, Any], inputs: InputFields, out: Tensor
 ) -> ReceptiveField | None:
-    """Return the receptive field of an operation's output; None where it is not followed."""
-    operation, (tensor, field) = func.overloadpacket, seen[0]
+    """Return the receptive field of an operation's output; None if it is not followed."""
+    operation, (tensor, field) = func.overloadpacket, inputs[0]
     if operation is aten.convolution:
         kernel = named["weight"].shape[2:]
         return None if named["transposed"] else _window(field, kernel, named)
@@ -210,12 +214,12 @@ def _after(
         return field.through((1, 1), (1, 1), (*named["pad"], 0, 0)[2::-2])
     if operation in ADAPTIVE | RESHAPES:
         return _gathered(operation, tensor, field, out)
-    return _joined(seen, out)
+    return _joined(inputs, out)
 
 
 def _window(field: ReceptiveField, kernel: Any, named: dict[str, Any]) -> ReceptiveField | None:
     """Return the receptive field after a convolution or a pool."""
-    if not field.axes:  # a map of 1 x 1: all around it is padding
+    if not field.axes:  # a 1 x 1 map: everything around it is padding
         return field
     if field.axes != (-2, -1):
         return None
@@ -229,14 +233,14 @@ def _gathered(
     operation: Any, tensor: Tensor, field: ReceptiveField, out: Tensor
 ) -> ReceptiveField | None:
     """Return the receptive field after a flattening, a reduction, or an adaptive pool."""
-    here = [tensor.shape[axis] for axis in field.axes]
-    there = [out.shape[axis] for axis in field.axes if -axis <= out.ndim]
+    sides = [tensor.shape[axis] for axis in field.axes]
+    out_sides = [out.shape[axis] for axis in field.axes if -axis <= out.ndim]
     flat = out.ndim == 2 and len(out) == len(tensor)
-    if here and (flat or set(there) == {1}):
-        return replace(field.through(here, here, (0, 0)), axes=())
-    if here and operation in ADAPTIVE:
-        return field.through(*zip(*map(_adaptive, here, there), strict=True), (0, 0))
-    return field if here == there else None
+    if sides and (flat or set(out_sides) == {1}):
+        return replace(field.through(sides, sides, (0, 0)), axes=())
+    if sides and operation in ADAPTIVE:
+        return field.through(*zip(*map(_adaptive, sides, out_sides), strict=True), (0, 0))
+    return field if sides == out_sides else None
 
 
 def _adaptive(size: int, places: int) -> Pair:
@@ -247,15 +251,15 @@ def _adaptive(size: int, places: int) -> Pair:
     return max(end - start for start, end in zip(starts, ends, strict=False)), max(steps)
 
 
-def _joined(seen: InputFields, out: Tensor) -> ReceptiveField | None:
+def _joined(inputs: InputFields, out: Tensor) -> ReceptiveField | None:
     """Return the union of the inputs' fields, if their rows and columns coincide, else None."""
-    field = seen[0][1]
-    for tensor, other in seen:
-        there = [out.shape[axis] for axis in other.axes if -axis <= out.ndim]
-        if [tensor.shape[axis] for axis in other.axes] != there:
+    field = inputs[0][1]
+    for tensor, other in inputs:
+        out_sides = [out.shape[axis] for axis in other.axes if -axis <= out.ndim]
+        if [tensor.shape[axis] for axis in other.axes] != out_sides:
             return None
         field = field.union(other)
-    return field if all(other.axes in ((), field.axes) for _, other in seen) else None
+    return field if all(other.axes in ((), field.axes) for _, other in inputs) else None
 
 
 def _moved(field: ReceptiveField, order: Sequence[int]) -> ReceptiveField:

@@ -57,7 +57,7 @@ def job_of_pictures(
 ) -> "FolderJob | None":
     """Return a job for a folder of pictures, None for any other path.
 
-    Raises DataError or SpecError where there can be none.
+    Raises DataError or SpecError if no job can be generated.
     """
     if not path.expanduser().is_dir():
         return None

@@ -1,4 +1,4 @@
-"""`raycnn check`."""
+"""The command `raycnn check`: check a job without training it."""
 
 import json
 
@@ -8,38 +8,38 @@ from raycnn.config.load import load_job
 
 def check(job: JobOrPictures, changes: Changes = None, as_json: AsJson = False) -> None:
     """Check a job without training it: names, options, shapes, data, devices, storage."""
-    made = job_of_pictures(job, changes)
-    resolved = made.job if made else load_job(job.expanduser(), changes or [])
+    generated = job_of_pictures(job, changes)
+    spec = generated.job if generated else load_job(job.expanduser(), changes or [])
     from raycnn.launch import dispatch, launcher
     from raycnn.training.preflight import check_job
 
-    found = check_job(resolved, remote=launcher.is_remote(resolved.workers))
-    with resolved.located():
-        dispatch.require_workers(resolved.workers)
+    checked = check_job(spec, remote=launcher.is_remote(spec.workers))
+    with spec.located():
+        dispatch.require_workers(spec.workers)
     facts = {
-        "job": resolved.name,
-        "data": resolved.data.name,
-        "classes": len(found.classes),
-        "files": len(found.files),
-        "model": resolved.model.name,
-        "image": list(found.shape),
-        "parameters": found.parameters,
-        "workers": resolved.workers.count,
-        "device": found.kind,
-        "warnings": list(found.warnings),
-        "launcher": launcher.launcher_of(resolved.workers),
+        "job": spec.name,
+        "data": spec.data.name,
+        "classes": len(checked.classes),
+        "files": len(checked.files),
+        "model": spec.model.name,
+        "image": list(checked.shape),
+        "parameters": checked.parameters,
+        "workers": spec.workers.count,
+        "device": checked.kind,
+        "warnings": list(checked.warnings),
+        "launcher": launcher.launcher_of(spec.workers),
     }
     if as_json:
         print(json.dumps(facts, indent=1))
         return
-    print(f"{job}: job {resolved.name}")
+    print(f"{job}: job {spec.name}")
     print(
-        f"  data     {resolved.data.name}: {len(found.classes)} classes, {len(found.files)} files"
+        f"  data     {spec.data.name}: {len(checked.classes)} classes, {len(checked.files)} files"
     )
     print(
-        f"  model    {resolved.model.name}: {found.shape} images, {found.parameters:,} parameters"
+        f"  model    {spec.model.name}: {checked.shape} images, {checked.parameters:,} parameters"
     )
-    for warning in found.warnings:
+    for warning in checked.warnings:
         print(f"  warning  {warning}")
-    print(f"  workers  {resolved.workers.count_text} on {found.kind}, launcher {facts['launcher']}")
+    print(f"  workers  {spec.workers.count_text} on {checked.kind}, launcher {facts['launcher']}")
     print(f"next: raycnn train {job}")

@@ -1,4 +1,4 @@
-"""`raycnn compare`."""
+"""The command `raycnn compare`: show runs side by side, on the terminal or as a page."""
 
 import json
 import shutil
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from raycnn.analysis.compare import Comparison
 
-CLASSES = 10  # shown on the terminal
-WIDEST = 120
+MAX_CLASSES = 10  # shown on the terminal
+MAX_WIDTH = 120
 
 
 def compare(
@@ -35,46 +35,46 @@ def compare(
     from raycnn.analysis.compare import compare as compare_runs
     from raycnn.runs.directory import Run
 
-    found = compare_runs([Run.find(name, root) for name in runs])
+    comparison = compare_runs([Run.find(name, root) for name in runs])
     if html:
         from raycnn.report import compare as compare_page
 
         try:
-            compare_page.write_comparison(html, found)
+            compare_page.write_comparison(html, comparison)
         except OSError as error:
             raise EnvironmentUnavailable(f"cannot write {html}: {error}") from None
     if as_json:
-        print(json.dumps(_plain(found), indent=1))
+        print(json.dumps(_plain(comparison), indent=1))
         return
     from rich.console import Console
 
-    console = Console(width=min(WIDEST, shutil.get_terminal_size().columns), highlight=False)
-    _show(console, found)
+    console = Console(width=min(MAX_WIDTH, shutil.get_terminal_size().columns), highlight=False)
+    _show(console, comparison)
     if html:
         console.print(f"\nopen {html}", soft_wrap=True)
 
 
-def _plain(found: "Comparison") -> dict[str, Any]:
-    shown = asdict(found)
+def _plain(comparison: "Comparison") -> dict[str, Any]:
+    shown = asdict(comparison)
     for run in shown["runs"]:
         del run["predictions"]
     return shown
 
 
-def _show(console: "Console", found: "Comparison") -> None:
-    names = [run.name for run in found.runs]
+def _show(console: "Console", comparison: "Comparison") -> None:
+    names = [run.name for run in comparison.runs]
     settings = _table("what is different", *names)
-    for key, values in found.differing.items():
-        settings.add_row(key, *map(_said, values))
-    console.print(settings if found.differing else "the specs are the same")
-    _show_results(console, found)
-    _show_seeds_and_pairs(console, found)
-    _show_classes(console, found)
+    for key, values in comparison.differing.items():
+        settings.add_row(key, *map(_escape, values))
+    console.print(settings if comparison.differing else "the specs are the same")
+    _show_results(console, comparison)
+    _show_seeds_and_pairs(console, comparison)
+    _show_classes(console, comparison)
 
 
-def _show_results(console: "Console", found: "Comparison") -> None:
+def _show_results(console: "Console", comparison: "Comparison") -> None:
     tests = _table("run", "epochs", "best val", "test", "95 %", "state")
-    for run in found.runs:
+    for run in comparison.runs:
         tested = run.result["test"] if run.result else {}
         tests.add_row(
             run.name,
@@ -87,35 +87,35 @@ def _show_results(console: "Console", found: "Comparison") -> None:
     console.print(tests)
 
 
-def _show_seeds_and_pairs(console: "Console", found: "Comparison") -> None:
-    for group in found.groups:
+def _show_seeds_and_pairs(console: "Console", comparison: "Comparison") -> None:
+    for group in comparison.groups:
         if group.deviation is not None:
             seeds = ", ".join(map(str, group.seeds))
             console.print(
                 f"seeds {seeds}: test {group.mean:.2%} ± {group.deviation:.2%} (mean ± deviation)"
             )
-    for pair in found.paired:
+    for pair in comparison.paired:
         two = f"{pair.one} and {pair.other}"
         if pair.p_value is None:
             console.print(f"{two}: tests not compared, {pair.refused}", markup=False)
             continue
         how = "exact" if pair.exact else "chi-squared"
         console.print(
-            f"{two}: {pair.difference:+.2%}; right alone: {pair.only_one:,} and "
+            f"{two}: {pair.difference:+.2%}; only one right: {pair.only_one:,} and "
             f"{pair.only_other:,} of {pair.count:,}; McNemar p = {pair.p_value:.2g} ({how})",
             markup=False,
         )
 
 
-def _show_classes(console: "Console", found: "Comparison") -> None:
-    if not found.classes:
+def _show_classes(console: "Console", comparison: "Comparison") -> None:
+    if not comparison.classes:
         return
-    classes = _table("recall of class", *(run.name for run in found.runs))
-    for name, recalls in list(found.classes.items())[:CLASSES]:
+    classes = _table("recall of class", *(run.name for run in comparison.runs))
+    for name, recalls in list(comparison.classes.items())[:MAX_CLASSES]:
         classes.add_row(name, *(f"{recall:.1%}" for recall in recalls))
     console.print(classes)
-    if len(found.classes) > CLASSES:
-        console.print(f"the {CLASSES} classes that differ most, of {len(found.classes):,}")
+    if len(comparison.classes) > MAX_CLASSES:
+        console.print(f"the {MAX_CLASSES} classes that differ most, of {len(comparison.classes):,}")
 
 
 def _table(first: str, *others: str) -> "Table":
@@ -129,7 +129,7 @@ def _table(first: str, *others: str) -> "Table":
     return table
 
 
-def _said(value: Any) -> str:
+def _escape(value: Any) -> str:
     from rich.markup import escape
 
     return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""`raycnn compare-devices`."""
+"""The command `raycnn compare-devices`: compare training steps on several devices."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""`raycnn data`."""
+"""The command `raycnn data`: inspect a data set."""
 
 import json
 from collections.abc import Iterable
@@ -14,12 +14,12 @@ from raycnn.config.load import load_job
 from raycnn.errors import SpecError
 
 if TYPE_CHECKING:
-    from raycnn.data.images.store import Store
+    from raycnn.data.images.cache import ImageCache
     from raycnn.data.inspect.duplicates import SplitIndices
     from raycnn.data.inspect.survey import Duplicates, Survey
 
-SHOWN = 20  # images that cannot be read, and duplicates of a kind
-ANY = 2**31  # images that cannot be read are what one looks for here
+MAX_LINES = 20  # of unreadable images, and of each kind of duplicates
+NO_LIMIT = 2**31  # of unreadable images, which this command lists
 
 
 def data(
@@ -41,90 +41,91 @@ def data(
     A JOB is shown with the splits it trains on; a SOURCE, with options as key=value, with its own.
     Near-duplicates are images re-encoded or rescaled.
     """
-    store, members = _opened(source, changes or [], root)
+    cache, members = _open(source, changes or [], root)
     from raycnn.data.inspect.survey import survey
 
-    found = survey(store, members)
+    result = survey(cache, members)
     if as_json:
-        print(json.dumps(asdict(found), indent=1))
+        print(json.dumps(asdict(result), indent=1))
     else:
-        _show(found)
+        _show(result)
     if sheet:
         from raycnn.data.inspect.contact_sheet import save_contact_sheet
 
-        stored, rows = members["train"]
-        save_contact_sheet(sheet, store.splits[stored], rows, store.classes)
+        source_split, rows = members["train"]
+        save_contact_sheet(sheet, cache.splits[source_split], rows, cache.classes)
 
 
-def _opened(source: str, changes: Iterable[str], root: str | None) -> "tuple[Store, SplitIndices]":
+def _open(
+    source: str, changes: Iterable[str], root: str | None
+) -> "tuple[ImageCache, SplitIndices]":
     """Return the images and splits of a job, or of a source with its own splits."""
     import numpy as np
 
     from raycnn.config.components import DATASETS
-    from raycnn.data.images.store import open_store
+    from raycnn.data.images.cache import open_cache
     from raycnn.data.splits import open_splits, source_of
 
     if is_job(source):
-        job = load_job(Path(source), changes).change({"data.max_bad": ANY})
+        job = load_job(Path(source), changes).change({"data.max_bad": NO_LIMIT})
         with job.located():
             splits = open_splits(job.change({"data.root": root}) if root else job)
-        return splits.store, splits.members
+        return splits.cache, splits.members
     data = chosen(schema.Data, "data", source, changes)
     if unused := sorted({"limit", "normalize", "transforms", "val"} & data.model_fields_set):
-        raise SpecError("is a job's: a source is shown as it is split", unused[0])
-    data = data.model_copy(update={"max_bad": ANY} | ({"root": root} if root else {}))
-    store = open_store(
-        data.name, source_of(data), DATASETS.options(data), how=data.cache, max_bad=data.max_bad
+        raise SpecError("applies only to a job: a source keeps its own splits", unused[0])
+    data = data.model_copy(update={"max_bad": NO_LIMIT} | ({"root": root} if root else {}))
+    cache = open_cache(
+        data.name, source_of(data), DATASETS.options(data), mode=data.cache, max_bad=data.max_bad
     )
-    names = [name for name in ("train", "val", "test") if name in store.splits]
-    return store, {name: (name, np.arange(len(store.splits[name].labels))) for name in names}
+    names = [name for name in ("train", "val", "test") if name in cache.splits]
+    return cache, {name: (name, np.arange(len(cache.splits[name].labels))) for name in names}
 
 
-def _show(found: "Survey") -> None:
-    total = sum(found.images.values())
-    print(f"{total:,} images of {found.shape}, {len(found.classes)} classes\n")
-    width = max(map(len, [*found.classes, "deviation"]))
-    print(f"{'class':<{width}}" + "".join(f"{split:>10}" for split in found.counts))
-    for row, name in enumerate(found.classes):
-        print(f"{name:<{width}}" + "".join(f"{n[row]:>10,}" for n in found.counts.values()))
-    print(f"{'all':<{width}}" + "".join(f"{n:>10,}" for n in found.images.values()))
-    for what, levels in (("mean", found.mean), ("deviation", found.std)):
-        for channel in range(found.shape.channels):
+def _show(survey: "Survey") -> None:
+    total = sum(survey.images.values())
+    print(f"{total:,} images of {survey.shape}, {len(survey.classes)} classes\n")
+    width = max(map(len, [*survey.classes, "deviation"]))
+    print(f"{'class':<{width}}" + "".join(f"{split:>10}" for split in survey.counts))
+    for row, name in enumerate(survey.classes):
+        print(f"{name:<{width}}" + "".join(f"{n[row]:>10,}" for n in survey.counts.values()))
+    print(f"{'all':<{width}}" + "".join(f"{n:>10,}" for n in survey.images.values()))
+    for title, levels in (("mean", survey.mean), ("deviation", survey.std)):
+        for channel in range(survey.shape.channels):
             numbers = "".join(f"{of[channel]:>10.4f}" for of in levels.values())
-            print(f"{what if not channel else '':<{width}}{numbers}")
-    _list(f"images that cannot be read: {len(found.left_out):,}", found.left_out)
-    _list("warnings", found.warnings)
-    _list(_title("duplicates, pixel for pixel", found.duplicates), _lines(found.duplicates))
+            print(f"{title if not channel else '':<{width}}{numbers}")
+    _list(f"images that cannot be read: {len(survey.unreadable):,}", survey.unreadable)
+    _list("warnings", survey.warnings)
+    _list(_title("duplicates, pixel for pixel", survey.duplicates), _lines(survey.duplicates))
     _list(
-        _title("near-duplicates, and how much they differ", found.near_duplicates),
-        _lines(found.near_duplicates),
+        _title("near-duplicates, and how much they differ", survey.near_duplicates),
+        _lines(survey.near_duplicates),
     )
 
 
-def _title(what: str, found: "list[Duplicates]") -> str:
-    splits = sum(each.across_splits for each in found)
-    classes = sum(each.across_classes for each in found)
-    return f"{what}: {len(found):,} ({classes:,} across classes, {splits:,} across splits)"
+def _title(text: str, duplicates: "list[Duplicates]") -> str:
+    splits = sum(each.across_splits for each in duplicates)
+    classes = sum(each.across_classes for each in duplicates)
+    return f"{text}: {len(duplicates):,} ({classes:,} across classes, {splits:,} across splits)"
 
 
-def _lines(found: "list[Duplicates]") -> list[str]:
+def _lines(duplicates: "list[Duplicates]") -> list[str]:
     """Return lines of duplicates: first those across classes, then those across splits."""
-    ordered = sorted(
-        found, key=lambda duplicates: (not duplicates.across_classes, not duplicates.across_splits)
-    )
-    return [_line(duplicates) for duplicates in ordered]
+    ordered = sorted(duplicates, key=lambda each: (not each.across_classes, not each.across_splits))
+    return [_line(each) for each in ordered]
 
 
 def _line(duplicates: "Duplicates") -> str:
-    where = " = ".join(
-        f"{place.split} {place.name} ({place.label})" for place in duplicates.occurrences
+    places = " = ".join(
+        f"{occurrence.split} {occurrence.name} ({occurrence.label})"
+        for occurrence in duplicates.occurrences
     )
-    return f"{duplicates.difference:.1%}  {where}" if duplicates.difference else where
+    return f"{duplicates.difference:.1%}  {places}" if duplicates.difference else places
 
 
 def _list(title: str, lines: list[str]) -> None:
     """Print a title and lines, if there are lines."""
     if lines:
-        print(f"\n{title}", *lines[:SHOWN], sep="\n  ")
-    if len(lines) > SHOWN:
+        print(f"\n{title}", *lines[:MAX_LINES], sep="\n  ")
+    if len(lines) > MAX_LINES:
         print("  ... (--json has them all)")

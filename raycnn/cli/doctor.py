@@ -1,4 +1,4 @@
-"""`raycnn doctor`."""
+"""The command `raycnn doctor`: check versions and devices of this machine."""
 
 import json
 from dataclasses import asdict
@@ -16,7 +16,7 @@ WIDTH = 16
 
 
 def doctor(
-    wanted: Annotated[
+    device: Annotated[
         str | None,
         typer.Option("--device", help="cpu, cuda or npu: exit 3, and why, where it cannot work."),
     ] = None,
@@ -29,21 +29,21 @@ def doctor(
     """Show installed versions and devices, and report what is missing or incompatible."""
     from raycnn.analysis.doctor import check_environment
     from raycnn.errors import EnvironmentUnavailable
-    from raycnn.runtime import device
+    from raycnn.runtime.device import find
 
     refused: EnvironmentUnavailable | None = None
     try:
-        device.find(wanted or "auto")  # an NPU that is asked for is looked for
+        find(device or "auto")  # for an NPU this loads torch_npu, which the report needs
     except EnvironmentUnavailable as error:
         refused = error
-    found = check_environment(Path(runs).absolute())
+    report = check_environment(Path(runs).absolute())
     nodes = _nodes(address) if address else {}
     if as_json:
-        print(json.dumps({**asdict(found), "nodes": nodes}, indent=1))
+        print(json.dumps({**asdict(report), "nodes": nodes}, indent=1))
     else:
-        _show(found, nodes)
-        if not found.faults and not refused:
-            print("all of it fits together")
+        _show(report, nodes)
+        if not report.problems and not refused:
+            print("no problems")
     if refused:
         raise refused
 
@@ -55,17 +55,17 @@ def _nodes(address: str) -> dict[str, dict[str, float]]:
     return {node.address: node.total for node in connection.find_nodes(Workers(address=address))}
 
 
-def _show(found: "DoctorReport", nodes: dict[str, dict[str, float]]) -> None:
-    for name, version in found.versions.items():
+def _show(report: "DoctorReport", nodes: dict[str, dict[str, float]]) -> None:
+    for name, version in report.versions.items():
         print(f"{name:<{WIDTH}}{version or '-'}")
-    for kind, names in found.devices.items():
+    for kind, names in report.devices.items():
         print(f"{kind + ' devices':<{WIDTH}}{len(names)}  {', '.join(sorted(set(names)))}".rstrip())
-    print(f"{'cpus':<{WIDTH}}{found.cpus}")
-    print(f"{'backends':<{WIDTH}}{', '.join(found.backends)}")
-    for folder, room in found.free.items():
-        print(f"{'free':<{WIDTH}}{room / 2**30:,.1f} GiB in {folder}")
+    print(f"{'cpus':<{WIDTH}}{report.cpus}")
+    print(f"{'backends':<{WIDTH}}{', '.join(report.backends)}")
+    for folder, free in report.free.items():
+        print(f"{'free':<{WIDTH}}{free / 2**30:,.1f} GiB in {folder}")
     for address, total in nodes.items():
         amounts = (f"{total.get(name, 0):g} {name}" for name in ("CPU", "GPU", "NPU"))
         print(f"{'node':<{WIDTH}}{address}: {', '.join(amounts)}")
-    for fault in found.faults:
-        print(f"does not fit: {fault}")
+    for problem in report.problems:
+        print(f"problem: {problem}")

@@ -1,4 +1,4 @@
-"""`raycnn eval`."""
+"""The command `raycnn eval`: evaluate a run, class by class."""
 
 import json
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`raycnn export`."""
+"""The command `raycnn export`: write a network for other programs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,21 +24,21 @@ def export(
     runs: Runs = "runs",
 ) -> None:
     """Export a run's network, after verifying that it equals the run on the test images."""
-    from raycnn.analysis import export as exporting
+    from raycnn.analysis import export as exports
     from raycnn.runs.directory import Run
 
-    made = exporting.export(
+    exported = exports.export(
         Run.find(run, runs, trained=True), kind, folder=output, weights=weights, root=root
     )
-    print(made.file)
+    print(exported.file)
     print(
-        f"equal to the run: {made.hits:,} of {made.answers:,} answers on the test images right, "
-        f"logits within {made.difference:.1g}"
+        f"equal to the run: {exported.hits:,} of {exported.answers:,} answers on the test images "
+        f"are correct, logits within {exported.difference:.1g}"
     )
     if kind == "onnx":
-        print(f"next: python {made.folder / 'predict.py'} PICTURE...")
-        print(f"for Ascend (untested): {exporting.atc_command(made)}")
+        print(f"next: python {exported.folder / 'predict.py'} PICTURE...")
+        print(f"for Ascend (untested): {exports.atc_command(exported)}")
     elif kind == "safetensors":
-        print(f"next: raycnn predict {made.folder} PICTURE...")
+        print(f"next: raycnn predict {exported.folder} PICTURE...")
     else:
-        print(f"next: torch.export.load({str(made.file)!r}).module()")
+        print(f"next: torch.export.load({str(exported.file)!r}).module()")

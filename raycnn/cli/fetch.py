@@ -1,4 +1,4 @@
-"""`raycnn fetch`."""
+"""The command `raycnn fetch`: copy a run or a search from a cluster."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,10 +21,10 @@ def fetch(
     address: Address = None,
 ) -> None:
     """Copy the folder of a run, or a search, from a cluster's head node to here."""
-    from raycnn.cli.remote import reach
+    from raycnn.cli.remote import connect
     from raycnn.launch.jobs import download
 
-    folder = download.fetch(reach(address), run, to).absolute()
+    folder = download.fetch(connect(address), run, to).absolute()
     print(folder)
     what = "resume" if (folder / "job.yaml").is_file() else "tune --resume"
     print(f"next: raycnn {what} {folder}")

@@ -1,4 +1,4 @@
-"""`raycnn init`."""
+"""The command `raycnn init`: write a job spec for a folder of pictures."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,13 +21,13 @@ def init(
 ) -> None:
     """Write a commented job spec for a folder of pictures."""
     if output.exists():
-        raise SpecError(f"{output} is there already: -o FILE names another")
+        raise SpecError(f"{output} already exists: set another with -o FILE")
     from raycnn.training.from_folder import job_for_folder
 
-    made = job_for_folder(pictures, changes or [])
+    generated = job_for_folder(pictures, changes or [])
     try:
-        output.write_text(made.text(), encoding="utf-8")
+        output.write_text(generated.text(), encoding="utf-8")
     except OSError as error:
         raise EnvironmentUnavailable(f"cannot write {output}: {error.strerror}") from None
-    print(f"{output}: {made.found}")
+    print(f"{output}: {generated.found}")
     print(f"next: raycnn train {output}")

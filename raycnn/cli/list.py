@@ -1,4 +1,4 @@
-"""`raycnn list`."""
+"""The command `raycnn list`: list names for specs, runs and searches, or a cluster's jobs."""
 
 import json
 import sys
@@ -59,9 +59,9 @@ def show(
 
 
 def _show_jobs(address: str | None, as_json: bool) -> None:
-    from raycnn.cli.remote import job_facts, reach, show_jobs
+    from raycnn.cli.remote import connect, job_facts, show_jobs
 
-    cluster = reach(address)
+    cluster = connect(address)
     if as_json:
         print(json.dumps([job_facts(job) for job in cluster.jobs()], indent=1))
     else:
@@ -69,14 +69,14 @@ def _show_jobs(address: str | None, as_json: bool) -> None:
 
 
 def _entries(table: "Registry[Any]") -> dict[str, Any]:
-    """Return the JSON schema of the options of each name; null where a package cannot be used."""
-    found: dict[str, Any] = {}
+    """Return the JSON schema of the options of each name; null if a package cannot be used."""
+    schemas: dict[str, Any] = {}
     for name in table.names():
         try:
-            found[name] = table.described(name).model_json_schema().get("properties", {})
+            schemas[name] = table.described(name).model_json_schema().get("properties", {})
         except EnvironmentUnavailable:
-            found[name] = None
-    return found
+            schemas[name] = None
+    return schemas
 
 
 def _tables() -> "dict[str, Registry[Any]]":
@@ -89,7 +89,7 @@ def _tables() -> "dict[str, Registry[Any]]":
 def _options(table: "Registry[Any]", entry: str) -> str:
     try:
         fields = table.described(entry).model_fields.items()
-    except EnvironmentUnavailable as error:  # of another package: list the rest
+    except EnvironmentUnavailable as error:  # the package cannot be imported: list the rest
         return str(error)
     return ", ".join(n if f.is_required() else f"{n}={f.default}" for n, f in fields)
 

@@ -1,4 +1,4 @@
-"""`raycnn logs`."""
+"""The command `raycnn logs`: show the output of a submitted job."""
 
 from typing import Annotated
 
@@ -9,18 +9,18 @@ from raycnn.cli.arguments import Address, JobId
 
 def logs(
     job: JobId,
-    on: Annotated[
+    follow_log: Annotated[
         bool,
         typer.Option("-f", "--follow", help="Follow it, and end with its exit code."),
     ] = False,
     address: Address = None,
 ) -> None:
     """Show the output of a submitted job."""
-    from raycnn.cli.remote import find_job, follow, reach
+    from raycnn.cli.remote import connect, find_job, follow
 
-    cluster = reach(address)
+    cluster = connect(address)
     name = find_job(cluster, job).submission_id or job
-    if on:
+    if follow_log:
         follow(cluster, name)
     else:
         print(cluster.log(name), end="")

@@ -1,4 +1,4 @@
-"""`raycnn lr-finder`."""
+"""The command `raycnn lr-finder`: suggest a learning rate by a range test."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,29 +23,29 @@ def lr_finder(
     ),
     device: Device = "auto",
 ) -> None:
-    """Suggest a learning rate: train at growing ones until the loss explodes, and plot the loss.
+    """Suggest a learning rate: train at growing ones until the loss diverges, and plot it.
 
-    No run is made or changed.
+    No run is created or changed.
     """
     if not 0 < low < high:
         raise SpecError(f"--min {low:g} must be above 0, and below --max {high:g}")
     if output.suffix != ".png" or not output.absolute().parent.is_dir():
         raise SpecError(f"--output {output}: must be a .png in a folder that exists")
-    resolved = load_job(job, changes or [])
+    spec = load_job(job, changes or [])
     from raycnn.analysis.lr_finder import find_lr
     from raycnn.report.lr_finder import plot_range_test
     from raycnn.runtime import device as devices
     from raycnn.training.preflight import resolve_job
 
-    resolve_job(resolved)
-    own = float(resolved.optimizer.options["lr"])
-    chosen = devices.find(device).select(0, resolved.workers.cpus)
-    with resolved.located():
-        found = find_lr(resolved, chosen, low, high, steps)
+    resolve_job(spec)
+    job_lr = float(spec.optimizer.options["lr"])
+    chosen = devices.find(device).select(0, spec.workers.cpus)
+    with spec.located():
+        result = find_lr(spec, chosen, low, high, steps)
     try:
-        plot_range_test(found, own, f"{resolved.name}: learning-rate range test", output)
+        plot_range_test(result, job_lr, f"{spec.name}: learning-rate range test", output)
     except OSError as error:
         raise EnvironmentUnavailable(f"cannot write {output}: {error}") from None
-    print(f"suggested optimizer.lr: {found.suggestion:g}, where the loss falls most steeply")
-    print(f"the job has {own:g}; plot: {output}")
-    print(f"next: raycnn train {job} optimizer.lr={found.suggestion:g}")
+    print(f"suggested optimizer.lr: {result.suggestion:g}, where the loss falls most steeply")
+    print(f"the job has {job_lr:g}; plot: {output}")
+    print(f"next: raycnn train {job} optimizer.lr={result.suggestion:g}")

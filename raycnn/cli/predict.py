@@ -1,4 +1,4 @@
-"""`raycnn predict`."""
+"""The command `raycnn predict`: classify pictures with a run or an exported network."""
 
 import json
 from pathlib import Path
@@ -32,16 +32,16 @@ def predict(
 
     A multi-label network names all classes of at least the threshold.
     """
-    from raycnn.analysis import predict as predicting
+    from raycnn.analysis import predict as networks
 
     classifier = _classifier(run, weights, device, runs)
-    pictures = [(str(path), path) for path in predicting.find_pictures(paths)]
-    faults = []
-    for path, answer in predicting.predict(classifier, pictures):
+    pictures = [(str(path), path) for path in networks.find_pictures(paths)]
+    errors = []
+    for path, answer in networks.predict(classifier, pictures):
         if isinstance(answer, DataError):
-            faults.append(str(answer))
+            errors.append(str(answer))
             continue
-        ranked = predicting.prediction_of(path, answer, classifier.classes).probabilities
+        ranked = networks.prediction_of(path, answer, classifier.classes).probabilities
         if classifier.multi_label:
             best = {name: share for name, share in ranked.items() if share >= threshold}
         else:
@@ -49,15 +49,15 @@ def predict(
         if as_json:
             print(json.dumps({"path": path, "classes": best}))
         else:
-            said = "  ".join(f"{name} {share:.2%}" for name, share in best.items())
-            print(f"{path}  {said or 'none'}")
-    if faults:
-        raise DataError("\n".join([f"{len(faults)} pictures could not be read:", *faults]))
+            text = "  ".join(f"{name} {share:.2%}" for name, share in best.items())
+            print(f"{path}  {text or 'none'}")
+    if errors:
+        raise DataError("\n".join([f"{len(errors)} pictures could not be read:", *errors]))
 
 
 def _classifier(run: str, weights: str, device: str, runs: str) -> "Classifier":
-    from raycnn.analysis import predict as predicting
-    from raycnn.analysis.exported import is_exported, open_exported
+    from raycnn.analysis import predict as networks
+    from raycnn.analysis.exported_network import is_exported, open_exported
     from raycnn.runs.directory import Run
     from raycnn.runtime import device as devices
 
@@ -65,6 +65,6 @@ def _classifier(run: str, weights: str, device: str, runs: str) -> "Classifier":
         if device not in ("auto", "cpu"):
             raise EnvironmentUnavailable(f"--device {device}: exported networks run on the cpu")
         return open_exported(path)
-    return predicting.load_network(
+    return networks.load_network(
         Run.find(run, runs, trained=True).weights(weights), devices.find(device).select(0)
     )

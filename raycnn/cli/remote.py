@@ -11,13 +11,16 @@ if TYPE_CHECKING:
     from raycnn.launch.jobs.client import Cluster, JobDetails
 
 
-def reach(address: str | None) -> "Cluster":
-    """Return the cluster. Raises SpecError without an address, ClusterError without an answer."""
+def connect(address: str | None) -> "Cluster":
+    """Connect to a cluster and return it.
+
+    Raises SpecError without an address, and ClusterError if the cluster does not respond.
+    """
     from raycnn.launch.jobs.client import Cluster, server_of
 
     server = server_of(address)
     if not server:
-        raise SpecError("no cluster is named: --address http://host:8265, or RAYCNN_ADDRESS")
+        raise SpecError("no cluster address: set --address http://host:8265, or RAYCNN_ADDRESS")
     return Cluster(server)
 
 
@@ -33,14 +36,14 @@ def find_job(cluster: "Cluster", name: str) -> "JobDetails":
 
 def job_facts(job: "JobDetails") -> dict[str, Any]:
     """Return the properties of a job as plain values."""
-    about = job.metadata or {}
-    began = datetime.fromtimestamp((job.start_time or 0) / 1000)
+    metadata = job.metadata or {}
+    start = datetime.fromtimestamp((job.start_time or 0) / 1000)
     keys = ("name", "verb", "user", "raycnn")
     return {
         "id": job.submission_id,
         "state": job.status.value,
-        "start": f"{began:%Y-%m-%d %H:%M}",
-        **{key: about.get(key, "") for key in keys},
+        "start": f"{start:%Y-%m-%d %H:%M}",
+        **{key: metadata.get(key, "") for key in keys},
     }
 
 
@@ -52,29 +55,29 @@ def show_jobs(cluster: "Cluster") -> None:
         print(f"{row['id']:<{width}}  {row['state']:<9}  {row['start']}  {row['user']}".rstrip())
 
 
-def follow(cluster: "Cluster", name: str, ours: bool = False) -> None:
-    """Print a job's output, and exit with its code; Ctrl-C stops the job only if `ours`."""
+def follow(cluster: "Cluster", name: str, stop_on_interrupt: bool = False) -> None:
+    """Print a job's output, and exit with its code; Ctrl-C stops the job only if asked to."""
     try:
         job = cluster.follow(name, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
-        if not ours:
+        if not stop_on_interrupt:
             raise Interrupted(
                 f"the job continues: `raycnn logs -f {name}` watches, `raycnn stop {name}` stops it"
             ) from None
         print("saving, then stopping; again to stop now", flush=True)
         cluster.stop(name)
         job = cluster.follow(name, lambda text: None)
-    end_as(job)
+    exit_like(job)
 
 
-def end_as(job: "JobDetails") -> None:
-    """Raise the exception that gives this process the job's exit code."""
+def exit_like(job: "JobDetails") -> None:
+    """Exit with the job's exit code, or an error if it was stopped or killed."""
     if job.status.value == "STOPPED":
         raise Interrupted(f"{job.submission_id} was stopped")
     code = job.driver_exit_code
     if job.status.value == "SUCCEEDED" or code == 0:
         return
     if code is not None and code > 0:
-        raise typer.Exit(code)  # its log ends with the reason
+        raise typer.Exit(code)  # the log, which was printed, ends with the reason
     killed = f"its process was killed by signal {-code}" if code else job.message
     raise JobFailed(f"{job.submission_id}: {killed}")

@@ -1,4 +1,4 @@
-"""`raycnn report`."""
+"""The command `raycnn report`: write the report of a run or a search."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,27 +25,27 @@ def report(
 ) -> None:
     """Write report.html and its pictures into the folder of a run or a search.
 
-    A job or search that ends has written it already. Images are shown where the data is found.
+    A job or search that ends has written it already. Images are shown if the data is available.
     """
     from raycnn.report import run as run_report
     from raycnn.report import search as search_report
     from raycnn.search.folder import Search
     from raycnn.search.leaderboard import leaderboard
 
-    found = _find(name, runs)
+    target = _find(name, runs)
     try:
-        if isinstance(found, Search):
-            path = search_report.write_search_report(found, leaderboard(found))
+        if isinstance(target, Search):
+            path = search_report.write_search_report(target, leaderboard(target))
         else:
-            path = run_report.write_from_folder(found, device, root)
-            found.flush()
+            path = run_report.write_from_folder(target, device, root)
+            target.flush()
     except OSError as error:
         raise EnvironmentUnavailable(f"cannot write the report: {error}") from None
     print(path)
 
 
 def _find(name: str, root: str) -> "Run | Search":
-    """Return the run or search of this name. Raises SpecError with the names there are."""
+    """Return the run or search of this name. Raises SpecError, listing the existing names."""
     from raycnn.runs.directory import Run
     from raycnn.search.folder import Search
 
@@ -53,5 +53,5 @@ def _find(name: str, root: str) -> "Run | Search":
         try:
             return kind.find(name, root)
         except SpecError as error:
-            refused = error
-    raise refused
+            not_found = error
+    raise not_found

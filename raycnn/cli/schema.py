@@ -1,4 +1,4 @@
-"""`raycnn schema`."""
+"""The command `raycnn schema`: print the JSON schema of a spec."""
 
 import json
 from typing import Annotated, Any

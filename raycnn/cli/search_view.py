@@ -13,7 +13,7 @@ from raycnn.config.yaml_file import Tree
 from raycnn.search.folder import Search
 from raycnn.search.leaderboard import LeaderboardEntry, SearchProgress, winners
 
-SHOWN = 10  # entries of the leaderboard on the terminal
+MAX_ENTRIES = 10  # of the leaderboard on the terminal
 DROPPED_FIRST = ("epochs", "time", "95 %")  # columns left out of a narrow leaderboard, in turn
 
 
@@ -37,9 +37,11 @@ class PlainSearchView:
         if self.progress is None:
             self.progress = SearchProgress(search)
             self.progress.update()  # skip trials that had ended before
-        before, of = len(self.progress.ended), len(self.progress.trials)
-        for number, entry in enumerate(self.progress.update(), before + 1):
-            row = Text(f"{number:>{len(str(of))}}/{of}  {line(entry, search.spec.tune.metric)}")
+        ended, total = len(self.progress.ended), len(self.progress.trials)
+        for number, entry in enumerate(self.progress.update(), ended + 1):
+            row = Text(
+                f"{number:>{len(str(total))}}/{total}  {line(entry, search.spec.tune.metric)}"
+            )
             self.console.print(row, no_wrap=True, overflow="ellipsis")
 
 
@@ -76,11 +78,13 @@ def picture(progress: SearchProgress, search: Search, running: list[str]) -> Tex
     rows = [["architecture", "trials", "done", "stopped", "failed", "best", "with"]]
     for architecture in search.spec.architectures:
         name = architecture.name
-        trials = sum(of == name for of in progress.trials.values())
+        trials = list(progress.trials.values()).count(name)
         states = [entry.state for entry in progress.ended.values() if entry.architecture == name]
         counts = [str(states.count(state)) for state in ("done", "stopped", "failed")]
-        won = best.get(name)
-        reached = [metric_text(won, metric), changes_text(won.changes)] if won else ["", ""]
+        winner = best.get(name)
+        reached = (
+            [metric_text(winner, metric), changes_text(winner.changes)] if winner else ["", ""]
+        )
         rows.append([name, str(trials), *counts, *reached])
     lines = [*_aligned(rows), *_running(search, running), _remaining(progress, running)]
     return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
@@ -96,23 +100,23 @@ def _running(search: Search, ids: list[str]) -> Iterator[str]:
 
 
 def _remaining(progress: SearchProgress, running: list[str]) -> str:
-    left = progress.remaining_s(len(running))
+    remaining = progress.remaining_s(len(running))
     ended = f"{len(progress.ended)} of {len(progress.trials)} trials have ended"
-    return f"{ended}, about {duration(left)} left" if left else ended
+    return f"{ended}, about {duration(remaining)} left" if remaining else ended
 
 
 def show_leaderboard(console: Console, search: Search, board: list[LeaderboardEntry]) -> None:
     """Print the leaderboard, one line per row, the best last so that it stays visible."""
-    shown, metric = board[:SHOWN], search.spec.tune.metric
+    shown, metric = board[:MAX_ENTRIES], search.spec.tune.metric
     console.print(f"{metric}, best last:", style="bold", highlight=False)
-    if len(board) > SHOWN:
-        console.print(f"... {len(board) - SHOWN} more in leaderboard.csv", highlight=False)
+    if len(board) > MAX_ENTRIES:
+        console.print(f"... {len(board) - MAX_ENTRIES} more in leaderboard.csv", highlight=False)
     rows = [["", "trial", "state", "best", "95 %", "epochs", "time", "with"]]
     for rank, entry in reversed(list(enumerate(shown, 1))):
-        known = entry.low is not None and entry.high is not None
+        has_interval = entry.low is not None and entry.high is not None
         rows.append([
             str(rank), entry.trial, entry.state, metric_text(entry, metric),
-            f"{entry.low:.1%} to {entry.high:.1%}".replace("% to", " to") if known else "",
+            f"{entry.low:.1%} to {entry.high:.1%}".replace("% to", " to") if has_interval else "",
             f"{entry.epochs}/{entry.of_epochs}", duration(entry.seconds),
             changes_text(entry.changes),
         ])  # fmt: skip
@@ -129,8 +133,8 @@ def show_next(console: Console, search: Search, board: list[LeaderboardEntry]) -
     folder = relative(search.folder)
     console.print(f"plots and tables: {folder}", soft_wrap=True, highlight=False, markup=False)
     commands = []
-    if left := len(search.unfinished()):
-        commands.append(f"raycnn tune --resume {folder}  # {left} trials have not ended")
+    if unfinished := len(search.unfinished()):
+        commands.append(f"raycnn tune --resume {folder}  # {unfinished} trials have not ended")
     elif best := next(iter(winners(board)), None):
         commands.append(f"raycnn train {relative(search.best_job(best))}  # the best again, tested")
         commands.append(f"raycnn tune --resume {folder} --retrain  # on all images, tested")
@@ -189,8 +193,8 @@ def _fitted(rows: list[list[str]], width: int) -> list[str]:
     for name in DROPPED_FIRST:
         if max(map(len, _aligned(rows))) <= width:
             break
-        at = rows[0].index(name)
-        rows = [row[:at] + row[at + 1 :] for row in rows]
+        index = rows[0].index(name)
+        rows = [row[:index] + row[index + 1 :] for row in rows]
     return _aligned(rows)
 
 

@@ -1,4 +1,4 @@
-"""`raycnn status`."""
+"""The command `raycnn status`: show the status of a submitted job, or of a cluster."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,10 +20,10 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show the status of a submitted job; or a cluster's nodes and jobs."""
-    from raycnn.cli.remote import job_facts, reach, show_jobs
+    from raycnn.cli.remote import connect, job_facts, show_jobs
     from raycnn.launch.ray.resources import table
 
-    cluster = reach(address)
+    cluster = connect(address)
     if job:
         facts = _facts(cluster, job)
         print(json.dumps(facts, indent=1) if as_json else _text(facts))
@@ -39,12 +39,12 @@ def status(
 def _facts(cluster: "Cluster", name: str) -> dict[str, Any]:
     from raycnn.cli.remote import find_job, job_facts
 
-    found = find_job(cluster, name)
-    said = cluster.log(found.submission_id or name).strip().splitlines()
-    return job_facts(found) | {
-        "folder": cluster.folder(found),
-        "exit_code": found.driver_exit_code,
-        "last_line": said[-1] if said else None,
+    job = find_job(cluster, name)
+    log_lines = cluster.log(job.submission_id or name).strip().splitlines()
+    return job_facts(job) | {
+        "folder": cluster.folder(job),
+        "exit_code": job.driver_exit_code,
+        "last_line": log_lines[-1] if log_lines else None,
     }
 
 
@@ -60,5 +60,5 @@ def _text(facts: dict[str, Any]) -> str:
         lines.append(f"ended    with exit code {facts['exit_code']}")
     if facts["last_line"]:
         lines.append(f"last     {facts['last_line']}")
-    further = f"fetch {name}" if ended else f"logs -f {name}"
-    return "\n".join([*lines, f"next     raycnn {further}"])
+    command = f"fetch {name}" if ended else f"logs -f {name}"
+    return "\n".join([*lines, f"next     raycnn {command}"])

@@ -1,4 +1,4 @@
-"""`raycnn submit`."""
+"""The command `raycnn submit`: train a job or a search on a Ray cluster."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,18 +52,18 @@ def submit(
     if resume is not None and job is not None:  # with --resume the first argument is a change
         changes, job = [str(job), *(changes or [])], None
     if (job is None) == (resume is None):
-        raise SpecError("name a job to submit, or a run to go on with: --resume RUN")
-    made = job_of_pictures(job, changes) if job else None
-    spec = made.job if made else _checked(job, changes or []) if job else None
-    from raycnn.cli.remote import follow, reach
+        raise SpecError("give a job to submit, or a run to resume: --resume RUN")
+    generated = job_of_pictures(job, changes) if job else None
+    spec = generated.job if generated else _checked(job, changes or []) if job else None
+    from raycnn.cli.remote import connect, follow
     from raycnn.launch.jobs.client import server_of
 
     if spec and wait and not server_of(address):
         _submit_locally(spec, code)
         return
-    cluster = reach(address)
-    if made:
-        print(f"{made.found}: the cluster's nodes must see the same folder")
+    cluster = connect(address)
+    if generated:
+        print(f"{generated.found}: the cluster's nodes must see the same folder")
     if spec:
         name = cluster.submit(spec, code=code)
     else:
@@ -79,8 +79,8 @@ def _checked(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
     from raycnn.search import preflight
     from raycnn.training.preflight import resolve_job
 
-    searched = "tune" in read_spec(file, changes)[0]
-    spec = load_search(file, changes) if searched else load_job(file, changes)
+    is_search = "tune" in read_spec(file, changes)[0]
+    spec = load_search(file, changes) if is_search else load_job(file, changes)
     checked = map_jobs(spec, _without_weights)
     try:
         if isinstance(checked, JobSpec):
@@ -88,7 +88,7 @@ def _checked(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
         else:
             preflight.check_search(checked, remote=True)
     except DataError as error:
-        print(f"left to the cluster to check: {error}")
+        print(f"not checked here, but on the cluster: {error}")
     return spec
 
 
@@ -106,4 +106,4 @@ def _submit_locally(spec: "JobSpec | TuneSpec", code: bool) -> None:
     with head.started() as cluster:
         name = cluster.submit(spec, folder=str(Path.cwd()), code=code)
         print(f"{name} at {cluster.server}", flush=True)
-        follow(cluster, name, ours=True)
+        follow(cluster, name, stop_on_interrupt=True)

@@ -1,4 +1,4 @@
-"""`raycnn summary`."""
+"""The command `raycnn summary`: show a network layer by layer."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def summary(
     receptive field along a side, `stride` the cumulative stride, in pixels; a dash means unknown.
     """
     if is_job(network) and (image or classes):
-        raise SpecError(f"{network} says its images and classes: --image, --classes are a model's")
+        raise SpecError(f"--image and --classes are for a model; {network} is a job, with its own")
     shape = _shape(image or "3x224x224")
     import torch
 
@@ -55,11 +55,11 @@ def summary(
         choice = chosen(schema.Model, "model", network, changes)
         with torch.device("meta"):
             model = models.build_model(choice, shape, classes or 1000)
-    found = summarize(model, shape)
+    result = summarize(model, shape)
     if as_json:
-        print(json.dumps({"image": shape, **asdict(found)}, indent=1))
+        print(json.dumps({"image": shape, **asdict(result)}, indent=1))
     else:
-        _show(found, shape)
+        _show(result, shape)
 
 
 def _shape(text: str) -> Shape:
@@ -69,16 +69,21 @@ def _shape(text: str) -> Shape:
     return Shape(*sizes)
 
 
-def _show(found: "Summary", image: Shape) -> None:
-    rows = [COLUMNS, *map(_row, found.layers)]
+def _show(summary: "Summary", image: Shape) -> None:
+    rows = [COLUMNS, *map(_row, summary.layers)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = zip(row, widths, (str.ljust, str.ljust, *[str.rjust] * 5), strict=True)
-        print("  ".join(place(cell, width) for cell, width, place in cells).rstrip())
+        print("  ".join(align(cell, width) for cell, width, align in cells).rstrip())
     print(f"\nfor one image of {image}, in evaluation:")
-    print(f"{found.parameters:>16,} parameters, {found.parameters * 4 / 2**20:,.1f} MiB in fp32")
-    print(f"{found.multiply_adds:>16,} multiply-adds")
-    print(f"{found.activations:>16,} activations, {found.activations * 4 / 2**20:,.1f} MiB in fp32")
+    parameters, activations = summary.parameters, summary.activations
+    print(f"{parameters:>16,} parameters, {_fp32_mib(parameters)}")
+    print(f"{summary.multiply_adds:>16,} multiply-adds")
+    print(f"{activations:>16,} activations, {_fp32_mib(activations)}")
+
+
+def _fp32_mib(count: int) -> str:
+    return f"{count * 4 / 2**20:,.1f} MiB in fp32"
 
 
 def _row(layer: "Layer") -> list[str]:

@@ -1,4 +1,4 @@
-"""`raycnn train` and `raycnn resume`."""
+"""The commands `raycnn train` and `raycnn resume`: train a job, or continue a run."""
 
 import sys
 from collections.abc import Callable
@@ -33,8 +33,8 @@ def train(
     ] = False,
 ) -> None:
     """Train a job: a new run folder, validation after each epoch, one test at the end."""
-    made = job_of_pictures(job, changes)
-    resolved = made.job if made else load_job(job.expanduser(), changes or [])
+    generated = job_of_pictures(job, changes)
+    resolved = generated.job if generated else load_job(job.expanduser(), changes or [])
     from raycnn.launch import launcher
     from raycnn.runs.directory import Run
     from raycnn.training.callbacks import SpecWritten
@@ -48,8 +48,8 @@ def train(
 
     def create(view: "Callback") -> Run:
         run = Run.create(resolved)
-        if made:
-            view.on_event(SpecWritten(found=made.found, path=str(made.write(run.folder))))
+        if generated:
+            view.on_event(SpecWritten(found=generated.found, path=str(generated.write(run.folder))))
         return run
 
     _launch(resolved, create)
@@ -62,24 +62,24 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
     from raycnn.runs.directory import Run
     from raycnn.training.preflight import check_job
 
-    found = Run.find(run, runs)
-    resolved = found.job().change(changes or [])
-    done = validate_resume(found, resolved)
-    if found.result() and (done >= resolved.train.epochs or resolved == found.job()):
+    earlier = Run.find(run, runs)
+    resolved = earlier.job().change(changes or [])
+    done = validate_resume(earlier, resolved)
+    if earlier.result() and (done >= resolved.train.epochs or resolved == earlier.job()):
         longer = (
             f"train.epochs={done + 1}" if done == resolved.train.epochs else "train.patience=null"
         )
-        print(f"{found.name} is done: {done} epochs; {longer} continues it")
+        print(f"{earlier.name} is done: {done} epochs; {longer} continues it")
         return
     remote = launcher.is_remote(resolved.workers)
-    resolved = check_job(resolved, remote=remote, checkpoints=found.checkpoints).job
-    with found.lock():  # fail early if another process trains it
+    resolved = check_job(resolved, remote=remote, checkpoints=earlier.checkpoints).job
+    with earlier.lock():  # fail early if another process trains it
         pass
 
     def reopen(view: "Callback") -> Run:
-        for change in found.reopen(resolved):
+        for change in earlier.reopen(resolved):
             view.on_event(change)
-        return found
+        return earlier
 
     _launch(resolved, reopen)
 

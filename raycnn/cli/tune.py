@@ -1,4 +1,4 @@
-"""`raycnn tune`."""
+"""The command `raycnn tune`: search the settings of a job."""
 
 import json
 import sys
@@ -50,9 +50,9 @@ def tune(
     if as_json and (retrain or dry_run):
         raise SpecError("--json prints a leaderboard: leave out --retrain and --dry-run")
     if file is None and resume is None:
-        raise SpecError("name a file to search, or a search to continue: --resume RUN")
+        raise SpecError("give a search file, or a search to continue: --resume RUN")
     if file is not None and resume is not None:
-        raise SpecError(f"--resume {resume} continues as it is: leave out {file}")
+        raise SpecError(f"--resume {resume} continues a search as it is: leave out {file}")
     from raycnn.search.folder import Search
     from raycnn.search.preflight import check_search
 
@@ -90,9 +90,9 @@ def _print_plan(spec: TuneSpec) -> None:
 
     slots = dispatch.available_slots(spec)
     kinds = sorted({slot.pool.device for slot in slots})
-    seconds, known = 0.0, not launcher.is_remote(spec.architectures[0].job.workers)
+    seconds, is_local = 0.0, not launcher.is_remote(spec.architectures[0].job.workers)
     pool = slots[0].pool
-    epochs_s = epoch_s(spec, device.find(pool.device).select(0, pool.cpus)) if known else {}
+    epochs_s = epoch_s(spec, device.find(pool.device).select(0, pool.cpus)) if is_local else {}
     for architecture in spec.architectures:
         sampler, count = make_sampler(spec, architecture), architecture.trials(spec.tune.trials)
         folds = f", each of {spec.tune.folds} folds" if spec.tune.folds else ""
@@ -104,7 +104,7 @@ def _print_plan(spec: TuneSpec) -> None:
             if number < DRY_RUN_TRIALS and spec.tune.searcher == "random":
                 print(f"  {architecture.name}-{number:03d}  {changes_text(changes)}".rstrip())
     print(f"{len(slots)} at once, on {', '.join(kinds)}")
-    if known:
+    if is_local:
         print(f"about {duration(seconds / len(slots))} of training, if no trial is stopped")
 
 
@@ -119,8 +119,8 @@ def _run(spec: TuneSpec, open_search: "Callable[[], Search]", to_stderr: bool) -
         view.note(f"search {search.location}")
         for architecture in spec.architectures:
             count = architecture.trials(spec.tune.trials)
-            if architecture.drawn and count < (spec.tune.trials or 0):
-                view.note(f"{architecture.name}: {count} trials: its space has no more points")
+            if architecture.sampled and count < (spec.tune.trials or 0):
+                view.note(f"{architecture.name}: {count} trials: its space has no more values")
         return search
 
     with search_view_for(Console(file=sys.stderr if to_stderr else sys.stdout)) as view:
@@ -143,7 +143,7 @@ def _finish(search: "Search", retrain: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"search": str(search.location)} | to_tree(search, board), indent=1))
     if not search.unfinished() and not best:
-        raise JobFailed(f"every trial failed: {board[0].reason}")
+        raise JobFailed(f"no trial completed: {board[0].reason}")
     if not retrain:
         show_next(console, search, board)
     for architecture in best if retrain else ():

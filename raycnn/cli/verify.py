@@ -1,4 +1,4 @@
-"""`raycnn verify`."""
+"""The command `raycnn verify`: check exact resume with a job, and the checkpoints of a run."""
 
 import json
 import sys
@@ -13,43 +13,41 @@ from raycnn.config.load import load_job
 from raycnn.errors import JobFailed
 
 if TYPE_CHECKING:
-    from raycnn.analysis.verify import VerifyReport
+    from raycnn.analysis.verify_resume import VerifyReport
 
-WORDS = {True: "OK ", False: "NOT", None: "-- "}
+WORDS = {True: "OK  ", False: "FAIL", None: "--  "}
 
 
 def verify(
     job: Annotated[str, typer.Argument(metavar="JOB|RUN", help="A job spec, or a run.")],
     changes: Changes = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the certificate as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     runs: Runs = "runs",
 ) -> None:
     """Train a job briefly, kill it, resume it, and compare with an uninterrupted training."""
-    from raycnn.analysis.verify import verify as put_to_the_test
+    from raycnn.analysis.verify_resume import verify_resume
     from raycnn.runs.directory import Run
     from raycnn.training.preflight import check_job
 
     run = None if is_job(job) else Run.find(job, runs)
     resolved = run.job().change(changes or []) if run else load_job(Path(job), changes or [])
     check_job(resolved)
-    certificate = put_to_the_test(resolved, run, lambda text: print(text, file=sys.stderr))
-    show = _as_json if as_json else _as_text
-    print(show(certificate))
-    if not certificate.passed:
-        raise JobFailed("what is promised was not kept: see what is marked NOT")
+    report = verify_resume(resolved, run, lambda text: print(text, file=sys.stderr))
+    print(_as_json(report) if as_json else _as_text(report))
+    if not report.passed:
+        raise JobFailed("verification failed: see the checks marked FAIL")
 
 
-def _as_json(certificate: "VerifyReport") -> str:
-    return json.dumps({"passed": certificate.passed, **asdict(certificate)}, indent=1)
+def _as_json(report: "VerifyReport") -> str:
+    return json.dumps({"passed": report.passed, **asdict(report)}, indent=1)
 
 
-def _as_text(certificate: "VerifyReport") -> str:
-    packages = certificate.environment["packages"]
+def _as_text(report: "VerifyReport") -> str:
+    packages = report.environment["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("raycnn", "torch", "numpy"))
     lines = [
-        f"job {certificate.job}, shortened: {certificate.how}",
-        f"{versions}, Python {certificate.environment['python']}, "
-        f"{certificate.environment['platform']}",
-        *(f"{WORDS[finding.passed]}  {finding.text}" for finding in certificate.findings),
+        f"job {report.job}, shortened: {report.how}",
+        f"{versions}, Python {report.environment['python']}, {report.environment['platform']}",
+        *(f"{WORDS[finding.passed]}  {finding.text}" for finding in report.findings),
     ]
     return "\n".join(lines)

@@ -31,8 +31,8 @@ def _expand(key: str, value: Any) -> Any:
     if key not in PATHS or not isinstance(value, str) or "://" in value:
         return value
     path = Path(value).expanduser()
-    typed = value.startswith("~") or ".." in PurePath(value).parts
-    return os.path.abspath(path) if typed else value
+    needs_expansion = value.startswith("~") or ".." in PurePath(value).parts
+    return os.path.abspath(path) if needs_expansion else value
 
 
 def apply_changes(tree: Tree, where: Where, pairs: Tree) -> tuple[Tree, Where]:
@@ -71,9 +71,9 @@ def _same_entry(below: Tree, above: Tree) -> bool:
 
 def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Return a nested mapping as dotted keys and values."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         dotted = f"{path}{key}"
         nested = isinstance(value, dict) and value
-        found |= flatten(value, f"{dotted}.") if nested else {dotted: value}
-    return found
+        flat |= flatten(value, f"{dotted}.") if nested else {dotted: value}
+    return flat

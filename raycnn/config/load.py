@@ -21,7 +21,7 @@ def load_job(path: Path, changes: Iterable[str] = ()) -> JobSpec:
     """
     tree, where = read_spec(path, changes)
     if "tune" in tree:
-        raise SpecError(f"{path} is a search: `raycnn tune {path}`")
+        raise SpecError(f"{path} is a search; run it with `raycnn tune {path}`")
     return validate(JobSpec, tree, where)
 
 
@@ -32,17 +32,17 @@ def read_spec(path: Path, changes: Iterable[str] = ()) -> tuple[Tree, Where]:
 
 
 def job_from_tree(tree: Tree) -> JobSpec:
-    """Return the job of a tree of plain values. Raises SpecError where it is invalid."""
+    """Return the job of a tree of plain values. Raises SpecError if it is invalid."""
     return validate(JobSpec, tree, {})
 
 
 def saved_job_from_tree(tree: Tree) -> JobSpec:
-    """Return the job of a checkpoint. Raises SpecError where it is invalid."""
+    """Return the job of a checkpoint. Raises SpecError if it is invalid."""
     return job_from_tree(with_former_defaults(tree))
 
 
 def load_saved_job(path: Path) -> JobSpec:
-    """Return the job in the file of a run. Raises SpecError where it is invalid."""
+    """Return the job in the file of a run. Raises SpecError if it is invalid."""
     tree, where = read_spec(path)
     return validate(JobSpec, with_former_defaults(tree), where)
 
@@ -60,14 +60,14 @@ def _read(path: Path, shown: Path, depth: int) -> tuple[Tree, Where]:
     base = tree.pop("extends", None)
     if base is None:
         return tree, where
-    place = where.pop("extends")
+    location = where.pop("extends")
     if depth == MAX_EXTENDS:
-        raise SpecError(f"{place}: extends: more than {MAX_EXTENDS} files deep, or in a circle")
+        raise SpecError(f"{location}: extends: more than {MAX_EXTENDS} files deep, or in a circle")
     if not isinstance(base, str) or PurePath(base).is_absolute() or ".." in PurePath(base).parts:
-        raise SpecError(f"{place}: extends: {base!r} is not a file beside this one, or below it")
+        raise SpecError(f"{location}: extends: {base!r} is not a file beside this one, or below it")
     folder = path.resolve().parent
     target = (folder / base).resolve()
     if not target.is_relative_to(folder) or not target.is_file():
-        raise SpecError(f"{place}: extends: there is no {base} beside this file, or below it")
+        raise SpecError(f"{location}: extends: there is no {base} beside this file, or below it")
     below, below_where = _read(target, shown.parent / base, depth + 1)
     return merge(below, tree), below_where | where

@@ -1,4 +1,4 @@
-"""Validation errors of a spec as sentences: file, line, key, what was found, what is allowed."""
+"""Validation errors of a spec as sentences: file, line, key, the value and what is allowed."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,8 +11,8 @@ from pydantic_core import ErrorDetails
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SYNONYMS, SpecError, did_you_mean, shortened, unknown
 
-SHOWN = 10  # errors reported for one file
-LONGEST = 200  # characters of a key that are printed
+MAX_ERRORS = 10  # reported for one file
+MAX_KEY_LENGTH = 200  # characters of a key that are printed
 OPTIONS = [
     "optimizer.lr",
     "optimizer.momentum",
@@ -28,10 +28,10 @@ def validate(kind: type[Any], tree: Tree, where: Where) -> Any:
     try:
         spec = kind.model_validate(tree)
     except ValidationError as error:
-        found = error.errors()
-        lines = [_explain(kind, detail, where) for detail in found[:SHOWN]]
-        if len(found) > SHOWN:
-            lines.append(f"and {len(found) - SHOWN:,} more")
+        details = error.errors()
+        lines = [_explain(kind, detail, where) for detail in details[:MAX_ERRORS]]
+        if len(details) > MAX_ERRORS:
+            lines.append(f"and {len(details) - MAX_ERRORS:,} more")
         raise SpecError("\n".join(lines)) from None
     spec._where.update(where)
     return spec
@@ -80,9 +80,9 @@ def describe_error(detail: ErrorDetails) -> str:
 def locate(where: Where, key: str, message: str) -> str:
     """Return the message prefixed with its key, and the file and line where that is set."""
     place = key
-    while place and place not in where:  # the nearest enclosing key that a file sets,
-        place = place.rpartition(".")[0]  # or the file itself
-    shown = key if len(key) < LONGEST else f"{key[:LONGEST]}..."
+    while place and place not in where:  # go up to the nearest key that a file sets, or to the file
+        place = place.rpartition(".")[0]
+    shown = key if len(key) < MAX_KEY_LENGTH else f"{key[:MAX_KEY_LENGTH]}..."
     return ": ".join(filter(None, [where.get(place, ""), shown, message]))
 
 

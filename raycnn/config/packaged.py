@@ -21,9 +21,9 @@ def packaged_jobs() -> dict[str, Path]:
 
 
 def find_job_file(path: Path) -> Path:
-    """Return `path` where it exists, else the packaged job of that name.
+    """Return `path` if it exists, else the packaged job of that name.
 
-    Raises SpecError, suggesting the nearest name, when there is neither.
+    Raises SpecError, suggesting the nearest name, if there is neither.
     """
     if path.exists():
         return path
@@ -31,12 +31,12 @@ def find_job_file(path: Path) -> Path:
     if str(path) in packaged:
         return packaged[str(path)]
     if path.suffix in SUFFIXES or len(path.parts) > 1:
-        beside = [file.name for file in path.parent.glob("*.y*ml") if file.is_file()]
-        hint = _hint(path.stem, {name.rpartition(".")[0]: name for name in beside})
+        siblings = [file.name for file in path.parent.glob("*.y*ml") if file.is_file()]
+        hint = _hint(path.stem, {name.rpartition(".")[0]: name for name in siblings})
         raise SpecError(f"cannot read {path}: there is no such file{hint}")
     hint = _hint(path.name, {name: name for name in packaged})
     raise SpecError(
-        f"cannot read {path}: there is no such file, and no job of raycnn's has this name{hint}"
+        f"cannot read {path}: there is no such file, nor a packaged job of this name{hint}"
     )
 
 

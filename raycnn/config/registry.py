@@ -55,7 +55,7 @@ class Registry(Generic[T]):
     def builder(self, name: str) -> Callable[..., T]:
         """Return the builder of a name.
 
-        Raises SpecError for an unknown name, EnvironmentUnavailable where the package that
+        Raises SpecError for an unknown name, EnvironmentUnavailable if the package that
         registered it cannot be imported.
         """
         if name in self._builders:
@@ -76,8 +76,8 @@ class Registry(Generic[T]):
             except RaycnnError:
                 continue
             return f"unknown {self.kind} {name!r}; did you mean '{family}:{name}'?"
-        known = [*self.names(), *(f"{family}:NAME" for family in self.families)]
-        return unknown(self.kind, name, known)
+        names = [*self.names(), *(f"{family}:NAME" for family in self.families)]
+        return unknown(self.kind, name, names)
 
     def _load(self, point: EntryPoint) -> Callable[..., T]:
         try:
@@ -86,8 +86,8 @@ class Registry(Generic[T]):
         except Exception as error:  # importing another package may raise anything
             package = point.dist.name if point.dist else point.value
             raise EnvironmentUnavailable(
-                f"{self.kind} {point.name!r} is of the package {package}, which cannot be used: "
-                f"{type(error).__name__}: {first_line(error)}"
+                f"{self.kind} {point.name!r} is in the package {package}, which cannot be "
+                f"imported: {type(error).__name__}: {first_line(error)}"
             ) from None
         return cast(Callable[..., T], builder)
 

@@ -24,7 +24,7 @@ from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
 from raycnn.filesystem import check_uri, is_uri, local_path
 
-CHANGING = "options of the optimizer, train.label_smoothing and train.clip_norm"
+CHANGEABLE = "options of the optimizer, train.label_smoothing and train.clip_norm"
 
 
 def _no_traversal(path: str) -> str:
@@ -35,8 +35,8 @@ def _no_traversal(path: str) -> str:
     return path
 
 
-def _path_or_uri(place: str) -> str:
-    return local_path(check_uri(place)) if is_uri(place) else _no_traversal(place)
+def _path_or_uri(text: str) -> str:
+    return local_path(check_uri(text)) if is_uri(text) else _no_traversal(text)
 
 
 SafePath = Annotated[str, AfterValidator(_no_traversal)]
@@ -209,14 +209,14 @@ class Train(Frozen):
 def can_change(key: str) -> bool:
     """Return whether a stage may change this dotted key during a run."""
     section, _, option = key.partition(".")
-    changing = section == "optimizer" and option.isidentifier() and option != "name"
-    return changing or key in ("train.label_smoothing", "train.clip_norm")
+    is_optimizer_option = section == "optimizer" and option.isidentifier() and option != "name"
+    return is_optimizer_option or key in ("train.label_smoothing", "train.clip_norm")
 
 
 def _all_can_change(changes: Tree) -> Tree:
     for key in changes:
         if not can_change(key):
-            raise ValueError(f"{key} cannot change in mid-run: {CHANGING} can")
+            raise ValueError(f"{key} cannot change in mid-run: {CHANGEABLE} can")
     return changes
 
 
@@ -227,7 +227,7 @@ class Stage(Frozen):
     """Number of completed epochs after which the stage begins."""
     changes: Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_all_can_change)]
     """Dotted keys and their new values: options of the optimizer, train.label_smoothing and
-    train.clip_norm. The schedule goes on, as a factor of the stage's optimizer.lr."""
+    train.clip_norm. The schedule continues, as a factor of the stage's optimizer.lr."""
 
 
 def _one_or_a_range(value: Any, check: Any) -> Any:
@@ -293,7 +293,7 @@ class Workers(Frozen):
 
 
 class Storage(Frozen):
-    """Where runs are saved, and how often."""
+    """The place of the runs, and the intervals of checkpoints."""
 
     path: PathOrUri = "runs"
     """Folder of the runs: a path, or a URI such as s3://bucket/runs. Nodes that do not share a
@@ -307,7 +307,7 @@ class Storage(Frozen):
 
 
 class Failure(Frozen):
-    """How a job recovers from lost workers and from divergence."""
+    """Recovery from lost workers and from divergence."""
 
     retries: Annotated[int, Field(ge=0)] = 2
     """Number of restarts from the last checkpoint after lost workers."""
@@ -340,7 +340,8 @@ class JobSpec(Frozen):
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = ["tensorboard"]
     """Experiment trackers to log metrics to; all but tensorboard need their own package."""
 
-    file_keys: ClassVar = ["extends"]  # keys of a file that are not fields
+    file_keys: ClassVar = ["extends"]
+    """Keys of a spec file that are not fields."""
 
     _where: Where = PrivateAttr(default_factory=dict)
 
@@ -355,20 +356,20 @@ class JobSpec(Frozen):
 
     @model_validator(mode="after")
     def _stages_in_order(self) -> Self:
-        begins = [stage.epoch for stage in self.stages]
-        if begins != sorted({*begins}) or max(begins, default=0) >= self.train.epochs:
+        starts = [stage.epoch for stage in self.stages]
+        if starts != sorted({*starts}) or max(starts, default=0) >= self.train.epochs:
             raise ValueError(
-                f"stages: begin after {begins} epochs: each must begin later than the one before, "
+                f"stages: begin after {starts} epochs: each must begin later than the one before, "
                 f"and before train.epochs {self.train.epochs}"
             )
         return self
 
     def after(self, epochs: int) -> "JobSpec":
-        """Return the job with the stages applied that have begun after this many epochs."""
-        begun = [stage.changes for stage in self.stages if stage.epoch <= epochs]
-        if not begun:
+        """Return the job as it is after this many epochs: with the changes of all stages begun."""
+        active_stages = [stage for stage in self.stages if stage.epoch <= epochs]
+        if not active_stages:
             return self
-        changes = {key: value for stage in begun for key, value in stage.items()}
+        changes = {key: value for stage in active_stages for key, value in stage.changes.items()}
         return validate(JobSpec, apply_changes(self.tree(), {}, changes | {"stages": []})[0], {})
 
     def tree(self) -> Tree:
@@ -378,8 +379,8 @@ class JobSpec(Frozen):
     def change(self, changes: Iterable[str] | Mapping[str, Any]) -> Self:
         """Return a new spec with dotted keys set.
 
-        `changes` is `["optimizer.lr=0.2"]` or `{"optimizer.lr": 0.2}`.
-        Raises SpecError for an unknown key or an invalid value.
+        `changes` is `["optimizer.lr=0.2"]` or `{"optimizer.lr": 0.2}`. Raises SpecError for an
+        unknown key or an invalid value.
         """
         pairs = parse_changes(changes) if not isinstance(changes, Mapping) else dict(changes)
         return validate(type(self), *apply_changes(self.tree(), dict(self._where), pairs))
@@ -399,13 +400,13 @@ def json_schema() -> dict[str, Any]:
     No key within a section is required, because the extended file may set it; missing keys are
     found when the job is loaded.
     """
-    drawn = JobSpec.model_json_schema()
-    for section in drawn["$defs"].values():
+    schema = JobSpec.model_json_schema()
+    for section in schema["$defs"].values():
         section.pop("required", None)
-    drawn["properties"]["extends"] = {
+    schema["properties"]["extends"] = {
         "type": "string",
         "description": "A spec beside this one, or below it, whose keys this one changes.",
     }
-    required = drawn.pop("required")
-    drawn["anyOf"] = [{"required": required}, {"required": ["extends"]}]
-    return drawn
+    required = schema.pop("required")
+    schema["anyOf"] = [{"required": required}, {"required": ["extends"]}]
+    return schema

@@ -36,7 +36,7 @@ from raycnn.config.schema import (
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
 
-DEFAULT_DRAWS = 10  # samples per architecture, where `trials` is absent
+DEFAULT_SAMPLES = 10  # per architecture, if `trials` is absent
 PERTURBATION_FACTORS = (0.8, 1.2)  # Jaderberg et al. 2017, arXiv:1711.09846 (PBT)
 STEP_FROM_ZERO = 0.1  # fraction of the range by which zero is perturbed
 
@@ -66,7 +66,7 @@ class Domain(Frozen):
         if self.is_list:
             for index, value in enumerate(self.ends):
                 if any(type(e) is type(value) and e == value for e in self.ends[:index]):
-                    raise ValueError(f"{self.kind}: {value!r} is there twice")
+                    raise ValueError(f"{self.kind}: {value!r} is listed twice")
             return self
         low, high = self.ends
         if low >= high:
@@ -122,7 +122,7 @@ class Domain(Frozen):
         if self.kind == "randint":
             step = max(1, round(abs(value) * (PERTURBATION_FACTORS[1] - 1)))
             return min(max(value + (step if up else -step), low), high)
-        if not value:  # no factor moves it
+        if not value:  # no factor changes zero
             return self.rounded((high - low) * STEP_FROM_ZERO * (1 if up else -1))
         return self.rounded(value * PERTURBATION_FACTORS[up])
 
@@ -201,7 +201,7 @@ class Tune(Frozen):
 
     @property
     def sign(self) -> int:
-        """1 where a larger metric is better, -1 where a smaller one is."""
+        """1 if a larger metric is better, -1 if a smaller one is."""
         return 1 if self.mode == "max" or (not self.mode and "loss" not in self.metric) else -1
 
 
@@ -215,8 +215,8 @@ class Architecture(Frozen):
     def job_of(self, search: str, changes: Tree, pool: Pool) -> JobSpec:
         """Return the job of one trial; trained outside the search, it gives the same result."""
         workers = pool.worker_config.model_dump() | {"timeout_s": self.job.workers.timeout_s}
-        own = {"name": f"{search}-{self.name}", "workers": workers}
-        return job_from_tree(apply_changes(self.job.tree(), {}, changes | own)[0])
+        fixed = {"name": f"{search}-{self.name}", "workers": workers}
+        return job_from_tree(apply_changes(self.job.tree(), {}, changes | fixed)[0])
 
     @property
     def grid(self) -> dict[str, list[Any]]:
@@ -224,15 +224,15 @@ class Architecture(Frozen):
         return {key: domain.ends for key, domain in self.space.items() if domain.grid}
 
     @property
-    def drawn(self) -> Space:
+    def sampled(self) -> Space:
         """The keys whose values are sampled at each point of the grid."""
         return {key: domain for key, domain in self.space.items() if not domain.grid}
 
-    def trials(self, asked: int | None) -> int:
-        """Return the number of distinct trials for `asked` samples (`tune.trials`)."""
+    def trials(self, samples: int | None) -> int:
+        """Return the number of distinct trials for a number of samples (`tune.trials`)."""
         points = math.prod(len(values) for values in self.grid.values())
-        distinct = math.prod(domain.size for domain in self.drawn.values())
-        return points * int(min(asked or DEFAULT_DRAWS, distinct))
+        distinct = math.prod(domain.size for domain in self.sampled.values())
+        return points * int(min(samples or DEFAULT_SAMPLES, distinct))
 
 
 @dataclass(frozen=True)
@@ -331,19 +331,22 @@ def load_search(path: Path, changes: Iterable[str] = ()) -> TuneSpec:
     entries = sections.architectures
     if entries is None:
         job = validate(JobSpec, base, where)
-        found = [_make_architecture(job.model.name, job, sections.tune.space, where, "model")]
+        name = job.model.name
+        architectures = [_make_architecture(name, job, sections.tune.space, where, "model")]
     else:
-        found = [
+        architectures = [
             _architecture(entry, f"architectures.{index}", path, (base, where), sections.tune)
             for index, entry in enumerate(entries)
         ]
         unused = next((key for key in base if key != "name"), None)
         if unused and all(entry.job for entry in entries):
             raise SpecError(
-                locate(where, unused, "is not used: every architecture is a job of its own")
+                locate(where, unused, "is not used: every architecture has its own job")
             )
     try:
-        search = TuneSpec(name=base.get("name", ""), tune=sections.tune, architectures=found)
+        search = TuneSpec(
+            name=base.get("name", ""), tune=sections.tune, architectures=architectures
+        )
     except ValidationError as error:
         raise _spec_error(error, where) from None
     search._where.update(where)
@@ -354,17 +357,17 @@ def search_json_schema() -> dict[str, Any]:
     """Return the JSON schema of a search file: `tune`, `architectures`, and any key of a job."""
     schema = json_schema()
     del schema["anyOf"]
-    own = _Sections.model_json_schema()
-    schema["$defs"] |= own["$defs"]
+    sections = _Sections.model_json_schema()
+    schema["$defs"] |= sections["$defs"]
     entry = schema["$defs"]["_Entry"]
     entry["properties"] = schema["properties"] | entry["properties"]
-    schema["properties"] = schema["properties"] | own["properties"]
+    schema["properties"] = schema["properties"] | sections["properties"]
     schema["properties"]["architectures"] = {
         "type": "array",
         "minItems": 1,
         "items": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/_Entry"}]},
     }
-    return schema | {"title": "TuneSpec", "required": own["required"]}
+    return schema | {"title": "TuneSpec", "required": sections["required"]}
 
 
 def load_resolved_search(path: Path) -> TuneSpec:
@@ -384,44 +387,44 @@ def _with_former_defaults(entry: Any) -> Any:
 
 
 def _architecture(
-    entry: _Entry, place: str, path: Path, base: tuple[Tree, Where], tune: Tune
+    entry: _Entry, dotted: str, path: Path, base: tuple[Tree, Where], tune: Tune
 ) -> Architecture:
     tree, where = base
     changes = dict(entry.model_extra or {})
     lines = {
-        key.removeprefix(f"{place}."): line
+        key.removeprefix(f"{dotted}."): line
         for key, line in where.items()
-        if key.startswith(f"{place}.")
+        if key.startswith(f"{dotted}.")
     }
     if entry.job is not None:
-        tree, below = read_spec(_job_file(path, entry.job, where, f"{place}.job"))
+        tree, below = read_spec(_job_file(path, entry.job, where, f"{dotted}.job"))
     else:
-        below = where | {"": where[place]}
+        below = where | {"": where[dotted]}
         if "model" not in changes and entry.name:
             changes["model"] = entry.name
     job = validate(JobSpec, apply_changes(tree, {}, changes)[0], below | lines)
     name = entry.name or (job.name if entry.job else job.model.name)
-    return _make_architecture(name, job, tune.space | entry.space, where, f"{place}.name")
+    return _make_architecture(name, job, tune.space | entry.space, where, f"{dotted}.name")
 
 
 def _make_architecture(
-    name: str, job: JobSpec, space: Space, where: Where, place: str
+    name: str, job: JobSpec, space: Space, where: Where, dotted: str
 ) -> Architecture:
     try:
         return Architecture(name=name.replace(":", "-"), job=job, space=space)
     except ValidationError as error:
-        raise _spec_error(error, where, place) from None
+        raise _spec_error(error, where, dotted) from None
 
 
-def _spec_error(error: ValidationError, where: Where, place: str = "") -> SpecError:
+def _spec_error(error: ValidationError, where: Where, dotted: str = "") -> SpecError:
     detail = error.errors()[0]
-    key = place or ".".join(map(str, detail["loc"]))
+    key = dotted or ".".join(map(str, detail["loc"]))
     return SpecError(locate(where, key, describe_error(detail)))
 
 
-def _job_file(path: Path, name: str, where: Where, place: str) -> Path:
+def _job_file(path: Path, name: str, where: Where, dotted: str) -> Path:
     folder = path.resolve().parent
     target = (folder / name).resolve()
     if not target.is_relative_to(folder) or not target.is_file():
-        raise SpecError(locate(where, place, f"there is no {name} beside this file, or below it"))
+        raise SpecError(locate(where, dotted, f"there is no {name} beside this file, or below it"))
     return path.parent / name

@@ -26,12 +26,12 @@ Where = dict[str, str]  # dotted key -> "file:line"
 def load_yaml(path: Path, name: str) -> tuple[Tree, Where]:
     """Return the mapping in a file, and the line of each key.
 
-    Errors call the file `name`. Raises SpecError where it cannot be read or is no mapping.
+    Errors call the file `name`. Raises SpecError if it cannot be read or is not a mapping.
     """
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise SpecError(f"{name} has {size:,} bytes: a spec has at most {MAX_BYTES:,}")
+            raise SpecError(f"{name} has {size:,} bytes; the maximum is {MAX_BYTES:,}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SpecError(f"cannot read {name}: there is no such file") from None
@@ -41,8 +41,8 @@ def load_yaml(path: Path, name: str) -> tuple[Tree, Where]:
         raise SpecError(f"cannot read {name}: {error}") from None
     value, root = _parse(text, name)
     if not isinstance(value, dict):
-        found = "empty" if value is None else f"a {type(value).__name__}"
-        raise SpecError(f"{name}:1: a job is a mapping of keys to values; this file is {found}")
+        content = "empty" if value is None else f"a {type(value).__name__}"
+        raise SpecError(f"{name}:1: a job is a mapping of keys to values; this file is {content}")
     where: Where = {"": name}
     _record_lines(root, "", name, where)
     return value, where
@@ -71,10 +71,10 @@ def to_text(tree: Tree, comments: dict[str, str], head: str = "") -> str:
         inner = value.items() if isinstance(value, dict) else ()
         lines.append(_commented(f"{key}:{'' if inner else f' {_flow(value)}'}", comments.get(key)))
         for name, below in inner:
-            place = f"{key}.{name}"
-            listed = below if isinstance(below, list) and place in comments else ()
+            dotted = f"{key}.{name}"
+            listed = below if isinstance(below, list) and dotted in comments else ()
             text = f"  {name}:{'' if listed else f' {_flow(below)}'}"
-            lines.append(_commented(text, comments.get(place)))
+            lines.append(_commented(text, comments.get(dotted)))
             lines += [f"    - {_flow(entry)}" for entry in listed]
     return "\n".join(lines) + "\n"
 
@@ -103,7 +103,7 @@ def _parse(text: str, name: str) -> tuple[Any, Node | None]:
             depth += isinstance(event, CollectionStartEvent)
             depth -= isinstance(event, CollectionEndEvent)
             line = event.start_mark.line + 1
-            if depth > MAX_DEPTH:  # deep nesting would take the parser hours
+            if depth > MAX_DEPTH:  # the parser would take hours for deep nesting
                 raise SpecError(f"{name}:{line}: more than {MAX_DEPTH} levels deep")
             if isinstance(event, AliasEvent):
                 raise SpecError(f"{name}:{line}: aliases are not used in a spec; see `extends`")
@@ -112,8 +112,8 @@ def _parse(text: str, name: str) -> tuple[Any, Node | None]:
         return yaml.load(text), root
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise SpecError(f"{place}: not YAML: {error.problem or error.context}") from None
+        location = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        raise SpecError(f"{location}: not YAML: {error.problem or error.context}") from None
     except (YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise SpecError(f"{name}: not YAML: {first_line(error)}") from None
 
@@ -123,9 +123,9 @@ def _check_scalars(node: Node | None, name: str) -> None:
     if isinstance(node, MappingNode):
         for key, value in node.value:
             if not isinstance(key, ScalarNode) or not str(key.tag).endswith(":str"):
-                found = shortened(key.value) if isinstance(key, ScalarNode) else f"a {key.id}"
+                text = shortened(key.value) if isinstance(key, ScalarNode) else f"a {key.id}"
                 line = key.start_mark.line + 1
-                raise SpecError(f"{name}:{line}: a key must be a word, not {found}")
+                raise SpecError(f"{name}:{line}: a key must be a word, not {text}")
             _check_scalars(value, name)
     elif isinstance(node, SequenceNode):
         for value in node.value:

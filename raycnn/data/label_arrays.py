@@ -1,7 +1,7 @@
 """The labels of N images: (N,) int64, one class each, or multi-label (N, K) uint8.
 
 In a multi-label array a 1 marks each of an image's classes, of which it may have any number. The
-number of dimensions alone tells the two apart.
+number of dimensions distinguishes the two.
 """
 
 from typing import Any

@@ -45,7 +45,7 @@ class Batch:
     total: int
     """The number of images in the global batch."""
     count: int
-    """The number of images above that count: B, or 0 where this worker has no share."""
+    """The number of images that enter the loss: B, or 0 if this worker has no share."""
 
 
 class Loader:
@@ -88,7 +88,7 @@ class Loader:
         cuts = (slice(i * self.batch_size, (i + 1) * self.batch_size) for i in range(len(self)))
         batches = ((rows[cut], keys[cut]) for cut in islice(cuts, start, None))
         shares = self._gather(epoch, batches)
-        # On a CPU a prefetch thread takes a core from training: it pays only where it decodes.
+        # On a CPU a prefetch thread takes a core from training: it pays only if images are decoded.
         if self.device.type != "cpu" or not isinstance(self.images, np.ndarray):
             shares = prefetch(shares)
         for images, labels, numbers, *share in shares:
@@ -102,11 +102,11 @@ class Loader:
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows to read (n,), and for each the key of its random numbers (n,)."""
         rows = self.members
-        again: int | NDArray[np.int64] = 0
+        repeats: int | NDArray[np.int64] = 0
         if self.balanced and self.shuffle:
-            picked, again = sampling.balanced_sample(self.labels[rows], self.seed, epoch)
-            rows = rows[picked]
-        keys = rows + len(self.labels) * again
+            sampled, repeats = sampling.balanced_sample(self.labels[rows], self.seed, epoch)
+            rows = rows[sampled]
+        keys = rows + len(self.labels) * repeats
         if not self.shuffle:
             return rows, keys
         order = rng.order(self.seed, epoch, len(rows))
@@ -120,7 +120,7 @@ class Loader:
             first, last = (len(batch) * r // world for r in (rank, rank + 1))
             # Every worker must take part in every step: one without a share takes an ignored image.
             indices = np.arange(first, max(last, first + 1))
-            if self.pipeline.mixes:  # one image more: the partner of the last
+            if self.pipeline.mixes:  # add one image: the partner of the last
                 indices = np.append(indices, (indices[-1] + 1) % len(batch))
             share = batch[indices]
             labels = self.labels[share]
@@ -140,9 +140,9 @@ class Loader:
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
     """Yield the same items, each produced by a background thread while the previous one is used."""
-    done = object()
+    end = object()
     with ThreadPoolExecutor(1, "reader") as thread:
-        following = thread.submit(next, items, done)
-        while (item := following.result()) is not done:
-            following = thread.submit(next, items, done)
+        following = thread.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = thread.submit(next, items, end)
             yield item  # type: ignore[misc]

@@ -16,13 +16,13 @@ def stratified_sample(
     With `keep_one` at least one image of every class is left unsampled, so there may be fewer.
     """
     classes, sizes = np.unique(labels, return_counts=True)
-    most = sizes - 1 if keep_one else sizes
+    limit = sizes - 1 if keep_one else sizes
     exact = sizes * (count / max(1, len(labels)))
-    quota = np.minimum(np.floor(exact).astype(int), most)
-    short = count - int(quota.sum())
+    quota = np.minimum(np.floor(exact).astype(int), limit)
+    missing = count - int(quota.sum())
     first = np.argsort(quota - exact, kind="stable")
-    first = first[quota[first] < most[first]]
-    quota[first[:short]] += 1
+    first = first[quota[first] < limit[first]]
+    quota[first[:missing]] += 1
 
     order = np.lexsort((rng.random_bits(seed, np.arange(len(labels))), labels))
     ends = np.cumsum(sizes)
@@ -44,18 +44,18 @@ def stratified_fold(labels: NDArray[np.integer], fold: int, folds: int, seed: in
 def balanced_sample(labels: NDArray[np.integer], seed: int, epoch: int) -> tuple[Indices, Indices]:
     """Return n indices for n labels in which every class is equally frequent, and repeat counts.
 
-    Where n is no multiple of the number of classes, random classes have one more. The second array
-    (n,) tells how often each image was sampled before: an image repeats only when all images of its
-    class were sampled.
+    If n is not a multiple of the number of classes, random classes have one more. The second array
+    (n,) counts how often each image was sampled before: an image repeats only when all images of
+    its class were sampled.
     """
     classes, sizes = np.unique(labels, return_counts=True)
     quota = np.full(len(classes), len(labels) // len(classes))
     quota[np.argsort(rng.random_bits(seed, epoch, classes))[: len(labels) % len(classes)]] += 1
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
-    picked, again = [], []
-    for members, size, due in zip(by_class, sizes, quota, strict=True):
-        times = np.arange(-(-due // size))
-        keys = rng.random_bits(seed, epoch, times[:, None], members[None, :])
-        picked.append(members[np.argsort(keys, axis=1, kind="stable")].ravel()[:due])
-        again.append(np.repeat(times, size)[:due])
-    return np.concatenate(picked), np.concatenate(again)
+    sampled, repeats = [], []
+    for members, size, count in zip(by_class, sizes, quota, strict=True):
+        rounds = np.arange(-(-count // size))
+        keys = rng.random_bits(seed, epoch, rounds[:, None], members[None, :])
+        sampled.append(members[np.argsort(keys, axis=1, kind="stable")].ravel()[:count])
+        repeats.append(np.repeat(rounds, size)[:count])
+    return np.concatenate(sampled), np.concatenate(repeats)

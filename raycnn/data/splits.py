@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from raycnn.config.components import DATASETS, TRANSFORMS
 from raycnn.config.schema import Data, JobSpec
-from raycnn.data.images.store import NoteCallback, ProgressCallback, Store, open_store
+from raycnn.data.images.cache import ImageCache, MessageCallback, ProgressCallback, open_cache
 from raycnn.data.inspect.duplicates import SplitIndices, duplicates
 from raycnn.data.label_arrays import LabelArray, class_counts, is_multi_label, strata
 from raycnn.data.loader import Loader
@@ -25,43 +25,43 @@ from raycnn.paths import data_root
 from raycnn.runtime import memory, rng
 from raycnn.shape import Shape
 
-COPIED = ("csv", "folder", "hdf5")  # sources that read local files only
+LOCAL_SOURCES = ("csv", "folder", "hdf5")  # these read only local files: a URI is copied first
 LIMIT, VAL = 1, 2  # separate random streams, so that the two samples are independent
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The data of a job: the image store, and which rows of it are train, val and test."""
+    """The data of a job: the image cache, and which rows of it are train, val and test."""
 
-    store: Store
+    cache: ImageCache
     shape: Shape
     """The shape of an image as the network sees it, after the transforms."""
     members: SplitIndices
-    """For train, val and test: the name of the store's split, and the rows of it."""
+    """For train, val and test: the source's split that holds its images, and their rows in it."""
     pipeline: Pipeline
     warnings: list[str]
     """Warnings for the user: what was left out, ignored, converted or duplicated."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self.store.classes
+        return self.cache.classes
 
     @property
     def multi_label(self) -> bool:
         """Whether an image may have any number of classes."""
-        return is_multi_label(self.store.splits["train"].labels)
+        return is_multi_label(self.cache.splits["train"].labels)
 
     def labels(self, split: str) -> LabelArray:
         """Return the labels (n,) or (n, K) of the images of a split that are used."""
-        stored, members = self.members[split]
-        return self.store.splits[stored].labels[members]
+        source_split, members = self.members[split]
+        return self.cache.splits[source_split].labels[members]
 
     def loader(self, split: str, job: JobSpec, device: torch.device, training: bool) -> Loader:
         """Return the loader of a split: shuffled and augmented for training, else in order."""
-        stored, members = self.members[split]
+        source_split, members = self.members[split]
         return Loader(
-            self.store.splits[stored].images,
-            self.store.splits[stored].labels,
+            self.cache.splits[source_split].images,
+            self.cache.splits[source_split].labels,
             members,
             self.pipeline if training else self.pipeline.evaluation(),
             batch_size=job.train.batch_size,
@@ -73,7 +73,7 @@ class Splits:
 
 
 def source_of(data: Data) -> Source:
-    """Return the source of a job. Raises SpecError where `data.normalize` has other channels."""
+    """Return the source of a job. Raises SpecError if `data.normalize` has other channels."""
     source = _build(data)
     for key, values in vars(data.normalize).items() if data.normalize else ():
         if len(values) != source.shape.channels:
@@ -87,16 +87,16 @@ def source_of(data: Data) -> Source:
 def _build(data: Data) -> Source:
     """Build the source below the data root, or below a local copy of the files at a URI."""
     path = DATASETS.options(data).get("path")
-    if not (path and is_uri(path) and data.name in COPIED):
+    if not (path and is_uri(path) and data.name in LOCAL_SOURCES):
         return DATASETS.build(data, data_root(data.root), data.download)
     local = data.model_copy(update={"path": None})
-    named = [v for key, v in DATASETS.options(data).items() if key.endswith("_file") and v]
+    files = [v for key, v in DATASETS.options(data).items() if key.endswith("_file") and v]
     build = partial(DATASETS.build, local)
-    return RemoteSource(path, lambda folder: build(folder, data.download), named or None)
+    return RemoteSource(path, lambda folder: build(folder, data.download), files or None)
 
 
 def check_single_label(job: JobSpec, multi_label: bool) -> None:
-    """Raise SpecError for settings that need one class per image, where the data has several."""
+    """Raise SpecError for settings that need one class per image if the data is multi-label."""
     if multi_label and job.train.distillation:
         raise SpecError(
             "teaches classes that exclude one another, and an image of this data may have several",
@@ -126,58 +126,61 @@ def check_source(source: Source) -> list[str]:
     for name, split in splits.items():
         if not len(split.labels):
             raise DataError(f"the {name} split is empty")
-    return list(dict.fromkeys(warnings)) + _lone_classes(splits["train"].labels, source.classes)
+    warnings += _single_image_warning(splits["train"].labels, source.classes)
+    return list(dict.fromkeys(warnings))
 
 
 def open_splits(
-    job: JobSpec, progress: ProgressCallback | None = None, note: NoteCallback | None = None
+    job: JobSpec,
+    progress: ProgressCallback | None = None,
+    on_message: MessageCallback | None = None,
 ) -> Splits:
-    """Open the image store of a job, decoding it first if this node has none, and split it.
+    """Open the image cache of a job, decoding the images if this node has none, and split it.
 
-    `progress` is called with the numbers of decoded and of all images, `note` with a message when
-    another process is waited for. Raises DataError for images that cannot be read (more than
-    `data.max_bad`) and for an empty split, and EnvironmentUnavailable where the cache is unusable.
+    `progress` is called with the numbers of decoded and of all images, `on_message` with a message
+    when another process is waited for. Raises DataError if more than `data.max_bad` images cannot
+    be read, or a split is empty, and EnvironmentUnavailable if the cache cannot be used.
     """
     source = source_of(job.data)
-    store = open_store(
+    cache = open_cache(
         job.data.name,
         source,
         DATASETS.options(job.data),
-        how=job.data.cache,
+        mode=job.data.cache,
         max_bad=job.data.max_bad,
         progress=progress,
-        note=note,
+        on_message=on_message,
     )
-    if "val" in store.splits and (job.data.fold or not job.data.val):
-        store = store.with_val_in_train()
-    check_single_label(job, is_multi_label(store.splits["train"].labels))
-    members = _members(job, store)
-    mean, std = _normalization(job, store, members["train"][1])
+    if "val" in cache.splits and (job.data.fold or not job.data.val):
+        cache = cache.with_val_in_train()
+    check_single_label(job, is_multi_label(cache.splits["train"].labels))
+    members = _members(job, cache)
+    mean, std = _normalization(job, cache, members["train"][1])
     transforms = [TRANSFORMS.build(choice) for choice in job.data.transforms]
     shape = input_shape(job.data, source)
-    warnings = [*store.warnings, *(f"left out: {fault}" for fault in store.left_out)]
-    warnings += _class_warnings(store, members) + duplicates(store, members)
-    return Splits(store, shape, members, Pipeline(transforms, mean, std), warnings)
+    warnings = [*cache.warnings, *(f"left out: {error}" for error in cache.unreadable)]
+    warnings += _class_warnings(cache, members) + duplicates(cache, members)
+    return Splits(cache, shape, members, Pipeline(transforms, mean, std), warnings)
 
 
-def _members(job: JobSpec, store: Store) -> SplitIndices:
-    labels = strata(store.splits["train"].labels)
+def _members(job: JobSpec, cache: ImageCache) -> SplitIndices:
+    labels = strata(cache.splits["train"].labels)
     rows = np.arange(len(labels))
     if job.data.limit and job.data.limit < len(rows):
         rows = stratified_sample(labels, job.data.limit, rng.number(job.seed, LIMIT))
-    members = {"test": ("test", np.arange(len(store.splits["test"].labels)))}
-    if "val" in store.splits:
-        val = "val", np.arange(len(store.splits["val"].labels))
+    members = {"test": ("test", np.arange(len(cache.splits["test"].labels)))}
+    if "val" in cache.splits:
+        val = "val", np.arange(len(cache.splits["val"].labels))
     else:
-        held = _held_out(job, labels[rows])
-        val = "train", rows[held]
-        rows = np.delete(rows, held)
+        held_out = _validation_indices(job, labels[rows])
+        val = "train", rows[held_out]
+        rows = np.delete(rows, held_out)
     if not len(rows):
         raise DataError(f"data.val {job.data.val} of {len(labels)} images leaves none to train on")
     return members | {"val": val, "train": ("train", rows)}
 
 
-def _held_out(job: JobSpec, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def _validation_indices(job: JobSpec, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the indices of the held-out validation images."""
     seed = rng.number(job.seed, VAL)
     if job.data.fold:
@@ -186,33 +189,33 @@ def _held_out(job: JobSpec, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return stratified_sample(labels, round(job.data.val * len(labels)), seed, keep_one=True)
 
 
-def _class_warnings(store: Store, members: SplitIndices) -> list[str]:
+def _class_warnings(cache: ImageCache, members: SplitIndices) -> list[str]:
     """Return warnings for classes without a training image, and for those with a single one."""
-    warnings = _lone_classes(store.splits["train"].labels, store.classes)
-    stored, rows = members["train"]
-    counts = class_counts(store.splits[stored].labels[rows], len(store.classes))
-    if len(empty := [store.classes[k] for k in np.flatnonzero(counts == 0)]):
+    warnings = _single_image_warning(cache.splits["train"].labels, cache.classes)
+    source_split, rows = members["train"]
+    counts = class_counts(cache.splits[source_split].labels[rows], len(cache.classes))
+    if len(empty := [cache.classes[k] for k in np.flatnonzero(counts == 0)]):
         warnings.append(f"{len(empty):,} classes have no image to train on: {listed(empty)}")
     return warnings
 
 
-def _lone_classes(labels: LabelArray, classes: tuple[str, ...]) -> list[str]:
+def _single_image_warning(labels: LabelArray, classes: tuple[str, ...]) -> list[str]:
     counts = class_counts(labels, len(classes))
-    lone = [classes[k] for k in np.flatnonzero(counts == 1)]
-    text = f"{len(lone):,} classes have a single image, which stays in train: {listed(lone)}"
-    return [text] if lone else []
+    single = [classes[k] for k in np.flatnonzero(counts == 1)]
+    text = f"{len(single):,} classes have a single image, which stays in train: {listed(single)}"
+    return [text] if single else []
 
 
 def _normalization(
-    job: JobSpec, store: Store, rows: NDArray[np.int64]
+    job: JobSpec, cache: ImageCache, rows: NDArray[np.int64]
 ) -> tuple[list[float], list[float]]:
     """Return the mean and standard deviation of each channel, on the scale 0 to 1."""
     if job.data.normalize:
         return job.data.normalize.mean, job.data.normalize.std
-    if expected := published_normalization(job.model, store.shape.channels):
+    if expected := published_normalization(job.model, cache.shape.channels):
         return expected
-    pixels = len(rows) * store.shape.height * store.shape.width
-    total, squares = store.splits["train"].sums[rows].sum(0).astype(np.float64)
+    pixels = len(rows) * cache.shape.height * cache.shape.width
+    total, squares = cache.splits["train"].sums[rows].sum(0).astype(np.float64)
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 1.0))  # a constant channel has 0
     return (mean / 255).tolist(), (std / 255).tolist()

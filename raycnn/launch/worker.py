@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import torch
 
-from raycnn.analysis import predictions
+from raycnn.analysis import predictions_file
 from raycnn.config.schema import JobSpec
 from raycnn.errors import Interrupted, OutOfMemory, RaycnnError, WorkerLost
 from raycnn.report import run as report
@@ -71,9 +71,11 @@ def train_worker(
 def finish(result: TrainResult, recorder: Recorder) -> None:
     """Write the predictions and then the result of a training: a run with a result is done."""
     if result.predictions:  # on rank 0
-        kept = predictions.from_training(result.splits, result.state.best or 0, result.predictions)
+        kept = predictions_file.from_training(
+            result.splits, result.state.best or 0, result.predictions
+        )
         try:
-            predictions.write_predictions(recorder.run.folder / predictions.FILE, kept)
+            predictions_file.write_predictions(recorder.run.folder / predictions_file.FILE, kept)
         except OSError as error:
             text = f"the predictions cannot be written: {error}"
             recorder.callbacks.on_event(Warned(text=text))

@@ -1,4 +1,4 @@
-"""The HTML page of a comparison of runs."""
+"""Render a comparison of runs (see analysis/compare.py) as an HTML page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +8,14 @@ from markupsafe import Markup
 
 from raycnn.analysis.compare import ComparedRun, Comparison
 from raycnn.report import page, style
-from raycnn.report.figures import POINTS, short
+from raycnn.report.figures import MAX_POINTS, short
 from raycnn.report.style import SERIES
 from raycnn.training.main_metric import train_metric, val_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CLASSES = 40  # the classes that differ most, in the table and the figure
+MAX_CLASSES = 40  # those that differ most, in the table and the figure
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
@@ -29,10 +29,10 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
 
 
 def _values(comparison: Comparison) -> dict[str, Any]:
-    classes = list(comparison.classes.items())[:CLASSES]
+    classes = list(comparison.classes.items())[:MAX_CLASSES]
     return {
-        "found": comparison,
-        "colors": [color_of(place) for place in range(len(comparison.runs))],
+        "comparison": comparison,
+        "colors": [color_of(index) for index in range(len(comparison.runs))],
         "differing": [
             (key, [page.plain(value) for value in row]) for key, row in comparison.differing.items()
         ],
@@ -45,32 +45,32 @@ def _values(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def color_of(place: int) -> str:
-    return SERIES[place % len(SERIES)]
+def color_of(index: int) -> str:
+    return SERIES[index % len(SERIES)]
 
 
 def _curves(runs: Sequence[ComparedRun]) -> list[Markup]:
     """Draw validation accuracy, or else training accuracy, by epoch and by training time."""
-    drawn = []
+    figures = []
     for key, label in (("epoch", "epoch"), ("time_s", "seconds of training")):
 
         def picture(axes: "Axes", key: str = key, label: str = label) -> None:
-            for place, run in enumerate(runs):
+            for index, run in enumerate(runs):
                 metric = _curve_metric(run)
                 rows = [row for row in run.rows if metric in row and key in row]
-                rows = rows[:: max(1, -(-len(rows) // POINTS))]
+                rows = rows[:: max(1, -(-len(rows) // MAX_POINTS))]
                 axes.plot(
                     [row[key] for row in rows], [100 * row[metric] for row in rows],
-                    color=color_of(place), label=run.name, marker="o", markersize=2.5,
-                    ls="-" if place < len(SERIES) else "--",
+                    color=color_of(index), label=run.name, marker="o", markersize=2.5,
+                    ls="-" if index < len(SERIES) else "--",
                 )  # fmt: skip
             axes.set(xlabel=label, title=f"{_curve_title(runs)} (%) by {label.split()[0]}")
             axes.legend(loc="lower right")
 
         if any(run.rows for run in runs):
             title = f"{_curve_title(runs)} by {key}"
-            drawn.append(Markup(style.svg(style.render_figure(picture), title)))
-    return drawn
+            figures.append(Markup(style.svg(style.render_figure(picture), title)))
+    return figures
 
 
 def _curve_metric(run: ComparedRun) -> str:
@@ -90,10 +90,10 @@ def _classes(comparison: Comparison, classes: Sequence[tuple[str, list[float]]])
         for line, (_, recalls) in enumerate(classes):
             low, high = 100 * min(recalls), 100 * max(recalls)
             axes.plot([low, high], [line, line], color=style.LINE, lw=3, zorder=1)
-        for place, run in enumerate(comparison.runs):
-            points = [100 * recalls[place] for _, recalls in classes]
+        for index, run in enumerate(comparison.runs):
+            points = [100 * recalls[index] for _, recalls in classes]
             axes.scatter(
-                points, range(len(classes)), 26, color=color_of(place), label=run.name,
+                points, range(len(classes)), 26, color=color_of(index), label=run.name,
                 zorder=2, alpha=0.9, lw=0,
             )  # fmt: skip
         axes.set_yticks(range(len(classes)), [short(name) for name, _ in classes])

@@ -10,8 +10,8 @@ from raycnn.report import images
 from raycnn.report.images import ReportInput, Thumbnail
 from raycnn.report.page import clip
 
-SHOWN = 12  # pairs
-SURVEYED = 10_000  # above so many images near-duplicates take too long for every report
+MAX_PAIRS = 12  # shown
+MAX_IMAGES = 10_000  # with more images, near-duplicates take too long for every report
 
 
 @dataclass(frozen=True)
@@ -31,48 +31,56 @@ class PairCard:
     sides: list[Side]
     difference: float
     """0 for equal pixels."""
-    fault: str
-    """`leak` for two splits, `two labels` for two classes, else empty."""
+    kind: str
+    """`leak` if they are in two splits, `two labels` if in two classes, else empty."""
 
 
 @dataclass(frozen=True)
 class DuplicateSection:
+    """The duplicates among a run's images, as the report shows them."""
+
     exact: int
     """Number of images that occur more than once."""
     near: int | None
-    """Number of pairs of near-duplicates; None where they were not searched for."""
+    """Number of pairs of near-duplicates; None if they were not searched for."""
     leaks: int
     """Number of those that occur in two splits."""
     pairs: list[PairCard]
 
 
-def section(subject: ReportInput) -> DuplicateSection:
+def section(report_input: ReportInput) -> DuplicateSection:
     """Find the duplicates of a run's images; pairs across splits or classes come first."""
-    splits = subject.splits
-    rows = {split: (splits.store.splits[s], own) for split, (s, own) in splits.members.items()}
-    search_near = sum(len(own) for _, own in rows.values()) <= SURVEYED
-    same, near = find_duplicates(rows, splits.classes, search_near)
-    found = sorted([*same, *near], key=lambda d: (not d.across_splits, not d.across_classes))
-    pairs = [_card(subject, duplicates) for duplicates in found[:SHOWN]]
-    leaks = sum(duplicates.across_splits for duplicates in found)
+    splits = report_input.splits
+    images_by_split = {
+        split: (splits.cache.splits[source_split], rows)
+        for split, (source_split, rows) in splits.members.items()
+    }
+    search_near = sum(len(rows) for _, rows in images_by_split.values()) <= MAX_IMAGES
+    same, near = find_duplicates(images_by_split, splits.classes, search_near)
+    ordered = sorted([*same, *near], key=lambda d: (not d.across_splits, not d.across_classes))
+    pairs = [_card(report_input, duplicates) for duplicates in ordered[:MAX_PAIRS]]
+    leaks = sum(duplicates.across_splits for duplicates in ordered)
     return DuplicateSection(len(same), len(near) if search_near else None, leaks, pairs)
 
 
-def _card(subject: ReportInput, found: Duplicates) -> PairCard:
-    fault = "leak" if found.across_splits else "two labels" if found.across_classes else ""
+def _card(report_input: ReportInput, duplicates: Duplicates) -> PairCard:
+    by_label = "two labels" if duplicates.across_classes else ""
     return PairCard(
-        [_side(subject, place) for place in _two(found.occurrences)], found.difference, fault
+        [_side(report_input, occurrence) for occurrence in _two(duplicates.occurrences)],
+        duplicates.difference,
+        "leak" if duplicates.across_splits else by_label,
     )
 
 
-def _two(places: Sequence[Occurrence]) -> tuple[Occurrence, Occurrence]:
+def _two(occurrences: Sequence[Occurrence]) -> tuple[Occurrence, Occurrence]:
     """Return the first occurrence, and the one that differs most from it in split and label."""
-    first = places[0]
-    other = max(places[1:], key=lambda o: (o.split != first.split, o.label != first.label))
+    first = occurrences[0]
+    other = max(occurrences[1:], key=lambda o: (o.split != first.split, o.label != first.label))
     return first, other
 
 
-def _side(subject: ReportInput, place: Occurrence) -> Side:
-    inputs = subject.inputs(place.split, np.array([place.row]))
-    pixels = images.pixels_of(inputs, subject.splits.pipeline)[0]
-    return Side(images.thumbnail(pixels), place.split, clip(place.label, 40), clip(place.name))
+def _side(report_input: ReportInput, occurrence: Occurrence) -> Side:
+    inputs = report_input.inputs(occurrence.split, np.array([occurrence.row]))
+    pixels = images.pixels_of(inputs, report_input.splits.pipeline)[0]
+    thumbnail = images.thumbnail(pixels)
+    return Side(thumbnail, occurrence.split, clip(occurrence.label, 40), clip(occurrence.name))

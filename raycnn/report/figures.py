@@ -13,8 +13,8 @@ from raycnn.report.style import ACCENT, INK, LINE, MUTED, PAPER, SOFT, WARN
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POINTS = 500  # at most so many points of a curve
-SHORT = 14  # characters of a class name on an axis
+MAX_POINTS = 500  # points of a curve
+MAX_NAME = 14  # characters of a class name on an axis
 Row = dict[str, float]
 
 
@@ -32,14 +32,14 @@ def plot_curve(
 ) -> None:
     """Draw `loss`, `acc1`, `map` or `f1` by epoch, for training and validation, with events."""
     percent = 1 if metric == "loss" else 100
-    shown = rows[:: max(1, -(-len(rows) // POINTS))]
+    shown = rows[:: max(1, -(-len(rows) // MAX_POINTS))]
     dot = "o" if len(shown) < 30 else None
     for split, color, label in (("train", SOFT, "training"), ("val", ACCENT, "validation")):
-        own = [row for row in shown if f"{split}/{metric}" in row]
-        if own:
+        measured = [row for row in shown if f"{split}/{metric}" in row]
+        if measured:
             axes.plot(
-                [row["epoch"] for row in own],
-                [percent * row[f"{split}/{metric}"] for row in own],
+                [row["epoch"] for row in measured],
+                [percent * row[f"{split}/{metric}"] for row in measured],
                 color=color, label=label, marker=dot, markersize=3,
             )  # fmt: skip
     for mark in marks:
@@ -68,18 +68,19 @@ def plot_confusion(axes: "Axes", counts: NDArray[np.int64], classes: Sequence[st
 
     size = len(classes)
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-    for label, said in zip(*np.nonzero(counts), strict=True):
-        share = float(shares[label, said])
-        right = label == said
+    for label, predicted in zip(*np.nonzero(counts), strict=True):
+        share = float(shares[label, predicted])
+        correct = label == predicted
         axes.add_patch(
             Rectangle(
-                (said - 0.48, label - 0.48), 0.96, 0.96, color=ACCENT if right else WARN,
+                (predicted - 0.48, label - 0.48), 0.96, 0.96, color=ACCENT if correct else WARN,
                 lw=0, alpha=max(0.07, share**0.6),
             )
         )  # fmt: skip
         if size <= 16:
             axes.text(
-                said, label, f"{counts[label, said]:,}", ha="center", va="center", fontsize=7,
+                predicted, label, f"{counts[label, predicted]:,}",
+                ha="center", va="center", fontsize=7,
                 color=PAPER if share > 0.4 else INK,
             )  # fmt: skip
     names = [short(name) for name in classes]
@@ -99,7 +100,7 @@ def plot_most_confused(
     axes: "Axes", pairs: Sequence[Sequence[int]], classes: Sequence[str]
 ) -> None:
     """Draw the most frequent confusions (label, prediction, count) as bars."""
-    names = [f"{short(classes[label])} → {short(classes[said])}" for label, said, _ in pairs]
+    names = [f"{short(classes[k])} → {short(classes[predicted])}" for k, predicted, _ in pairs]
     bars = axes.barh(range(len(pairs)), [count for *_, count in pairs], 0.7, color=WARN)
     axes.bar_label(bars, padding=3, fontsize=7.5, color=MUTED)
     axes.set_yticks(range(len(pairs)), names)
@@ -112,21 +113,21 @@ def plot_most_confused(
     axes.margins(x=0.12)
 
 
-def plot_reliability(axes: "Axes", found: Calibration) -> None:
+def plot_reliability(axes: "Axes", calibration: Calibration) -> None:
     """Draw a reliability diagram: accuracy in bins of confidence, the diagonal being perfect."""
-    bins = len(found.counts)
+    bins = len(calibration.counts)
     edges = (np.arange(bins) + 0.5) * 100 / bins
-    full = found.counts > 0
-    share = found.counts[full] / found.counts.sum()
+    full = calibration.counts > 0
+    share = calibration.counts[full] / calibration.counts.sum()
     axes.plot([0, 100], [0, 100], color=MUTED, lw=0.9, ls=(0, (3, 3)), label="perfect")
     axes.bar(edges[full], 100 * share, 100 / bins * 0.86, color=LINE, label="share of images")
-    confidence, accuracy = 100 * found.confidence[full], 100 * found.accuracy[full]
+    confidence, accuracy = 100 * calibration.confidence[full], 100 * calibration.accuracy[full]
     axes.plot(confidence, accuracy, color=ACCENT, lw=1, alpha=0.5)
     # The area of a dot is its bin's share of the images: small bins are unreliable.
     axes.scatter(confidence, accuracy, 12 + 90 * share, color=ACCENT, lw=0, label="accuracy")
     axes.set(
         xlim=(0, 101), ylim=(0, 103), xlabel="confidence (%)",
-        title=f"Reliability: ECE {100 * found.ece:.1f} %",
+        title=f"Reliability: ECE {100 * calibration.ece:.1f} %",
     )  # fmt: skip
     axes.legend(loc="upper left")
 
@@ -138,14 +139,14 @@ def plot_coverage(
     axes.plot(100 * covered, 100 * accuracy, color=ACCENT)
     axes.fill_between(100 * covered, 100 * accuracy, 0, color=ACCENT, alpha=0.08, lw=0)
     low = 100 * float(accuracy[covered >= 0.05].min(initial=1))
-    room = max(100 - low, 0.5)
+    span = max(100 - low, 0.5)
     axes.set(
         xlim=(0, 101),
-        ylim=(max(0, low - 0.5 * room), 100 + 0.08 * room),
-        xlabel="share of images answered, the surest first (%)",
+        ylim=(max(0, low - 0.5 * span), 100 + 0.08 * span),
+        xlabel="share of images answered, the most confident first (%)",
         title="Accuracy against coverage (%)",
     )
 
 
 def short(name: str) -> str:
-    return name if len(name) <= SHORT else f"{name[: SHORT - 1]}…"
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"

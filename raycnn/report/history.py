@@ -24,8 +24,8 @@ SERIOUS = (
     callbacks.WorkersRestarted, callbacks.RolledBack, callbacks.MicroBatchHalved,
     callbacks.CheckpointSkipped, callbacks.Failed,
 )  # fmt: skip
-# Events that the curves and the result already show.
-SHOWN = (
+# Events that are left out, since the curves and the result show them.
+OMITTED = (
     callbacks.EpochEnded, callbacks.CheckpointSaved, callbacks.RunOpened, callbacks.Evaluated,
     callbacks.ConnectingToRay, callbacks.ReportWritten,
 )  # fmt: skip
@@ -56,7 +56,7 @@ def history_entries(run: Run) -> list[HistoryEntry]:
             isinstance(event, SERIOUS),
         )
         for event, epoch in zip(events, _epochs(events), strict=True)
-        if not isinstance(event, SHOWN)
+        if not isinstance(event, OMITTED)
     ]
 
 

@@ -23,7 +23,7 @@ from raycnn.runtime import distributed
 
 SIDE = 144  # maximum pixels of a thumbnail's longer side
 TINY = 64  # up to this size an image is enlarged without smoothing
-AT_ONCE = 8  # images per Grad-CAM batch
+GRAD_CAM_BATCH = 8  # images
 BATCH = 24  # images shown of a training batch
 HEAT = 0.5  # opacity of a heat map
 
@@ -42,8 +42,8 @@ class ReportInput:
 
     def inputs(self, split: str, samples: NDArray[np.int64]) -> Tensor:
         """Return normalized images (B, C, H, W) of a split, as the network sees them."""
-        stored, _ = self.splits.members[split]
-        pixels = self.splits.store.splits[stored].images[samples].transpose(0, 3, 1, 2)
+        source_split, _ = self.splits.members[split]
+        pixels = self.splits.cache.splits[source_split].images[samples].transpose(0, 3, 1, 2)
         images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
         pipeline = self.splits.pipeline.evaluation()
         return pipeline(images, torch.zeros(len(images), 0, device=self.device))
@@ -51,14 +51,14 @@ class ReportInput:
     def grad_cams(self, images: Tensor, classes: NDArray[np.int64]) -> NDArray[np.float32] | None:
         """Return Grad-CAM maps (B, H, W) for classes (B,); None without a feature map."""
         self.model.eval()
-        of = torch.from_numpy(classes).to(self.device)
+        targets = torch.from_numpy(classes).to(self.device)
         parts = []
-        for start in range(0, len(images), AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            found = grad_cam(self.model, images[some], of[some])
-            if found is None:
+        for start in range(0, len(images), GRAD_CAM_BATCH):
+            batch = slice(start, start + GRAD_CAM_BATCH)
+            heat_maps = grad_cam(self.model, images[batch], targets[batch])
+            if heat_maps is None:
                 return None
-            parts.append(found.float().cpu().numpy())
+            parts.append(heat_maps.float().cpu().numpy())
         return np.concatenate(parts) if parts else None
 
 
@@ -82,7 +82,7 @@ def pixels_of(images: Tensor, pipeline: Pipeline) -> Pixels:
 
 
 def overlay(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
-    """Return pixels (H, W, 3), converted to grey, blended with a heat map (H, W) in 0 to 1."""
+    """Return pixels (H, W, 3), converted to gray, blended with a heat map (H, W) in 0 to 1."""
     from matplotlib import colormaps  # slow to import
 
     gray = pixels.mean(2, keepdims=True)
@@ -105,10 +105,11 @@ def thumbnail(pixels: Pixels) -> Thumbnail:
     return Thumbnail(f"data:image/{kind};base64,{data}", *image.size, tiny)
 
 
-def training_batch(subject: ReportInput) -> Batch:
-    """Return the first BATCH images that the network was trained on, augmented as it saw them."""
-    loader = subject.splits.loader("train", subject.job, subject.device, training=True)
-    loader.batch_size = BATCH * distributed.world_size()  # this worker gets its share of it
+def training_batch(report_input: ReportInput) -> Batch:
+    """Return the first BATCH images that the network was trained on, augmented."""
+    job, device = report_input.job, report_input.device
+    loader = report_input.splits.loader("train", job, device, training=True)
+    loader.batch_size = BATCH * distributed.world_size()  # the share of this worker is BATCH
     return next(iter(loader.epoch(0)))
 
 
@@ -122,8 +123,8 @@ def sheet(path: Path, tiles: Sequence[Pixels], captions: Sequence[str], columns:
     step = height + text + gap
     canvas = Image.new("RGB", (gap + columns * (width + gap), gap + rows * step), PAPER)
     draw = ImageDraw.Draw(canvas)
-    for place, (pixels, caption) in enumerate(zip(tiles, captions, strict=True)):
-        left, top = gap + place % columns * (width + gap), gap + place // columns * step
+    for index, (pixels, caption) in enumerate(zip(tiles, captions, strict=True)):
+        left, top = gap + index % columns * (width + gap), gap + index // columns * step
         resample = Image.Resampling.NEAREST if pixels.shape[1] <= TINY else Image.Resampling.LANCZOS
         canvas.paste(Image.fromarray(pixels).resize((width, height), resample), (left, top))
         while caption and font.getlength(caption) > width:

@@ -16,8 +16,8 @@ from raycnn.io import atomic_path
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-LIMIT = 2_000_000  # maximum bytes of a page
-NAME = 80  # maximum characters of a name or value on a page
+MAX_BYTES = 2_000_000  # of a page
+MAX_LENGTH = 80  # characters of a name or value on a page
 
 
 @cache
@@ -70,14 +70,14 @@ def duration(seconds: float | None) -> str:
     return f"{days} d {hours} h" if days else f"{hours} h {minutes} min"
 
 
-def clip(text: object, length: int = NAME) -> str:
-    """Return text cut to `length` characters."""
-    said = str(text)
-    return said if len(said) <= length else f"{said[: length - 1]}…"
+def clip(value: object, length: int = MAX_LENGTH) -> str:
+    """Return a value as text, cut to `length` characters."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def plain(value: Any) -> str:
     """Return a setting as on the command line, cut to a maximum length."""
     if isinstance(value, str):
-        return clip(value, 4 * NAME)
-    return clip(json.dumps(value, ensure_ascii=False), 4 * NAME)
+        return clip(value, 4 * MAX_LENGTH)
+    return clip(json.dumps(value, ensure_ascii=False), 4 * MAX_LENGTH)

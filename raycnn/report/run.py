@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raycnn.analysis import evaluate
-from raycnn.analysis.predictions import Predictions, from_training
+from raycnn.analysis.predictions_file import Predictions, from_training
 from raycnn.config.changes import flatten
 from raycnn.config.schema import JobSpec
 from raycnn.data.label_arrays import class_counts, label_name
@@ -44,12 +44,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("raycnn")
 
 FILE = "report.html"
-MISTAKES, SAMPLES = 24, 12  # wrong answers shown, the surest; test images shown at random
-ISSUES = 16  # label issues shown per split
-MATRIX = 30  # maximum classes of a complete confusion matrix
-PAIRS = 15  # confused pairs shown above that
-TABLE = 300  # maximum classes in the table, the worst
-WARNINGS, HAPPENINGS = 20, 40  # maximum warnings and events shown
+MAX_MISTAKES, MAX_SAMPLES = 24, 12  # the most confident wrong answers, and random test images
+MAX_ISSUES = 16  # label issues per split
+MAX_MATRIX_CLASSES = 30  # of a complete confusion matrix; with more classes, the pairs below
+MAX_PAIRS = 15  # most confused pairs of classes
+MAX_TABLE_CLASSES = 300  # the classes of the lowest recall
+MAX_WARNINGS, MAX_EVENTS = 20, 40
+MAX_MARKS = 8  # epochs with events that are marked on a curve
 SPLITS = ("train", "val", "test")
 
 
@@ -66,27 +67,27 @@ class Card:
 
 
 def write_report(
-    run: Run, found: Predictions | None, subject: ReportInput | None, missing: str = ""
+    run: Run, predictions: Predictions | None, report_input: ReportInput | None, missing: str = ""
 ) -> Path:
     """Write report.html and the PNGs from the run's predictions; return the page's path.
 
-    Without a `subject` the report has no images, and `missing` is the reason. Raises OSError.
+    Without a `report_input` the report has no images, and `missing` is the reason. Raises OSError.
     """
     drawings = _Drawings(run.folder)
     with style.styled():
-        values = _values(run, found, subject, missing, drawings)
+        values = _values(run, predictions, report_input, missing, drawings)
     title = f"{run.name} · raycnn"
-    text = page.render("run.html", title, **values)
-    if len(text.encode()) > page.LIMIT:  # images take most of the space
+    html = page.render("run.html", title, **values)
+    if len(html.encode()) > page.MAX_BYTES:  # images take most of the space
         values |= {"mistakes": [], "samples": [], "issues": [], "batch": None, "duplicates": None}
-        values["missing"] = "the images are left out: they are too many bytes; see the PNGs"
-        text = page.render("run.html", title, **values)
-    page.save_page(run.folder / FILE, text)
+        values["missing"] = "the page would be too large with images; see the PNGs"
+        html = page.render("run.html", title, **values)
+    page.save_page(run.folder / FILE, html)
     return run.folder / FILE
 
 
 def open_run(run: Run, device: str = "cpu", root: str | None = None) -> ReportInput:
-    """Return the network and data of a run. Raises a RaycnnError where one of them is missing."""
+    """Return the network and data of a run. Raises a RaycnnError if one of them is missing."""
     job = run.job()
     if root:
         job = job.change({"data.root": root})
@@ -104,10 +105,10 @@ def write_report_or_warn(run: Run, job: JobSpec, result: TrainResult, callback: 
     """Write the report of a finished run; an error is only a warning."""
     try:
         best = result.state.best or result.state.epoch
-        found = from_training(result.splits, best, result.predictions)
+        predictions = from_training(result.splits, best, result.predictions)
         model = result.state.model
         device = next(model.parameters()).device
-        path = write_report(run, found, ReportInput(job, result.splits, model, device))
+        path = write_report(run, predictions, ReportInput(job, result.splits, model, device))
         callback.on_event(ReportWritten(file=path.name))
         run.flush()
     except Exception as error:
@@ -117,16 +118,16 @@ def write_report_or_warn(run: Run, job: JobSpec, result: TrainResult, callback: 
 
 
 def write_from_folder(run: Run, device: str = "cpu", root: str | None = None) -> Path:
-    """Write the report of a run from its folder, with images if its data is found."""
+    """Write the report of a run from its folder, with images if its data is predictions."""
     try:
-        subject, missing = open_run(run, device, root), ""
+        report_input, missing = open_run(run, device, root), ""
     except RaycnnError as error:
-        subject, missing = None, str(error)
+        report_input, missing = None, str(error)
     try:
-        found = evaluate.stored_predictions(run)
-    except DataError:  # no complete epoch, or corrupt weights
-        found = None
-    return write_report(run, found, subject, missing)
+        predictions = evaluate.stored_predictions(run)
+    except DataError:  # the run has no complete epoch, or corrupt weights
+        predictions = None
+    return write_report(run, predictions, report_input, missing)
 
 
 class _Drawings:
@@ -143,38 +144,44 @@ class _Drawings:
         size: tuple[float, float] = style.SIZE,
     ) -> Markup:
         figure = style.render_figure(picture, size)
-        found = Markup(style.svg(figure, title))
+        svg = Markup(style.svg(figure, title))  # before the PNG, which fixes the layout
         style.save_png(figure, self.folder / f"{name}.png")
-        return found
+        return svg
 
 
 def _values(
-    run: Run, found: Predictions | None, subject: ReportInput | None, missing: str, draw: _Drawings
+    run: Run,
+    predictions: Predictions | None,
+    report_input: ReportInput | None,
+    missing: str,
+    draw: _Drawings,
 ) -> dict[str, Any]:
     """Return the values of the template."""
     job, result = run.job(), run.result()
     rows = [{key: float(value) for key, value in row.items() if value} for row in run.rows()]
-    test = found.splits.get("test") if found else None
+    test = predictions.splits.get("test") if predictions else None
     best = result["best_epoch"] if result else _best_epoch(run)
-    what = history_entries(run)
-    doubles = duplicates.section(subject) if subject else None
+    history = history_entries(run)
+    duplicate_section = duplicates.section(report_input) if report_input else None
     spec, changed = flatten(job.tree()), flatten(job.model_dump(mode="json", exclude_defaults=True))
     return {
         "name": run.name, "state": run.state(), "result": result, "best": best, "rows": rows,
-        "facts": _facts(run, rows, result, best, subject),
-        "notes": _notes(rows, subject, result) + _leak_notes(doubles), "missing": missing,
-        "happenings": what[-HAPPENINGS:],
-        "curves": _curves(rows, best, what, draw),
-        "classes": _class_rows(test, found), "class_count": len(found.classes) if found else 0,
-        "confusion": _confusion(test, found, draw),
-        "mistakes": _mistakes(test, found, subject, draw.folder),
-        "samples": _samples(test, found, subject, draw.folder),
+        "facts": _facts(run, rows, result, best, report_input),
+        "notes": _notes(rows, report_input, result) + _leak_notes(duplicate_section),
+        "missing": missing,
+        "events": history[-MAX_EVENTS:],
+        "curves": _curves(rows, best, history, draw),
+        "classes": _class_rows(test, predictions),
+        "class_count": len(predictions.classes) if predictions else 0,
+        "confusion": _confusion(test, predictions, draw),
+        "mistakes": _mistakes(test, predictions, report_input, draw.folder),
+        "samples": _samples(test, predictions, report_input, draw.folder),
         "mistake_count": _mistake_count(test), "multi_label": bool(test and test.multi_label),
-        "issues": _issues(found, subject, draw.folder),
+        "issues": _issues(predictions, report_input, draw.folder),
         **_confidence(test, draw),
-        "data": _data(subject, job.data.name), "warnings": _warnings(subject),
-        "duplicates": doubles,
-        "batch": _batch(subject, draw.folder),
+        "data": _data(report_input, job.data.name), "warnings": _warnings(report_input),
+        "duplicates": duplicate_section,
+        "batch": _batch(report_input, draw.folder),
         "changed": [(key, page.plain(value)) for key, value in spec.items() if key in changed],
         "defaults": [(key, page.plain(value)) for key, value in spec.items() if key not in changed],
         "environment": _environment(run), "commands": _commands(run, result),
@@ -182,7 +189,7 @@ def _values(
 
 
 def _mistake_count(test: SplitPredictions | None) -> int | None:
-    """Return the number of wrong answers; None where an image has any number of classes."""
+    """Return the number of wrong answers; None if an image has any number of classes."""
     if test and test.multi_label:
         return None
     return int((test.predicted != test.labels).sum()) if test else 0
@@ -200,7 +207,7 @@ def _facts(
     rows: Sequence[dict[str, float]],
     result: dict[str, Any] | None,
     best: int | None,
-    subject: ReportInput | None,
+    report_input: ReportInput | None,
 ) -> list[tuple[str, str]]:
     job, environment = run.job(), read_json(run.folder / "environment.json") or {}
     facts = [("Best epoch", f"{best} of {len(rows)}" if best else "none yet")]
@@ -214,26 +221,28 @@ def _facts(
         facts.append(("Training time", page.duration(rows[-1]["time_s"])))
         facts.append(("Images per second", f"{rows[-1]['images_per_s']:,.0f}"))
     facts.append(("Network", job.model.name))
-    if subject:
-        facts.append(("Parameters", f"{count_parameters(subject.model):,}"))
-        flops = count_flops(subject.model, subject.splits.shape)
+    if report_input:
+        facts.append(("Parameters", f"{count_parameters(report_input.model):,}"))
+        flops = count_flops(report_input.model, report_input.splits.shape)
         facts.append(("Operations per image", format_flops(flops)))
     if result and (ms := result["test"].get("ms_per_image")):
         facts.append(("Inference per image", f"{ms:.3g} ms"))
     devices = environment.get("devices") or []
-    named = devices[0] if devices else f"CPU, {environment.get('cpus', '?')} cores"
+    device = devices[0] if devices else f"CPU, {environment.get('cpus', '?')} cores"
     workers = job.workers.max_count
-    facts.append(("Device", f"{clip(named)}{f' × {workers} workers' if workers > 1 else ''}"))
+    facts.append(("Device", f"{clip(device)}{f' × {workers} workers' if workers > 1 else ''}"))
     facts.append(("Data", job.data.name))
     return facts
 
 
 def _notes(
-    rows: Sequence[dict[str, float]], subject: ReportInput | None, result: dict[str, Any] | None
+    rows: Sequence[dict[str, float]],
+    report_input: ReportInput | None,
+    result: dict[str, Any] | None,
 ) -> list[str]:
     """Return caveats of the test result."""
     notes = []
-    val = len(subject.splits.labels("val")) if subject else None
+    val = len(report_input.splits.labels("val")) if report_input else None
     metric = val_metric(rows[-1]) if rows else None
     if rows and not metric:
         notes.append("No image was held out: the last epoch counts as the best.")
@@ -250,42 +259,43 @@ def _notes(
     return notes
 
 
-def _leak_notes(found: duplicates.DuplicateSection | None) -> list[str]:
-    if not found or not found.leaks:
+def _leak_notes(section: duplicates.DuplicateSection | None) -> list[str]:
+    if not section or not section.leaks:
         return []
-    images = "image is" if found.leaks == 1 else "images are"
+    images = "image is" if section.leaks == 1 else "images are"
     return [
-        f"{found.leaks:,} {images} also in another split, which flatters the result: see The data."
+        f"{section.leaks:,} {images} also in another split, which flatters the result: see "
+        "The data."
     ]
 
 
 def _curves(
     rows: Sequence[dict[str, float]],
     best: int | None,
-    what: Sequence[HistoryEntry],
+    history: Sequence[HistoryEntry],
     draw: _Drawings,
 ) -> list[Markup]:
     if not rows:
         return []
-    shown = _marks(what)[-8:]
+    marks = _marks(history)[-MAX_MARKS:]
     names = {"acc1": "accuracy", "map": "mAP", "f1": "F1", "loss": "loss"}
-    drawn = {
+    metrics = {
         key: name for key, name in names.items() if any(f"{s}/{key}" in rows[-1] for s in SPLITS)
     }
 
     def picture(metric: str) -> Callable[["Axes"], None]:
-        return lambda axes: figures.plot_curve(axes, rows, metric, best, shown)
+        return lambda axes: figures.plot_curve(axes, rows, metric, best, marks)
 
     return [
         draw(name.lower(), f"{name[0].upper()}{name[1:]} by epoch", picture(metric))
-        for metric, name in drawn.items()
+        for metric, name in metrics.items()
     ]
 
 
-def _marks(what: Sequence[HistoryEntry]) -> list[figures.Mark]:
+def _marks(history: Sequence[HistoryEntry]) -> list[figures.Mark]:
     """Return one mark for each epoch in which something happened: `stopped, resumed`."""
     by_epoch: dict[float, list[HistoryEntry]] = {}
-    for entry in what:
+    for entry in history:
         if entry.epoch and entry.mark:
             by_epoch.setdefault(entry.epoch, []).append(entry)
     return [
@@ -298,29 +308,31 @@ def _marks(what: Sequence[HistoryEntry]) -> list[figures.Mark]:
     ]
 
 
-def _class_rows(test: SplitPredictions | None, found: Predictions | None) -> list[dict[str, Any]]:
-    if not test or not found:
+def _class_rows(
+    test: SplitPredictions | None, predictions: Predictions | None
+) -> list[dict[str, Any]]:
+    if not test or not predictions:
         return []
-    rows = evaluate.per_class(test, found.classes)
-    if len(rows) > TABLE:
-        rows = sorted(rows, key=lambda row: (row["count"] == 0, row["recall"]))[:TABLE]
+    rows = evaluate.per_class(test, predictions.classes)
+    if len(rows) > MAX_TABLE_CLASSES:
+        rows = sorted(rows, key=lambda row: (row["count"] == 0, row["recall"]))[:MAX_TABLE_CLASSES]
     return rows
 
 
 def _confusion(
-    test: SplitPredictions | None, found: Predictions | None, draw: _Drawings
+    test: SplitPredictions | None, predictions: Predictions | None, draw: _Drawings
 ) -> Markup | None:
-    if not test or not found or test.multi_label:
+    if not test or not predictions or test.multi_label:
         return None
-    classes = found.classes
-    if len(classes) <= MATRIX:
+    classes = predictions.classes
+    if len(classes) <= MAX_MATRIX_CLASSES:
         counts = evaluate.confusion_matrix(test, len(classes))
         side = 4.6 if len(classes) <= 16 else 6.4
         return draw(
             "confusion", "Confusion matrix",
             lambda axes: figures.plot_confusion(axes, counts, classes), (side, side),
         )  # fmt: skip
-    pairs = evaluate.most_confused(test, len(classes), PAIRS)
+    pairs = evaluate.most_confused(test, len(classes), MAX_PAIRS)
     if not pairs:
         return None
     return draw(
@@ -332,27 +344,30 @@ def _confusion(
 def _confidence(test: SplitPredictions | None, draw: _Drawings) -> dict[str, Any]:
     if not test or not len(test) or test.multi_label:
         return {"reliability": None, "coverage": None, "ece": None, "covered": []}
-    found = evaluate.calibration(test)
+    calibration = evaluate.calibration(test)
     covered, accuracy = evaluate.risk_coverage(test)
-    at = [(share, float(accuracy[np.searchsorted(covered, share)])) for share in (0.5, 0.8, 0.9, 1)]
+    accuracies = [
+        (share, float(accuracy[np.searchsorted(covered, share)])) for share in (0.5, 0.8, 0.9, 1)
+    ]
     return {
         "reliability": draw(
-            "reliability", "Reliability diagram", lambda axes: figures.plot_reliability(axes, found)
+            "reliability", "Reliability diagram",
+            lambda axes: figures.plot_reliability(axes, calibration),
         ),
         "coverage": draw(
             "coverage", "Accuracy against coverage",
             lambda axes: figures.plot_coverage(axes, covered, accuracy),
         ),
-        "ece": found.ece, "covered": at,
+        "ece": calibration.ece, "covered": accuracies,
     }  # fmt: skip
 
 
 def _cards(
-    found: Predictions,
+    predictions: Predictions,
     split: str,
     indices: NDArray[np.int64],
     others: NDArray[np.int64],
-    subject: ReportInput | None,
+    report_input: ReportInput | None,
     png: Path,
     grad_cams: bool,
 ) -> list[Card]:
@@ -363,78 +378,89 @@ def _cards(
     if not len(indices):
         png.unlink(missing_ok=True)
         return []
-    own = found.splits[split]
+    answers = predictions.splits[split]
     pictures: list[list[Thumbnail]] = [[] for _ in indices]
     captions = [
-        f"{found.classes[own.labels[i]]} → {found.classes[k]}"
+        f"{predictions.classes[answers.labels[i]]} → {predictions.classes[k]}"
         for i, k in zip(indices, others, strict=True)
     ]
-    if subject:
-        inputs = subject.inputs(split, own.samples[indices])
-        pixels = images.pixels_of(inputs, subject.splits.pipeline)
-        seen = subject.grad_cams(inputs, others) if grad_cams else None
-        for place, image in enumerate(pixels):
-            pictures[place].append(images.thumbnail(image))
-            if seen is not None:
-                pictures[place].append(images.thumbnail(images.overlay(image, seen[place])))
+    if report_input:
+        inputs = report_input.inputs(split, answers.samples[indices])
+        pixels = images.pixels_of(inputs, report_input.splits.pipeline)
+        heat_maps = report_input.grad_cams(inputs, others) if grad_cams else None
+        for index, image in enumerate(pixels):
+            pictures[index].append(images.thumbnail(image))
+            if heat_maps is not None:
+                pictures[index].append(images.thumbnail(images.overlay(image, heat_maps[index])))
         images.sheet(png, list(pixels), captions)
     return [
         Card(
-            pictures[place],
-            clip(found.classes[own.labels[i]], 40),
-            clip(found.classes[k], 40),
-            _probability(own, i, int(own.labels[i])),
-            _probability(own, i, int(k)),
-            clip(found.name(split, int(i))),
+            pictures[index],
+            clip(predictions.classes[answers.labels[i]], 40),
+            clip(predictions.classes[k], 40),
+            _probability(answers, i, int(answers.labels[i])),
+            _probability(answers, i, int(k)),
+            clip(predictions.name(split, int(i))),
         )
-        for place, (i, k) in enumerate(zip(indices, others, strict=True))
+        for index, (i, k) in enumerate(zip(indices, others, strict=True))
     ]
 
 
-def _probability(own: SplitPredictions, index: int, of: int) -> float:
-    if own.classes is None:
-        return float(own.probabilities[index, of])
-    return float(own.probabilities[index, own.classes[index] == of].sum())
+def _probability(predictions: SplitPredictions, index: int, k: int) -> float:
+    """Return the probability of class `k` of an image; 0 if it was not stored."""
+    if predictions.classes is None:
+        return float(predictions.probabilities[index, k])
+    return float(predictions.probabilities[index, predictions.classes[index] == k].sum())
 
 
 def _mistakes(
     test: SplitPredictions | None,
-    found: Predictions | None,
-    subject: ReportInput | None,
+    predictions: Predictions | None,
+    report_input: ReportInput | None,
     folder: Path,
 ) -> list[Card]:
-    if not test or not found or test.multi_label:
+    if not test or not predictions or test.multi_label:
         return []
-    worst = evaluate.worst_mistakes(test, MISTAKES)
+    worst = evaluate.worst_mistakes(test, MAX_MISTAKES)
     png = folder / "mistakes.png"
-    return _cards(found, "test", worst, test.predicted[worst], subject, png, grad_cams=True)
+    return _cards(
+        predictions, "test", worst, test.predicted[worst], report_input, png, grad_cams=True
+    )
 
 
 def _samples(
     test: SplitPredictions | None,
-    found: Predictions | None,
-    subject: ReportInput | None,
+    predictions: Predictions | None,
+    report_input: ReportInput | None,
     folder: Path,
 ) -> list[Card]:
-    """Return test images drawn by the job's seed, right and wrong answers alike."""
-    if not test or not found or not subject or test.multi_label:
+    """Return test images sampled by the job's seed, whether the answer is right or wrong."""
+    if not test or not predictions or not report_input or test.multi_label:
         return []
-    drawn = rng.order(subject.job.seed, 0, len(test))[:SAMPLES]
+    sampled = rng.order(report_input.job.seed, 0, len(test))[:MAX_SAMPLES]
     png = folder / "samples.png"
-    return _cards(found, "test", drawn, test.predicted[drawn], subject, png, grad_cams=False)
+    return _cards(
+        predictions, "test", sampled, test.predicted[sampled], report_input, png, grad_cams=False
+    )
 
 
-def _issues(found: Predictions | None, subject: ReportInput | None, folder: Path) -> list[Any]:
+def _issues(
+    predictions: Predictions | None, report_input: ReportInput | None, folder: Path
+) -> list[Any]:
     """Return (split, count, cards) of the held-out splits with likely wrong labels."""
     sections = []
     for split in ("test", "val"):
-        if not found or split not in found.splits or found.splits[split].multi_label:
+        if (
+            not predictions
+            or split not in predictions.splits
+            or predictions.splits[split].multi_label
+        ):
             continue
-        issues = evaluate.label_issues(found.splits[split], len(found.classes))
-        shown = issues[:ISSUES]
+        issues = evaluate.label_issues(predictions.splits[split], len(predictions.classes))
+        shown = issues[:MAX_ISSUES]
         cards = _cards(
-            found, split, np.array([i.index for i in shown], np.int64),
-            np.array([i.suggested for i in shown], np.int64), subject,
+            predictions, split, np.array([i.index for i in shown], np.int64),
+            np.array([i.suggested for i in shown], np.int64), report_input,
             folder / f"labels-{split}.png", grad_cams=False,
         )  # fmt: skip
         if cards:
@@ -442,20 +468,20 @@ def _issues(found: Predictions | None, subject: ReportInput | None, folder: Path
     return sections
 
 
-def _data(subject: ReportInput | None, name: str) -> dict[str, Any] | None:
+def _data(report_input: ReportInput | None, name: str) -> dict[str, Any] | None:
     """Return the numbers of images by split and class."""
-    if not subject:
+    if not report_input:
         return None
-    splits = subject.splits
+    splits = report_input.splits
     size = len(splits.classes)
     counts = {s: class_counts(splits.labels(s), size) for s in SPLITS}
-    rare = np.argsort(counts["train"], kind="stable")[:TABLE]
-    order = range(size) if size <= TABLE else rare
+    rare = np.argsort(counts["train"], kind="stable")[:MAX_TABLE_CLASSES]
+    order = range(size) if size <= MAX_TABLE_CLASSES else rare
     return {
-        "name": name, "shape": tuple(splits.shape), "stored": tuple(splits.store.shape),
+        "name": name, "shape": tuple(splits.shape), "stored": tuple(splits.cache.shape),
         "splits": [
-            (split, len(splits.labels(split)), int(own.min()), int(own.max()))
-            for split, own in counts.items()
+            (split, len(splits.labels(split)), int(count.min()), int(count.max()))
+            for split, count in counts.items()
         ],
         "classes": [
             (clip(splits.classes[k]), *(int(counts[s][k]) for s in SPLITS)) for k in order
@@ -465,21 +491,21 @@ def _data(subject: ReportInput | None, name: str) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _warnings(subject: ReportInput | None) -> list[str]:
-    found = subject.splits.warnings if subject else []
-    more = [f"and {len(found) - WARNINGS:,} more"] if len(found) > WARNINGS else []
-    return [clip(text, 400) for text in found[:WARNINGS]] + more
+def _warnings(report_input: ReportInput | None) -> list[str]:
+    warnings = report_input.splits.warnings if report_input else []
+    more = [f"and {len(warnings) - MAX_WARNINGS:,} more"] if len(warnings) > MAX_WARNINGS else []
+    return [clip(text, 400) for text in warnings[:MAX_WARNINGS]] + more
 
 
-def _batch(subject: ReportInput | None, folder: Path) -> list[tuple[Thumbnail, str]] | None:
+def _batch(report_input: ReportInput | None, folder: Path) -> list[tuple[Thumbnail, str]] | None:
     """Return the first augmented training images, with their labels."""
-    if not subject:
+    if not report_input:
         return None
-    batch = images.training_batch(subject)
-    pixels = images.pixels_of(batch.images[: images.BATCH], subject.splits.pipeline)
-    classes = _label_names(batch.labels[: len(pixels)], subject.splits.classes)
+    batch = images.training_batch(report_input)
+    pixels = images.pixels_of(batch.images[: images.BATCH], report_input.splits.pipeline)
+    classes = _label_names(batch.labels[: len(pixels)], report_input.splits.classes)
     if batch.mixed_labels is not None and batch.mix_weights is not None:
-        others = _label_names(batch.mixed_labels, subject.splits.classes)
+        others = _label_names(batch.mixed_labels, report_input.splits.classes)
         mixed = zip(classes, batch.mix_weights.tolist(), others, strict=False)
         classes = [f"{name} {share:.0%} + {other}" for name, share, other in mixed]
     images.sheet(folder / "augmented.png", list(pixels), classes)
@@ -491,19 +517,19 @@ def _label_names(labels: Tensor, classes: tuple[str, ...]) -> list[str]:
 
 
 def _environment(run: Run) -> list[tuple[str, str]]:
-    found = read_json(run.folder / "environment.json") or {}
-    packages = found.pop("packages", {})
-    rows = [(key, page.plain(value)) for key, value in found.items() if value is not None]
+    environment = read_json(run.folder / "environment.json") or {}
+    packages = environment.pop("packages", {})
+    rows = [(key, page.plain(value)) for key, value in environment.items() if value is not None]
     return rows + [(name, str(version)) for name, version in packages.items() if version]
 
 
 def _commands(run: Run, result: dict[str, Any] | None) -> list[tuple[str, str]]:
     if not result:
-        return [(f"raycnn resume {run.name}", "go on from the last checkpoint")]
+        return [(f"raycnn resume {run.name}", "continue from the last checkpoint")]
     longer = 2 * int(result["epochs"])
     return [
         (f"raycnn predict {run.name} pictures/", "classify a folder of pictures"),
         (f"raycnn eval {run.name} --split val", "any split, class by class"),
         (f"raycnn resume {run.name} train.epochs={longer}", "train longer"),
-        (f"raycnn compare {run.name} OTHER", "what sets two runs apart"),
+        (f"raycnn compare {run.name} OTHER", "compare two runs"),
     ]

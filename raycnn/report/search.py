@@ -26,8 +26,8 @@ Board = Sequence[LeaderboardEntry]
 Picture = Callable[["Axes", Search, Board], bool]
 
 FILE = "report.html"
-FEWEST = 5  # trials of an architecture, to say what mattered in them
-ROWS = 200  # of the leaderboard that the page shows
+MIN_TRIALS = 5  # of an architecture, to estimate the importance of its settings
+MAX_ROWS = 200  # of the leaderboard on the page
 TITLES = {
     "lr": "Learning rate", "epochs": "Epochs", "curves": "Every trial, epoch by epoch",
     "importance": "What mattered", "pareto": "Quality against time",
@@ -37,14 +37,14 @@ log = logging.getLogger("raycnn")
 
 
 def write_search_report_or_warn(
-    search: Search, board: Board, note: Callable[[str], None] = log.warning
+    search: Search, board: Board, warn: Callable[[str], None] = log.warning
 ) -> None:
-    """Write the report of a finished search; an error is only noted."""
+    """Write the report of a finished search; an error is only a warning."""
     try:
         write_search_report(search, board)
     except Exception as error:
         log.warning("the report is not written", exc_info=error)
-        note(f"the report is not written: {error}; `raycnn report {search.name}` tries again")
+        warn(f"the report is not written: {error}; `raycnn report {search.name}` tries again")
 
 
 def write_search_report(search: Search, board: Board) -> Path:
@@ -55,12 +55,12 @@ def write_search_report(search: Search, board: Board) -> Path:
     values: dict[str, Any] = {
         "search": search, "name": search.name, "state": search.state(), "tune": search.spec.tune,
         "metric": _metric_title(search), "is_accuracy": _is_accuracy(search),
-        "board": board[:ROWS], "count": len(board),
-        "wanted": len({(key.architecture.name, key.number) for key in search.spec.trials()}),
+        "board": board[:MAX_ROWS], "count": len(board),
+        "samples": len({(key.architecture.name, key.number) for key in search.spec.trials()}),
         "best": best, "overall": overall,
         "pictures": pictures, "colors": dict(_colors(search)),
         "spaces": [_space(search, a, board) for a in search.spec.architectures],
-        "ended_early": [e for e in board if e.state != "done"][:ROWS],
+        "ended_early": [e for e in board if e.state != "done"][:MAX_ROWS],
         "yaml": _yaml(search, overall), "seconds": sum(entry.seconds for entry in board),
         "commands": _commands(search, overall),
     }  # fmt: skip
@@ -72,7 +72,7 @@ def write_search_report(search: Search, board: Board) -> Path:
 
 def _pictures(search: Search, board: Board) -> dict[str, Markup]:
     """Draw all figures that have data, for the page and as PNGs."""
-    known = [entry for entry in board if entry.metric is not None]
+    measured = [entry for entry in board if entry.metric is not None]
     pictures: dict[str, Picture] = {
         "curves": _curves,
         "importance": _importance,
@@ -80,7 +80,7 @@ def _pictures(search: Search, board: Board) -> dict[str, Markup]:
         "epochs": partial(_against, key="train.epochs", log=False),
         "pareto": _pareto,
     }
-    drawn = {}
+    figures = {}
     with style.styled():
         for name, picture in pictures.items():
             path = search.folder / f"{name}.png"
@@ -89,14 +89,14 @@ def _pictures(search: Search, board: Board) -> dict[str, Markup]:
 
             def show(axes: "Axes", picture: Picture = picture) -> None:
                 nonlocal shown
-                shown = picture(axes, search, known)
+                shown = picture(axes, search, measured)
 
-            if known:
+            if measured:
                 figure = style.render_figure(show)
                 if shown:
-                    drawn[name] = Markup(style.svg(figure, TITLES[name]))
+                    figures[name] = Markup(style.svg(figure, TITLES[name]))
                     style.save_png(figure, path)
-    return drawn
+    return figures
 
 
 def _is_accuracy(search: Search) -> bool:
@@ -134,13 +134,13 @@ def _points(
     """Draw a dot for each trial: hollow if it was stopped early, ringed for the winner."""
     overall = next(iter(winners(list(board)).values()), None)
     for name, color in _colors(search):
-        own = [entry for entry in board if entry.architecture == name]
+        entries = [entry for entry in board if entry.architecture == name]
         for done in (True, False):
-            some = [entry for entry in own if (entry.state == "done") is done]
-            if some:
+            subset = [entry for entry in entries if (entry.state == "done") is done]
+            if subset:
                 axes.scatter(
-                    [x(entry) for entry in some],
-                    [_scaled(search, entry.metric) for entry in some], 30, alpha=0.8,
+                    [x(entry) for entry in subset],
+                    [_scaled(search, entry.metric) for entry in subset], 30, alpha=0.8,
                     facecolors=color if done else "none", edgecolors=color, linewidths=1.2,
                     label=name if done else f"{name}, ended early",
                 )  # fmt: skip
@@ -220,8 +220,8 @@ def _importance(axes: "Axes", search: Search, board: Board) -> bool:
     """Draw the importance of each key for the metric, by architecture."""
     shown = {}
     for name, color in _colors(search):
-        own = [entry for entry in board if entry.architecture == name]
-        if shares := importance(own):
+        entries = [entry for entry in board if entry.architecture == name]
+        if shares := importance(entries):
             shown[name] = (color, shares)
     keys = sorted({key for _, shares in shown.values() for key in shares})
     if len(keys) < 2:
@@ -246,7 +246,7 @@ def importance(board: Board) -> dict[str, float]:
     Impurity decrease in a random forest (Breiman, Machine Learning 45 (2001), pages 5 to 32).
     Returns {} for too few trials, or without variation.
     """
-    if len(board) < FEWEST:
+    if len(board) < MIN_TRIALS:
         return {}
     keys = [key for key in board[0].changes if len({str(e.changes[key]) for e in board}) > 1]
     metrics = np.array([entry.metric for entry in board], np.float64)
@@ -286,11 +286,11 @@ def _pareto(axes: "Axes", search: Search, board: Board) -> bool:
 
 def front(board: list[LeaderboardEntry], sign: int) -> list[LeaderboardEntry]:
     """Return the Pareto front, fastest first: each entry is better than all faster ones."""
-    found: list[LeaderboardEntry] = []
+    best: list[LeaderboardEntry] = []
     for entry in sorted(board, key=lambda e: (e.seconds, -sign * (e.metric or 0.0))):
-        if not found or sign * (entry.metric or 0.0) > sign * (found[-1].metric or 0.0):
-            found.append(entry)
-    return found
+        if not best or sign * (entry.metric or 0.0) > sign * (best[-1].metric or 0.0):
+            best.append(entry)
+    return best
 
 
 @dataclass(frozen=True)
@@ -310,11 +310,11 @@ class Strip:
 
 
 def _space(search: Search, architecture: Architecture, board: Board) -> tuple[str, list[Strip]]:
-    own = [entry for entry in board if entry.architecture == architecture.name]
-    winner = winners(own).get(architecture.name)
+    entries = [entry for entry in board if entry.architecture == architecture.name]
+    winner = winners(entries).get(architecture.name)
     strips = []
     for key, domain in architecture.space.items():
-        places = [p for e in own if (p := place_in(domain, e.changes.get(key))) is not None]
+        places = [p for e in entries if (p := place_in(domain, e.changes.get(key))) is not None]
         value = winner.changes.get(key) if winner else None
         best = place_in(domain, value)
         ranged = domain.kind not in ("choice", "grid")
@@ -322,7 +322,7 @@ def _space(search: Search, architecture: Architecture, board: Board) -> tuple[st
             Strip(
                 key, domain.kind, [page.plain(end) for end in domain.ends], places, best,
                 "" if value is None else page.plain(value),
-                ranged and best is not None and len(own) > 3 and not 0.05 < best < 0.95,
+                ranged and best is not None and len(entries) > 3 and not 0.05 < best < 0.95,
             )
         )  # fmt: skip
     return architecture.name, strips
@@ -338,10 +338,10 @@ def place_in(domain: Domain, value: Any) -> float | None:
         return None
     low, high = domain.ends
     if domain.kind == "loguniform":
-        place = math.log(value / low) / math.log(high / low) if value > 0 else 0.0
+        position = math.log(value / low) / math.log(high / low) if value > 0 else 0.0
     else:
-        place = (value - low) / (high - low)
-    return min(1.0, max(0.0, place))
+        position = (value - low) / (high - low)
+    return min(1.0, max(0.0, position))
 
 
 def _yaml(search: Search, overall: LeaderboardEntry | None) -> str:

@@ -30,7 +30,7 @@ PALETTE = {
 SERIES = ["#0a62a8", "#d2690a", "#00896a", "#b25b8e", "#4d9fd6", "#8a6d00", "#68717b"]
 
 SIZE = (4.8, 3.0)  # inches; 460 pixels wide on a page, so that text stays legible on a phone
-DPI = 160  # of PNGs
+DPI = 160  # resolution of the PNGs
 RC: dict[str, Any] = {
     "figure.facecolor": PAPER, "savefig.facecolor": PAPER, "axes.facecolor": "none",
     "font.size": 9.0, "axes.titlesize": 9.5, "axes.labelsize": 8.5, "legend.fontsize": 8.0,

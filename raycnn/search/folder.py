@@ -1,4 +1,4 @@
-"""The folder of a search.
+"""The folder of a search: the files in it, and `Search`, which creates, finds and reads it.
 
 runs/<search>/<n>/
     search.yaml             the resolved search

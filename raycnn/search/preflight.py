@@ -107,7 +107,7 @@ def _check_population(search: TuneSpec, architecture: Architecture, rule: Pbt) -
     for key in architecture.space:
         if not schema.can_change(key):
             raise search.error(
-                f"tune.space.{key}", f"pbt changes settings in mid-run: {schema.CHANGING} can"
+                f"tune.space.{key}", f"pbt changes settings in mid-run: {schema.CHANGEABLE} can"
             )
     if architecture.trials(search.tune.trials) < 2:
         raise search.error("tune.trials", f"1 of {name}: pbt needs some to compare")

@@ -52,7 +52,9 @@ class RandomSampler:
         grid = architecture.grid
         self.points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
         self.sequences = [
-            _distinct_draws(architecture.drawn, rng.number(seed, _digest(architecture.name), index))
+            _distinct_draws(
+                architecture.sampled, rng.number(seed, _digest(architecture.name), index)
+            )
             for index in range(len(self.points))
         ]
         self.drawn: list[list[Tree]] = [[] for _ in self.points]

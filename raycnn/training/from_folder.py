@@ -88,7 +88,7 @@ def job_for_folder(folder: Path, changes: Iterable[str] | Mapping[str, Any] = ()
             "name": "folder",
             "root": str(folder),
             "size": size,
-            "mode": "grey" if all(shape.channels == 1 for shape in shapes) else "rgb",
+            "mode": "gray" if all(shape.channels == 1 for shape in shapes) else "rgb",
             "val": 0.1 if trained >= 1000 else 0.2,
             "transforms": transforms,
         },

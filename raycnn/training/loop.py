@@ -403,13 +403,13 @@ def metadata(job: JobSpec, splits: Splits) -> dict[str, Any]:
     return {
         "spec": job.tree(),
         "classes": list(splits.classes),
-        "source_shape": list(splits.store.shape),
-        "max_value": splits.store.max_value,
+        "source_shape": list(splits.cache.shape),
+        "max_value": splits.cache.max_value,
         "shape": list(splits.shape),
         "mean": splits.pipeline.mean,
         "std": splits.pipeline.std,
         "multi_label": splits.multi_label,
-        "data": splits.store.fingerprint,
+        "data": splits.cache.fingerprint,
         "images": {name: len(rows) for name, (_, rows) in splits.members.items()},
         "versions": {"raycnn": __version__, "torch": torch.__version__},
     }

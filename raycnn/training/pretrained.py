@@ -149,10 +149,10 @@ def _fit_channels(own: Weights, tensors: dict[str, Tensor], changes: list[str]) 
         return
     if due[1] == 1:
         tensors[key] = theirs.sum(1, keepdim=True)
-        how = "is summed over its channels, for grey images"
+        how = "is summed over its channels, for gray images"
     elif theirs.shape[1] == 1:
         tensors[key] = theirs.expand(due) / due[1]
-        how = "of grey images is shared among the channels"
+        how = "of gray images is shared among the channels"
     else:
         return
     changes.append(f"{key} {how}")

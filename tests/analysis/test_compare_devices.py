@@ -61,5 +61,5 @@ def test_a_difference_is_measured_and_placed(job: MakeJob, monkeypatch: pytest.M
 def test_a_device_that_is_not_there_and_one_alone_are_refused(job: MakeJob) -> None:
     with pytest.raises(EnvironmentUnavailable, match="torch_npu is not installed"):
         next(compare_steps(job(), ["cpu", "npu"], 1))
-    with pytest.raises(SpecError, match="--devices names 1"):
+    with pytest.raises(SpecError, match="--devices lists 1"):
         next(compare_steps(job(), ["cpu"], 1))

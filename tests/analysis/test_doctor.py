@@ -27,7 +27,7 @@ def test_what_is_here_is_shown_and_fits_together(call: Call, tmp_path: Path) -> 
     found = json.loads(out)
     assert code == 0 and found["versions"]["torch"] == torch.__version__
     assert {"cuda", "npu"} == found["devices"].keys() and found["cpus"] >= 1
-    assert found["faults"] == [], "the versions that uv.lock names go together"
+    assert found["problems"] == [], "the versions that uv.lock names go together"
 
 
 @pytest.mark.parametrize(
@@ -49,28 +49,28 @@ def test_what_is_asked_for_and_cannot_work_has_its_exit_code(
 
 
 @pytest.mark.parametrize(
-    ("versions", "fault"),
+    ("versions", "problem"),
     [
-        ({"torchvision": "0.28.0"}, "torchvision 0.28.0 does not fit torch 2.14.0+cu130: take torchvision 0.29"),
-        ({"torch": "2.9.1", "torchvision": "0.29.2"}, "torchvision 0.29.2 does not fit torch 2.9.1: take torchvision 0.24"),
-        ({"torch_npu": "2.9.0.post1"}, "torch_npu 2.9.0.post1 does not fit torch 2.14.0+cu130: take torch_npu 2.14"),
-        ({"ray": "2.40.0"}, "ray 2.40.0 does not fit raycnn: take ray"),
+        ({"torchvision": "0.28.0"}, "torchvision 0.28.0 does not fit torch 2.14.0+cu130: install torchvision 0.29"),
+        ({"torch": "2.9.1", "torchvision": "0.29.2"}, "torchvision 0.29.2 does not fit torch 2.9.1: install torchvision 0.24"),
+        ({"torch_npu": "2.9.0.post1"}, "torch_npu 2.9.0.post1 does not fit torch 2.14.0+cu130: install torch_npu 2.14"),
+        ({"ray": "2.40.0"}, "ray 2.40.0 does not fit raycnn: install ray"),
         ({}, ""),
     ],
 )  # fmt: skip
 def test_versions_that_do_not_go_together_are_named_with_the_one_that_would(
-    versions: dict[str, str], fault: str
+    versions: dict[str, str], problem: str
 ) -> None:
     found = version_conflicts(FITTING | versions)
-    assert len(found) == bool(fault) and (not fault or found[0].startswith(fault))
+    assert len(found) == bool(problem) and (not problem or found[0].startswith(problem))
 
 
-def test_a_driver_whose_devices_torch_does_not_see_is_a_fault(
+def test_a_driver_whose_devices_torch_does_not_see_is_a_problem(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("raycnn.runtime.device.npu_driver", lambda: True)
     assert any(
-        "torch_npu is not installed" in fault for fault in check_environment(tmp_path).faults
+        "torch_npu is not installed" in problem for problem in check_environment(tmp_path).problems
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from raycnn.analysis import evaluate, predictions
+from raycnn.analysis import evaluate, predictions_file
 from raycnn.config.schema import JobSpec
 from raycnn.training.metrics import confidence_interval
 from raycnn.training.predictions import SplitPredictions
@@ -64,7 +64,7 @@ def test_metrics_are_scikit_learns() -> None:
     assert found["acc1"] == pytest.approx(accuracy_score(own.labels, own.predicted))
     assert found["acc5"] == pytest.approx(top_k_accuracy_score(own.labels, whole, k=5))
     assert found["loss"] == pytest.approx(log_loss(own.labels, whole), rel=1e-5)
-    few = evaluate.split_metrics(predictions.largest(own, 6))
+    few = evaluate.split_metrics(predictions_file.largest(own, 6))
     assert few == {**found, "loss": None}, "the largest probabilities tell all but the loss"
 
 
@@ -92,7 +92,7 @@ def test_coverage_ends_at_the_accuracy_and_begins_with_the_surest() -> None:
     assert accuracy[np.searchsorted(covered, 0.5)] == pytest.approx(
         (own.predicted == own.labels)[half].mean(), abs=0.01
     )
-    assert (np.diff(covered) > 0).all() and len(covered) <= evaluate.POINTS
+    assert (np.diff(covered) > 0).all() and len(covered) <= evaluate.MAX_POINTS
 
 
 def test_the_worst_mistakes_are_the_surest() -> None:
@@ -113,7 +113,7 @@ def test_labels_that_were_made_wrong_are_found(top: int | None) -> None:
     labels[flipped] = (labels[flipped] + 1) % 4
     spoiled = SplitPredictions(own.samples, labels, own.predicted, own.probabilities)
     if top:
-        spoiled = predictions.largest(spoiled, top)
+        spoiled = predictions_file.largest(spoiled, top)
     issues = evaluate.label_issues(spoiled, 4)
     found = {issue.index: issue for issue in issues}
     assert set(flipped.tolist()) <= found.keys()
@@ -144,7 +144,7 @@ def test_evaluation_reads_what_is_kept_and_makes_what_is_not(
     assert made_for == ["train", "test"]
     assert read["test"]["acc1"] == anew["test"]["acc1"] == (run.result() or {})["test"]["acc1"]
     assert read["confusion"] == anew["confusion"] == (run.per_class() or {})["confusion"]
-    assert set(predictions.read_predictions(run.folder / predictions.FILE).splits) == {
+    assert set(predictions_file.read_predictions(run.folder / predictions_file.FILE).splits) == {
         "val",
         "test",
         "train",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from raycnn import models
 from raycnn.analysis import export as exporting
 from raycnn.analysis import model_card, predict
-from raycnn.analysis.exported import open_exported
+from raycnn.analysis.exported_network import open_exported
 from raycnn.analysis.predict import Network, find_pictures
 from raycnn.config.load import job_from_tree
 from raycnn.config.schema import Model
@@ -32,7 +32,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'raycnn[onn
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Wide, tall and small pictures, a class of them grey on disk."""
+    """Wide, tall and small pictures, a class of them gray on disk."""
     top = write_pictures(tmp_path_factory.mktemp("pictures"), ["a|b", "plain"], 12, (40, 21))
     for path in sorted(top.rglob("*.png"))[::3]:
         with Image.open(path) as picture:
@@ -92,7 +92,7 @@ def test_an_onnx_file_is_whole_and_says_what_it_takes(
 def test_onnxruntime_gives_the_runs_logits(
     onnx_export: exporting.Export, run: Run, network: Network, size: int
 ) -> None:
-    stored = open_splits(run.job()).store.splits["test"]
+    stored = open_splits(run.job()).cache.splits["test"]
     images = torch.from_numpy(stored.images[np.arange(size)]).permute(0, 3, 1, 2)
     session = onnxruntime.InferenceSession(onnx_export.file)
     probabilities, logits = session.run(None, {"images": images.contiguous().numpy()})

@@ -23,7 +23,7 @@ def test_the_steepest_fall_is_suggested_whatever_the_noise() -> None:
     assert 3e-4 < found.suggestion < 3e-3
 
 
-def test_of_mnist_it_finds_a_rate_that_trains_and_stops_where_the_loss_explodes(
+def test_of_mnist_it_finds_a_rate_that_trains_and_stops_where_the_loss_diverges(
     real_data: Path,
 ) -> None:
     root = {"data.root": str(real_data)}
@@ -35,9 +35,9 @@ def test_of_mnist_it_finds_a_rate_that_trains_and_stops_where_the_loss_explodes(
     assert (again.losses == found.losses).all()
 
 
-def test_a_sweep_that_explodes_at_once_says_so() -> None:
+def test_a_sweep_that_diverges_at_once_says_so() -> None:
     job = load_job(ROOT / "jobs" / "quickstart.yaml")
-    with pytest.raises(JobFailed, match="smaller rates"):
+    with pytest.raises(JobFailed, match="smaller rate"):
         find_lr(job, CPU, low=1e10, high=1e12, steps=20)
 
 

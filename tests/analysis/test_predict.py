@@ -53,7 +53,7 @@ def test_a_picture_is_predicted_as_it_was_trained_on(
     data = {"name": "folder", "root": str(top), "size": 12, "fit": fit, "test": 0.5, "val": 0}
     run = train(job(data=data, train__epochs=1, train__batch_size=6))
     network = predicting.load_network(run.weights("best"), torch.device("cpu"))
-    store = open_splits(run.job()).store.splits["test"]
+    store = open_splits(run.job()).cache.splits["test"]
     paths = [top / store.name(row) for row in range(6)]
     predicted = [said for _, said in predicting.predict(network, [(str(p), p) for p in paths])]
     trained = torch.from_numpy(store.images[np.arange(6)]).permute(0, 3, 1, 2)

@@ -63,7 +63,7 @@ def test_a_search_that_cannot_be_is_refused_at_once(
 def test_a_search_is_not_a_job(call: Call) -> None:
     for verb in ("train", "check"):
         code, _, err = call(verb, QUICK)
-        assert code == 2 and f"{QUICK} is a search: `raycnn tune {QUICK}`" in err
+        assert code == 2 and f"{QUICK} is a search; run it with `raycnn tune {QUICK}`" in err
 
 
 def test_what_is_left_of_a_search_is_said_without_training_it(call: Call, search: Search) -> None:

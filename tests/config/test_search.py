@@ -67,7 +67,7 @@ TUNE = "tune: {{space: {{optimizer.lr: {}}}}}\n"
         (TUNE.format("{randint: [1.5, 2]}"), ":7: tune.space.optimizer.lr.randint.0: "),
         (TUNE.format("{grid: [1], choice: [1]}"), "must be exactly one of choice, grid"),
         (TUNE.format("{}"), "must be exactly one of choice, grid"),
-        (TUNE.format("{choice: [1, 2, 1]}"), ":7: tune.space.optimizer.lr: choice: 1 is there twice"),
+        (TUNE.format("{choice: [1, 2, 1]}"), ":7: tune.space.optimizer.lr: choice: 1 is listed twice"),
         ("tune: {folds: 1}\n", ":7: tune.folds: "),
         (TUNE.format("{range: [1, 2]}"), "unknown key 'range'"),
         (TUNE.format("0.1"), ":7: tune.space.optimizer.lr: must be a mapping, not 0.1"),
@@ -143,9 +143,7 @@ def test_a_metric_on_held_out_images_needs_some(read: Read) -> None:
 
 def test_what_nobody_would_read_is_refused(read: Read, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text(BASE)
-    with pytest.raises(
-        SpecError, match="data: is not used: every architecture is a job of its own"
-    ):
+    with pytest.raises(SpecError, match="data: is not used: every architecture has its own job"):
         read("architectures: [other.yaml]\n" + SPACE)
 
 

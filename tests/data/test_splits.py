@@ -24,8 +24,8 @@ def opened(root: Path, val: float, cache: str) -> Splits:
 
 
 def images(splits: Splits, split: str) -> np.ndarray:
-    stored, rows = splits.members[split]
-    return splits.store.splits[stored].images[rows]
+    source_split, rows = splits.members[split]
+    return splits.cache.splits[source_split].images[rows]
 
 
 @pytest.mark.parametrize("cache", ["store", "stream"])
@@ -38,7 +38,7 @@ def test_its_images_are_held_out_or_with_val_0_trained_on_behind_the_others(
     both = np.concatenate([images(apart, "train"), images(apart, "val")])
     assert (images(joined, "train") == both).all()
     assert (joined.labels("train") == [*apart.labels("train"), *apart.labels("val")]).all()
-    turned = joined.store.splits["train"].images[np.array([17, 0, 12, 5])]
+    turned = joined.cache.splits["train"].images[np.array([17, 0, 12, 5])]
     assert (turned == both[[17, 0, 12, 5]]).all(), "in any order"
     assert joined.pipeline.mean[0] == pytest.approx(both[..., 0].mean() / 255), "of all of them"
-    assert joined.store.splits["train"].name(17) == "b/2.png"
+    assert joined.cache.splits["train"].name(17) == "b/2.png"

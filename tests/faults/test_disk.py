@@ -74,7 +74,7 @@ def test_decoded_images_that_do_not_fit_are_refused_when_they_must_be_kept(
     monkeypatch.setenv("RAYCNN_CACHE", str(disk))
     spec = job(data={"name": "synthetic", "train": 1000, "test": 100, "cache": "store"})
     with pytest.raises(
-        EnvironmentUnavailable, match=r"data.cache: store: the decoded images take [\d.]+ MB more"
+        EnvironmentUnavailable, match=r"data.cache: store: the decoded images take [\d.]+ MB, and"
     ):
         train(spec)
 

@@ -17,7 +17,7 @@ from raycnn.models.resnet import ResNet
 from raycnn.models.vgg import VGG
 from raycnn.shape import Shape
 
-GREY, COLOUR, PHOTO = Shape(1, 28, 28), Shape(3, 32, 32), Shape(3, 224, 224)
+GRAY, COLOUR, PHOTO = Shape(1, 28, 28), Shape(3, 32, 32), Shape(3, 224, 224)
 
 
 def build(name: str, shape: Shape, classes: int = 10, **options: object) -> nn.Module:
@@ -31,7 +31,7 @@ def parameters(model: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("name", "shape", "classes", "options", "count"),
     [
-        ("lenet", GREY, 10, {}, 61_706),
+        ("lenet", GRAY, 10, {}, 61_706),
         ("alexnet", COLOUR, 10, {}, 67_004_746),
         ("alexnet", PHOTO, 1000, {}, 61_100_840),
         ("vgg11", PHOTO, 1000, {}, 132_863_336),
@@ -64,7 +64,7 @@ def noted(comment: str, names: dict[str, int]) -> tuple[int, ...]:
 @pytest.mark.parametrize(
     ("kind", "name", "shape", "options"),
     [
-        (LeNet, "lenet", GREY, {}),
+        (LeNet, "lenet", GRAY, {}),
         (SmallAlexNet, "alexnet", COLOUR, {"form": "small"}),
         (AlexNet, "alexnet", PHOTO, {"form": "large"}),
         (VGG, "vgg11", PHOTO, {}),
@@ -124,9 +124,9 @@ def test_state_dict_keys_and_shapes_are_torchvisions(name: str) -> None:
 
 
 def test_any_classifier_of_torchvision_is_built_for_any_channels_and_classes() -> None:
-    grey = Shape(1, 64, 64)
-    model = build("torchvision:shufflenet_v2_x0_5", grey, 7)
-    assert model.training and model(torch.rand(2, *grey)).shape == (2, 7)
+    gray = Shape(1, 64, 64)
+    model = build("torchvision:shufflenet_v2_x0_5", gray, 7)
+    assert model.training and model(torch.rand(2, *gray)).shape == (2, 7)
     dropouts = {type(m) for m in build("torchvision:vgg11", PHOTO, 5).modules()}
     assert Dropout in dropouts and nn.Dropout not in dropouts
 
@@ -208,7 +208,7 @@ def test_frozen_parts_are_not_trained_and_keep_their_statistics() -> None:
         models.build_model(Model(name="resnet18", freeze=["layer_1"]), COLOUR, 5)
     with pytest.raises(SpecError, match="nothing is left to train"):
         models.build_model(
-            Model(name="lenet", freeze=["stage1", "stage2", "hidden", "head"]), GREY, 5
+            Model(name="lenet", freeze=["stage1", "stage2", "hidden", "head"]), GRAY, 5
         )
 
 
@@ -223,7 +223,7 @@ def test_every_network_takes_any_sensible_image(name: str, shape: Shape) -> None
 
 
 def test_the_modern_lenet_differs_only_where_it_says() -> None:
-    model = build("lenet", GREY, activation="relu", pool="max")
+    model = build("lenet", GRAY, activation="relu", pool="max")
     kinds = {type(module) for module in model.modules()}
     assert nn.ReLU in kinds and nn.MaxPool2d in kinds
     assert nn.Sigmoid not in kinds and nn.AvgPool2d not in kinds

@@ -111,7 +111,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_page_needs_nothing_from_outside_and_is_small(trained: Run, hostile: Run) -> None:
     for found in (trained, hostile):
         text = (found.folder / run.FILE).read_text()
-        assert len(text.encode()) < page.LIMIT
+        assert len(text.encode()) < page.MAX_BYTES
         own = Page(text)
         assert all(a.startswith(("data:image/", "#")) for a in own.addresses())
         assert not re.search(r"url\((?!#|&quot;#)|@import|https?://|[\"'(]//\w", text)
@@ -144,14 +144,14 @@ def test_the_worst_mistakes_are_shown_with_where_the_network_looked(trained: Run
     wrong = int((found.splits["test"].predicted != found.splits["test"].labels).sum())
     images = [a["alt"] or "" for tag, a in read(trained).tags if tag == "img"]
     mistakes = [alt for alt in images if alt.startswith("label ")]
-    assert len(mistakes) == 2 * min(wrong, run.MISTAKES), "each with its Grad-CAM"
+    assert len(mistakes) == 2 * min(wrong, run.MAX_MISTAKES), "each with its Grad-CAM"
     assert sum("Grad-CAM" in alt for alt in mistakes) == len(mistakes) // 2
 
 
 def test_random_test_images_are_shown_right_and_wrong(trained: Run) -> None:
     images = [a["alt"] or "" for tag, a in read(trained).tags if tag == "img"]
     drawn = [alt for alt in images if alt.startswith("random, ")]
-    assert len(drawn) == run.SAMPLES
+    assert len(drawn) == run.MAX_SAMPLES
     run.write_from_folder(trained)
     again = [a["alt"] or "" for tag, a in read(trained).tags if tag == "img"]
     assert [alt for alt in again if alt.startswith("random, ")] == drawn, "the seed draws them"
@@ -257,17 +257,17 @@ def test_a_page_that_is_too_large_goes_without_its_images(
     trained: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = (trained.folder / run.FILE).stat().st_size
-    monkeypatch.setattr(page, "LIMIT", whole - 1)
+    monkeypatch.setattr(page, "MAX_BYTES", whole - 1)
     run.write_from_folder(trained)
     own = read(trained)
-    assert not any(tag == "img" for tag, _ in own.tags) and "left out" in own.text
+    assert not any(tag == "img" for tag, _ in own.tags) and "too large" in own.text
 
 
 def test_many_classes_are_cut_to_the_worst(
     job: MakeJob, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "MATRIX", 5)
-    monkeypatch.setattr(run, "TABLE", 4)
+    monkeypatch.setattr(run, "MAX_MATRIX_CLASSES", 5)
+    monkeypatch.setattr(run, "MAX_TABLE_CLASSES", 4)
     trained = train(job(train__epochs=1))
     assert call("report", trained.folder)[0] == 0
     text = read(trained).text

@@ -9,7 +9,7 @@ import pytest
 
 from raycnn.config.search import Domain
 from raycnn.report import search as search_report
-from raycnn.report.page import LIMIT
+from raycnn.report.page import MAX_BYTES
 from raycnn.report.search import (
     front,
     importance,
@@ -95,7 +95,7 @@ def test_a_page_tells_the_best_the_stopped_and_why(read: Read) -> None:
     text = write_search_report(search, board).read_text()
     assert "90.00\N{NO-BREAK SPACE}%" in text or "90.00<small>%" in text
     assert "&lt;script&gt;late" in text and "<script>late" not in text and "not finite" in text
-    assert "://" not in text and len(text.encode()) < LIMIT
+    assert "://" not in text and len(text.encode()) < MAX_BYTES
     assert f"raycnn tune --resume {search.name}" in text
 
 

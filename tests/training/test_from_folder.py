@@ -27,11 +27,11 @@ def test_images_are_as_large_as_the_pictures_allow(
     assert shape[1:] == seen
 
 
-def test_grey_pictures_stay_grey(tmp_path: Path) -> None:
+def test_gray_pictures_stay_gray(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.new("L", (20, 20)).save(tmp_path / name / "1.png")
-    assert job_for_folder(tmp_path).job.data.options["mode"] == "grey"
+    assert job_for_folder(tmp_path).job.data.options["mode"] == "gray"
 
 
 def test_a_typed_path_with_dots_is_followed(tmp_path: Path) -> None:

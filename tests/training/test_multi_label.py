@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from raycnn.analysis.compare import compare
 from raycnn.analysis.evaluate import evaluate_run
 from raycnn.analysis.export import Deployed, export
-from raycnn.analysis.exported import open_exported
+from raycnn.analysis.exported_network import open_exported
 from raycnn.analysis.predict import load_network
-from raycnn.analysis.predictions import Predictions, read_predictions
+from raycnn.analysis.predictions_file import Predictions, read_predictions
 from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec, Train
 from raycnn.data.loader import Batch

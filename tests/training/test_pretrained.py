@@ -102,15 +102,15 @@ def test_of_several_mappings_without_a_usual_name_none_is_guessed(tmp_path: Path
         load(build(), tmp_path / "w.pt")
 
 
-def test_grey_images_see_color_weights_as_a_grey_color_image_would(tmp_path: Path) -> None:
+def test_gray_images_see_color_weights_as_a_gray_color_image_would(tmp_path: Path) -> None:
     theirs = build()
     torch.save(theirs.state_dict(), tmp_path / "w.pt")
     ours = models.build_model(Model(name="resnet18"), Shape(1, 32, 32), 10)
     assert "conv1.weight" in load(ours, tmp_path / "w.pt")
-    grey = torch.rand(2, 1, 32, 32)
+    gray = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
-        expected = theirs.eval()(grey.expand(2, 3, 32, 32))
-        assert torch.allclose(ours.eval()(grey), expected, atol=1e-4)
+        expected = theirs.eval()(gray.expand(2, 3, 32, 32))
+        assert torch.allclose(ours.eval()(gray), expected, atol=1e-4)
     imagenet = Model(name="resnet18", weights="imagenet")
     mean, std = published_normalization(imagenet, 1) or ([], [])
     assert mean == pytest.approx([0.449]) and std == pytest.approx([0.226])

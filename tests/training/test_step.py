@@ -146,10 +146,10 @@ def test_the_loss_of_mixed_images_is_of_both_their_labels() -> None:
 def test_balanced_epochs_hold_every_class_equally_often(job: MakeJob) -> None:
     spec = job(train__balanced=True, data__limit=100, data__val=0)
     splits = open_splits(spec)
-    stored, members = splits.members["train"]
-    labels = splits.store.splits[stored].labels
+    source_split, members = splits.members["train"]
+    labels = splits.cache.splits[source_split].labels
     few = np.concatenate([members[labels[members] > 1], members[labels[members] == 1][:3]])
-    splits.members["train"] = (stored, few)  # no zeros, and three ones
+    splits.members["train"] = (source_split, few)  # no zeros, and three ones
     loader = splits.loader("train", spec, torch.device("cpu"), training=True)
     epochs = [torch.cat([b.labels for b in loader.epoch(k)]) for k in (0, 0, 1)]
     counts = torch.bincount(epochs[0])[1:]

@@ -1,1 +1,1 @@
-"""Image decoding and the memory-mapped image store."""
+"""Image decoding and the memory-mapped image cache."""

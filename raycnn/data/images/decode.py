@@ -26,25 +26,25 @@ from raycnn.shape import Shape
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.int64]
 NamedImage = tuple[str, Path | str | bytes | None]
-"""The display name of an image, and its file or its bytes; None where it has neither."""
+"""The display name of an image, and its file or its bytes; None if it has neither."""
 Fit = Literal["crop", "stretch"]
-Mode = Literal["rgb", "grey"]
+Mode = Literal["rgb", "gray", "grey"]
 Side = Annotated[int, Field(gt=0, le=4096)]
 Size = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
 """The side of a square, or [height, width]."""
 MaxValue = Annotated[float, Field(gt=0, le=2**32)]
-"""The value of white, where pixels are not 0 to 255."""
+"""The value of white, if pixels are not 0 to 255."""
 
 FIT: Fit = "crop"
-CHANNELS = {"rgb": 3, "grey": 1}
+CHANNELS: dict[Mode, int] = {"rgb": 3, "gray": 1, "grey": 1}
 SAMPLE = 256  # images sampled to find the common format
-DEEP_SAMPLE = 32  # of those, images of more than 8 bits that are decoded to find their range
+DEEP_SAMPLE = 32  # images of more than 8 bits among those that are decoded to find their range
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
+GRAY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 # A subset of Pillow's formats: some others start external programs, or are not images.
-KNOWN = ["JPEG", "MPO", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF", "TGA"]
-ENDINGS = {ending for ending, kind in Image.registered_extensions().items() if kind in KNOWN}
-FORMATS = [kind for kind in KNOWN if kind in Image.OPEN]
+ALLOWED = ["JPEG", "MPO", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF", "TGA"]
+ENDINGS = {ending for ending, kind in Image.registered_extensions().items() if kind in ALLOWED}
+FORMATS = [kind for kind in ALLOWED if kind in Image.OPEN]
 
 # Reject images with more pixels than Pillow's limit. Set once, since threads share the filters.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -97,22 +97,22 @@ def find_image_format(
     headers = _read_headers(pictures)
     channels = CHANNELS[mode] if mode else max(header.shape.channels for header in headers)
     height, width = [size, size] if isinstance(size, int) else size or _common_size(headers)
-    white = max_value or _common_max_value(headers)
-    return ImageFormat(Shape(channels, height, width), fit if size else None, white)
+    max_value = max_value or _common_max_value(headers)
+    return ImageFormat(Shape(channels, height, width), fit if size else None, max_value)
 
 
 def _read_headers(pictures: Iterable[NamedImage]) -> list[Header]:
     headers: list[Header] = []
-    fault = BadImage("there are no images")
-    deep = 0
+    last_error = BadImage("there are no images")
+    deep_count = 0
     for picture in pictures:
         try:
-            headers.append(read_header(picture, levels=deep < DEEP_SAMPLE))
-            deep += headers[-1].levels is not None
+            headers.append(read_header(picture, levels=deep_count < DEEP_SAMPLE))
+            deep_count += headers[-1].levels is not None
         except BadImage as error:
-            fault = error
+            last_error = error
     if not headers:
-        raise fault
+        raise last_error
     return headers
 
 
@@ -120,11 +120,11 @@ def _common_size(headers: Sequence[Header]) -> tuple[int, int]:
     sizes = Counter((header.shape.height, header.shape.width) for header in headers)
     (height, width), _ = sizes.most_common(1)[0]
     for header in headers:
-        _, high, wide = header.shape
-        if (high, wide) != (height, width):
+        if header.shape[1:] != (height, width):
             raise DataError(
-                f"{header.name} is {wide}x{high}, not {width}x{height} like others "
-                f"({len(sizes)} sizes among {len(headers)} pictures): `data.size` brings all to one"
+                f"{header.name} is {header.shape.width}x{header.shape.height}, not "
+                f"{width}x{height} like others ({len(sizes)} sizes among {len(headers)} pictures); "
+                "set `data.size` to resize all"
             )
     return height, width
 
@@ -133,7 +133,7 @@ def _common_max_value(headers: Sequence[Header]) -> float | None:
     for header in headers:
         if header.levels and header.shape.channels == 3 and header.levels[1] < 256 * DARK:
             raise DataError(
-                f"{header.name} has 16 bits a channel and uses the lower ones alone: save it with 8"
+                f"{header.name} has 16 bits per channel but uses only the lower 8; save it with 8"
             )
     deep = [header for header in headers if header.levels and header.shape.channels == 1]
     if not deep:
@@ -141,13 +141,13 @@ def _common_max_value(headers: Sequence[Header]) -> float | None:
     low = min(header.levels[0] for header in deep if header.levels)
     high = max(header.levels[1] for header in deep if header.levels)
     integers = all(header.levels[2] for header in deep if header.levels)
-    white = find_max_value(low, high, integers)
-    if not white:
+    max_value = find_max_value(low, high, integers)
+    if not max_value:
         raise DataError(
             f"{deep[0].name}: {len(deep)} pictures of more than 8 bits have pixels from {low:g} to "
-            f"{high:g}: which value is white is not clear, and `data.max_value` tells it"
+            f"{high:g}: the white level is ambiguous; set `data.max_value`"
         )
-    return white
+    return max_value
 
 
 def read_header(picture: NamedImage, levels: bool = True) -> Header:
@@ -158,7 +158,7 @@ def read_header(picture: NamedImage, levels: bool = True) -> Header:
             deep = levels and (opened.mode[0] in "IF" or _is_deep_color(opened))
             turned = opened.getexif().get(0x0112, 1) >= 5  # rotated by 90 degrees
             width, height = reversed(opened.size) if turned else opened.size
-            shape = Shape(1 if opened.mode in GREY else 3, height, width)
+            shape = Shape(1 if opened.mode in GRAY else 3, height, width)
             pixels = np.asarray(opened) if deep else None
     except Exception as error:  # on corrupt bytes Pillow may raise anything
         raise _bad(name, error) from None
@@ -176,85 +176,94 @@ def _is_deep_color(image: Image.Image) -> bool:
     )
 
 
-def decode(picture: NamedImage, form: ImageFormat) -> Decoded:
+def decode(picture: NamedImage, image_format: ImageFormat) -> Decoded:
     """Decode an image to a format, rotated as its EXIF data says.
 
-    Raises BadImage when it cannot be read, and DataError when its size differs and `form.fit` is
-    None.
+    Raises BadImage if it cannot be read, and DataError if its size differs from a format without
+    resizing.
     """
     name, origin = picture
-    channels, height, width = form.shape
+    channels, height, width = image_format.shape
     if channels not in MODES:
-        raise DataError(f"{name}: a network of {channels} channels takes no pictures")
+        raise DataError(
+            f"{name}: pictures have 1, 3 or 4 channels, and the network takes {channels}"
+        )
     try:
         with _open(origin) as opened:
-            if form.fit:  # decode a large JPEG at 1/2, 1/4 or 1/8, at least twice the size
+            if image_format.fit:  # decode a large JPEG at 1/2, 1/4 or 1/8 of its size
                 opened.draft(None, (2 * max(height, width),) * 2)
             conversions = _conversions(opened, channels)
             ImageOps.exif_transpose(opened, in_place=True)
-            image = _eight_bits(opened, form.max_value).convert(MODES[channels])
+            image = _eight_bits(opened, image_format.max_value).convert(MODES[channels])
     except Exception as error:  # on corrupt bytes Pillow may raise anything
         raise _bad(name, error) from None
     if image.size != (width, height):
-        if not form.fit:
-            found = f"{image.width}x{image.height}"
+        if not image_format.fit:
             raise DataError(
-                f"{name} is {found}, not {width}x{height}: `data.size` brings all to one"
+                f"{name} is {image.width}x{image.height}, not {width}x{height}; set `data.size` to "
+                "resize all"
             )
-        box = _center_box(image.size, (width, height)) if form.fit == "crop" else None
+        box = _center_box(image.size, (width, height)) if image_format.fit == "crop" else None
         image = image.resize((width, height), Image.Resampling.BILINEAR, box)
     return Decoded(np.array(image).reshape(height, width, channels), conversions)
 
 
 def _conversions(image: Image.Image, channels: int) -> tuple[str, ...]:
     """Return the messages about lossy conversions of an image."""
-    grey = image.mode in GREY
+    gray = image.mode in GRAY
     has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     animated = image.format in ("GIF", "TIFF", "WEBP", "PNG") and getattr(
         image, "is_animated", False
     )
-    found = {
-        "grey pictures made color": grey and channels > 1,
-        "color pictures made grey (`data.mode: rgb` keeps the color)": not grey and channels == 1,
+    applies = {
+        "gray pictures made color": gray and channels > 1,
+        "color pictures made gray (`data.mode: rgb` keeps the color)": not gray and channels == 1,
         "pictures with an alpha channel, which is dropped": has_alpha and channels < 4,
         f"{image.mode} pictures made RGB": image.mode in ("CMYK", "YCbCr", "LAB", "HSV"),
         "pictures of several frames, of which the first is taken": animated,
     }
-    return tuple(text for text, holds in found.items() if holds)
+    return tuple(text for text, is_true in applies.items() if is_true)
 
 
-def decode_all(pictures: Sequence[NamedImage], form: ImageFormat) -> list[Decoded | BadImage]:
+def decode_all(
+    pictures: Sequence[NamedImage], image_format: ImageFormat
+) -> list[Decoded | BadImage]:
     """Decode images in as many threads as torch uses.
 
     An image that cannot be read is returned as its BadImage error.
     """
     threads = min(torch.get_num_threads(), len(pictures))
     if threads < 2:
-        return _decode_each(pictures, form)
+        return _decode_each(pictures, image_format)
     size = -(-len(pictures) // threads)
     shares = [pictures[start : start + size] for start in range(0, len(pictures), size)]
     with ThreadPoolExecutor(threads, "decoder") as pool:
-        return [image for done in pool.map(_decode_each, shares, repeat(form)) for image in done]
+        results = pool.map(_decode_each, shares, repeat(image_format))
+        return [image for decoded in results for image in decoded]
 
 
-def decode_batch(pictures: Sequence[NamedImage], form: ImageFormat) -> list[Pixels | BadImage]:
+def decode_batch(
+    pictures: Sequence[NamedImage], image_format: ImageFormat
+) -> list[Pixels | BadImage]:
     """Return the pixels (H, W, C) uint8 of each image, or its BadImage error."""
-    decoded = decode_all(pictures, form)
+    decoded = decode_all(pictures, image_format)
     return [image if isinstance(image, BadImage) else image.pixels for image in decoded]
 
 
 class Pictures:
     """Images decoded on every access; `find` returns the names and files or bytes of rows."""
 
-    def __init__(self, count: int, find: Callable[[Rows], Sequence[NamedImage]], form: ImageFormat):
-        self.count, self.find, self.form = count, find, form
+    def __init__(
+        self, count: int, find: Callable[[Rows], Sequence[NamedImage]], image_format: ImageFormat
+    ):
+        self.count, self.find, self.image_format = count, find, image_format
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, rows: Rows) -> Pixels:
         """Return (B, H, W, C) uint8. Raises BadImage for the first image that cannot be read."""
-        channels, height, width = self.form.shape
+        channels, height, width = self.image_format.shape
         images = np.empty((len(rows), height, width, channels), np.uint8)
         for index, image in enumerate(self.decode(rows)):
             if isinstance(image, BadImage):
@@ -263,17 +272,19 @@ class Pictures:
         return images
 
     def decode(self, rows: Rows) -> list[Decoded | BadImage]:
-        return decode_all(self.find(rows), self.form)
+        return decode_all(self.find(rows), self.image_format)
 
 
-def _decode_each(pictures: Sequence[NamedImage], form: ImageFormat) -> list[Decoded | BadImage]:
-    done: list[Decoded | BadImage] = []
+def _decode_each(
+    pictures: Sequence[NamedImage], image_format: ImageFormat
+) -> list[Decoded | BadImage]:
+    decoded: list[Decoded | BadImage] = []
     for picture in pictures:
         try:
-            done.append(decode(picture, form))
+            decoded.append(decode(picture, image_format))
         except BadImage as error:
-            done.append(error)
-    return done
+            decoded.append(error)
+    return decoded
 
 
 def _open(origin: Path | str | bytes | None) -> Image.Image:
@@ -289,17 +300,21 @@ def _bad(name: str, error: Exception) -> BadImage:
 
 
 def _eight_bits(image: Image.Image, max_value: float | None) -> Image.Image:
-    """Return an image of at most 8 bits per channel. Raises DataError for pixels out of range."""
+    """Return an image with 8 bits per channel. Raises DataError for pixels out of range."""
     if image.mode[0] not in "IF":
         return image.convert("RGBA") if image.mode == "P" else image
     pixels = np.asarray(image)
-    white = max_value or find_max_value(pixels.min(), pixels.max(), pixels.dtype.kind in "iu")
-    if not white:
-        raise DataError(f"pixels from {pixels.min():g} to {pixels.max():g}: `data.max_value`")
+    integers = pixels.dtype.kind in "iu"
+    max_value = max_value or find_max_value(pixels.min(), pixels.max(), integers)
+    if not max_value:
+        raise DataError(
+            f"pixels from {pixels.min():g} to {pixels.max():g}: the white level is ambiguous; set "
+            "`data.max_value`"
+        )
     try:
-        return Image.fromarray(scale_to_uint8(pixels, white))
+        return Image.fromarray(scale_to_uint8(pixels, max_value))
     except DataError as error:
-        raise DataError(f"{error}: `data.max_value` tells which is white") from None
+        raise DataError(f"{error}; set `data.max_value`") from None
 
 
 def _center_box(

@@ -16,30 +16,32 @@ from numpy.typing import NDArray
 from raycnn.data.sources.base import Images
 
 THRESHOLD = 0.08
-FLAT = 1.0  # standard deviation, in grey levels, below which a thumbnail counts as flat
+FLAT = 1.0  # standard deviation, in gray levels, below which a thumbnail counts as flat
 GRID, COARSE = 16, 4
 CHUNK_BYTES = 2**24
 BLOCK = 256  # images compared with all others at once, and pairs compared at once
 ROUNDING = 1e-5
-MAX_PAIRS = 100_000  # at most so many pairs are returned
+MAX_PAIRS = 100_000  # maximum number of pairs returned
 
 Thumbnails = NDArray[np.float16]
 Rows = NDArray[np.int64]
 
 
 class Pair(NamedTuple):
+    """Two rows of thumbnails, and their difference."""
+
     one: int
     other: int
     difference: float
 
 
 def thumbnails(images: Images, rows: Rows) -> Thumbnails:
-    """Return the thumbnails (n, channels * 16 * 16) of n > 0 rows; zeros where an image is flat."""
+    """Return the thumbnails (n, channels * 16 * 16) of n > 0 rows; zeros if an image is flat."""
     return np.concatenate([_thumbnails(images[chunk]) for chunk in _chunks(images, rows)])
 
 
 def near_duplicates(thumbs: Thumbnails) -> list[Pair]:
-    """Return all pairs of near-duplicates, at most MAX_PAIRS, the nearest first.
+    """Return the pairs of near-duplicates, the nearest first, up to MAX_PAIRS.
 
     Block sums of a thumbnail, scaled to preserve lengths, never increase a distance. So pairs that
     are near are also near by these sums, and along their first principal axis, which prunes the
@@ -58,10 +60,10 @@ def near_duplicates(thumbs: Thumbnails) -> list[Pair]:
     for start in range(0, len(rows), BLOCK):
         block = slice(start, start + BLOCK)
         after = slice(start, ends[block][-1])
-        apart = squares[block, None] + squares[after] - 2 * coarse[block] @ coarse[after].T
-        ones, others = np.nonzero(np.triu(apart < THRESHOLD**2 + ROUNDING, 1))
-        found = _within_threshold(thumbs, rows[start + ones], rows[start + others])
-        pairs += islice(found, MAX_PAIRS - len(pairs))
+        distances = squares[block, None] + squares[after] - 2 * coarse[block] @ coarse[after].T
+        ones, others = np.nonzero(np.triu(distances < THRESHOLD**2 + ROUNDING, 1))
+        near = _within_threshold(thumbs, rows[start + ones], rows[start + others])
+        pairs += islice(near, MAX_PAIRS - len(pairs))
         if len(pairs) == MAX_PAIRS:
             break
     return sorted(pairs, key=lambda pair: (pair.difference, pair))
@@ -88,8 +90,8 @@ def _thumbnails(images: NDArray[np.uint8]) -> Thumbnails:
     vectors = np.tensordot(tall, _areas(width), (1, 1)).reshape(len(images), -1)
     vectors -= vectors.mean(1, keepdims=True)
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    seen = length >= FLAT * vectors.shape[1] ** 0.5
-    return np.where(seen, vectors / np.maximum(length, FLAT), 0).astype(np.float16)
+    has_contrast = length >= FLAT * vectors.shape[1] ** 0.5
+    return np.where(has_contrast, vectors / np.maximum(length, FLAT), 0).astype(np.float16)
 
 
 def _areas(size: int) -> NDArray[np.float32]:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raycnn.data.images.store import Store, Stored
+from raycnn.data.images.cache import CachedSplit, ImageCache
 from raycnn.data.inspect import near_duplicates
 from raycnn.data.inspect.duplicates import SplitIndices
 from raycnn.data.label_arrays import class_counts, label_name
 from raycnn.shape import Shape
 
-SplitRows = dict[str, tuple[Stored, NDArray[np.int64]]]
+SplitRows = dict[str, tuple[CachedSplit, NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,17 @@ class Duplicates:
 
     @property
     def across_splits(self) -> bool:
-        return len({found.split for found in self.occurrences}) > 1
+        return len({occurrence.split for occurrence in self.occurrences}) > 1
 
     @property
     def across_classes(self) -> bool:
-        return len({found.label for found in self.occurrences}) > 1
+        return len({occurrence.label for occurrence in self.occurrences}) > 1
 
 
 @dataclass(frozen=True)
 class Survey:
+    """The facts about a data set that `raycnn data` shows."""
+
     shape: Shape
     classes: tuple[str, ...]
     images: dict[str, int]
@@ -56,45 +58,47 @@ class Survey:
     """The mean of each channel by split, on the scale 0 to 1."""
     std: dict[str, list[float]]
     """The standard deviation of each channel by split, on the scale 0 to 1."""
-    left_out: list[str]
+    unreadable: list[str]
     """The error of each image that cannot be read."""
     warnings: list[str]
-    """What is ignored and what is converted, with counts."""
+    """Messages about ignored files and converted images, with counts."""
     duplicates: list[Duplicates]
     """Images with equal pixels."""
     near_duplicates: list[Duplicates]
-    """At most MAX_PAIRS, the nearest first, each with all its exact duplicates."""
+    """Up to MAX_PAIRS pairs, the nearest first, each with all its exact duplicates."""
 
 
-def survey(store: Store, members: SplitIndices) -> Survey:
-    """Survey the rows of the store's splits that `members` names, reading every image once."""
-    splits = {name: (store.splits[stored], rows) for name, (stored, rows) in members.items()}
-    levels = {name: _levels(*split, store.shape) for name, split in splits.items()}
-    same, near = find_duplicates(splits, store.classes)
+def survey(cache: ImageCache, members: SplitIndices) -> Survey:
+    """Survey the images of `members`, reading every image once."""
+    splits = {
+        name: (cache.splits[source_split], rows) for name, (source_split, rows) in members.items()
+    }
+    levels = {name: _levels(*split, cache.shape) for name, split in splits.items()}
+    same, near = find_duplicates(splits, cache.classes)
     return Survey(
-        store.shape,
-        store.classes,
+        cache.shape,
+        cache.classes,
         {name: len(rows) for name, (_, rows) in splits.items()},
-        {name: _counts(*split, len(store.classes)) for name, split in splits.items()},
+        {name: _counts(*split, len(cache.classes)) for name, split in splits.items()},
         {name: mean for name, (mean, _) in levels.items()},
         {name: std for name, (_, std) in levels.items()},
-        store.left_out,
-        store.warnings,
+        cache.unreadable,
+        cache.warnings,
         same,
         near,
     )
 
 
-def _counts(stored: Stored, rows: NDArray[np.int64], classes: int) -> list[int]:
-    return class_counts(stored.labels[rows], classes).tolist()
+def _counts(split: CachedSplit, rows: NDArray[np.int64], classes: int) -> list[int]:
+    return class_counts(split.labels[rows], classes).tolist()
 
 
 def _levels(
-    stored: Stored, rows: NDArray[np.int64], shape: Shape
+    split: CachedSplit, rows: NDArray[np.int64], shape: Shape
 ) -> tuple[list[float], list[float]]:
     """Return the mean and standard deviation of each channel, on the scale 0 to 1."""
     pixels = max(1, len(rows) * shape.height * shape.width)
-    total, squares = stored.sums[rows].sum(0).astype(np.float64) / pixels
+    total, squares = split.sums[rows].sum(0).astype(np.float64) / pixels
     std = np.sqrt(np.maximum(squares - total**2, 0))
     return (total / 255).tolist(), (std / 255).tolist()
 
@@ -103,7 +107,7 @@ def find_duplicates(
     splits: SplitRows, classes: tuple[str, ...], search_near: bool = True
 ) -> tuple[list[Duplicates], list[Duplicates]]:
     """Return the exact duplicates and the near-duplicates, which need every image read once."""
-    hashes = np.concatenate([stored.hashes[rows] for stored, rows in splits.values()])
+    hashes = np.concatenate([split.hashes[rows] for split, rows in splits.values()])
     starts = np.cumsum([0, *(len(rows) for _, rows in splits.values())])
     _, firsts, content, counts = np.unique(
         hashes, return_index=True, return_inverse=True, return_counts=True
@@ -116,9 +120,9 @@ def find_duplicates(
 
     def occurrence(image: int) -> Occurrence:
         index = int(np.searchsorted(starts, image, "right")) - 1
-        name, (stored, rows) = list(splits.items())[index]
+        name, (split, rows) = list(splits.items())[index]
         row = int(rows[image - starts[index]])
-        return Occurrence(name, stored.name(row), label_name(stored.labels[row], classes), row)
+        return Occurrence(name, split.name(row), label_name(split.labels[row], classes), row)
 
     firsts.sort()
     same = [
@@ -127,10 +131,10 @@ def find_duplicates(
     if not search_near:
         return same, []
     thumbs = []
-    for (stored, rows), start in zip(splits.values(), starts, strict=False):
-        own = firsts[(firsts >= start) & (firsts < start + len(rows))]
-        if len(own):
-            thumbs.append(near_duplicates.thumbnails(stored.images, rows[own - start]))
+    for (split, rows), start in zip(splits.values(), starts, strict=False):
+        in_split = firsts[(firsts >= start) & (firsts < start + len(rows))]
+        if len(in_split):
+            thumbs.append(near_duplicates.thumbnails(split.images, rows[in_split - start]))
     near = [
         Duplicates(occurrences(int(firsts[one])) + occurrences(int(firsts[other])), difference)
         for one, other, difference in near_duplicates.near_duplicates(np.concatenate(thumbs))

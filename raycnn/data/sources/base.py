@@ -20,7 +20,7 @@ from raycnn.errors import DataError
 from raycnn.shape import Shape
 
 TEST_SEED = 0
-SHOWN = 10  # names listed in a message
+MAX_NAMES_SHOWN = 10  # in a message
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -64,7 +64,7 @@ class Subset:
 
 
 def decode_rows(images: Images, rows: NDArray[np.int64]) -> list[Decoded | BadImage]:
-    """Return the image of each row, or its BadImage error where it cannot be read."""
+    """Return the image of each row, or its BadImage error if it cannot be read."""
     if decode := getattr(images, "decode", None):
         return decode(rows)
     return [Decoded(image, ()) for image in np.asarray(images[rows])]
@@ -79,7 +79,10 @@ class File(NamedTuple):
 
 
 class Source(Protocol):
-    """A data set. Properties that the options leave open read files, and may raise DataError."""
+    """A data set: its shape, class names, input files and splits.
+
+    Properties that the options leave open are read from the files, which may raise DataError.
+    """
 
     @property
     def shape(self) -> Shape: ...
@@ -102,14 +105,17 @@ def multi_label(source: Source) -> bool:
 def first_of(folders: list[Path], names: Sequence[Sequence[str]]) -> list[Path] | None:
     """Return the files of the first folder that holds all of them, each under one of its names."""
     for folder in folders:
-        found = [_first_there(folder, spellings) for spellings in names]
-        if all(found):
-            return [path for path in found if path]
+        paths = [_find_file(folder, spellings) for spellings in names]
+        if all(paths):
+            return [path for path in paths if path]
     return None
 
 
-def _first_there(folder: Path, spellings: Sequence[str]) -> Path | None:
-    """Return a file: plain, gzipped, or inside a folder of its own name, as Kaggle unpacks it."""
+def _find_file(folder: Path, spellings: Sequence[str]) -> Path | None:
+    """Return the first file of these names, plain, gzipped, or in a folder of its own name.
+
+    The last is how Kaggle unpacks it.
+    """
     for name in spellings:
         for path in (folder / name, folder / f"{name}.gz", folder / name / name):
             if path.is_file():
@@ -130,7 +136,7 @@ def _stat(name: str) -> File:
         system, path = fs.FileSystem.from_uri(name)
         info = system.get_file_info(path)
         if not info.is_file:
-            raise FileNotFoundError(f"there is no {name}")
+            raise FileNotFoundError(f"{name} does not exist")
         return File(name, info.size, info.mtime_ns or 0)
     stat = os.stat(name)
     if not os.access(name, os.R_OK):
@@ -138,15 +144,15 @@ def _stat(name: str) -> File:
     return File(name, stat.st_size, stat.st_mtime_ns)
 
 
-def hold_out(whole: Split, share: float) -> dict[str, Split]:
+def hold_out(split: Split, share: float) -> dict[str, Split]:
     """Split a source without a test split into `train` and `test`, stratified by class.
 
     The split is the same for every job. A class with a single image keeps it in train.
     """
-    count = round(share * len(whole.labels))
-    test = stratified_sample(strata(whole.labels), count, TEST_SEED, keep_one=True)
-    train = np.delete(np.arange(len(whole.labels)), test)
-    return {"train": _subset(whole, train), "test": replace(_subset(whole, test), warnings=())}
+    count = round(share * len(split.labels))
+    test = stratified_sample(strata(split.labels), count, TEST_SEED, keep_one=True)
+    train = np.delete(np.arange(len(split.labels)), test)
+    return {"train": _subset(split, train), "test": replace(_subset(split, test), warnings=())}
 
 
 def with_test(splits: dict[str, Split], share: float) -> dict[str, Split]:
@@ -154,9 +160,9 @@ def with_test(splits: dict[str, Split], share: float) -> dict[str, Split]:
     return splits if "test" in splits else splits | hold_out(splits["train"], share)
 
 
-def spread_rows(count: int, most: int) -> NDArray[np.int64]:
-    """Return at most so many rows of `count`, spread evenly from the first to the last."""
-    return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
+def spread_rows(count: int, max_rows: int) -> NDArray[np.int64]:
+    """Return up to `max_rows` of `count` rows, spread evenly from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, max_rows).astype(np.int64))
 
 
 def _subset(split: Split, rows: NDArray[np.int64]) -> Split:
@@ -181,19 +187,20 @@ def at_least_two(classes: tuple[str, ...], where: object) -> tuple[str, ...]:
     """Return the classes. Raises DataError for fewer than two."""
     if len(classes) < 2:
         names = ", ".join(classes) or "none"
-        raise DataError(f"{where}: fewer than two classes ({names}), so nothing to tell apart")
+        raise DataError(f"{where}: fewer than two classes ({names})")
     return classes
 
 
 def _differing(names: tuple[str, ...], than: tuple[str, ...]) -> str:
     """Return all names if they are few, else those missing from `than`."""
-    return listed(names if len(names) <= SHOWN else [name for name in names if name not in {*than}])
+    few = len(names) <= MAX_NAMES_SHOWN
+    return listed(names if few else [name for name in names if name not in {*than}])
 
 
 def listed(names: Sequence[object]) -> str:
     """Return the first names as text for a message."""
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return (", ".join(map(str, names[:SHOWN])) or "none") + more
+    more = f" and {len(names) - MAX_NAMES_SHOWN:,} more" if len(names) > MAX_NAMES_SHOWN else ""
+    return (", ".join(map(str, names[:MAX_NAMES_SHOWN])) or "none") + more
 
 
 def find_or_download(
@@ -202,27 +209,29 @@ def find_or_download(
     allowed: bool,
     find: Callable[[], list[Path] | None],
     download: Callable[[], object],
-    wanted: str,
+    expected: str,
 ) -> list[Path]:
     """Return the files that `find` finds, downloading them first, under a lock, if necessary.
 
-    Raises DataError when the `wanted` files are missing and may not, or cannot, be downloaded.
+    Raises DataError if files are missing and may not, or cannot, be downloaded; its message has
+    `expected`, the names of the files.
     """
-    if found := find():
-        return found
-    where = "RAYCNN_DATA or data.root names the folder that holds it"
+    if files := find():
+        return files
+    hint = "set RAYCNN_DATA or data.root to the folder that holds it"
     if not allowed:
         raise DataError(
-            f"{name} is not in {root} ({wanted}): `data.download=true` fetches it, and {where}"
+            f"{name} is not in {root} ({expected}); set `data.download=true` to download it, or "
+            f"{hint}"
         )
     try:
         root.mkdir(parents=True, exist_ok=True)
         with io.lock(root / f".{name}.lock", f"{name} is being downloaded"):
-            if not (found := find()):
+            if not (files := find()):
                 download()
-                found = find()
+                files = find()
     except (OSError, RuntimeError) as error:  # URLError is an OSError
-        raise DataError(f"could not download {name} into {root}: {error}; {where}") from None
-    if not found:
-        raise DataError(f"the download of {name} into {root} left out files ({wanted}); {where}")
-    return found
+        raise DataError(f"could not download {name} into {root}: {error}; {hint}") from None
+    if not files:
+        raise DataError(f"the download of {name} into {root} is incomplete ({expected}); {hint}")
+    return files

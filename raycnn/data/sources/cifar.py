@@ -20,7 +20,7 @@ from raycnn.data.sources.parquet import Table
 from raycnn.errors import DataError
 from raycnn.shape import Shape
 
-PLAIN = {
+ALLOWED_GLOBALS = {  # what a pickled batch needs
     ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
     ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
 }  # fmt: skip
@@ -62,6 +62,8 @@ CIFAR100 = CifarVariant(
 
 
 class Cifar:
+    """CIFAR-10 or CIFAR-100 from local files."""
+
     shape = Shape(3, 32, 32)
 
     def __init__(self, variant: CifarVariant, root: Path, download: bool):
@@ -70,22 +72,28 @@ class Cifar:
 
     def files(self) -> list[Path]:
         return find_or_download(
-            self.variant.name, self.root, self.download, self._find, self._download, self._wanted()
+            self.variant.name,
+            self.root,
+            self.download,
+            self._find,
+            self._download,
+            self._expected(),
         )
 
-    def _wanted(self) -> str:
+    def _expected(self) -> str:
         """Return the expected file names as text for a message."""
-        return f"wanted: {self.variant.folder}/, or train-*.parquet and test-*.parquet"
+        return f"expected: {self.variant.folder}/, or train-*.parquet and test-*.parquet"
 
     def _find(self) -> list[Path] | None:
         """Return the Parquet files train-* and test-*, else the batches, in reading order."""
-        own = self.root / self.variant.name
-        for folder in (own, own / "plain_text", own / self.variant.name, self.root):
+        name = self.variant.name
+        inner = self.root / name
+        for folder in (inner, inner / "plain_text", inner / name, self.root):
             train, test = (sorted(folder.glob(f"{split}-*.parquet")) for split in ("train", "test"))
             if train and test:
                 return train + test
         batches = [(name,) for name in self.variant.batches]
-        return first_of([top / self.variant.folder for top in (self.root, own)], batches)
+        return first_of([top / self.variant.folder for top in (self.root, inner)], batches)
 
     def _download(self) -> None:
         from torchvision import datasets  # slow to import, seldom needed
@@ -129,8 +137,8 @@ class _Unpickler(pickle.Unpickler):
     """Unpickles NumPy arrays and plain values only; no other callable can be loaded."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in PLAIN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no data needs")
+        if (module, name) not in ALLOWED_GLOBALS:
+            raise pickle.UnpicklingError(f"it loads {module}.{name}, which is not plain data")
         return super().find_class(module, name)
 
 

@@ -35,7 +35,7 @@ from raycnn.data.sources.pictures import PictureOptions, PictureSource
 from raycnn.errors import DataError, unknown
 
 LABEL_COLUMNS = ("label", "labels", "class", "classes", "category", "target", "tags")
-SEPARATORS = ("|", ";", ",")  # between the labels of an image, where one occurs; else a space
+SEPARATORS = ("|", ";", ",")  # tried in this order between the labels of an image; else a space
 MARKS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
 
@@ -44,7 +44,7 @@ class Columns(NamedTuple):
 
     file: str
     label: str | None
-    """The column of labels; None where each class has a column."""
+    """The column of labels; None if each class has a column of its own."""
     classes: tuple[str, ...] = ()
 
 
@@ -56,40 +56,41 @@ class CsvTable:
         self.header, self.rows = _read_rows(path)
 
     def find_columns(self, file: str | None, label: str | None) -> Columns:
-        """Return the names of the columns, of which those that are None are found."""
-        file = self._known(file, "file") if file else self.header[0]
+        """Return the names of the columns; those that are None are detected."""
+        file = self._check_column(file, "file") if file else self.header[0]
         others = [name for name in self.header if name != file]
         if not others:
-            raise DataError(f"{self.path} has one column, {file!r}, and none of labels")
+            raise DataError(f"{self.path} has only one column, {file!r}, and no labels")
         if label:
-            return Columns(file, self._known(label, "label"))
-        named = [name for name in others if name.lower() in LABEL_COLUMNS]
-        if named or len(others) < 2:
-            return Columns(file, (named or others)[0])
+            return Columns(file, self._check_column(label, "label"))
+        candidates = [name for name in others if name.lower() in LABEL_COLUMNS]
+        if candidates or len(others) < 2:
+            return Columns(file, (candidates or others)[0])
         return Columns(file, None, tuple(others))
 
     def cells(self, name: str) -> list[str]:
-        """Return a column. Raises DataError where there is no such column."""
-        place = self.header.index(self._known(name))
-        return [row[place].strip() for row in self.rows]
+        """Return a column. Raises DataError if there is no such column."""
+        index = self.header.index(self._check_column(name))
+        return [row[index].strip() for row in self.rows]
 
     def marks(self, classes: Sequence[str]) -> NDArray[np.int64]:
-        """Return the 0 and 1 (N, K) of a column per class. Raises DataError for anything else."""
+        """Return the 0s and 1s (N, K) of a column per class. Raises DataError for anything else."""
         columns = [self._marks(name) for name in classes]
         return np.stack(columns, 1)
 
     def _marks(self, name: str) -> NDArray[np.int64]:
         cells = self.cells(name)
-        found = [MARKS.get(cell.lower(), -1) for cell in cells]
-        if -1 in found:
-            row = found.index(-1)
+        marks = [MARKS.get(cell.lower(), -1) for cell in cells]
+        if -1 in marks:
+            row = marks.index(-1)
             raise DataError(
-                f"{self.path}: row {row} has {cells[row]!r} in column {name!r}, where 0 or 1 is "
-                "expected of a class: `data.label` names a column that has all labels"
+                f"{self.path}: row {row} has {cells[row]!r} in column {name!r}, expected 0 or 1; "
+                "if one column has all labels, set `data.label` to its name"
             )
-        return np.array(found, np.int64)
+        return np.array(marks, np.int64)
 
-    def _known(self, name: str, option: str = "") -> str:
+    def _check_column(self, name: str, option: str = "") -> str:
+        """Return the name of a column. Raises DataError if there is none of this name."""
         if name in self.header:
             return name
         key = f"data.{option}: " if option else ""
@@ -108,7 +109,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
     header, *rows = [line for line in lines if line] or [[]]
     header = [name.strip() for name in header]
     if not header or len({*header}) < len(header):
-        raise DataError(f"{path}: columns {header}, where each has a name of its own")
+        raise DataError(f"{path}: the columns {header} need distinct names")
     for row, cells in enumerate(rows):
         if len(cells) != len(header):
             raise DataError(f"{path}: row {row} has {len(cells)} cells, not {len(header)}")
@@ -119,7 +120,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """How labels are read."""
+    """Options for reading labels."""
 
     file: str | None
     label: str | None
@@ -128,6 +129,8 @@ class LabelOptions:
 
 
 class Csv(PictureSource):
+    """Images in a folder, with CSV files of their labels."""
+
     def __init__(
         self,
         root: Path,
@@ -137,7 +140,7 @@ class Csv(PictureSource):
         pictures: PictureOptions,
     ) -> None:
         super().__init__(pictures)
-        self.root, self.named, self.options, self.share = root, files, options, share
+        self.root, self.label_files, self.options, self.share = root, files, options, share
 
     @property
     def multi_label(self) -> bool:
@@ -165,16 +168,16 @@ class Csv(PictureSource):
     def labels(self) -> Labels:
         _, label, classes = self.columns
         if self.multi_label:
-            sets = {name: [self._sets(table)] for name, table in self.tables.items()}
-            labels = encode_label_sets(sets, classes or None, self.root)
+            columns = {name: [self._label_lists(table)] for name, table in self.tables.items()}
+            labels = encode_label_sets(columns, classes or None, self.root)
             if (labels.splits["train"].sum(1) == 1).all():
-                labels = replace(labels, warnings=(*labels.warnings, self._one_each()))
+                labels = replace(labels, warnings=(*labels.warnings, self._single_label_warning()))
             return labels
         columns = {name: [self._column(table)] for name, table in self.tables.items()}
         try:
             return encode_labels(columns, classes or None, self.root)
         except DataError as error:
-            hint = "" if label else ": `data.multi_label: true` is for any number of classes"
+            hint = "" if label else "; set `data.multi_label: true` for any number of classes"
             raise DataError(f"{error}{hint}") from None
 
     @property
@@ -185,7 +188,7 @@ class Csv(PictureSource):
         return self._pictures("train", spread_rows(len(self.names["train"]), SAMPLE))
 
     def files(self) -> list[str]:
-        images = [os.path.join(self.root, name) for own in self.names.values() for name in own]
+        images = [os.path.join(self.root, name) for names in self.names.values() for name in names]
         return [*(str(table.path) for table in self.tables.values()), *dict.fromkeys(images)]
 
     def read(self) -> dict[str, Split]:
@@ -204,34 +207,38 @@ class Csv(PictureSource):
         return [(os.fsencode(path).decode("utf-8", "backslashreplace"), path) for path in paths]
 
     def _find(self, split: str) -> Path | None:
-        """Return the CSV file of a split. Raises DataError where a named one, or train's, lacks."""
+        """Return the CSV file of a split, if it has one.
+
+        Raises DataError if a file that the options name, or the one of train, is missing.
+        """
         try:
-            there = {path.name.lower(): path for path in self.root.glob("*.[cC][sS][vV]")}
+            tables = {path.name.lower(): path for path in self.root.glob("*.[cC][sS][vV]")}
         except OSError as error:
             raise DataError(f"cannot read the data: {error}") from None
-        if name := self.named[split]:
+        if name := self.label_files[split]:
             if not (self.root / name).is_file():
-                found = unknown("file", name, [path.name for path in there.values()])
-                raise DataError(f"{self.root}: data.{split}_labels: {found}")
+                message = unknown("file", name, [path.name for path in tables.values()])
+                raise DataError(f"{self.root}: data.{split}_labels: {message}")
             return self.root / name
         words = [*SPLITS[split], *(["labels"] if split == "train" else [])]
-        usual = [there[f"{word}.csv"] for word in words if f"{word}.csv" in there]
-        if usual or split != "train":
-            return usual[0] if usual else None
-        if len(there) == 1:
-            return next(iter(there.values()))
-        names = listed(sorted(path.name for path in there.values()))
-        raise DataError(f"{self.root} has no train.csv ({names}): `data.train_labels` names it")
+        matches = [tables[f"{word}.csv"] for word in words if f"{word}.csv" in tables]
+        if matches or split != "train":
+            return matches[0] if matches else None
+        if len(tables) == 1:
+            return next(iter(tables.values()))
+        names = listed(sorted(path.name for path in tables.values()))
+        raise DataError(f"{self.root} has no train.csv ({names}); set `data.train_labels`")
 
     def _paths(self, table: CsvTable, index: dict[str, list[str]]) -> list[str]:
-        found = []
+        """Return the path of the image of each row. Raises DataError if it has none or several."""
+        all_paths = []
         for row, name in enumerate(table.cells(self.columns.file)):
             paths = index.get(os.path.normpath(name) if name else "", [])
             if len(paths) != 1:
-                fault = f"is {listed(paths)}" if paths else "is no picture"
-                raise DataError(f"{table.path}: row {row}: {name!r} {fault} in {self.root}")
-            found += paths
-        return found
+                problem = f"is ambiguous ({listed(paths)})" if paths else "is not a picture"
+                raise DataError(f"{table.path}: row {row}: {name!r} {problem} in {self.root}")
+            all_paths += paths
+        return all_paths
 
     def _column(self, table: CsvTable) -> Column:
         """Return the label of each image, or (N, K) with a 1 for each of its classes."""
@@ -241,15 +248,15 @@ class Csv(PictureSource):
         if label is None:
             return Column(str(table.path), table.marks(classes))
         cells = [cell or None for cell in table.cells(label)]
-        numbers = all(cell and cell.isdecimal() for cell in cells)
-        return Column(str(table.path), np.array(cells, np.int64 if numbers else object))
+        are_numbers = all(cell and cell.isdecimal() for cell in cells)
+        return Column(str(table.path), np.array(cells, np.int64 if are_numbers else object))
 
-    def _sets(self, table: CsvTable) -> Column:
+    def _label_lists(self, table: CsvTable) -> Column:
         """Return the list of labels of each image."""
         _, label, classes = self.columns
-        sets = np.empty(len(table.rows), object)
+        values = np.empty(len(table.rows), object)
         if self._is_unlabeled(table):
-            return Column(str(table.path), sets)
+            return Column(str(table.path), values)
         if label is None:
             marks = table.marks(classes)
             lists: list[list[Any]] = [[classes[k] for k in np.flatnonzero(row)] for row in marks]
@@ -258,8 +265,8 @@ class Csv(PictureSource):
             if all(part.isdecimal() for parts in lists for part in parts):
                 lists = [[int(part) for part in parts] for parts in lists]
         for row, parts in enumerate(lists):
-            sets[row] = parts
-        return Column(str(table.path), sets)
+            values[row] = parts
+        return Column(str(table.path), values)
 
     @cached_property
     def _separator(self) -> str:
@@ -271,13 +278,13 @@ class Csv(PictureSource):
     def _is_unlabeled(self, table: CsvTable) -> bool:
         """Return whether a table other than train's has no column of labels at all."""
         _, label, classes = self.columns
-        named = {*classes} if label is None else {label}
-        return table is not self.tables["train"] and not named & {*table.header}
+        label_columns = {*classes} if label is None else {label}
+        return table is not self.tables["train"] and not label_columns & {*table.header}
 
-    def _one_each(self) -> str:
+    def _single_label_warning(self) -> str:
         return (
-            f"{self.root}: every image has one label: with `data.multi_label: false` classes "
-            "exclude one another, and accuracy is measured"
+            f"{self.root}: every image has one label; set `data.multi_label: false` if classes "
+            "exclude one another, to measure accuracy"
         )
 
 
@@ -287,14 +294,17 @@ def _parts(cell: str, separator: str) -> list[Any]:
 
 
 def _index(pictures: Sequence[str]) -> dict[str, list[str]]:
-    """Return the pictures by path, by path without ending, by name, and by name without ending."""
+    """Return the pictures by path and by file name, each with and without extension.
+
+    If a key stands for pictures in several of these ways, the first one counts.
+    """
     index: dict[str, list[str]] = {}
-    bases = [os.path.basename(path) for path in pictures]
-    for keys in (pictures, [*map(_stem, pictures)], bases, [*map(_stem, bases)]):
-        found: dict[str, list[str]] = defaultdict(list)
+    names = [os.path.basename(path) for path in pictures]
+    for keys in (pictures, [*map(_stem, pictures)], names, [*map(_stem, names)]):
+        by_key: dict[str, list[str]] = defaultdict(list)
         for key, path in zip(keys, pictures, strict=True):
-            found[key].append(path)
-        for key, paths in found.items():
+            by_key[key].append(path)
+        for key, paths in by_key.items():
             index.setdefault(key, paths)
     return index
 
@@ -324,7 +334,7 @@ def csv(
     """Build a source of images in a folder and their labels in CSV files.
 
     `*_labels` are CSV files in `path`, by default `train.csv` and the like; `file` and `label` name
-    their columns. `test` is the share held out of train where no file is for test.
+    their columns. `test` is the share held out of train if there is no file for test.
     """
     files = {"train": train_labels, "val": val_labels, "test": test_labels}
     options = LabelOptions(file, label, separator, multi_label)

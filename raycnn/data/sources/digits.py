@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels, shipped in that package.
+"""scikit-learn's handwritten digits: 1,797 gray images of 8 x 8 pixels, shipped in that package.
 
 "Optical Recognition of Handwritten Digits", Alpaydin and Kaynak 1998 (UCI repository). It has no
 test split: 357 images, sampled by class and the same for every job, are held out as one.
@@ -19,6 +19,8 @@ MAX_VALUE = 16  # pixel values are 0 to 16
 
 
 class Digits:
+    """The digits of scikit-learn's package."""
+
     shape = Shape(1, 8, 8)
     classes: tuple[str, ...] = tuple("0123456789")
 

@@ -1,4 +1,4 @@
-"""Images in one folder per class, optionally below one folder per split.
+"""The data source `folder`: images in one folder per class, optionally in one folder per split.
 
 Images may lie at any depth below their class folder, as in torchvision's ImageFolder. Hidden files
 and files of other types are ignored and counted.
@@ -79,6 +79,8 @@ class Listing:
 
 
 class Folder(PictureSource):
+    """Images in a folder per class, of one or several splits."""
+
     def __init__(self, root: Path, share: float, pictures: PictureOptions) -> None:
         super().__init__(pictures)
         self.root, self.share = root, share
@@ -87,12 +89,12 @@ class Folder(PictureSource):
     def listings(self) -> dict[str, Listing]:
         try:
             folders, warnings = _find_splits(self.root)
-            found = {name: _list(folder) for name, folder in folders.items()}
+            listings = {name: _list(folder) for name, folder in folders.items()}
         except OSError as error:
             raise DataError(f"cannot read the data: {error}") from None
-        train = found["train"]
-        found["train"] = replace(train, warnings=(*warnings, *train.warnings))
-        return {name: _with_classes(listing, train, name) for name, listing in found.items()}
+        train = listings["train"]
+        listings["train"] = replace(train, warnings=(*warnings, *train.warnings))
+        return {name: _with_classes(listing, train, name) for name, listing in listings.items()}
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -127,7 +129,7 @@ def _find_splits(root: Path) -> tuple[dict[str, Path], list[str]]:
     warnings: list[str] = []
     named = _named_splits(root, _folders(root))
     if not named and (inner := _unwrap(root)) != root:
-        warnings.append(f"{root} holds one folder alone: the classes are looked for in {inner}")
+        warnings.append(f"{root} holds only one folder: the classes are read from {inner}")
         root, named = inner, _named_splits(inner, _folders(inner))
     if not named:
         return {"train": root}, warnings
@@ -147,9 +149,9 @@ def _unwrap(root: Path) -> Path:
 def _named_splits(root: Path, folders: Sequence[str]) -> dict[str, str]:
     """Return the split of each folder that is named after a split and holds folders.
 
-    Raises DataError where folders named after splits hold no class folders.
+    Raises DataError if folders named after splits hold no class folders.
     """
-    exact = {name: split for name in folders if (split := _split_called(name.lower()))}
+    exact = {name: split for name in folders if (split := _split_of(name.lower()))}
     if named := {name: split for name, split in exact.items() if _folders(root / name)}:
         others = (root / name for name in folders if name not in exact)
         is_class = len(named) == 1 and any(map(_holds_pictures, others))
@@ -158,15 +160,15 @@ def _named_splits(root: Path, folders: Sequence[str]) -> dict[str, str]:
         raise DataError(
             f"{root}: {', '.join(exact)} hold no class folders, each with the pictures of one class"
         )
-    # seg_train and seg_test, and no other folder
+    # Else each folder must have a split in its name: seg_train and seg_test.
     parts = {name: re.split(r"[\W_]+", name.lower()) for name in folders}
-    found = {name: {*filter(None, map(_split_called, parts[name]))} for name in folders}
-    sure = all(len(splits) == 1 and _folders(root / name) for name, splits in found.items())
-    named = {name: splits.pop() for name, splits in found.items()} if sure else {}
+    matches = {name: {*filter(None, map(_split_of, parts[name]))} for name in folders}
+    is_clear = all(len(splits) == 1 and _folders(root / name) for name, splits in matches.items())
+    named = {name: splits.pop() for name, splits in matches.items()} if is_clear else {}
     return named if len({*named.values()}) > 1 else {}
 
 
-def _split_called(name: str) -> str | None:
+def _split_of(name: str) -> str | None:
     return next((split for split, names in SPLITS.items() if name in names), None)
 
 
@@ -181,7 +183,7 @@ def _choose_splits(root: Path, named: dict[str, str], warnings: list[str]) -> di
     for name in _folders(root):
         if name not in named:
             count = len(walk_pictures(root / name).pictures)
-            warnings.append(f"{root / name} is none of the splits: {count:,} pictures ignored")
+            warnings.append(f"{root / name} is not a split: {count:,} pictures ignored")
     stray = sum(1 for entry in os.scandir(root) if not entry.is_dir())
     if stray:
         warnings.append(f"{root}: files beside the splits, ignored: {stray:,}")
@@ -248,10 +250,10 @@ def _with_classes(listing: Listing, train: Listing, split: str) -> Listing:
     if listing is train or split == "train":
         if empty:
             folder = Path(os.fsdecode(train.folder)) / empty[0]
-            kinds = walk_pictures(folder).ignored if folder.is_dir() else Counter()
-            found = ", ".join(f"{count:,} {reason}" for reason, count in kinds.items())
+            reasons = walk_pictures(folder).ignored if folder.is_dir() else Counter()
+            ignored = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
             raise DataError(
-                f"{folder}: no pictures in this class folder ({found or 'it is empty'})"
+                f"{folder}: no pictures in this class folder ({ignored or 'it is empty'})"
             )
         return listing
     if not {*listing.classes} <= {*train.classes}:
@@ -259,13 +261,13 @@ def _with_classes(listing: Listing, train: Listing, split: str) -> Listing:
     if not len(listing.names):
         raise DataError(f"{_shown(listing.folder)}: no pictures in the {split} split")
     index = {name: k for k, name in enumerate(train.classes)}
-    where = np.array([index[name] for name in listing.classes])
+    indices = np.array([index[name] for name in listing.classes])
     lacking = sorted({*train.classes} - {*listing.classes} | {*empty})
     warnings = listing.warnings
     if lacking:
         text = f"{split} has no pictures of {len(lacking):,} classes: {listed(lacking)}"
         warnings = (*warnings, text)
-    labels = where[listing.labels]
+    labels = indices[listing.labels]
     return replace(listing, classes=train.classes, labels=labels, warnings=warnings)
 
 
@@ -319,6 +321,6 @@ def folder(
 ) -> Source:
     """Build a source of one folder per class.
 
-    `test` is the share held out of train, by class, where there is no test folder.
+    `test` is the share held out of train, by class, if there is no test folder.
     """
     return Folder(root / (path or ""), test, PictureOptions(size, fit, mode, max_value))

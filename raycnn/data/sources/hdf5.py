@@ -57,20 +57,20 @@ class Hdf5File:
 
     def arrays(self) -> dict[str, Any]:
         """Return all datasets of the file by key."""
-        found: dict[str, Any] = {}
+        datasets: dict[str, Any] = {}
 
-        def note(name: str, item: Any) -> None:
+        def visit(name: str, item: Any) -> None:
             if isinstance(item, h5py.Dataset):
-                found[name] = item
+                datasets[name] = item
 
-        self._safely(lambda file: file.visititems(note))
-        return found
+        self._safely(lambda file: file.visititems(visit))
+        return datasets
 
     def array(self, key: str, option: str) -> Any:
         """Return a dataset. Raises DataError listing the existing keys and the option to set."""
         if not self.has(key):
-            keys = ", ".join(self.arrays()) or "nothing"
-            raise DataError(f"{self.path} has no {key!r} but {keys}: `data.{option}` names the key")
+            keys = ", ".join(self.arrays()) or "no keys"
+            raise DataError(f"{self.path} has no key {key!r} but {keys}; set `data.{option}`")
         array = self._safely(lambda file: file[key])
         if key not in self._checked:
             self._safely(lambda _: self._check_written(key, array))
@@ -86,22 +86,22 @@ class Hdf5File:
         return self._safely(lambda _: np.asarray(array[rows]))
 
     def _check_written(self, key: str, array: Any) -> None:
-        """Raise DataError where the file lacks values that its header promises.
+        """Raise DataError if values of an array are missing from the file.
 
-        HDF5 returns zeros for values that were never written.
+        HDF5 would return zeros for values that were never written.
         """
         if not array.size or array.is_virtual or array.external:
             return
         if array.chunks is None:
-            there, due, what = array.id.get_storage_size(), array.nbytes, "bytes"
+            stored, expected, unit = array.id.get_storage_size(), array.nbytes, "bytes"
         else:
             sides = zip(array.shape, array.chunks, strict=True)
-            due = math.prod(-(-side // chunk) for side, chunk in sides)
-            there, what = array.id.get_num_chunks(), "chunks"
-        if there < due:
+            expected = math.prod(-(-side // chunk) for side, chunk in sides)
+            stored, unit = array.id.get_num_chunks(), "chunks"
+        if stored < expected:
             raise DataError(
-                f"{self.path}: {key} {array.shape} was never written whole: {there:,} of {due:,} "
-                f"{what} are there"
+                f"{self.path}: {key} {array.shape} is incomplete: {stored:,} of {expected:,} "
+                f"{unit} are in the file"
             )
 
     def _safely(self, use: Callable[[Any], Any]) -> Any:
@@ -128,9 +128,9 @@ class Arrays:
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return (B, H, W, C) uint8. Raises DataError for a value outside 0 to `max_value`."""
         unique, back = np.unique(rows, return_inverse=True)  # h5py needs ascending, unique rows
-        run = len(unique) and unique[-1] - unique[0] + 1 == len(unique)
-        some = slice(unique[0], unique[-1] + 1) if run else unique
-        pixels = self.file.take(self.key, "images", some)[back]
+        contiguous = len(unique) and unique[-1] - unique[0] + 1 == len(unique)
+        index = slice(unique[0], unique[-1] + 1) if contiguous else unique
+        pixels = self.file.take(self.key, "images", index)[back]
         pixels = pixels[..., None] if pixels.ndim == 3 else pixels
         if self.layout == "nchw":
             pixels = pixels.transpose(0, 2, 3, 1)
@@ -143,9 +143,8 @@ class Arrays:
         good = ((pixels >= 0) & (pixels <= self.max_value)).all(axis=(1, 2, 3))  # false for NaN
         first = int(np.argmin(good))
         return DataError(
-            f"{self.file.path}: row {rows[first]} of {self.key} goes from {pixels[first].min()} to "
-            f"{pixels[first].max()}, where 0 to {self.max_value:g} are expected: `data.max_value` "
-            "tells which is white"
+            f"{self.file.path}: row {rows[first]} of {self.key} ranges from {pixels[first].min()} "
+            f"to {pixels[first].max()}, expected 0 to {self.max_value:g}; set `data.max_value`"
         )
 
 
@@ -167,6 +166,8 @@ class SplitFiles:
 
 
 class Hdf5:
+    """Images and labels in HDF5 files of one or several splits."""
+
     def __init__(
         self,
         splits: dict[str, SplitFiles],
@@ -202,21 +203,21 @@ class Hdf5:
 
     @cached_property
     def max_value(self) -> float:
-        """The value of white, the same for all splits. Raises DataError where it is not clear."""
+        """The value of white, the same for all splits. Raises DataError if it is ambiguous."""
         if self._max_value:
             return self._max_value
         array = self._array("train")
         rows = spread_rows(len(array), self._sample_size(array))
-        some = self.splits["train"].images.take(self._images_key("train"), "images", rows)
-        if some.dtype == bool:
+        sample = self.splits["train"].images.take(self._images_key("train"), "images", rows)
+        if sample.dtype == bool:
             return 1
-        low, high = (some.min(), some.max()) if some.size else (0, 0)
-        if white := find_max_value(low, high, some.dtype.kind in "iu"):
-            return white
+        low, high = (sample.min(), sample.max()) if sample.size else (0, 0)
+        if max_value := find_max_value(low, high, sample.dtype.kind in "iu"):
+            return max_value
         path, key = self.splits["train"].images.path, self._images_key("train")
         raise DataError(
-            f"{path}: {key} goes from {low:g} to {high:g}, where 0 to 1 or 0 to 255 are expected: "
-            "`data.max_value` tells which is white"
+            f"{path}: {key} ranges from {low:g} to {high:g}, expected 0 to 1 or 0 to 255: the "
+            "white level is ambiguous; set `data.max_value`"
         )
 
     def read(self) -> dict[str, Split]:
@@ -231,13 +232,11 @@ class Hdf5:
         if len(images) != len(labels):
             raise DataError(f"{path} has {len(images):,} images and {len(labels):,} labels")
         if self._shape(name) != self.shape:
-            raise DataError(
-                f"{path}: images of {self._shape(name)}, where {self.shape} are expected"
-            )
+            raise DataError(f"{path} has images of {self._shape(name)}, expected {self.shape}")
         return Split(images, labels)
 
     def _warnings(self) -> tuple[str, ...]:
-        found = [
+        warnings = [
             f"{self.splits['train'].images.path}: {what} read from {key!r}"
             for what, key, given, usual in (
                 ("images", self._images_key("train"), self.keys.images, IMAGES),
@@ -245,22 +244,25 @@ class Hdf5:
             )
             if not given and key != usual.replace("{split}", "train")
         ]
-        white = self.max_value
-        if not self._max_value and white not in (1, 255):
-            found.append(f"{self.splits['train'].images.path}: {white:g} is taken for white")
-        return (*found, *self.labels.warnings)
+        if not self._max_value and self.max_value not in (1, 255):
+            warnings.append(
+                f"{self.splits['train'].images.path}: {self.max_value:g} is taken for white"
+            )
+        return (*warnings, *self.labels.warnings)
 
     def _class_names(self) -> tuple[str, ...] | None:
         """Return the class names that the files contain, or None."""
         key = self.keys.classes or CLASSES
-        holders = {name: of.labels for name, of in self.splits.items()}
+        files = {name: of.labels for name, of in self.splits.items()}
         if not self.keys.classes:
-            holders = {name: file for name, file in holders.items() if file.has(key)}
-        lists = {name: file.take(key, "classes", ...).ravel() for name, file in holders.items()}
-        if not lists:
+            files = {name: file for name, file in files.items() if file.has(key)}
+        if not files:
             return None
-        plain = {name: tuple(map(_text, found)) for name, found in lists.items()}
-        return common_class_names(plain, self.splits["train"].labels.path.parent)
+        names = {
+            name: tuple(map(_text, file.take(key, "classes", ...).ravel()))
+            for name, file in files.items()
+        }
+        return common_class_names(names, self.splits["train"].labels.path.parent)
 
     def _images_key(self, split: str) -> str:
         file = self.splits[split].images
@@ -277,25 +279,25 @@ class Hdf5:
         key = (given or usual).replace("{split}", split)
         if given or file.has(key):
             return key
-        found = [name for name, array in file.arrays().items() if name != CLASSES and fits(array)]
-        return found[0] if len(found) == 1 else key
+        fitting = [name for name, array in file.arrays().items() if name != CLASSES and fits(array)]
+        return fitting[0] if len(fitting) == 1 else key
 
     def _array(self, split: str) -> Any:
         file, key = self.splits[split].images, self._images_key(split)
         array = file.array(key, "images")
         if array.ndim not in (3, 4) or array.dtype.kind not in "uifb":
             raise DataError(
-                f"{file.path}: {key} is {array.dtype} {array.shape}, "
-                "where numbers (N, height, width, channels) are expected"
+                f"{file.path}: {key} is {array.dtype} {array.shape}, expected numbers "
+                "(N, height, width, channels)"
             )
         return array
 
     def _sample_size(self, array: Any) -> int:
-        one = math.prod(array.shape[1:]) * array.dtype.itemsize
+        image_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
         memory.require_memory(
-            2 * one, f"{self.splits['train'].images.path}: an image of {array.shape[1:]}"
+            2 * image_bytes, f"{self.splits['train'].images.path}: an image of {array.shape[1:]}"
         )
-        return max(1, min(SAMPLE, SAMPLE_BYTES // max(1, one)))
+        return max(1, min(SAMPLE, SAMPLE_BYTES // max(1, image_bytes)))
 
     @cached_property
     def layout(self) -> Layout:
@@ -305,8 +307,8 @@ class Hdf5:
         first, last = (side in CHANNELS for side in (array.shape[1], array.shape[3]))
         if first == last:
             raise DataError(
-                f"{self.splits['train'].images.path}: which side of {array.shape} is the channels "
-                "is not clear: `data.layout` is nhwc or nchw"
+                f"{self.splits['train'].images.path}: the channel dimension of {array.shape} is "
+                "ambiguous; set `data.layout` to nhwc or nchw"
             )
         return "nchw" if first else "nhwc"
 
@@ -350,21 +352,21 @@ def hdf5(
 ) -> Source:
     """Build a source of HDF5 arrays; the default files are those of SIGNS.
 
-    A `*_labels_file` is needed where the labels are not in the images' file. `test` is the share
+    A `*_labels_file` is needed if the labels are not in the images' file. `test` is the share
     held out of train, by class, without a `test_file`.
     """
-    given: dict[str, tuple[str | None, str | None]] = {
+    files: dict[str, tuple[str | None, str | None]] = {
         "train": (train_file, train_labels_file),
         "val": (val_file, val_labels_file),
         "test": (test_file, test_labels_file),
     }
-    if train_file != SIGNS[0] and test_file == SIGNS[1]:  # a default that was not named
-        del given["test"]
+    if train_file != SIGNS[0] and test_file == SIGNS[1]:  # the default of SIGNS, not of this data
+        del files["test"]
     folder = root / (path or "")
     splits = {}
-    for name, (file, labels_file) in given.items():
+    for name, (file, labels_file) in files.items():
         if file:
             handle = Hdf5File(folder / file)
-            own = Hdf5File(folder / labels_file) if labels_file else handle
-            splits[name] = SplitFiles(handle, own)
+            labels_handle = Hdf5File(folder / labels_file) if labels_file else handle
+            splits[name] = SplitFiles(handle, labels_handle)
     return Hdf5(splits, Keys(images, labels, classes), test, layout, max_value)

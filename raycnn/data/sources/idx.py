@@ -1,7 +1,7 @@
 """MNIST and Fashion-MNIST from their original IDX files, plain or gzipped.
 
 "Gradient-Based Learning Applied to Document Recognition", LeCun et al. 1998; "Fashion-MNIST",
-Xiao et al. 2017 (arXiv:1708.07747). 60,000 training and 10,000 test grey images of 28 x 28 pixels.
+Xiao et al. 2017 (arXiv:1708.07747). 60,000 training and 10,000 test gray images of 28 x 28 pixels.
 """
 
 import gzip
@@ -26,9 +26,9 @@ FILES = [
     "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
 ]  # fmt: skip
 SPELLINGS = [(name, name.replace("-idx", ".idx")) for name in FILES]
-WANTED = f"wanted: {', '.join(FILES)}, plain or as .gz, also with a dot before idx"
+EXPECTED = f"expected: {', '.join(FILES)}, plain or as .gz, also with a dot before idx"
 UBYTE = 0x08
-MOST_DEFLATED = 1032  # the largest expansion of one byte by gzip
+MAX_EXPANSION = 1032  # the most bytes that one byte of gzip can become
 GARMENTS = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -36,6 +36,8 @@ GARMENTS = (
 
 
 class Idx:
+    """MNIST, or a data set with its files and shape."""
+
     shape = Shape(1, 28, 28)
 
     def __init__(
@@ -47,7 +49,7 @@ class Idx:
     def files(self) -> list[Path]:
         folders = [self.root / self.name, self.root / self.vision / "raw", self.root / self.vision]
         find = partial(first_of, folders, SPELLINGS)
-        return find_or_download(self.name, self.root, self.download, find, self._download, WANTED)
+        return find_or_download(self.name, self.root, self.download, find, self._download, EXPECTED)
 
     def _download(self) -> None:
         from torchvision import datasets  # slow to import, seldom needed
@@ -60,9 +62,9 @@ class Idx:
         return {"train": train, "test": test}
 
     def _split(self, images: Path, labels: Path) -> Split:
-        numbers = read_idx(labels)
-        pixels = read_idx(images, self.shape[1:], (labels, len(numbers)))
-        return Split(pixels[..., None], check_labels(numbers, len(self.classes), labels))
+        indices = read_idx(labels)
+        pixels = read_idx(images, self.shape[1:], (labels, len(indices)))
+        return Split(pixels[..., None], check_labels(indices, len(self.classes), labels))
 
 
 def read_idx(
@@ -77,17 +79,18 @@ def read_idx(
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             shape = _read_header(file, path, 1 + len(item))
             if shape[1:] != item:
-                raise DataError(f"{path}: images of {shape[1:]}, where {item} are expected")
+                raise DataError(f"{path} has images of {shape[1:]}, expected {item}")
             if labels and labels[1] != shape[0]:
-                there = f"{labels[0]} {labels[1]:,} labels"
-                raise DataError(f"{path} has {shape[0]:,} images, {there}")
+                raise DataError(f"{path} has {shape[0]:,} images, {labels[0]} {labels[1]:,} labels")
             count = math.prod(shape)
-            if count > path.stat().st_size * (MOST_DEFLATED if path.suffix == ".gz" else 1):
-                raise DataError(f"{path} is too short for the {shape} that its header says")
+            if count > path.stat().st_size * (MAX_EXPANSION if path.suffix == ".gz" else 1):
+                raise DataError(f"{path} is too short for the shape in its header, {shape}")
             memory.require_memory(count, str(path))
             content = file.read(count)
             if len(content) != count or file.read(1):
-                raise DataError(f"{path} has not the bytes that its header says: {shape}")
+                raise DataError(
+                    f"{path} has more or fewer bytes than the shape in its header, {shape}"
+                )
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from None
     return np.frombuffer(content, np.uint8).reshape(shape)

@@ -12,7 +12,7 @@ from raycnn.data.sources.base import at_least_two, listed
 from raycnn.errors import DataError
 from raycnn.runtime import memory
 
-MOST_CLASSES = 100_000  # a larger label without class names is taken for a mistake
+MAX_CLASSES = 100_000  # a larger label without class names is taken for a mistake
 UNLABELED = -1  # Hugging Face's value for withheld labels
 
 Values = NDArray[Any]
@@ -28,6 +28,8 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Labels:
+    """The encoded labels of all splits of a source, and its class names."""
+
     classes: tuple[str, ...]
     splits: dict[str, LabelArray]
     """Class indices (N,), or multi-label (N, K), of each split that has labels."""
@@ -49,11 +51,11 @@ def encode_labels(
         for split, files in _labeled(columns, _unlabeled, where, warnings)
     }
     train = [column.values for column in plain["train"]]
-    direct = all(values.dtype.kind in "iu" for values in train)
+    are_indices = all(values.dtype.kind in "iu" for values in train)
     if names is None:
-        names, direct = _find_names(train, direct, where, warnings)
+        names, are_indices = _find_names(train, are_indices, where, warnings)
     at_least_two(names, where)
-    index = None if direct else {name: k for k, name in enumerate(names)}
+    index = None if are_indices else {name: k for k, name in enumerate(names)}
     encoded = {
         split: np.concatenate([_encode(column, names, index) for column in files])
         for split, files in plain.items()
@@ -64,23 +66,23 @@ def encode_labels(
 def encode_label_sets(
     columns: Mapping[str, Sequence[Column]], names: tuple[str, ...] | None, where: object
 ) -> Labels:
-    """Return the labels of `train` and other splits, where each is a list, as (N, K) uint8.
+    """Return the lists of labels of `train` and other splits as (N, K) uint8.
 
-    Classes are as in `encode_labels`, and so is what is left out and what raises DataError.
+    Class names, unlabeled splits and errors are as in `encode_labels`.
     """
     warnings: list[str] = []
     for column in (column for files in columns.values() for column in files):
         _check_lists(column)
     labeled = dict(_labeled(columns, lambda values: not any(values), where, warnings))
-    found = [label for _, values in labeled["train"] for cell in values for label in cell or ()]
-    if not found:
+    train = [label for _, values in labeled["train"] for cell in values for label in cell or ()]
+    if not train:
         raise DataError(f"{where}: no image has a label")
-    direct = all(type(label) is int for label in found)
+    are_indices = all(type(label) is int for label in train)
     if names is None:
-        plain = np.array(found, np.int64 if direct else object)
-        names, direct = _find_names([plain], direct, where, warnings)
+        plain = np.array(train, np.int64 if are_indices else object)
+        names, are_indices = _find_names([plain], are_indices, where, warnings)
     at_least_two(names, where)
-    index = {str(k) if direct else name: k for k, name in enumerate(names)}
+    index = {str(k) if are_indices else name: k for k, name in enumerate(names)}
     encoded = {
         split: np.concatenate([_encode_sets(column, names, index) for column in files])
         for split, files in labeled.items()
@@ -106,9 +108,7 @@ def _labeled(
 def _check_lists(column: Column) -> None:
     for row, cell in enumerate(column.values):
         if cell is not None and not isinstance(cell, list):
-            raise DataError(
-                f"{column.file}: row {row} has label {cell!r}, where a list is expected"
-            )
+            raise DataError(f"{column.file}: row {row} has label {cell!r}, expected a list")
 
 
 def _encode_sets(
@@ -121,7 +121,7 @@ def _encode_sets(
         for label in cell or ():
             if (k := index.get(str(label))) is None:
                 raise DataError(
-                    f"{file}: row {row} has label {label!r}, which is no class ({listed(names)})"
+                    f"{file}: row {row} has label {label!r}, which is not a class ({listed(names)})"
                 )
             encoded[row, k] = 1
     return encoded
@@ -134,12 +134,12 @@ def check_labels(labels: Values, classes: int, path: object) -> NDArray[np.int64
     if labels.dtype.kind not in "iu":
         values = labels.tolist()
         row = next((i for i, value in enumerate(values) if not isinstance(value, int)), 0)
-        raise DataError(f"{path}: row {row} has label {values[row]!r}, which is no class number")
+        raise DataError(f"{path}: row {row} has label {values[row]!r}, which is not a class number")
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         row = int(wrong[0])
         raise DataError(
-            f"{path}: row {row} has label {labels[row]}, where 0 to {classes - 1} are classes "
+            f"{path}: row {row} has label {labels[row]}, expected 0 to {classes - 1} "
             f"({len(wrong)} such rows)"
         )
     return labels.astype(np.int64)
@@ -164,10 +164,12 @@ def _plain(values: Values, file: str, warnings: list[str]) -> Values:
     if values.dtype.kind == "b":
         return values.astype(np.int64)
     if values.dtype.kind == "f":
-        whole = np.isfinite(values) & (values == np.rint(values))
-        if not whole.all():
-            row = int(np.argmin(whole))
-            raise DataError(f"{file}: row {row} has label {values[row]}, which is no class number")
+        integral = np.isfinite(values) & (values == np.rint(values))
+        if not integral.all():
+            row = int(np.argmin(integral))
+            raise DataError(
+                f"{file}: row {row} has label {values[row]}, which is not a class number"
+            )
         return values.astype(np.int64)
     return values
 
@@ -184,7 +186,7 @@ def _one_axis(values: Values, file: str, warnings: list[str]) -> Values:
             return hot.argmax(1)
         row = int(np.argmax(wrong))
         raise DataError(f"{file}: row {row} has label {values[row].tolist()}, which is not one-hot")
-    raise DataError(f"{file}: the labels are {values.shape}, where (N,) is expected")
+    raise DataError(f"{file}: the labels are {values.shape}, expected (N,)")
 
 
 def _from_objects(values: Values, file: str) -> Values:
@@ -197,7 +199,7 @@ def _from_objects(values: Values, file: str) -> Values:
         return np.array(cells, np.int64)
     common = str if str in kinds else int
     row = next(i for i, cell in enumerate(cells) if not isinstance(cell, common))
-    raise DataError(f"{file}: row {row} has label {cells[row]!r}, which is no class")
+    raise DataError(f"{file}: row {row} has label {cells[row]!r}, which is not a class")
 
 
 def _text(cell: Any) -> Any:
@@ -205,22 +207,22 @@ def _text(cell: Any) -> Any:
 
 
 def _find_names(
-    train: Sequence[Values], numbers: bool, where: object, warnings: list[str]
+    train: Sequence[Values], are_numbers: bool, where: object, warnings: list[str]
 ) -> tuple[tuple[str, ...], bool]:
     """Return class names for labels without names, and whether the labels are class indices."""
-    if not numbers:
+    if not are_numbers:
         return tuple(sorted({str(value) for values in train for value in values.tolist()})), False
-    found = np.unique(np.concatenate(train))
-    least, largest = int(found[0]), int(found[-1])
-    if largest >= MOST_CLASSES:
-        raise DataError(f"{where}: label {largest}, where at most {MOST_CLASSES:,} classes can be")
-    if least < 0 or len(found) > largest:
+    distinct = np.unique(np.concatenate(train))
+    least, largest = int(distinct[0]), int(distinct[-1])
+    if largest >= MAX_CLASSES:
+        raise DataError(f"{where}: label {largest} exceeds the maximum of {MAX_CLASSES:,} classes")
+    if least < 0 or len(distinct) > largest:
         return tuple(map(str, range(largest + 1))), True
     warnings.append(
-        f"{where}: labels are {len(found):,} of the numbers {least} to {largest}: each that occurs "
-        f"in train is a class ({listed(found.tolist())})"
+        f"{where}: labels are {len(distinct):,} of the numbers {least} to {largest}: each that "
+        f"occurs in train is a class ({listed(distinct.tolist())})"
     )
-    return tuple(map(str, found.tolist())), False
+    return tuple(map(str, distinct.tolist())), False
 
 
 def _encode(
@@ -235,5 +237,5 @@ def _encode(
         cells = values.tolist()
         row = next(i for i, cell in enumerate(cells) if str(cell) not in index)
         raise DataError(
-            f"{file}: row {row} has label {cells[row]!r}, which is no class ({listed(names)})"
+            f"{file}: row {row} has label {cells[row]!r}, which is not a class ({listed(names)})"
         ) from None

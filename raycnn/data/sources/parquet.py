@@ -68,7 +68,7 @@ DEFAULT = {
     for split, words in SPLIT_WORDS.items()
 }
 LABEL_NAMES = ("label", "labels", "class", "target")
-CACHE_BYTES = 2**28  # cached row groups of images, for the next batch
+CACHE_BYTES = 2**28  # maximum size of the row groups cached for the next batch
 SAMPLED_GROUPS = 4  # row groups that pictures are sampled from
 
 
@@ -92,19 +92,19 @@ class Table:
         label = self._label or _find_label(schema)
         for file, other in zip(self.files, self._schemas, strict=True):
             names = other.names
-            there = image in names and label in names
-            if not there or not _holds_pictures(other.field(image).type):
-                hint = ": `data.image` and `data.label` name them"
+            has_both = image in names and label in names
+            if not has_both or not _holds_pictures(other.field(image).type):
+                hint = "" if self._image else "; set `data.image` and `data.label`"
                 raise DataError(
-                    f"{file}: columns {names}, where {image or 'the bytes of pictures'} and "
-                    f"{label or 'labels'} are expected{'' if self._image else hint}"
+                    f"{file} has the columns {names}, expected {image or 'the bytes of pictures'} "
+                    f"and {label or 'labels'}{hint}"
                 )
         assert image and label
         return image, label
 
     @cached_property
     def class_names(self) -> tuple[str, ...] | None:
-        """The class names, where the files contain them."""
+        """The class names, if the files contain them."""
         return _class_names(self._schemas[0], self.columns[1])
 
     @cached_property
@@ -136,14 +136,14 @@ class Table:
         return self._starts[-1]
 
     def pictures(self, rows: Rows) -> list[NamedImage]:
-        found = []
+        pictures = []
         for row in rows.tolist():
             group = bisect_right(self._starts, row) - 1
             file, _, before = self._groups[group]
             cell = self._cells(group)[row - self._starts[group]].as_py()
             name = f"{self.files[file]}: row {row - self._starts[group] + before}"
-            found.append(self._named(name, self.files[file], cell))
-        return found
+            pictures.append(self._named(name, self.files[file], cell))
+        return pictures
 
     def sample(self) -> Iterator[NamedImage]:
         """Yield a sample of the images, from row groups spread over the files."""
@@ -153,7 +153,7 @@ class Table:
 
     def referenced(self) -> list[str]:
         """Return the image files of which the Parquet files hold only the paths."""
-        image, found = self.columns[0], list[str]()
+        image, referenced = self.columns[0], list[str]()
         by_path = not _holds_bytes(self._schemas[0].field(image).type)
         column = image if by_path else f"{image}.path"
         for (file, number, _), nulls in zip(self._groups, self._nulls, strict=True):
@@ -161,8 +161,8 @@ class Table:
                 read = partial(_read_column, number=number, column=column)
                 cells = self._open(self.files[file], read).to_pylist()
                 named = (self._named("", self.files[file], cell)[1] for cell in cells)
-                found += [path for path in named if isinstance(path, str)]
-        return found
+                referenced += [path for path in named if isinstance(path, str)]
+        return referenced
 
     @cached_property
     def _nulls(self) -> list[int | None]:
@@ -182,8 +182,8 @@ class Table:
             content, path = None, content
         if content or not path or "://" in path or "://" in file:
             return name, content
-        place = path if os.path.isabs(path) else os.path.join(os.path.dirname(file), path)
-        return f"{name} ({place})", place
+        full_path = path if os.path.isabs(path) else os.path.join(os.path.dirname(file), path)
+        return f"{name} ({full_path})", full_path
 
     @cached_property
     def _footers(self) -> list[Any]:
@@ -253,8 +253,8 @@ def _null_count(group: Any, path: str) -> int | None:
 
 def _read_column(opened: Any, number: int, column: str) -> Any:
     """Return a leaf column of a row group, which may be inside a struct."""
-    found = opened.read_row_group(number, [column]).column(0)
-    return pc.struct_field(found, column.rpartition(".")[2]) if "." in column else found
+    cells = opened.read_row_group(number, [column]).column(0)
+    return pc.struct_field(cells, column.rpartition(".")[2]) if "." in column else cells
 
 
 def _only(names: Sequence[str]) -> str | None:
@@ -267,10 +267,10 @@ def _find_label(schema: Any) -> str | None:
         if name in schema.names:
             return name
     numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
-    named = [name for name in numbers if _class_names(schema, name)]
+    with_names = [name for name in numbers if _class_names(schema, name)]
     categories = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     lists = [field.name for field in schema if _is_list(field.type)]
-    return _only(named) or _only(numbers) or _only(categories) or _only(lists)
+    return _only(with_names) or _only(numbers) or _only(categories) or _only(lists)
 
 
 def _is_list(kind: Any) -> bool:
@@ -292,11 +292,11 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         feature = features[label]
-        if isinstance(feature, list):  # of a column of lists
+        if isinstance(feature, list):  # the column holds lists
             (feature,) = feature
         return tuple(map(str, feature.get("feature", feature)["names"]))
     except (TypeError, AttributeError, KeyError, ValueError):
-        return None  # no such metadata, or metadata of another kind
+        return None  # the file has no such metadata, or metadata of another kind
 
 
 def _to_numpy(column: Any) -> Values:
@@ -321,6 +321,8 @@ def _to_objects(column: Any) -> Values:
 
 
 class Parquet(PictureSource):
+    """Images and labels in Parquet files of one or several splits."""
+
     def __init__(
         self,
         folder: str,
@@ -336,14 +338,15 @@ class Parquet(PictureSource):
 
     @cached_property
     def tables(self) -> dict[str, Table]:
-        found = {name: self._matching(name) for name in ("train", "val", "test")}
-        return {name: Table(files, *self.columns) for name, files in found.items() if files}
+        splits = {name: self._matching(name) for name in ("train", "val", "test")}
+        return {name: Table(files, *self.columns) for name, files in splits.items() if files}
 
     @cached_property
     def labels(self) -> Labels:
-        lists = {name: table.class_names for name, table in self.tables.items()}
-        told = {name: names for name, names in lists.items() if names}
-        names = common_class_names(told, self.folder) if told else None
+        by_split = {
+            name: table.class_names for name, table in self.tables.items() if table.class_names
+        }
+        names = common_class_names(by_split, self.folder) if by_split else None
         if self.multi_label:
             columns = {name: table.label_lists for name, table in self.tables.items()}
             return encode_label_sets(columns, names, self.folder)
@@ -351,8 +354,8 @@ class Parquet(PictureSource):
         try:
             return encode_labels(columns, names, self.folder)
         except DataError as error:
-            lists_of = any(table.holds_lists for table in self.tables.values())
-            hint = ": `data.multi_label: true` is for lists of any length" if lists_of else ""
+            has_lists = any(table.holds_lists for table in self.tables.values())
+            hint = "; set `data.multi_label: true` for lists of any length" if has_lists else ""
             raise DataError(f"{error}{hint}") from None
 
     @property
@@ -384,8 +387,8 @@ class Parquet(PictureSource):
         if not glob and split != "train":
             return []
         raise DataError(
-            f"{self.folder} has no {glob or DEFAULT[split][0]}: `data.path` names the folder, "
-            f"`data.{split}_files` the files in it"
+            f"{self.folder} has no {glob or DEFAULT[split][0]}; set `data.path` to the folder, "
+            f"`data.{split}_files` to the files in it"
         )
 
     def _list(self, pattern: str) -> list[str]:
@@ -396,10 +399,10 @@ class Parquet(PictureSource):
         folder = "/".join(filter(None, [top.rstrip("/"), parent]))
         try:
             system, path = system_of(folder + mark + query)
-            there = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+            infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"cannot read the data: {error}") from None
-        names = sorted(info.base_name for info in there if info.is_file)
+        names = sorted(info.base_name for info in infos if info.is_file)
         return [f"{folder}/{n}{mark}{query}" for n in names if fnmatchcase(n, name)]
 
 
@@ -423,7 +426,7 @@ def parquet(
     """Build a source of Parquet files.
 
     `*_files` are globs below `path`, by default `train-*.parquet` and the like. `test` is the share
-    held out of train, by class, where there are no test files. With `multi_label` the labels of an
+    held out of train, by class, if there are no test files. With `multi_label` the labels of an
     image are a list of any length.
     """
     folder = path if path and "://" in path else os.path.join(root, path or "")

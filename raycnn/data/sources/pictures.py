@@ -1,4 +1,4 @@
-"""What all sources of encoded images share: options, and the format that they and a sample give."""
+"""Base of all sources of encoded images: decoding options, and the format found with a sample."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ class PictureSource(ABC):
 
     @abstractmethod
     def _sample(self) -> Iterable[NamedImage]:
-        """Return images of train by which the format of all is found."""
+        """Return a sample of the training images, by which the format of all is found."""
 
     @cached_property
     def image_format(self) -> ImageFormat:

@@ -30,7 +30,7 @@ log = logging.getLogger("raycnn")
 
 
 class RemoteSource:
-    """A source whose remote files are copied on first use."""
+    """A source whose remote files are copied to the cache on first use."""
 
     def __init__(self, uri: str, build: Callable[[Path], Source], names: Sequence[str] | None):
         """Create the source that `build` makes of a local copy of `names`, or of all files."""
@@ -64,13 +64,13 @@ class RemoteSource:
 def copy_files(uri: str, names: Sequence[str] | None = None) -> Path:
     """Copy the files below a URI, or those named, and return the local folder.
 
-    Raises DataError where they cannot be read, and EnvironmentUnavailable where they do not fit.
+    Raises DataError if they cannot be read, and EnvironmentUnavailable if they do not fit.
     """
     try:
         remote = RemoteFolder.open(uri)
-        files = _listed(remote, names)
-        facts = json.dumps([uri, sorted(files)])
-        key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+        files = _list_files(remote, names)
+        identity = json.dumps([uri, sorted(files)])
+        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         folder = cache_folder() / "downloads" / key / base_name(uri)
         if not folder.exists():
             _copy(remote, files, folder)
@@ -79,44 +79,44 @@ def copy_files(uri: str, names: Sequence[str] | None = None) -> Path:
     return folder
 
 
-def _listed(remote: RemoteFolder, names: Sequence[str] | None) -> list[RemoteFile]:
+def _list_files(remote: RemoteFolder, names: Sequence[str] | None) -> list[RemoteFile]:
     if names is None:
         if files := remote.files():
             return files
         raise FileNotFoundError("there are no files")
-    found = [file for name in names if (file := remote.file(name))]
-    if not found:
-        raise FileNotFoundError(f"there is no {', '.join(names)}")
-    return found  # the wrapped source reports missing files
+    files = [file for name in names if (file := remote.file(name))]
+    if not files:
+        raise FileNotFoundError(f"{', '.join(names)} not found")
+    return files  # the wrapped source reports those that are missing
 
 
 def _copy(remote: RemoteFolder, files: list[RemoteFile], folder: Path) -> None:
     size = sum(file.size for file in files)
-    above = folder.parent
+    parent = folder.parent
     try:
-        above.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(above).free
+        parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(parent).free
     except OSError as error:
         raise EnvironmentUnavailable(
-            f"cannot use the cache {above}: {error}; RAYCNN_CACHE moves it"
+            f"cannot use the cache {parent}: {error}; set RAYCNN_CACHE to another folder"
         ) from None
     if size > free:
         raise EnvironmentUnavailable(
-            f"{remote.uri} has {size / 1e6:,.1f} MB of files, and {above} has {free / 1e6:,.1f} MB "
-            "for them: RAYCNN_CACHE moves it"
+            f"{remote.uri} has {size / 1e6:,.1f} MB of files, and {parent} has "
+            f"{free / 1e6:,.1f} MB free; set RAYCNN_CACHE to another folder"
         )
     busy = f"another process has been copying {remote.uri} for {LOCK_S} s"
-    with io.lock(above / ".lock", busy, LOCK_S):
+    with io.lock(parent / ".lock", busy, LOCK_S):
         if folder.exists():
             return
         log.info(f"copying {len(files):,} files, {size / 1e6:,.1f} MB, from {remote.uri}")
         with (
-            TemporaryDirectory(prefix=".copy-", dir=above) as temporary,
+            TemporaryDirectory(prefix=".copy-", dir=parent) as temporary,
             ThreadPoolExecutor(THREADS) as pool,
         ):
-            whole = Path(temporary) / "files"
-            list(pool.map(lambda file: _copy_file(remote, file, whole), files))
-            whole.rename(folder)
+            copy = Path(temporary) / "files"
+            list(pool.map(lambda file: _copy_file(remote, file, copy), files))
+            copy.rename(folder)
 
 
 def _copy_file(remote: RemoteFolder, file: RemoteFile, folder: Path) -> None:

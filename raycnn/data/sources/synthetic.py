@@ -67,6 +67,8 @@ class Stripes:
 
 @dataclass(frozen=True)
 class Synthetic:
+    """A source of generated images."""
+
     shape: Shape
     classes: tuple[str, ...]
     counts: dict[str, int]

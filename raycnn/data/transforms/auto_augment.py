@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raycnn.data.transforms.base import ImageTransform, Transform
-from raycnn.data.transforms.color import check_channels, grey, image_mean
+from raycnn.data.transforms.color import check_channels, gray, image_mean
 from raycnn.errors import SpecError
 from raycnn.shape import Shape
 
@@ -27,8 +27,8 @@ UNCHANGED: Row = {
     # A value becomes scale * value + mean * the image's mean, is rounded down to a multiple of
     # step, and inverted from threshold on.
     "scale": 1, "mean": 0, "step": 1, "threshold": 256, "autocontrast": 0, "equalize": 0,
-    # The image becomes color * image + grey * its grey version, or smooth parts of its smooth one.
-    "color": 1, "grey": 0, "smooth": 0,
+    # The image becomes color * image + gray * its gray version, or smooth parts of its smooth one.
+    "color": 1, "gray": 0, "smooth": 0,
 }  # fmt: skip
 """The settings that leave an image as it is."""
 
@@ -54,7 +54,7 @@ class AutoAugment(ImageTransform):
         self.numbers = count
         self._tables: dict[tuple[torch.device, int, int], Tensor] = {}
 
-    def reach(self, side: int) -> float:
+    def max_translation(self, side: int) -> float:
         """Return the largest translation along a side, in pixels."""
         raise NotImplementedError
 
@@ -64,8 +64,8 @@ class AutoAugment(ImageTransform):
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
         height, width = images.shape[2:]
         table = self._table(images.device, height, width)
-        for drawn in numbers.unbind(1):
-            images = apply(images, table[(drawn * len(table)).long()])
+        for number in numbers.unbind(1):
+            images = apply(images, table[(number * len(table)).long()])
         return images
 
     def _table(self, device: torch.device, height: int, width: int) -> Tensor:
@@ -83,8 +83,8 @@ class AutoAugment(ImageTransform):
     def rows(self, height: int, width: int) -> dict[str, list[Row]]:
         """Return the settings of each operation: two for each level, one per sign."""
 
-        def signed(most: float) -> list[float]:
-            steps = torch.linspace(0, most, self.bins).tolist()
+        def signed(largest: float) -> list[float]:
+            steps = torch.linspace(0, largest, self.bins).tolist()
             return [sign * steps[level] for level in self.levels for sign in (1, -1)]
 
         def unsigned(values: Tensor) -> list[float]:
@@ -96,11 +96,11 @@ class AutoAugment(ImageTransform):
             "identity": [{}] * len(shears),
             "shear_x": [{"xy": m, "dx": m * height / 2} for m in shears],
             "shear_y": [{"yx": m, "dy": m * width / 2} for m in shears],
-            "translate_x": [{"dx": -int(m)} for m in signed(self.reach(width))],
-            "translate_y": [{"dy": -int(m)} for m in signed(self.reach(height))],
+            "translate_x": [{"dx": -int(m)} for m in signed(self.max_translation(width))],
+            "translate_y": [{"dy": -int(m)} for m in signed(self.max_translation(height))],
             "rotate": [_rotation(math.radians(m)) for m in signed(self.degrees)],
             "brightness": [{"scale": m} for m in factors],
-            "color": [{"color": m, "grey": 1 - m} for m in factors],
+            "color": [{"color": m, "gray": 1 - m} for m in factors],
             "contrast": [{"scale": m, "mean": 1 - m} for m in factors],
             "sharpness": [{"smooth": 1 - m} for m in factors],
             "posterize": [{"step": 2**m} for m in unsigned(removed)],
@@ -120,7 +120,7 @@ class RandAugment(AutoAugment):
         super().__init__(num_ops)
         self.bins, self.levels = num_magnitude_bins, range(magnitude, magnitude + 1)
 
-    def reach(self, side: int) -> float:
+    def max_translation(self, side: int) -> float:
         return 150 / 331 * side
 
 
@@ -134,7 +134,7 @@ class TrivialAugment(AutoAugment):
         super().__init__(1)
         self.bins, self.levels = num_magnitude_bins, range(num_magnitude_bins)
 
-    def reach(self, side: int) -> float:
+    def max_translation(self, side: int) -> float:
         return 32.0
 
 
@@ -169,7 +169,7 @@ def _looked_up(images: Tensor, row: dict[str, Tensor]) -> Tensor:
     """Give each pixel the new value of its value."""
     pixels = images.flatten(2).long()
     values = torch.arange(256.0, device=images.device)
-    mean = image_mean(grey(images.float()).to(torch.uint8))[..., 0]
+    mean = image_mean(gray(images.float()).to(torch.uint8))[..., 0]
     new = (values * row["scale"] + mean * row["mean"]).clamp(0, 255).floor()
     new = (new / row["step"]).floor() * row["step"]
     new = torch.where(new >= row["threshold"], 255 - new, new)  # (B, 1, 256)
@@ -199,12 +199,12 @@ def _equalized(pixels: Tensor) -> Tensor:
 
 
 def _blended(images: Tensor, row: dict[str, Tensor]) -> Tensor:
-    """Blend each image with its grey and with its smooth version."""
-    share = {name: row[name][..., None] for name in ("color", "grey", "smooth")}
+    """Blend each image with its gray and with its smooth version."""
+    share = {name: row[name][..., None] for name in ("color", "gray", "smooth")}
     pixels = images.float()
     mixed = pixels + share["smooth"] * (_smoothed(pixels) - pixels)
     if images.shape[1] == 3:
-        mixed = torch.addcmul(mixed * share["color"], grey(pixels).floor(), share["grey"])
+        mixed = torch.addcmul(mixed * share["color"], gray(pixels).floor(), share["gray"])
     return mixed.clamp(0, 255).to(torch.uint8)
 
 

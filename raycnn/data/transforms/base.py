@@ -22,7 +22,7 @@ class Transform:
     def shape(self, shape: Shape) -> Shape:
         """Return the shape of an image after this transform.
 
-        Raises SpecError where the transform cannot be applied to an image of shape `shape`.
+        Raises SpecError if the transform cannot be applied to an image of shape `shape`.
         """
         return shape
 
@@ -47,7 +47,7 @@ def _height_and_width(size: Any) -> Any:
     return size
 
 
-def _rising(pair: list[float]) -> list[float]:
+def _ordered(pair: list[float]) -> list[float]:
     if len(pair) != 2 or pair[0] > pair[1]:
         raise ValueError("must be two numbers, the least first")
     return pair
@@ -60,13 +60,13 @@ Size = Annotated[Sides, BeforeValidator(_height_and_width, json_schema_input_typ
 """[height, width]; one number is both."""
 Scale = Annotated[
     list[Annotated[float, Field(gt=0, le=1)]],
-    AfterValidator(_rising),
+    AfterValidator(_ordered),
     Field(json_schema_extra=PAIR),
 ]
 """Least and largest share of an image's area."""
 Ratio = Annotated[
     list[Annotated[float, Field(ge=0.01, le=100)]],
-    AfterValidator(_rising),
+    AfterValidator(_ordered),
     Field(json_schema_extra=PAIR),
 ]
 """Least and largest width over height."""

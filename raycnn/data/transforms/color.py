@@ -10,7 +10,7 @@ from raycnn.data.transforms.base import ImageTransform, Ratio, Scale, Transform,
 from raycnn.errors import SpecError
 from raycnn.shape import Shape
 
-SCALE, RATIO = [0.02, 0.33], [0.3, 3.3]  # of random_erasing, as in torchvision
+SCALE, RATIO = [0.02, 0.33], [0.3, 3.3]  # defaults of random_erasing, as in torchvision
 UpToOne = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -18,7 +18,7 @@ class ColorJitter(ImageTransform):
     """Jitter brightness, contrast, saturation and hue, as torchvision defines them, in this order.
 
     The first three are multiplied by a factor in 1 - option to 1 + option; the hue is shifted by up
-    to `hue` of a full circle either way. Grey images have neither saturation nor hue.
+    to `hue` of a full circle either way. Gray images have neither saturation nor hue.
     """
 
     numbers = 4
@@ -36,16 +36,16 @@ class ColorJitter(ImageTransform):
         if self.brightness:
             x.mul_(1 + brightness * self.brightness).clamp_(0, 255)
         if self.contrast:
-            _blend(x, image_mean(grey(x).to(torch.uint8)), 1 + contrast * self.contrast)
+            _blend(x, image_mean(gray(x).to(torch.uint8)), 1 + contrast * self.contrast)
         if self.saturation and x.shape[1] == 3:
-            _blend(x, grey(x), 1 + saturation * self.saturation)
+            _blend(x, gray(x), 1 + saturation * self.saturation)
         if self.hue and x.shape[1] == 3:
             x = _shift_hue(x, hue * self.hue)
         return x.round_().to(torch.uint8)
 
 
 def check_channels(name: str, shape: Shape) -> Shape:
-    """Return the shape. Raises SpecError unless its images are grey or RGB."""
+    """Return the shape. Raises SpecError unless its images are gray or RGB."""
     if shape.channels not in (1, 3):
         raise SpecError(
             f"{name} is for images of 1 or 3 channels, not {shape.channels}", "data.transforms"
@@ -58,7 +58,7 @@ def _blend(x: Tensor, other: Tensor, share: Tensor) -> None:
     x.mul_(share).add_(other * (1 - share)).clamp_(0, 255)
 
 
-def grey(x: Tensor) -> Tensor:
+def gray(x: Tensor) -> Tensor:
     """Return the luma of ITU-R BT.601 of (B, C, H, W), as (B, 1, H, W)."""
     if x.shape[1] == 1:
         return x
@@ -81,7 +81,7 @@ def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:
     red, green, blue = x.split(1, 1)
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)
-    span = chroma.clamp(min=1e-6)  # grey pixels: 0 / 1e-6, and no chroma
+    span = chroma.clamp(min=1e-6)  # gray pixels: 0 / 1e-6, and no chroma
     hue = torch.where(
         value == red,
         (green - blue) / span,

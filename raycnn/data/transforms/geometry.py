@@ -20,7 +20,7 @@ from raycnn.errors import SpecError
 from raycnn.shape import Shape
 
 Probability = Annotated[float, Field(gt=0, le=1)]
-SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]  # of random_resized_crop, as in the paper
+SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]  # defaults of random_resized_crop, as in the paper
 
 
 class Resize(ImageTransform):

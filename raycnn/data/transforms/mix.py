@@ -57,8 +57,8 @@ class Cutmix(Mix):
 
 
 def _span(center: Tensor, half: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    middle, reach = (center * length).floor(), (half * length).floor()
-    return (middle - reach).clamp(min=0), (middle + reach).clamp(max=length)
+    middle, extent = (center * length).floor(), (half * length).floor()
+    return (middle - extent).clamp(min=0), (middle + extent).clamp(max=length)
 
 
 def count(mixes: Sequence[Mix]) -> int:
@@ -79,8 +79,8 @@ def to_beta(mixes: Sequence[Mix], numbers: NDArray[np.float32]) -> None:
     from scipy.special import betaincinv  # slow to import
 
     for mix, columns in _columns(mixes):
-        even = numbers[:, columns.start].astype(np.float64)
-        numbers[:, columns.start] = betaincinv(mix.alpha, mix.alpha, even)
+        uniform = numbers[:, columns.start].astype(np.float64)
+        numbers[:, columns.start] = betaincinv(mix.alpha, mix.alpha, uniform)
 
 
 def mixed(mixes: Sequence[Mix], images: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,13 +91,14 @@ def mixed(mixes: Sequence[Mix], images: Tensor, numbers: Tensor) -> tuple[Tensor
     height, width = images.shape[2:]
     numbers = numbers[:-1]
     chosen = (numbers[:, 0] * len(mixes)).long()
-    own, weights = torch.zeros_like(numbers[:, :1, None, None]), torch.zeros_like(numbers[:, 0])
+    pixel_weights = torch.zeros_like(numbers[:, :1, None, None])
+    label_weights = torch.zeros_like(numbers[:, 0])
     for index, (mix, columns) in enumerate(_columns(mixes)):
         pixels, label = mix.weights(numbers[:, columns], height, width)
-        own = torch.where((chosen == index)[:, None, None, None], pixels, own)
-        weights = torch.where(chosen == index, label, weights)
-    partners = images[1:] * (1 - own)
-    return images[:-1].mul_(own).add_(partners), weights
+        pixel_weights = torch.where((chosen == index)[:, None, None, None], pixels, pixel_weights)
+        label_weights = torch.where(chosen == index, label, label_weights)
+    partners = images[1:] * (1 - pixel_weights)
+    return images[:-1].mul_(pixel_weights).add_(partners), label_weights
 
 
 def mixup(*, alpha: Alpha = 0.2) -> Transform:

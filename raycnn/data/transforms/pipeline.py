@@ -32,8 +32,9 @@ class Pipeline:
         self._scales: tuple[Tensor, Tensor] | None = None
 
     def evaluation(self) -> "Pipeline":
-        stand_ins = (step.evaluation() for step in self.steps)
-        return Pipeline([step for step in stand_ins if step], self.mean, self.std)
+        """Return the pipeline for evaluation, without random transforms."""
+        steps = (step.evaluation() for step in self.steps)
+        return Pipeline([step for step in steps if step], self.mean, self.std)
 
     @property
     def numbers(self) -> int:
@@ -83,14 +84,14 @@ class Pipeline:
 def shape_after(choices: Sequence[ComponentConfig], shape: Shape) -> Shape:
     """Return the shape of an image after transforms.
 
-    Raises SpecError where a transform does not fit the shape, or another follows a mix.
+    Raises SpecError if a transform does not fit the shape, or another follows a mix.
     """
     last = ""
     for choice in choices:
         step = TRANSFORMS.build(choice)
         if last and not isinstance(step, Mix):
             raise SpecError(
-                f"{choice.name} stands after {last}: what mixes images comes last",
+                f"{choice.name} follows {last}: transforms that mix images come last",
                 "data.transforms",
             )
         last = choice.name if isinstance(step, Mix) else ""

@@ -64,7 +64,7 @@ def test_every_kind_of_picture_becomes_the_kind_asked_for(mode: str, channels: i
     assert seen(png((5, 5), 255, mode), channels, 5, None).shape == (5, 5, channels)
 
 
-def test_sixteen_bits_of_grey_are_scaled_and_not_clipped() -> None:
+def test_sixteen_bits_of_gray_are_scaled_and_not_clipped() -> None:
     ramp = (np.arange(64, dtype=np.uint16) * 1024).reshape(8, 8)
     assert (seen(saved(ramp), 1, 8)[..., 0] == ramp >> 8).all()
 
@@ -157,10 +157,10 @@ def test_a_range_that_was_given_is_held_and_what_is_outside_named() -> None:
 
 
 def test_one_color_picture_makes_all_color_and_what_is_converted_is_told() -> None:
-    grey, color = png((8, 8), 200, "L"), png((8, 8), 200)
-    form = formed(grey, grey, color)
+    gray, color = png((8, 8), 200, "L"), png((8, 8), 200)
+    form = formed(gray, gray, color)
     assert form.shape == Shape(3, 8, 8)
-    made, same = decode(("it", grey), form), decode(("it", color), form)
+    made, same = decode(("it", gray), form), decode(("it", color), form)
     assert made.conversions and not same.conversions
     assert (made.pixels == made.pixels[:, :, :1]).all()
     assert decode(("it", color), ImageFormat(Shape(1, 8, 8), None)).conversions

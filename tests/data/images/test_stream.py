@@ -1,4 +1,4 @@
-"""Images that are decoded whenever they are used: the same as from the store, only slower."""
+"""Images that are decoded whenever they are used: the same as from the cache, only slower."""
 
 from collections import namedtuple
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raycnn.config.schema import JobSpec
-from raycnn.data.images.store import open_store
+from raycnn.data.images.cache import open_cache
 from raycnn.data.splits import open_splits
 from tests.conftest import numbers, same, train, weights
 from tests.support.images import MakeJob, pixels, source, write_pictures
@@ -43,14 +43,14 @@ def test_a_streamed_job_equals_a_stored_one_bit_for_bit(pictures: MakeJob, own_c
     assert numbers(streamed) == numbers(stored)
 
 
-def test_batches_are_the_same_from_the_store_and_from_the_stream(pictures: MakeJob) -> None:
-    stream, store = (open_splits(pictures(kind)) for kind in ("stream", "store"))
-    assert stream.store.fingerprint == store.store.fingerprint
-    assert stream.warnings == store.warnings and "11.png" in stream.warnings[0]
+def test_batches_are_the_same_from_the_cache_and_from_the_stream(pictures: MakeJob) -> None:
+    stream, cached = (open_splits(pictures(kind)) for kind in ("stream", "store"))
+    assert stream.cache.fingerprint == cached.cache.fingerprint
+    assert stream.warnings == cached.warnings and "11.png" in stream.warnings[0]
     for split in ("train", "val", "test"):
         one, other = (
             splits.loader(split, pictures("auto"), torch.device("cpu"), split == "train").epoch(1)
-            for splits in (stream, store)
+            for splits in (stream, cached)
         )
         for batch, due in zip(one, other, strict=True):
             assert torch.equal(batch.images, due.images) and torch.equal(batch.labels, due.labels)
@@ -62,7 +62,7 @@ def test_a_stream_is_gone_through_once_for_its_numbers(
     first = open_splits(pictures("stream"))
     monkeypatch.setattr("raycnn.data.images.decode.decode", None)  # what would decode cannot
     again = open_splits(pictures("stream"))
-    assert (again.store.splits["train"].sums == first.store.splits["train"].sums).all()
+    assert (again.cache.splits["train"].sums == first.cache.splits["train"].sums).all()
     assert again.pipeline.mean == first.pipeline.mean
 
 
@@ -72,9 +72,9 @@ def test_images_that_do_not_fit_on_the_disk_are_streamed(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(
-        "raycnn.data.images.store.shutil.disk_usage", lambda path: usage(0, 0, free)
+        "raycnn.data.images.cache.shutil.disk_usage", lambda path: usage(0, 0, free)
     )
-    store = open_store("synthetic", source("synthetic", tmp_path, train=20, test=20), {})
+    cache = open_cache("synthetic", source("synthetic", tmp_path, train=20, test=20), {})
     assert bool(list(own_cache.rglob("images.npy"))) == kept
     direct = source("synthetic", tmp_path, train=20, test=20).read()["test"]
-    assert (store.splits["test"].images[np.arange(20)] == pixels(direct)).all()
+    assert (cache.splits["test"].images[np.arange(20)] == pixels(direct)).all()

@@ -45,7 +45,7 @@ def test_images_are_counted_and_measured(call: Call, pictures: Path) -> None:
     pixels = np.stack([np.asarray(Image.open(file)) for file in files]) / 255
     assert found["mean"]["train"] == pytest.approx(pixels.mean((0, 1, 2)))
     assert found["std"]["train"] == pytest.approx(pixels.std((0, 1, 2)))
-    assert found["duplicates"] == found["near_duplicates"] == found["left_out"] == []
+    assert found["duplicates"] == found["near_duplicates"] == found["unreadable"] == []
 
 
 def test_the_same_image_in_two_classes_and_in_two_splits_is_named(

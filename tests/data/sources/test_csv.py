@@ -67,13 +67,13 @@ def test_a_test_file_without_labels_is_not_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "told"),
     [
-        ("id,label\na,x\nb,x z\nzz,z\n", {}, "row 2: 'zz' is no picture"),
+        ("id,label\na,x\nb,x z\nzz,z\n", {}, "row 2: 'zz' is not a picture"),
         ("id,label\na,x\nb,x|z\n", {"label": "lable"}, "did you mean 'label'"),
         ("id,cat,dog\na,1,0\nb,2,1\n", {}, "row 1 has '2' in column 'cat'"),
         ("id,cat,dog\na,1,0\nb,1,1\n", {"multi_label": False}, "data.multi_label: true"),
         ("id,label\na,x\nb\n", {}, "row 1 has 1 cells, not 2"),
         ("id,id\na,x\n", {}, "columns ['id', 'id']"),
-        ("id\na\n", {}, "has one column, 'id'"),
+        ("id\na\n", {}, "has only one column, 'id'"),
         ("id,label\na,\nb,\n", {}, "no image has a label"),
         ("id,label\na,x\nb,x\n", {}, "fewer than two classes"),
         ("id,label\na,x\nb,z\nc,\n", {"multi_label": False}, "row 2 has label None"),
@@ -91,11 +91,11 @@ def test_a_table_that_cannot_be_used_is_refused(
 def test_a_label_that_train_lacks_is_refused(tmp_path: Path) -> None:
     table(tmp_path, "id,label\na,x w\n", "val.csv")
     said = refusal("csv", table(tmp_path, "id,label\na,x\nb,x z\nc,x\nd,z\n"))
-    assert "val.csv: row 0 has label 'w', which is no class (x, z)" in said
+    assert "val.csv: row 0 has label 'w', which is not a class (x, z)" in said
 
 
 def test_a_name_of_two_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.png").write_bytes(png())
     said = refusal("csv", table(tmp_path, "id,label\na,x\nb,x z\n"))
-    assert "row 0: 'a' is images/a.png, other/a.png" in said
+    assert "row 0: 'a' is ambiguous (images/a.png, other/a.png)" in said

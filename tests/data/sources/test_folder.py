@@ -55,7 +55,7 @@ def test_names_may_be_of_any_script_and_what_is_no_picture_is_counted(
     (tmp_path / "README").touch()
     splits = open_splits(job(data={"name": "folder", "root": str(tmp_path)}))
     assert splits.classes == tuple(classes)
-    assert sum(len(split.labels) for split in splits.store.splits.values()) == 18
+    assert sum(len(split.labels) for split in splits.cache.splits.values()) == 18
     (said,) = splits.warnings
     assert said.startswith(f"{tmp_path}") and "6 (" in said
     assert "3 hidden" in said and "1 of type .db" in said and "1 of type .txt" in said
@@ -64,9 +64,9 @@ def test_names_may_be_of_any_script_and_what_is_no_picture_is_counted(
 def test_pictures_are_brought_to_the_size_and_mode_asked_for(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["a"], 3, (30, 20))
     write_pictures(tmp_path, ["b"], 3, (10, 40))
-    (tmp_path / "b" / "grey.png").write_bytes(png((9, 9), mode="L"))
+    (tmp_path / "b" / "gray.png").write_bytes(png((9, 9), mode="L"))
     assert source("folder", tmp_path, size=8, mode="rgb").shape == (3, 8, 8)
-    made = source("folder", tmp_path, size=[8, 12], mode="grey", fit="stretch")
+    made = source("folder", tmp_path, size=[8, 12], mode="gray", fit="stretch")
     assert pixels(made.read()["train"]).shape[1:] == (8, 12, 1)
 
 
@@ -253,13 +253,13 @@ def test_class_names_of_two_unicode_forms_are_one(tmp_path: Path) -> None:
     assert made.read()["test"].labels.tolist() == [0, 0, 1, 1]
 
 
-def test_grey_among_color_pictures_is_converted_and_counted(tmp_path: Path, job: MakeJob) -> None:
+def test_gray_among_color_pictures_is_converted_and_counted(tmp_path: Path, job: MakeJob) -> None:
     write_pictures(tmp_path, ["a", "b"], 10)
     for name in ("0", "1"):
         (tmp_path / "a" / f"{name}.png").write_bytes(png((6, 4), 200, mode="L"))
     splits = open_splits(job(data={"name": "folder", "root": str(tmp_path)}))
-    assert splits.store.shape == (3, 4, 6)
-    assert any(said.startswith("2 grey pictures") for said in splits.warnings)
+    assert splits.cache.shape == (3, 4, 6)
+    assert any(said.startswith("2 gray pictures") for said in splits.warnings)
 
 
 def test_a_class_folder_without_pictures_names_what_it_holds(tmp_path: Path) -> None:

@@ -132,15 +132,15 @@ def test_without_a_test_file_a_share_is_held_out(tmp_path: Path) -> None:
         (noise(), np.array([b"cat", b"dog"] * 5), "row 0 has label 'cat'"),
         (noise(), np.eye(10, 2), "row 2 has label [0.0, 0.0]"),
         (noise(), np.zeros((10, 2, 2)), "(10, 2, 2)"),
-        (noise(shape=(3, 4, 3)), TWO, "`data.layout` is nhwc or nchw"),
-        (noise(shape=(6, 5, 7)), TWO, "`data.layout` is nhwc or nchw"),
+        (noise(shape=(3, 4, 3)), TWO, "set `data.layout` to nhwc or nchw"),
+        (noise(shape=(6, 5, 7)), TWO, "set `data.layout` to nhwc or nchw"),
         (noise(shape=(4,)), TWO, "uint8 (10, 4)"),
         (noise() * 256.0, TWO, "`data.max_value`"),
         (noise() / 255 * 1.0001, TWO, "`data.max_value`"),
         (noise() // 255, TWO, "`data.max_value`"),
         (noise() / 127.5 - 1, TWO, "`data.max_value`"),
-        (np.full((10, 6, 5, 3), np.nan), TWO, "train_set_x goes from nan"),
-        (np.full((10, 6, 5, 3), -1), TWO, "train_set_x goes from -1 to -1"),
+        (np.full((10, 6, 5, 3), np.nan), TWO, "train_set_x ranges from nan"),
+        (np.full((10, 6, 5, 3), -1), TWO, "train_set_x ranges from -1 to -1"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(
@@ -156,8 +156,8 @@ def test_absent_keys_and_files_are_named_with_their_options(tmp_path: Path) -> N
     assert all(
         key in said for key in ("list_classes", "train_set_x", "train_set_y", "`data.images`")
     )
-    assert "`data.labels` names the key" in refusal("hdf5", tmp_path, labels="y")
-    assert "`data.classes` names the key" in refusal("hdf5", tmp_path, classes="names")
+    assert "set `data.labels`" in refusal("hdf5", tmp_path, labels="y")
+    assert "set `data.classes`" in refusal("hdf5", tmp_path, classes="names")
     assert "absent.h5" in refusal("hdf5", tmp_path, test_file="absent.h5")
 
 

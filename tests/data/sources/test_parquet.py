@@ -103,7 +103,7 @@ def test_a_test_label_that_train_does_not_have_is_named(tmp_path: Path) -> None:
 
 def test_a_label_too_large_for_a_class_number_is_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", SIX, [0, 10**12] * 3)
-    assert "label 1000000000000, where at most" in refusal("parquet", tmp_path)
+    assert "label 1000000000000 exceeds the maximum" in refusal("parquet", tmp_path)
 
 
 def test_columns_that_cannot_be_found_are_asked_for(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_lists_are_any_number_of_labels(
 def test_a_list_with_a_label_that_is_no_class_is_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", SIX, [[0], [1], [5], [0], [], []], names=["a", "b"])
     said = refusal("parquet", tmp_path, multi_label=True)
-    assert "train-0.parquet: row 2 has label 5, which is no class (a, b)" in said
+    assert "train-0.parquet: row 2 has label 5, which is not a class (a, b)" in said
     write_parquet(tmp_path / "train-0.parquet", SIX, [0, 1] * 3)
     said = refusal("parquet", tmp_path, multi_label=True)
-    assert "row 0 has label 0, where a list is expected" in said
+    assert "row 0 has label 0, expected a list" in said

@@ -150,7 +150,7 @@ def test_colors_change_one_after_the_other_and_are_rounded_once() -> None:
         assert apart((one * 255).round(), jittered) <= 1
 
 
-def test_grey_images_have_neither_saturation_nor_hue() -> None:
+def test_gray_images_have_neither_saturation_nor_hue() -> None:
     batch = images(9, 1)
     jitter = transform("color_jitter", saturation=1.0, hue=0.5)
     assert torch.equal(jitter(batch, numbers(list(range(9)), 4)), batch)
@@ -256,7 +256,7 @@ def choices(*entries: Any) -> list[ComponentConfig]:
 def test_nothing_stands_after_what_mixes_images() -> None:
     shape = Shape(3, 9, 12)
     assert shape_after(choices("horizontal_flip", "mixup", "cutmix"), shape) == shape
-    with pytest.raises(SpecError, match="horizontal_flip stands after cutmix"):
+    with pytest.raises(SpecError, match="horizontal_flip follows cutmix"):
         shape_after(choices("mixup", "cutmix", "horizontal_flip"), shape)
 
 

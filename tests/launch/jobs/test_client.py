@@ -336,7 +336,7 @@ def test_without_an_address_a_ray_is_started_here_and_ended(spec: Path, tmp_path
     gone = raycnn("status", "--address", server, cwd=tmp_path)
     assert gone.returncode == 5 and f"no job server answers at {server}" in gone.stderr
     staying = raycnn("submit", spec, "--detach", cwd=tmp_path, **none)
-    assert staying.returncode == 2 and "no cluster is named" in staying.stderr
+    assert staying.returncode == 2 and "no cluster address" in staying.stderr
 
 
 def test_a_checkout_is_sent_without_data_runs_and_weights(tmp_path: Path) -> None:

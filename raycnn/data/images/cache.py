@@ -1,4 +1,4 @@
-"""The image store: images decoded once per node, memory-mapped, shared by all workers and trials.
+"""The image cache: images decoded once per node, memory-mapped, shared by all workers and trials.
 
 Each source has a folder in the cache, keyed by its files' names, sizes and times. It is built under
 a lock and a temporary name, and renamed when complete. A source that does not fit on the disk is
@@ -31,23 +31,25 @@ from raycnn.paths import cache_folder
 from raycnn.runtime import memory
 from raycnn.shape import Shape
 
+CacheMode = Literal["auto", "store", "stream"]
+"""The values of `data.cache`."""
 ProgressCallback = Callable[[int, int], None]
 """Called with the number of images decoded so far, and the total."""
-NoteCallback = Callable[[str], None]
+MessageCallback = Callable[[str], None]
 """Called with a message for the user, such as what is being waited for."""
 
 FORMAT = 3
 LOCK_S = 3600  # the longest that another process may take to decode the same source
-SPARE_BYTES = 2**30  # free disk space to leave
-CHUNK_BYTES, CHUNK_IMAGES = 2**25, 1024  # at most so much is decoded at once
+MIN_FREE_BYTES = 2**30  # disk space that `auto` leaves free
+CHUNK_BYTES, CHUNK_IMAGES = 2**25, 1024  # maximum size of the images decoded at once
 PROGRESS_S = 0.3
 INDEX = "index.json"
-SHOWN = 10  # bad images named in an error
+MAX_ERRORS_SHOWN = 10  # unreadable images named in an error
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One stored split: images memory-mapped or decoded on access, all else in memory."""
+class CachedSplit:
+    """One split of a source: images memory-mapped or decoded on access, all else in memory."""
 
     images: Images
     """(N, height, width, channels) uint8: a memory-mapped array, or an object that decodes them."""
@@ -66,7 +68,7 @@ class Stored:
         return bytes(self.names[row]).decode("utf-8", "backslashreplace")
 
 
-class _Joined:
+class ConcatImages:
     """The images of two splits concatenated, each of `shape` (channels, height, width)."""
 
     def __init__(self, first: Images, second: Images, shape: Shape):
@@ -86,86 +88,89 @@ class _Joined:
 
 
 @dataclass(frozen=True)
-class Store:
+class ImageCache:
+    """The decoded images of a source with their labels, split by split, as opened from the cache.
+
+    Also stands for a streamed source, whose images are decoded on access.
+    """
+
     shape: Shape
     classes: tuple[str, ...]
     fingerprint: str
     """Digest of the decoded content: equal on every machine that holds the same images."""
-    splits: dict[str, Stored]
-    left_out: list[str]
+    splits: dict[str, CachedSplit]
+    unreadable: list[str]
     """The error of each image that could not be read and is in no split."""
     warnings: list[str]
-    """What was ignored and what was converted, with counts."""
+    """Messages about ignored files and converted images, with counts."""
     max_value: float | None
     """The value of white in the files, where they have more than 8 bits."""
 
-    def with_val_in_train(self) -> "Store":
-        """Return the store with the images of its validation split appended to train."""
+    def with_val_in_train(self) -> "ImageCache":
+        """Return the cache with the images of its validation split appended to train."""
         splits = dict(self.splits)
         train, val = splits["train"], splits.pop("val")
-        named = train.names is not None and val.names is not None
-        splits["train"] = Stored(
-            images=_Joined(train.images, val.images, self.shape),
+        has_names = train.names is not None and val.names is not None
+        splits["train"] = CachedSplit(
+            images=ConcatImages(train.images, val.images, self.shape),
             labels=np.concatenate([train.labels, val.labels]),
             sums=np.concatenate([train.sums, val.sums]),
             hashes=np.concatenate([train.hashes, val.hashes]),
-            names=np.concatenate([train.names, val.names]) if named else None,
+            names=np.concatenate([train.names, val.names]) if has_names else None,
         )
         return replace(self, splits=splits)
 
 
-def open_store(
+def open_cache(
     name: str,
     source: Source,
     options: dict[str, Any],
     *,
-    how: Literal["auto", "store", "stream"] = "auto",
+    mode: CacheMode = "auto",
     max_bad: int = 0,
     progress: ProgressCallback | None = None,
-    note: NoteCallback | None = None,
-) -> Store:
-    """Return the store of a source, decoding the source first when this node has no store of it.
+    on_message: MessageCallback | None = None,
+) -> ImageCache:
+    """Return the image cache of a source, decoding the source first if this node has no cache.
 
-    `note` is called when another process is decoding the same source. Raises DataError for more
-    than `max_bad` images that cannot be read, and EnvironmentUnavailable when the cache cannot be
+    `on_message` is called when another process is decoding the same source. Raises DataError if
+    more than `max_bad` images cannot be read, and EnvironmentUnavailable if the cache cannot be
     written.
     """
-    whole = cache_folder() / f"{name}-{_key(source, options)}"
+    cache_path = cache_folder() / f"{name}-{_key(source, options)}"
     try:
-        if how != "stream" and whole.exists():
-            return _open(whole, None, max_bad)
-        whole.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(whole.with_suffix(".lock"), name, note):
-            if how != "stream" and whole.exists():
-                return _open(whole, None, max_bad)
+        if mode != "stream" and cache_path.exists():
+            return _open(cache_path, None, max_bad)
+        cache_path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(cache_path.with_suffix(".lock"), name, on_message):
+            if mode != "stream" and cache_path.exists():  # built while this process waited
+                return _open(cache_path, None, max_bad)
             splits = source.read()
-            spare = _spare(splits, source.shape)
-            if how == "store" and spare < 0:
-                raise EnvironmentUnavailable(
-                    f"data.cache: store: the decoded images take {-spare / 1e6:,.1f} MB more than "
-                    f"is free at {cache_folder()}: RAYCNN_CACHE moves it, and auto decodes them "
-                    "each time"
-                )
-            keep = how == "store" or (how == "auto" and spare >= SPARE_BYTES)
-            folder = whole if keep else whole.with_name(f"{whole.name}-stream")
+            with_images = _stores_images(mode, splits, source.shape)
+            stream_path = cache_path.with_name(f"{cache_path.name}-stream")
+            folder = cache_path if with_images else stream_path
             if not folder.exists():
-                _build(folder, source, splits, keep, max_bad, progress)
-        return _open(folder, None if keep else splits, max_bad)
+                _build(folder, source, splits, with_images, max_bad, progress)
+        return _open(folder, None if with_images else splits, max_bad)
     except OSError as error:
-        small = "" if how == "stream" else ", and data.cache=stream keeps no images in it"
+        hint = "" if mode == "stream" else ", or data.cache=stream to store no images"
         raise EnvironmentUnavailable(
-            f"cannot use the cache {whole}: {error}; RAYCNN_CACHE names another folder{small}"
+            f"cannot use the cache {cache_path}: {error}; set RAYCNN_CACHE to another folder{hint}"
         ) from None
 
 
-def _lock(path: Path, name: str, note: NoteCallback | None) -> AbstractContextManager[None]:
-    """Return the lock of a store; waiting for another process is reported to `note`."""
+def _lock(
+    path: Path, name: str, on_message: MessageCallback | None
+) -> AbstractContextManager[None]:
+    """Return the lock of a cache folder; waiting for another process is reported."""
 
     def on_wait() -> None:
-        text = f"waiting for another process that decodes {name}, at most {LOCK_S} s ({path})"
-        note(text) if note else print(f"raycnn: {text}", file=sys.stderr)
+        text = (
+            f"waiting up to {LOCK_S} s for another process that decodes {name}; lock file: {path}"
+        )
+        on_message(text) if on_message else print(f"raycnn: {text}", file=sys.stderr)
 
-    busy = f"another process has been decoding {name} for {LOCK_S} s; it holds {path}"
+    busy = f"another process has been decoding {name} for {LOCK_S} s; lock file: {path}"
     return io.lock(path, busy, LOCK_S, on_wait)
 
 
@@ -176,36 +181,54 @@ def _key(source: Source, options: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _spare(splits: dict[str, Split], shape: Shape) -> int:
-    """Return the bytes left on the cache's disk after storing the decoded images."""
-    images = sum(len(split.labels) for split in splits.values())
-    return shutil.disk_usage(cache_folder()).free - images * math.prod(shape)
+def _stores_images(mode: CacheMode, splits: dict[str, Split], shape: Shape) -> bool:
+    """Return whether to store the decoded images on disk.
+
+    Raises EnvironmentUnavailable if `store` is set and they do not fit.
+    """
+    if mode == "stream":
+        return False
+    needed = sum(len(split.labels) for split in splits.values()) * math.prod(shape)
+    free = shutil.disk_usage(cache_folder()).free
+    if mode == "auto":
+        return free - needed >= MIN_FREE_BYTES
+    if needed > free:
+        raise EnvironmentUnavailable(
+            f"data.cache: store: the decoded images take {needed / 1e6:,.1f} MB, and "
+            f"{cache_folder()} has {free / 1e6:,.1f} MB free; set RAYCNN_CACHE to another folder, "
+            "or data.cache=auto to decode the images on every access"
+        )
+    return True
 
 
 def _build(
     folder: Path,
     source: Source,
     splits: dict[str, Split],
-    keep: bool,
+    with_images: bool,
     max_bad: int,
-    progress: ProgressCallback | None,
+    on_progress: ProgressCallback | None,
 ) -> None:
     memory.require_memory(2 * math.prod(source.shape), f"one image of {source.shape}")
     building = folder.with_name(f".{folder.name}.{os.getpid()}")
-    for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for stale in folder.parent.glob(f".{folder.name}.*"):  # left by a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
     building.mkdir()
     try:
         digest = hashlib.sha256(json.dumps([source.shape, source.classes]).encode())
-        done = DecodeProgress(sum(len(split.labels) for split in splits.values()), progress)
-        left_out: list[str] = []
+        total = sum(len(split.labels) for split in splits.values())
+        progress = DecodeProgress(total, on_progress)
+        unreadable: list[str] = []
         conversions: Counter[str] = Counter()
         for name, split in sorted(splits.items()):
-            reader = Reader(split.images, left_out, conversions)
-            readable = _write(building / name, split, source.shape, keep, digest, done, reader)
-            if not readable and len(left_out) <= max_bad:
+            reader = Reader(split.images, unreadable, conversions)
+            count = _write(
+                building / name, split, source.shape, with_images, digest, progress, reader
+            )
+            # Too many unreadable images may be why it is empty: the check below names them.
+            if not count and len(unreadable) <= max_bad:
                 raise DataError(f"the {name} split is empty")
-        _few_enough(left_out, max_bad)
+        _check_unreadable_limit(unreadable, max_bad)
         warnings = [text for split in splits.values() for text in split.warnings]
         warnings += [f"{count:,} {text}" for text, count in conversions.most_common()]
         index = {
@@ -213,7 +236,7 @@ def _build(
             "classes": source.classes,
             "fingerprint": digest.hexdigest(),
             "splits": sorted(splits),
-            "left_out": left_out,
+            "left_out": unreadable,
             "warnings": list(dict.fromkeys(warnings)),
             "max_value": getattr(source, "max_value", None),
         }
@@ -223,12 +246,13 @@ def _build(
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _few_enough(left_out: list[str], max_bad: int) -> None:
-    if len(left_out) > max_bad:
+def _check_unreadable_limit(unreadable: list[str], max_bad: int) -> None:
+    """Raise DataError, naming the first images, if more than `max_bad` are unreadable."""
+    if len(unreadable) > max_bad:
         raise DataError(
-            f"{len(left_out)} images cannot be read, where data.max_bad allows {max_bad}:\n"
-            + "\n".join(f"  {fault}" for fault in left_out[:SHOWN])
-            + ("\n  ..." if len(left_out) > SHOWN else "")
+            f"{len(unreadable)} images cannot be read; data.max_bad allows only {max_bad}:\n"
+            + "\n".join(f"  {error}" for error in unreadable[:MAX_ERRORS_SHOWN])
+            + ("\n  ..." if len(unreadable) > MAX_ERRORS_SHOWN else "")
         )
 
 
@@ -254,7 +278,7 @@ class Reader:
     """Reads images in chunks, recording those that cannot be read and those converted."""
 
     images: Images
-    left_out: list[str]
+    unreadable: list[str]
     conversions: Counter[str]
 
     def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -264,7 +288,7 @@ class Reader:
         images, good = [], []
         for row, image in zip(rows, decode_rows(self.images, rows), strict=True):
             if isinstance(image, BadImage):
-                self.left_out.append(str(image))
+                self.unreadable.append(str(image))
             else:
                 images.append(image.pixels)
                 good.append(row)
@@ -277,9 +301,9 @@ def _write(
     folder: Path,
     split: Split,
     shape: Shape,
-    keep: bool,
+    with_images: bool,
     digest: Any,
-    done: DecodeProgress,
+    progress: DecodeProgress,
     reader: Reader,
 ) -> int:
     """Write a split chunk by chunk, reading it once; return how many images are readable."""
@@ -287,7 +311,9 @@ def _write(
     count = len(split.labels)
     sums, hashes = np.empty((count, 2, shape.channels), np.uint64), np.empty(count, np.uint64)
     readable = np.zeros(count, bool)
-    with (folder / "images.npy" if keep else Path(os.devnull)).open("wb") as file:
+    # A streamed source is decoded here as well, for its sums, hashes and readable rows; only the
+    # pixels are discarded.
+    with (folder / "images.npy" if with_images else Path(os.devnull)).open("wb") as file:
         _npy_header(file, count, shape)
         for chunk in _chunks(count, shape):
             images, rows = reader.read(chunk)
@@ -295,15 +321,15 @@ def _write(
                 digest.update(images)
                 sums[rows], hashes[rows], readable[rows] = _sums(images), _hashes(images), True
                 file.write(images.tobytes())
-            done.add(len(chunk))
+            progress.add(len(chunk))
         file.seek(0)
         _npy_header(file, int(readable.sum()), shape)
     rows = np.flatnonzero(readable)
     digest.update(split.labels[rows])
-    parts = {"labels": split.labels, "sums": sums, "hashes": hashes, "names": split.names}
-    for name, part in parts.items():
-        if part is not None:
-            np.save(folder / f"{name}.npy", part[rows])
+    arrays = {"labels": split.labels, "sums": sums, "hashes": hashes, "names": split.names}
+    for name, array in arrays.items():
+        if array is not None:
+            np.save(folder / f"{name}.npy", array[rows])
     np.save(folder / "rows.npy", rows)
     return len(rows)
 
@@ -332,10 +358,10 @@ def _hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.fromiter(numbers, np.uint64, len(images))
 
 
-def _open(folder: Path, streamed: dict[str, Split] | None, max_bad: int) -> Store:
-    """Open a store folder; `streamed` holds the images where the folder does not."""
+def _open(folder: Path, streamed: dict[str, Split] | None, max_bad: int) -> ImageCache:
+    """Open a cache folder; `streamed` holds the images if the folder does not."""
     index = json.loads((folder / INDEX).read_text())
-    _few_enough(index["left_out"], max_bad)
+    _check_unreadable_limit(index["left_out"], max_bad)
     splits = {}
     for name in index["splits"]:
         if streamed:
@@ -343,12 +369,12 @@ def _open(folder: Path, streamed: dict[str, Split] | None, max_bad: int) -> Stor
         else:
             images = np.asarray(np.load(folder / name / "images.npy", mmap_mode="r"))
         labels, sums, hashes = (
-            np.load(folder / name / f"{part}.npy") for part in ("labels", "sums", "hashes")
+            np.load(folder / name / f"{array}.npy") for array in ("labels", "sums", "hashes")
         )
         path = folder / name / "names.npy"
         names = np.load(path, mmap_mode="r") if path.exists() else None
-        splits[name] = Stored(images, labels, sums, hashes, names)
-    return Store(
+        splits[name] = CachedSplit(images, labels, sums, hashes, names)
+    return ImageCache(
         Shape(*index["shape"]),
         tuple(index["classes"]),
         index["fingerprint"],

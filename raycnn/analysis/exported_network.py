@@ -1,4 +1,4 @@
-"""Load exported networks: an ONNX file, a torch.export archive, or a folder of safetensors."""
+"""Load an exported network: an ONNX file, a torch.export archive, or a folder of safetensors."""
 
 import json
 from abc import ABC, abstractmethod
@@ -19,15 +19,15 @@ FILES = {"onnx": "model.onnx", "safetensors": "model.safetensors", "torch": "mod
 DESCRIPTION = "export.json"
 
 
-class Exported(ABC):
+class ExportedNetwork(ABC):
     """Base class of exported networks, with their classes and image format."""
 
     def __init__(self, description: dict[str, Any]):
         self.classes = tuple(description["classes"])
         self.multi_label = description.get("multi_label", False)
-        about = description["preprocessing"]
-        shape = Shape(about["channels"], *about["size"])
-        self.image_format = ImageFormat(shape, about["fit"], about.get("max_value"))
+        images = description["preprocessing"]
+        shape = Shape(images["channels"], *images["size"])
+        self.image_format = ImageFormat(shape, images["fit"], images.get("max_value"))
 
     @abstractmethod
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ class Exported(ABC):
         return classify(self, images)
 
 
-class OnnxClassifier(Exported):
+class OnnxClassifier(ExportedNetwork):
     """An ONNX file, run by onnxruntime on the CPU."""
 
     def __init__(self, path: Path):
@@ -49,7 +49,7 @@ class OnnxClassifier(Exported):
             providers = ["CPUExecutionProvider"]
             self.session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # on a corrupt file onnxruntime may raise anything
-            raise DataError(f"{path} is no ONNX file that can be run: {error}") from None
+            raise DataError(f"{path} is not an ONNX file that can be run: {error}") from None
         properties = self.session.get_modelmeta().custom_metadata_map
         super().__init__(_description(properties.get("raycnn"), path))
 
@@ -61,7 +61,7 @@ class OnnxClassifier(Exported):
         return probabilities, logits
 
 
-class TorchClassifier(Exported):
+class TorchClassifier(ExportedNetwork):
     """A torch.export archive, run on the CPU."""
 
     def __init__(self, path: Path):
@@ -69,7 +69,7 @@ class TorchClassifier(Exported):
         try:
             self.module = torch.export.load(path, extra_files=extra).module()
         except Exception as error:  # on a corrupt file torch may raise anything
-            raise DataError(f"{path} is no torch.export archive: {error}") from None
+            raise DataError(f"{path} is not a torch.export archive: {error}") from None
         super().__init__(_description(extra[DESCRIPTION], path))
 
     @torch.inference_mode()
@@ -81,13 +81,13 @@ class TorchClassifier(Exported):
 def open_exported(path: Path) -> Classifier:
     """Return the network of an exported file, or of its folder.
 
-    Raises SpecError where there is none, and DataError for a file that cannot be read.
+    Raises SpecError if there is none, and DataError for a file that cannot be read.
     """
     if path.is_dir():
-        there = [path / name for name in FILES.values() if (path / name).is_file()]
-        if len(there) != 1:
-            raise SpecError(f"{path} holds no exported network: {', '.join(FILES.values())}")
-        path = there[0]
+        files = [path / name for name in FILES.values() if (path / name).is_file()]
+        if len(files) != 1:
+            raise SpecError(f"{path} must hold one of {', '.join(FILES.values())}")
+        path = files[0]
     if path.suffix == ".onnx":
         return OnnxClassifier(path)
     if path.suffix == ".pt2":
@@ -119,11 +119,11 @@ def _description(text: str | None, path: Path) -> dict[str, Any]:
 
 
 def require_onnxruntime() -> Any:
-    """Return the module onnxruntime. Raises EnvironmentUnavailable where it is not installed."""
+    """Return the module onnxruntime. Raises EnvironmentUnavailable if it is not installed."""
     try:
         import onnxruntime
     except ImportError:
         raise EnvironmentUnavailable(
-            "onnxruntime is not installed: pip install 'raycnn[onnx]' brings it"
+            "onnxruntime is not installed; install it with: pip install 'raycnn[onnx]'"
         ) from None
     return onnxruntime

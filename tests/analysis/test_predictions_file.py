@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from raycnn.analysis import predictions
+from raycnn.analysis import predictions_file
 from raycnn.analysis.evaluate import confusion_pairs
 from raycnn.config.schema import JobSpec
 from raycnn.data.splits import open_splits
@@ -23,8 +23,8 @@ from tests.conftest import ended, happened, train, workers
 MakeJob = Callable[..., JobSpec]
 
 
-def kept(run: Run) -> predictions.Predictions:
-    return predictions.read_predictions(run.folder / predictions.FILE)
+def kept(run: Run) -> predictions_file.Predictions:
+    return predictions_file.read_predictions(run.folder / predictions_file.FILE)
 
 
 def test_predictions_are_of_every_image_once_and_agree_with_the_result(job: MakeJob) -> None:
@@ -63,9 +63,9 @@ def test_a_run_keeps_its_result_when_predictions_cannot_be_written(
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(predictions, "write_predictions", full)
+    monkeypatch.setattr(predictions_file, "write_predictions", full)
     run = train(job(train__epochs=1))
-    assert run.result() and not (run.folder / predictions.FILE).exists()
+    assert run.result() and not (run.folder / predictions_file.FILE).exists()
     assert any("No space left" in event.text for event in happened(run, Warned))
 
 
@@ -82,16 +82,16 @@ def test_of_too_many_probabilities_the_largest_are_kept(job: MakeJob, tmp_path: 
     whole, top = found
     assert whole and top and top.classes is not None and top.probabilities.shape[1] == TOP
     assert np.array_equal(top.classes[:, 0], whole.predicted)
-    largest = predictions.largest(whole)
+    largest = predictions_file.largest(whole)
     assert np.array_equal(largest.probabilities, top.probabilities)
 
     names = tuple(map(str, range(50)))
     file = tmp_path / "p.parquet"
     both = {"val": whole, "test": top}
-    predictions.write_predictions(
-        file, predictions.Predictions(names, 1, both, {"val": None, "test": None})
+    predictions_file.write_predictions(
+        file, predictions_file.Predictions(names, 1, both, {"val": None, "test": None})
     )
-    again = predictions.read_predictions(file)
+    again = predictions_file.read_predictions(file)
     assert np.array_equal(again.splits["val"].classes, top.classes), "a file has one form"
 
 
@@ -100,14 +100,14 @@ def test_the_file_is_plain_parquet_with_names_of_files(tmp_path: Path) -> None:
     own = SplitPredictions(rows, rows % 2, rows % 2, np.full((3, 2), 0.5, np.float32))
     names = np.array(["a/1.png", "b/\U0001f33b.png", "a/<b>.png"], object)
     file = tmp_path / "predictions.parquet"
-    predictions.write_predictions(
-        file, predictions.Predictions(("a", "b"), 2, {"test": own}, {"test": names})
+    predictions_file.write_predictions(
+        file, predictions_file.Predictions(("a", "b"), 2, {"test": own}, {"test": names})
     )
     table = pq.read_table(file)
     assert table.column_names == ["split", "sample", "file", "label", "predicted", "probabilities"]
     assert table["file"].to_pylist() == names.tolist()
     assert json.loads(table.schema.metadata[b"raycnn"]) == {"classes": ["a", "b"], "epoch": 2}
-    found = predictions.read_predictions(file)
+    found = predictions_file.read_predictions(file)
     assert found.name("test", 1) == names[1]
     assert replace(found, files={"test": None}).name("test", 1) == "row 1"
 
@@ -118,4 +118,4 @@ def test_a_missing_or_damaged_file_is_bad_data(tmp_path: Path, content: bytes | 
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(DataError, match="predictions.parquet"):
-        predictions.read_predictions(file)
+        predictions_file.read_predictions(file)

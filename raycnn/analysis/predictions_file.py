@@ -1,12 +1,14 @@
-"""The stored predictions of a run: one row per image of val and test.
+"""Read and write the stored predictions of a run: one row per image of val and test.
+
+They are the predictions that training/predictions.py collects, with the names of the images.
 
 predictions.parquet
     split           train, val or test
     sample          row in the source's split; held-out validation images have their row in train
-    file            path relative to the data folder, where each image is a file
+    file            path relative to the data folder, if each image is a file
     label           index into the class names in the schema's metadata; multi-label, a list of them
     predicted       the class with the largest logit; multi-label, those of at least 0.5
-    probabilities   one per class, or the 20 largest where a split has more than 2^26
+    probabilities   one per class, or the 20 largest if a split has more than 2^26
     classes         the classes of these 20, in that case only
 
 The metadata also has the epoch, counted from 1, of the weights.
@@ -44,7 +46,7 @@ class Predictions:
     """The epoch of the weights, from 1."""
     splits: dict[str, SplitPredictions]
     files: dict[str, NDArray[np.object_] | None]
-    """(N,) file names of each split; None where images are not files."""
+    """(N,) file names of each split; None if images are not files."""
 
     def name(self, split: str, index: int) -> str:
         """Return the file of an image, else its row."""
@@ -57,33 +59,34 @@ def from_training(
     splits: Splits, epoch: int, predicted: Mapping[str, SplitPredictions]
 ) -> Predictions:
     """Return the predictions of a training, with the names of the image files."""
-    files = {split: file_names(splits, split, own.samples) for split, own in predicted.items()}
+    files = {split: file_names(splits, split, p.samples) for split, p in predicted.items()}
     return Predictions(splits.classes, epoch, dict(predicted), files)
 
 
 def file_names(
     splits: Splits, split: str, samples: NDArray[np.int64]
 ) -> NDArray[np.object_] | None:
-    stored = splits.store.splits[splits.members[split][0]]
-    if stored.names is None:
+    """Return the file names of rows (N,) of a split; None if images are not files."""
+    source_split = splits.cache.splits[splits.members[split][0]]
+    if source_split.names is None:
         return None
-    return np.array([stored.name(int(row)) for row in samples], object)
+    return np.array([source_split.name(int(row)) for row in samples], object)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write the file atomically. Raises OSError."""
-    splits = _alike(predictions.splits)
-    about = {"classes": predictions.classes, "epoch": predictions.epoch}
-    schema = _schema(splits).with_metadata({METADATA: json.dumps(about).encode()})
+    splits = _same_width(predictions.splits)
+    metadata = {"classes": predictions.classes, "epoch": predictions.epoch}
+    schema = _schema(splits).with_metadata({METADATA: json.dumps(metadata).encode()})
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as f,
     ):
-        for split, own in splits.items():
-            step = max(1, ROW_GROUP // own.probabilities.shape[1])
-            for start in range(0, len(own), step):
+        for split, content in splits.items():
+            step = max(1, ROW_GROUP // content.probabilities.shape[1])
+            for start in range(0, len(content), step):
                 rows = slice(start, start + step)
-                f.write_table(_table(split, own, predictions.files[split], rows, schema))
+                f.write_table(_table(split, content, predictions.files[split], rows, schema))
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -91,30 +94,30 @@ def read_predictions(path: Path) -> Predictions:
     try:
         with pq.ParquetFile(path) as file:  # read_table would import pandas
             table = file.read()
-        about = json.loads(table.schema.metadata[METADATA])
+        metadata = json.loads(table.schema.metadata[METADATA])
         splits, files = {}, {}
         for split in table["split"].unique().to_pylist():
-            own = table.filter(pc.equal(table["split"], split))
-            names = [name for name in own.column_names if name != "split"]
-            columns = {name: _array(own[name], len(about["classes"])) for name in names}
+            part = table.filter(pc.equal(table["split"], split))
+            names = [name for name in part.column_names if name != "split"]
+            columns = {name: _array(part[name], len(metadata["classes"])) for name in names}
             classes = columns.get("classes")
             splits[split] = SplitPredictions(
                 columns["sample"], columns["label"], columns["predicted"],
                 columns["probabilities"], classes,
             )  # fmt: skip
-            files[split] = None if own["file"].null_count else columns["file"]
+            files[split] = None if part["file"].null_count else columns["file"]
     except FileNotFoundError:
-        raise DataError(f"there is no {path}: `raycnn eval RUN` makes it") from None
+        raise DataError(f"{path} does not exist; write it with `raycnn eval RUN`") from None
     except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
         raise DataError(f"cannot read {path}: {error}") from None
-    return Predictions(tuple(about["classes"]), about["epoch"], splits, files)
+    return Predictions(tuple(metadata["classes"]), metadata["epoch"], splits, files)
 
 
-def _alike(splits: Mapping[str, SplitPredictions]) -> dict[str, SplitPredictions]:
+def _same_width(splits: Mapping[str, SplitPredictions]) -> dict[str, SplitPredictions]:
     """Return the splits, all reduced to the largest probabilities if one of them is."""
-    if all(own.classes is None for own in splits.values()):
+    if all(predictions.classes is None for predictions in splits.values()):
         return dict(splits)
-    return {split: largest(own) for split, own in splits.items()}
+    return {split: largest(predictions) for split, predictions in splits.items()}
 
 
 def largest(predictions: SplitPredictions, top: int = TOP) -> SplitPredictions:
@@ -122,14 +125,14 @@ def largest(predictions: SplitPredictions, top: int = TOP) -> SplitPredictions:
     if predictions.classes is not None:
         return predictions
     order = np.argsort(-predictions.probabilities, 1, kind="stable")[:, :top]
-    kept = np.take_along_axis(predictions.probabilities, order, 1)
-    return replace(predictions, probabilities=kept, classes=order)
+    probabilities = np.take_along_axis(predictions.probabilities, order, 1)
+    return replace(predictions, probabilities=probabilities, classes=order)
 
 
 def _schema(splits: Mapping[str, SplitPredictions]) -> pa.Schema:
-    one = next(iter(splits.values()))
-    width = one.probabilities.shape[1]
-    label = pa.list_(pa.int64()) if one.multi_label else pa.int64()
+    first = next(iter(splits.values()))
+    width = first.probabilities.shape[1]
+    label = pa.list_(pa.int64()) if first.multi_label else pa.int64()
     fields = [
         ("split", pa.dictionary(pa.int8(), pa.string())),
         ("sample", pa.int64()),
@@ -138,33 +141,33 @@ def _schema(splits: Mapping[str, SplitPredictions]) -> pa.Schema:
         ("predicted", label),
         ("probabilities", pa.list_(pa.float32(), width)),
     ]
-    if one.classes is not None:
+    if first.classes is not None:
         fields.append(("classes", pa.list_(pa.int64(), width)))
     return pa.schema(fields)
 
 
 def _table(
     split: str,
-    own: SplitPredictions,
+    predictions: SplitPredictions,
     files: NDArray[np.object_] | None,
     rows: slice,
     schema: pa.Schema,
 ) -> pa.Table:
-    count, width = own.probabilities[rows].shape
+    count, width = predictions.probabilities[rows].shape
 
     def lists(values: NDArray[Any]) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(pa.array(values[rows].ravel()), width)
 
     columns = [
         pa.array([split] * count).dictionary_encode().cast(schema.field("split").type),
-        pa.array(own.samples[rows]),
+        pa.array(predictions.samples[rows]),
         pa.nulls(count, pa.string()) if files is None else pa.array(files[rows], pa.string()),
-        _label_column(own.labels[rows]),
-        _label_column(own.predicted[rows]),
-        lists(own.probabilities),
+        _label_column(predictions.labels[rows]),
+        _label_column(predictions.predicted[rows]),
+        lists(predictions.probabilities),
     ]
-    if own.classes is not None:
-        columns.append(lists(own.classes))
+    if predictions.classes is not None:
+        columns.append(lists(predictions.classes))
     return pa.Table.from_arrays(columns, schema=schema)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raycnn.data.images import store as storing
+from raycnn.data.images import cache as image_cache
+from raycnn.data.images.cache import open_cache
 from raycnn.data.images.decode import BadImage, Decoded
-from raycnn.data.images.store import open_store
 from raycnn.data.sources.base import Split
 from raycnn.data.sources.digits import Digits
 from raycnn.errors import DataError, EnvironmentUnavailable
@@ -42,7 +42,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_source_is_decoded_once(tmp_path: Path) -> None:
     source = Noise(tmp_path / "file")
-    first, second = (open_store("noise", source, {}) for _ in range(2))
+    first, second = (open_cache("noise", source, {}) for _ in range(2))
     assert source.reads == 1
     assert np.array_equal(first.splits["train"].images, second.splits["train"].images)
     assert first.classes == ("a", "b") and first.shape == Shape(3, 4, 5)
@@ -50,28 +50,28 @@ def test_a_source_is_decoded_once(tmp_path: Path) -> None:
 
 def test_a_changed_file_is_decoded_anew(tmp_path: Path) -> None:
     source = Noise(tmp_path / "file")
-    open_store("noise", source, {})
+    open_cache("noise", source, {})
     source.file.write_text("more")
-    open_store("noise", source, {})
+    open_cache("noise", source, {})
     assert source.reads == 2
 
 
 def test_the_fingerprint_is_of_the_content_and_not_of_the_place(tmp_path: Path) -> None:
     one, other = Noise(tmp_path / "one"), Noise(tmp_path / "other")
     more = Noise(tmp_path / "more", 11)
-    prints = [open_store("noise", source, {}).fingerprint for source in (one, other, more)]
+    prints = [open_cache("noise", source, {}).fingerprint for source in (one, other, more)]
     assert prints[0] == prints[1] != prints[2]
 
 
 def test_the_sums_are_of_each_image_and_channel(tmp_path: Path) -> None:
-    train = open_store("noise", Noise(tmp_path / "file"), {}).splits["train"]
+    train = open_cache("noise", Noise(tmp_path / "file"), {}).splits["train"]
     pixels = train.images.reshape(len(train.images), -1, train.images.shape[-1]).astype(float)
     assert (train.sums[:, 0] == pixels.sum(1)).all()
     assert (train.sums[:, 1] == (pixels**2).sum(1)).all()
 
 
 def test_the_hashes_tell_images_apart_and_know_the_same(tmp_path: Path) -> None:
-    splits = open_store("noise", Noise(tmp_path / "file"), {}).splits
+    splits = open_cache("noise", Noise(tmp_path / "file"), {}).splits
     assert len(set(splits["train"].hashes.tolist())) == 10
     assert (splits["train"].hashes == splits["test"].hashes).all()
 
@@ -86,9 +86,9 @@ def test_images_are_decoded_in_chunks_that_do_not_show(
             splits = super().read()
             return {k: Split(_Watching(v.images, asked), v.labels) for k, v in splits.items()}
 
-    whole = open_store("noise", Noise(tmp_path / "one"), {})
-    monkeypatch.setattr(storing, "CHUNK_IMAGES", 3)
-    chunked = open_store("noise", Watched(tmp_path / "other"), {})
+    whole = open_cache("noise", Noise(tmp_path / "one"), {})
+    monkeypatch.setattr(image_cache, "CHUNK_IMAGES", 3)
+    chunked = open_cache("noise", Watched(tmp_path / "other"), {})
     assert max(asked) == 3
     assert chunked.fingerprint == whole.fingerprint
     assert (chunked.splits["test"].images == whole.splits["test"].images).all()
@@ -139,11 +139,11 @@ class Spoilt(Noise):
 
 def test_bad_images_are_left_out_as_many_as_may_be(tmp_path: Path) -> None:
     source = Spoilt(tmp_path / "file")
-    store = open_store("spoilt", source, {}, max_bad=12)
+    cache = open_cache("spoilt", source, {}, max_bad=12)
     good = [row for row in range(40) if row not in source.bad]
-    train, whole = store.splits["train"], Noise(tmp_path / "file", 40).read()["train"]
-    assert store.left_out == [f"image {row} is bad" for row in source.bad]
-    assert store.warnings == ["28 images made up"]
+    train, whole = cache.splits["train"], Noise(tmp_path / "file", 40).read()["train"]
+    assert cache.unreadable == [f"image {row} is bad" for row in source.bad]
+    assert cache.warnings == ["28 images made up"]
     assert (train.images == whole.images[good]).all() and (train.labels == whole.labels[good]).all()
     assert [train.name(i) for i in range(28)] == [f"{row}.png" for row in good]
     assert len(train.sums) == len(train.hashes) == 28
@@ -155,46 +155,48 @@ def test_more_bad_images_than_may_be_are_counted_and_the_first_ten_named(
 ) -> None:
     source = Spoilt(tmp_path / "file")
     if built_before:
-        open_store("spoilt", source, {}, max_bad=99)
+        open_cache("spoilt", source, {}, max_bad=99)
     with pytest.raises(DataError) as caught:
-        open_store("spoilt", source, {}, max_bad=11)
-    said = str(caught.value)
-    assert "12 images cannot be read, where data.max_bad allows 11" in said
-    assert said.count("is bad") == 10 and "image 5 is bad" in said and "image 25" not in said
+        open_cache("spoilt", source, {}, max_bad=11)
+    message = str(caught.value)
+    assert "12 images cannot be read; data.max_bad allows only 11" in message
+    assert (
+        message.count("is bad") == 10 and "image 5 is bad" in message and "image 25" not in message
+    )
 
 
 def test_who_waits_is_told_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr(storing, "CHUNK_IMAGES", 4)
-    open_store("noise", Noise(tmp_path / "one"), {}, progress=lambda *now: told.append(now))
+    monkeypatch.setattr(image_cache, "CHUNK_IMAGES", 4)
+    open_cache("noise", Noise(tmp_path / "one"), {}, progress=lambda *now: told.append(now))
     assert told == [(20, 20)]  # not more often than a few times a second
-    monkeypatch.setattr(storing, "PROGRESS_S", -1)
+    monkeypatch.setattr(image_cache, "PROGRESS_S", -1)
     two = Noise(tmp_path / "two")
     for _ in range(2):
-        open_store("noise", two, {}, progress=lambda *now: told.append(now))
+        open_cache("noise", two, {}, progress=lambda *now: told.append(now))
     assert told[1:] == [(done, 20) for done in (4, 8, 10, 14, 18, 20)]
 
 
 def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path, own_cache: Path) -> None:
     with pytest.raises(DataError, match="split is empty"):
-        open_store("noise", Noise(tmp_path / "file", 0), {})
+        open_cache("noise", Noise(tmp_path / "file", 0), {})
     assert [path.suffix for path in own_cache.iterdir()] in ([], [".lock"])
 
 
 def test_processes_that_start_together_decode_once(own_cache: Path) -> None:
     code = (
-        "from raycnn.data.images.store import open_store; from raycnn.data.sources.digits import Digits;"
+        "from raycnn.data.images.cache import open_cache; from raycnn.data.sources.digits import Digits;"
         "Digits.read = (lambda read: lambda self: print('decoded') or read(self))(Digits.read);"
-        "open_store('digits', Digits(), {})"
+        "open_cache('digits', Digits(), {})"
     )
     running = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    said = "".join(process.communicate()[0] for process in running)
-    assert said.count("decoded") == 1
+    message = "".join(process.communicate()[0] for process in running)
+    assert message.count("decoded") == 1
     assert all(process.returncode == 0 for process in running)
-    assert len(open_store("digits", Digits(), {}).splits["train"].labels) == 1440
+    assert len(open_cache("digits", Digits(), {}).splits["train"].labels) == 1440
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_where_to_move_it(
@@ -203,7 +205,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_where_to_move_it(
     (tmp_path / "a-file").touch()
     monkeypatch.setenv("RAYCNN_CACHE", str(tmp_path / "a-file"))
     with pytest.raises(EnvironmentUnavailable, match="RAYCNN_CACHE"):
-        open_store("noise", Noise(tmp_path / "file"), {})
+        open_cache("noise", Noise(tmp_path / "file"), {})
 
 
 def test_a_stream_is_not_told_to_stream_when_the_cache_cannot_be_written(
@@ -214,7 +216,7 @@ def test_a_stream_is_not_told_to_stream_when_the_cache_cannot_be_written(
             cache.touch()
         monkeypatch.setenv("RAYCNN_CACHE", str(cache))
         with pytest.raises(EnvironmentUnavailable, match="RAYCNN_CACHE") as caught:
-            open_store("noise", Noise(tmp_path / "file"), {}, how="stream")
+            open_cache("noise", Noise(tmp_path / "file"), {}, mode="stream")
         assert "data.cache" not in str(caught.value)
 
 
@@ -224,8 +226,8 @@ def test_a_lock_that_another_process_holds_is_waited_for_aloud(
     source = Noise(tmp_path / "file")
     own_cache.mkdir()
     monkeypatch.setattr("raycnn.io.NOTICE_S", 0.2)
-    monkeypatch.setattr(storing, "LOCK_S", 0.6)
-    (name,) = [f"noise-{storing._key(source, {})}.lock"]
+    monkeypatch.setattr(image_cache, "LOCK_S", 0.6)
+    (name,) = [f"noise-{image_cache._key(source, {})}.lock"]
     hold = (
         "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire();"
         "print('held', flush=True); sys.stdin.read()"
@@ -238,15 +240,15 @@ def test_a_lock_that_another_process_holds_is_waited_for_aloud(
         assert holder.stdout and holder.stdout.readline() == "held\n"
         told: list[str] = []
         with pytest.raises(EnvironmentUnavailable, match=name):
-            open_store("noise", source, {}, note=told.append)
+            open_cache("noise", source, {}, on_message=told.append)
         assert len(told) == 1 and name in told[0]
     finally:
         holder.communicate()
-    assert len(open_store("noise", source, {}).splits["train"].labels) == 10
+    assert len(open_cache("noise", source, {}).splits["train"].labels) == 10
 
 
 def test_an_image_larger_than_memory_is_refused_before_it_is_made(tmp_path: Path) -> None:
     source = Noise(tmp_path / "file")
     source.shape = Shape(3, 10**7, 10**7)
     with pytest.raises(DataError, match="3x10000000x10000000"):
-        open_store("noise", source, {})
+        open_cache("noise", source, {})

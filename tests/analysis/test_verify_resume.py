@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raycnn.analysis import verify
+from raycnn.analysis import verify_resume
 from raycnn.config.schema import JobSpec
 from raycnn.errors import JobFailed, SpecError
 from raycnn.training import checkpoint
@@ -23,38 +23,38 @@ def test_a_job_is_verified_and_damaged_checkpoints_of_its_run_are_not(
     model.write_bytes(model.read_bytes()[:-1])
     done = raycnn("verify", run.folder, "--json", cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    said = json.loads(done.stdout)
-    damaged, killed, metrics, counted, other, counted_too = said["findings"]
-    assert said["passed"] is damaged["passed"] is False and "model.safetensors" in damaged["text"]
+    report = json.loads(done.stdout)
+    damaged, killed, metrics, counted, other, counted_too = report["findings"]
+    assert report["passed"] is damaged["passed"] is False and "model.safetensors" in damaged["text"]
     assert "killed (SIGKILL) after" in killed["text"] and "bit for bit" in killed["text"]
     assert "2 workers instead: weights within" in other["text"]
     assert all(finding["passed"] for finding in (killed, metrics, counted, other, counted_too))
-    assert said["environment"]["packages"]["torch"]
+    assert report["environment"]["packages"]["torch"]
     assert sorted(path.name for path in Path(job().storage.path).glob("*/*")) == ["1"]
 
 
 def test_what_differs_is_found_and_by_how_much(job: MakeJob) -> None:
     one, other = train(job(train__epochs=1)), train(job(train__epochs=1, optimizer__lr=0.04))
-    weights, metrics = verify._same(one, other, "killed")
-    assert not weights.passed and "tensors differ from the unbroken run's, by" in weights.text
+    weights, metrics = verify_resume._check_equal(one, other, "killed")
+    assert not weights.passed and "tensors differ from the uninterrupted run, by" in weights.text
     assert not metrics.passed
-    assert not verify._close(one, other, one.job()).passed
+    assert not verify_resume._check_close(one, other, one.job()).passed
 
 
 def test_an_image_seen_twice_is_found(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint that says so is made up: its checksum would not let it be written by hand."""
     run = train(job(train__epochs=1, storage__every_steps=4))
-    counted = verify._counted(run)
+    counted = verify_resume._check_image_count(run)
     assert counted.passed and "128 of 128 images in 4 steps of epoch 1" in counted.text
     state = checkpoint.read_state(run.checkpoints / "00000-00000004")
     state["seen"]["count"] += 1
     monkeypatch.setattr(checkpoint, "read_state", lambda path: state)
-    counted = verify._counted(run)
+    counted = verify_resume._check_image_count(run)
     assert not counted.passed and "129 of 128 images" in counted.text
 
 
 def test_a_job_that_cannot_be_shortened_or_trained_says_so(job: MakeJob) -> None:
-    with pytest.raises(SpecError, match="train.batch_size: leaves one step an epoch"):
-        verify.verify(job(train__batch_size=200), None, str)
+    with pytest.raises(SpecError, match="train.batch_size: leaves one step per epoch"):
+        verify_resume.verify_resume(job(train__batch_size=200), None, str)
     with pytest.raises(JobFailed, match="cannot be trained here: .*the loss is not finite"):
-        verify.verify(job(optimizer__lr=1e30, schedule="constant"), None, str)
+        verify_resume.verify_resume(job(optimizer__lr=1e30, schedule="constant"), None, str)
