@@ -85,7 +85,9 @@ def train(job: Job, *, progress: bool = True, **changes: Any) -> "Run":
     def create(view: "Callback") -> "directory.Run":
         run = Directory.create(spec)
         if generated:
-            view.on_event(SpecWritten(found=generated.found, path=str(generated.write(run.folder))))
+            view.on_event(
+                SpecWritten(found=generated.summary, path=str(generated.write(run.folder)))
+            )
         return run
 
     return Run(launch(spec, create, Console(quiet=not progress)).location)

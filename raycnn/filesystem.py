@@ -1,4 +1,7 @@
-"""Folders on any file system, by URI: pyarrow's own, and fsspec's for all others."""
+"""Remote folders by URI, on any file system: by pyarrow, or by fsspec if pyarrow lacks it.
+
+Local files are written with io.py; paths.py has the folders of data sets and caches.
+"""
 
 import errno
 import os
@@ -14,8 +17,8 @@ if TYPE_CHECKING:
 
 SECRET = re.compile(r"key|secret|token|password|credential|signature|^sig$", re.IGNORECASE)
 CHUNK = 8 << 20  # bytes per read
-FLUSH = 64 << 20  # bytes that a stream may buffer before it is flushed
-NO_FOLDERS = ("s3", "gcs", "abfs")  # object stores, which have no folders to create
+FLUSH = 64 << 20  # maximum number of bytes that a stream buffers before it is flushed
+OBJECT_STORES = ("s3", "gcs", "abfs")  # file systems without folders and without append
 PERMANENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that retrying cannot resolve
 
 
@@ -28,15 +31,15 @@ class RemoteFile(NamedTuple):
     modified_ns: int
 
 
-def is_uri(place: str) -> bool:
+def is_uri(location: str) -> bool:
     """Return whether a location is a URI, such as s3://bucket/folder, and not a path."""
-    return "://" in place
+    return "://" in location
 
 
 def check_uri(uri: str) -> str:
     """Return the URI unchanged, if it is usable.
 
-    Raises ValueError where it is malformed, or contains credentials, which the message omits.
+    Raises ValueError if it is malformed, or contains credentials, which the message omits.
     """
     if not re.match(r"[a-z][a-z0-9+.-]*://.", uri):
         raise ValueError("is neither a plain path nor a URI (s3://bucket/folder)")
@@ -51,16 +54,16 @@ def check_uri(uri: str) -> str:
     return uri
 
 
-def local_path(place: str) -> str:
+def local_path(location: str) -> str:
     """Return the path of a file:// URI, and every other location unchanged."""
-    return unquote(urlsplit(place).path) if place.startswith("file://") else place
+    return unquote(urlsplit(location).path) if location.startswith("file://") else location
 
 
-def join(place: str, *names: str) -> str:
-    """Return `place` joined with names; the query of a URI stays at its end."""
-    if not is_uri(place):
-        return os.path.join(place, *names)
-    base, mark, query = place.partition("?")
+def join(location: str, *names: str) -> str:
+    """Return a path or URI joined with names; the query of a URI stays at its end."""
+    if not is_uri(location):
+        return os.path.join(location, *names)
+    base, mark, query = location.partition("?")
     return "/".join([base.rstrip("/"), *names]) + mark + query
 
 
@@ -75,28 +78,28 @@ def parent(uri: str) -> str:
     return base.rstrip("/").rpartition("/")[0] + mark + query
 
 
-def errors() -> tuple[type[Exception], ...]:
+def filesystem_errors() -> tuple[type[Exception], ...]:
     """Return the exception types that a file system operation may raise."""
     import pyarrow as pa
 
     return (OSError, pa.ArrowException)
 
 
-def open_filesystem(place: str) -> "tuple[fs.FileSystem, str]":
-    """Return the file system of a path or URI, and the path there.
+def open_filesystem(location: str) -> "tuple[fs.FileSystem, str]":
+    """Return the file system of a path or URI, and the path on it.
 
-    Raises OSError or ArrowException where it does not exist or cannot be reached.
+    Raises OSError or ArrowException if it does not exist or cannot be reached.
     """
     from pyarrow import ArrowInvalid, fs
 
-    if not is_uri(place):
-        return fs.LocalFileSystem(), place
+    if not is_uri(location):
+        return fs.LocalFileSystem(), location
     try:
-        return fs.FileSystem.from_uri(place)
+        return fs.FileSystem.from_uri(location)
     except ArrowInvalid as error:
         if "nrecognized filesystem type" not in str(error):
             raise
-    return _from_fsspec(place)
+    return _from_fsspec(location)
 
 
 def _from_fsspec(uri: str) -> "tuple[fs.FileSystem, str]":
@@ -106,7 +109,7 @@ def _from_fsspec(uri: str) -> "tuple[fs.FileSystem, str]":
     base, _, query = uri.partition("?")
     try:
         system, path = url_to_fs(base, **dict(parse_qsl(query)))
-    except (ValueError, ImportError, TypeError) as error:  # unknown, or lacks a package
+    except (ValueError, ImportError, TypeError) as error:  # fsspec has no driver for it
         raise OSError(str(error)) from None
     return fs.PyFileSystem(fs.FSSpecHandler(system)), path
 
@@ -114,7 +117,7 @@ def _from_fsspec(uri: str) -> "tuple[fs.FileSystem, str]":
 class RemoteFolder:
     """A folder on a file system; `uri` is its address for display.
 
-    Every method raises OSError or ArrowException where the file system fails.
+    Every method raises OSError or ArrowException if the file system fails.
     """
 
     def __init__(self, system: "fs.FileSystem", path: str, uri: str):
@@ -130,7 +133,7 @@ class RemoteFolder:
         return RemoteFolder(self.system, "/".join([self.path, *names]), join(self.uri, *names))
 
     def files(self, below: str = "", recursive: bool = True) -> list[RemoteFile]:
-        """Return the files in the folder or its subfolder `below`; none where it does not exist.
+        """Return the files in the folder or its subfolder `below`; none if it does not exist.
 
         Names that lead out of the folder, which object stores allow, are omitted.
         """
@@ -145,7 +148,7 @@ class RemoteFolder:
         return [info.base_name for info in self._infos("", False) if not info.is_file]
 
     def file(self, name: str) -> RemoteFile | None:
-        """Return the listing of one file; None where it does not exist."""
+        """Return the listing of one file; None if it does not exist."""
         info = self.system.get_file_info(self._path(name))
         return RemoteFile(name, info.size or 0, info.mtime_ns or 0) if info.is_file else None
 
@@ -161,8 +164,8 @@ class RemoteFolder:
 
     def append(self, name: str, data: bytes) -> None:
         """Append to a file. Raises NotImplementedError on object stores, which cannot."""
-        if self.system.type_name in NO_FOLDERS:
-            raise NotImplementedError(f"{self.system.type_name} appends to no file")
+        if self.system.type_name in OBJECT_STORES:
+            raise NotImplementedError(f"{self.system.type_name} cannot append to a file")
         with self.system.open_append_stream(self._path(name), compression=None) as sink:
             sink.write(data)
 
@@ -174,13 +177,13 @@ class RemoteFolder:
     def upload(self, source: Path, name: str) -> None:
         """Upload a local file, chunk by chunk; at most FLUSH bytes of it are in memory."""
         with source.open("rb") as file, self._sink(name) as sink:
-            sent = 0
+            buffered = 0
             while chunk := file.read(CHUNK):
                 sink.write(chunk)
-                sent += len(chunk)
-                if sent >= FLUSH:  # pyarrow's S3 stream would otherwise buffer the whole file
+                buffered += len(chunk)
+                if buffered >= FLUSH:  # pyarrow's S3 stream would otherwise buffer the whole file
                     sink.flush()
-                    sent = 0
+                    buffered = 0
 
     def delete(self, name: str) -> None:
         """Delete a file, if it exists."""
@@ -209,6 +212,6 @@ class RemoteFolder:
         return iter(self.system.get_file_info(selector))
 
     def _sink(self, name: str) -> Any:
-        if self.system.type_name not in NO_FOLDERS:
+        if self.system.type_name not in OBJECT_STORES:
             self.system.create_dir(self._path(name).rpartition("/")[0], recursive=True)
         return self.system.open_output_stream(self._path(name), compression=None)

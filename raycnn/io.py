@@ -1,4 +1,7 @@
-"""Files written whole or not at all, and locks between processes."""
+"""Local files: written atomically, complete or not at all, and locks between processes.
+
+Folders at a URI are in filesystem.py; paths.py has the folders of data sets and caches.
+"""
 
 import json
 import os
@@ -19,8 +22,8 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
     """Yield a hidden path next to `path` to write to; it is renamed to `path` when the block ends.
 
     Readers see the old file or the new one, never a partial one. With `durable` the file is
-    synced to disk before it is renamed, and survives a power loss. When the block raises, `path`
-    is unchanged.
+    synced to disk before it is renamed, and survives a power loss. If the block raises, `path` is
+    unchanged.
     """
     temporary = path.with_name(f".{path.name}")
     try:
@@ -36,13 +39,13 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any, durable: bool = False) -> None:
-    """Write `value` as JSON, atomically. Raises OSError where the disk refuses."""
+    """Write `value` as JSON, atomically. Raises OSError if writing fails."""
     with atomic_path(path, durable) as temporary:
         temporary.write_text(json.dumps(value, indent=1))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file, or None where it is missing, truncated or no object."""
+    """Return the object in a JSON file; None if it is missing, truncated or not an object."""
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -74,21 +77,21 @@ def lock(
 ) -> Iterator[None]:
     """Hold the lock file `path`, waiting at most `timeout_s` seconds for it (-1: forever).
 
-    `on_wait` is called when it is not free within NOTICE_S seconds. Raises EnvironmentUnavailable:
-    with `busy` as its message when another process holds it for longer, or when the lock cannot be
+    `on_wait` is called if it is not free within NOTICE_S seconds. Raises EnvironmentUnavailable:
+    with `busy` as its message if another process holds it for longer, or if the lock cannot be
     written. The kernel frees the lock of a process that dies.
     """
-    held = FileLock(path)
-    first = NOTICE_S if on_wait and not 0 <= timeout_s <= NOTICE_S else timeout_s
+    file_lock = FileLock(path)
+    gives_notice = on_wait and not 0 <= timeout_s <= NOTICE_S
     try:
-        path.open("ab").close()  # FileLock itself would wait where the file cannot be created
+        path.open("ab").close()  # FileLock would wait for a file that cannot be created
         try:
-            held.acquire(timeout=first)
+            file_lock.acquire(timeout=NOTICE_S if gives_notice else timeout_s)
         except Timeout:
-            if not on_wait or first == timeout_s:
+            if not on_wait or not gives_notice:
                 raise
             on_wait()
-            held.acquire(timeout=timeout_s)
+            file_lock.acquire(timeout=timeout_s)
     except Timeout:
         raise EnvironmentUnavailable(busy) from None
     except OSError as error:
@@ -96,15 +99,15 @@ def lock(
     try:
         yield
     finally:
-        held.release()
+        file_lock.release()
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether another process holds the lock file; False where that cannot be checked."""
+    """Return whether another process holds the lock file; False if that cannot be checked."""
     try:
         with FileLock(path, timeout=0):
             return False
     except Timeout:
         return True
-    except OSError:  # a read-only folder: nobody works in it
+    except OSError:  # no process works in a read-only folder
         return False

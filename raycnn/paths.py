@@ -1,4 +1,7 @@
-"""Folders of data sets and caches on this machine."""
+"""The folders of data sets and caches on this machine.
+
+Files are written with io.py; folders at a URI are in filesystem.py.
+"""
 
 import os
 from contextlib import suppress

@@ -16,7 +16,7 @@ from raycnn.errors import SpecError
 from raycnn.models.dropout import Dropout
 from raycnn.runs.teacher import load_job_teacher
 from raycnn.runtime import device
-from raycnn.training.loop import fresh_state, load_initial_weights, loss_weights
+from raycnn.training.loop import load_initial_weights, loss_weights, new_training_state
 from raycnn.training.optim import Schedule
 from raycnn.training.step import TrainStep
 
@@ -52,8 +52,8 @@ class _TracedStep(TrainStep):
     gradients: dict[str, Tensor] = field(default_factory=dict)
     """The gradient of each parameter before clipping, on the CPU."""
 
-    def _gradients(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
-        result = super()._gradients(batch, number)
+    def _gradients(self, batch: Batch, dropout_seed: int) -> tuple[Tensor, Tensor]:
+        result = super()._gradients(batch, dropout_seed)
         factor = self.state.scale.factor.item() if self.state.scale else 1.0
         for name, parameter in self.state.optimizer.parameters.items():
             assert parameter.grad is not None
@@ -90,7 +90,7 @@ def compare_steps(job: JobSpec, names: Sequence[str], steps: int) -> Iterator[St
 def _traced_step(
     job: JobSpec, splits: Splits, schedule: Schedule, chosen: torch.device
 ) -> _TracedStep:
-    state = fresh_state(job, splits, chosen)
+    state = new_training_state(job, splits, chosen)
     if job.model.weights:
         load_initial_weights(state, job)
     models.begin_training(state.model)

@@ -14,7 +14,7 @@ from raycnn.errors import DataError
 from raycnn.runs.directory import Run
 from raycnn.runtime.device import find
 from raycnn.training import checkpoint, metrics
-from raycnn.training.loop import fresh_state, predict_split
+from raycnn.training.loop import new_training_state, predict_split
 from raycnn.training.metrics import TOP, Confusion, confidence_interval
 from raycnn.training.multi_label import multi_label_scores, named_rows
 from raycnn.training.predictions import SplitPredictions
@@ -71,7 +71,7 @@ def predict_run(run: Run, split: str, weights: str, device: str, root: str | Non
         job = job.change({"data.root": root})
     chosen = find(device).select(0)
     splits = open_splits(job)
-    state = fresh_state(job, splits, chosen)
+    state = new_training_state(job, splits, chosen)
     path = run.weights(weights)
     saved = checkpoint.read_state(path)
     if saved["about"]["data"] != state.metadata["data"]:

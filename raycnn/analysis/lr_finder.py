@@ -17,7 +17,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.data.splits import open_splits
 from raycnn.errors import JobFailed
 from raycnn.runs.teacher import load_job_teacher
-from raycnn.training.loop import fresh_state, load_initial_weights, loss_weights
+from raycnn.training.loop import load_initial_weights, loss_weights, new_training_state
 from raycnn.training.optim import Rates
 from raycnn.training.step import TrainStep, micro_batch_size
 
@@ -61,7 +61,7 @@ def find_lr(
     """
     job = job.change({"train.ema": None, "stages": []})
     splits = open_splits(job)
-    state = fresh_state(job, splits, device)
+    state = new_training_state(job, splits, device)
     if job.model.weights:
         load_initial_weights(state, job)
     growth = (high / low) ** (1 / (steps - 1))

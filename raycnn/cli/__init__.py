@@ -3,8 +3,8 @@
 import os
 import sys
 
-from raycnn.cli import exit
 from raycnn.cli.commands import app
+from raycnn.cli.worker_exit import without_finalizing
 from raycnn.errors import RaycnnError
 
 __all__ = ["app", "main"]
@@ -17,7 +17,7 @@ def main() -> None:
             stream, "reconfigure"
         ):  # file names may contain characters that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
-    with exit.without_finalizing():
+    with without_finalizing():
         try:
             app(prog_name="raycnn")
         except RaycnnError as error:

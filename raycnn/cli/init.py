@@ -29,5 +29,5 @@ def init(
         output.write_text(generated.text(), encoding="utf-8")
     except OSError as error:
         raise EnvironmentUnavailable(f"cannot write {output}: {error.strerror}") from None
-    print(f"{output}: {generated.found}")
+    print(f"{output}: {generated.summary}")
     print(f"next: raycnn train {output}")

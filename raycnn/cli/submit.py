@@ -63,7 +63,7 @@ def submit(
         return
     cluster = connect(address)
     if generated:
-        print(f"{generated.found}: the cluster's nodes must see the same folder")
+        print(f"{generated.summary}: the cluster's nodes must see the same folder")
     if spec:
         name = cluster.submit(spec, code=code)
     else:

@@ -49,7 +49,9 @@ def train(
     def create(view: "Callback") -> Run:
         run = Run.create(resolved)
         if generated:
-            view.on_event(SpecWritten(found=generated.found, path=str(generated.write(run.folder))))
+            view.on_event(
+                SpecWritten(found=generated.summary, path=str(generated.write(run.folder)))
+            )
         return run
 
     _launch(resolved, create)

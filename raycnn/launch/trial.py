@@ -111,7 +111,7 @@ def fit_trial(
     channel = FolderChannel(trial.run, job.workers.timeout_s, stop)
     recorder = TrialRecorder(search, trial, channel)
     try:
-        fit(job, device, recorder, recorder.callbacks, test_once=False)
+        fit(job, device, recorder, recorder.callbacks, run_test=False)
         return {"state": "done"}
     except _Stopped as stopped:
         return {"state": "stopped", "reason": str(stopped)}

@@ -12,26 +12,27 @@ from raycnn.errors import SpecError, unknown
 from raycnn.models.blocks import TooSmall
 from raycnn.shape import Shape
 
-MAX_SIDE = 512  # pixels: the largest side tried when the minimum is looked for
+MAX_SIDE = 512  # pixels: the largest side that the search for the minimum tries
 
 
 def count_parameters(network: nn.Module) -> int:
+    """Return the number of parameters of a network, frozen ones included."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def build_model(choice: Model, shape: Shape, classes: int) -> nn.Module:
     """Return a network with random weights, whose frozen parameters take no gradients.
 
-    Raises SpecError when the images are too small for it, or every parameter is frozen.
+    Raises SpecError if the images are too small for it, or every parameter is frozen.
     """
     options = MODELS.options(choice)
     try:
         model = MODELS.builder(choice.name)(shape, classes, **options)
     except TooSmall:
-        least = _min_image_size(choice, shape.channels, classes)
+        minimum = _min_image_size(choice, shape.channels, classes)
         raise SpecError(
-            f"{choice.name} needs images of at least {least}x{least}, not "
-            f"{shape.height}x{shape.width}: `data.transforms: [{{name: resize, size: {least}}}]` "
+            f"{choice.name} needs images of at least {minimum}x{minimum}, not "
+            f"{shape.height}x{shape.width}: `data.transforms: [{{name: resize, size: {minimum}}}]` "
             "enlarges them",
             "model",
         ) from None
@@ -43,12 +44,12 @@ def build_model(choice: Model, shape: Shape, classes: int) -> nn.Module:
 
 
 def _freeze(model: nn.Module, prefix: str) -> None:
-    named = dict(model.named_parameters())
-    chosen = [p for key, p in named.items() if f"{key}.".startswith(f"{prefix}.")]
-    if not chosen:
-        parts = {key.split(".")[0] for key in named}
+    parameters = dict(model.named_parameters())
+    frozen = [p for key, p in parameters.items() if f"{key}.".startswith(f"{prefix}.")]
+    if not frozen:
+        parts = {key.split(".")[0] for key in parameters}
         raise SpecError(unknown("part of the network", prefix, parts), "model.freeze")
-    for parameter in chosen:
+    for parameter in frozen:
         parameter.requires_grad_(False)
 
 
@@ -64,7 +65,7 @@ def _min_image_size(choice: Model, channels: int, classes: int) -> int:
     """Return the smallest side, in pixels, of square images that a network accepts."""
     for size in range(1, MAX_SIDE):
         try:
-            with torch.device("meta"):  # allocates and computes nothing
+            with torch.device("meta"):  # the meta device allocates and computes nothing
                 MODELS.build(choice, Shape(channels, size, size), classes)
             return size
         except TooSmall:

@@ -40,7 +40,7 @@ def is_small(stem: Literal["auto", "large", "small"], shape: Shape) -> bool:
 def init_weights(model: nn.Module, linear_std: float | None = None) -> None:
     """Initialize convolutions as He et al. 2015 (arXiv:1502.01852, equation 10), by fan-out.
 
-    Linear layers are drawn from a normal distribution with `linear_std`, where it is given.
+    Linear layers are drawn from a normal distribution with `linear_std`, if it is given.
     """
     for module in model.modules():
         weight = getattr(module, "weight", None)
@@ -63,15 +63,15 @@ class TooSmall(ValueError):
 def width(features: nn.Module, shape: Shape) -> int:
     """Return the number of output features of convolutions and pools in sequence, for one image.
 
-    Raises TooSmall when a layer's output would be empty. Dumoulin and Visin, "A guide to
-    convolution arithmetic for deep learning" (arXiv:1603.07285), relationship 6.
+    Raises TooSmall if a layer's output would be empty. Dumoulin and Visin, "A guide to convolution
+    arithmetic for deep learning" (arXiv:1603.07285), relationship 6.
     """
     channels, *sides = shape
     for layer in features.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
             layout = sides, *map(_pair, (layer.kernel_size, layer.stride, layer.padding))
-            up = getattr(layer, "ceil_mode", False)
-            sides = [_output_size(n, k, s, p, up) for n, k, s, p in zip(*layout, strict=True)]
+            ceil = getattr(layer, "ceil_mode", False)
+            sides = [_output_size(n, k, s, p, ceil) for n, k, s, p in zip(*layout, strict=True)]
         if isinstance(layer, nn.Conv2d):
             channels = layer.out_channels
         if min(sides) < 1:
@@ -79,11 +79,12 @@ def width(features: nn.Module, shape: Shape) -> int:
     return channels * sides[0] * sides[1]
 
 
-def _output_size(n: int, kernel: int, stride: int, padding: int, up: bool) -> int:
-    """Return the output size along one side; `up` rounds up, as torch's `ceil_mode` does."""
-    over = stride - 1 if up else 0
-    count = (n + 2 * padding - kernel + over) // stride + 1
-    return count - 1 if up and (count - 1) * stride >= n + padding else count
+def _output_size(n: int, kernel: int, stride: int, padding: int, ceil: bool) -> int:
+    """Return the output size along one side; `ceil` rounds up, as torch's `ceil_mode` does."""
+    extra = stride - 1 if ceil else 0
+    count = (n + 2 * padding - kernel + extra) // stride + 1
+    # As in torch, the last window must not start in the padding.
+    return count - 1 if ceil and (count - 1) * stride >= n + padding else count
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Dropout whose masks do not depend on the number of workers.
 
 Every worker draws the mask of the global batch from the seed of the step and uses the rows of its
-share. The mask depends on (seed, step) alone, so a resumed step draws the same mask.
+share. The mask depends only on (seed, step), so a resumed step draws the same mask.
 """
 
 import torch
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 _first, _total = 0, 0
 
 
-def seed_step(number: int, first: int, total: int, device: torch.device) -> None:
+def seed_step(seed: int, first: int, total: int, device: torch.device) -> None:
     """Seed the generator of `device` for a step.
 
-    From here on this worker's images are rows `first` onwards of a batch of `total` images.
+    From then on this worker's images are rows `first` onwards of a batch of `total` images.
     """
     global _first, _total
     if device.type == "cpu":  # torch.manual_seed would also seed all other devices, slowly
-        torch.default_generator.manual_seed(number)
+        torch.default_generator.manual_seed(seed)
     else:
-        torch.get_device_module(device).manual_seed(number)
+        torch.get_device_module(device).manual_seed(seed)
     _first, _total = first, total
 
 

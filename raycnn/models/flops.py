@@ -10,7 +10,7 @@ from raycnn.shape import Shape
 
 
 class OperationMode(TorchDispatchMode):
-    """Base class: passes every operation inside its block to `record`.
+    """Base class of modes that pass every operation inside their block to `record`.
 
     It does not import torch's compiler, which takes seconds.
     """
@@ -23,7 +23,7 @@ class OperationMode(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Leave `__torch_dispatch__` as it is: torch would have its compiler skip it."""
+        """Return False, so that torch does not wrap `__torch_dispatch__` for its compiler."""
         return False
 
     def __torch_dispatch__(
@@ -36,7 +36,7 @@ class OperationMode(TorchDispatchMode):
         return out
 
     def record(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any, flops: int) -> None:
-        """Take note of an operation, its arguments, result and floating-point operations."""
+        """Record an operation, its arguments, result and floating-point operations."""
         raise NotImplementedError
 
 
@@ -48,13 +48,13 @@ class _FlopCounter(OperationMode):
 
 
 def count_flops(network: nn.Module, shape: Shape) -> int:
-    """Return the operations for one image, two for each multiply-add, as torch counts them.
+    """Return the floating-point operations for one image, two for each multiply-add.
 
     The network maps a blank image in evaluation mode, and is left in the mode that it was in. (The
     meta device would compute nothing, but imports torch's compiler.)
     """
-    mode, device = network.training, next(network.parameters()).device
+    was_training, device = network.training, next(network.parameters()).device
     with torch.no_grad(), _FlopCounter() as counter:
         network.eval()(torch.zeros(1, *shape, device=device))
-    network.train(mode)
+    network.train(was_training)
     return counter.total

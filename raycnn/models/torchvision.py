@@ -17,7 +17,7 @@ from raycnn.models.blocks import BatchNorm
 from raycnn.models.dropout import Dropout
 from raycnn.shape import Shape
 
-AUXILIARY = {"googlenet", "inception_v3"}  # with auxiliary heads, which are only of use in training
+AUXILIARY = {"googlenet", "inception_v3"}  # networks with auxiliary heads, used only in training
 
 
 def builder_of(name: str) -> Callable[..., nn.Module]:
@@ -51,10 +51,10 @@ def plain_classifier(name: str, classes: int = 1000) -> nn.Module:
     """Return the unmodified torchvision network, with random weights."""
     from torchvision import models
 
-    extra = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
-    real = torch.device("cpu") if name.startswith("regnet") else nullcontext()  # reads values
-    with real:
-        return models.get_model(name, weights=None, num_classes=classes, **extra)
+    options = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
+    # RegNet's constructor reads values of tensors, which the meta device does not have.
+    with torch.device("cpu") if name.startswith("regnet") else nullcontext():
+        return models.get_model(name, weights=None, num_classes=classes, **options)
 
 
 def _replace_first_conv(model: nn.Module, channels: int) -> None:
@@ -63,19 +63,19 @@ def _replace_first_conv(model: nn.Module, channels: int) -> None:
     if first.in_channels == channels:
         return
     parent = model.get_submodule(key.rpartition(".")[0])
-    same = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
-    other = nn.Conv2d(channels, first.out_channels, bias=first.bias is not None, **same)
-    setattr(parent, key.rpartition(".")[2], other)
+    options = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
+    conv = nn.Conv2d(channels, first.out_channels, bias=first.bias is not None, **options)
+    setattr(parent, key.rpartition(".")[2], conv)
 
 
 @torch.no_grad()
 def _check_accepts(name: str, model: nn.Module, shape: Shape) -> None:
     """Raise SpecError unless the network accepts an image of this shape."""
-    device = next(model.parameters()).device  # meta, when a job is only checked
+    device = next(model.parameters()).device  # the meta device if a job is only checked
     image = torch.zeros(1, *shape, device=device)
     try:
         model.eval()(image)
     except (RuntimeError, ValueError, AssertionError) as error:
-        what = f"torchvision:{name} cannot take {shape} images: {error}"
-        raise SpecError(what, "model") from None
+        message = f"torchvision:{name} cannot take {shape} images: {error}"
+        raise SpecError(message, "model") from None
     model.train()

@@ -22,7 +22,7 @@ def published_normalization(
 ) -> tuple[list[float], list[float]] | None:
     """Return the per-channel mean and standard deviation that ImageNet weights were trained with.
 
-    Grayscale images get the average over the three colors. Return None where the job does not
+    Grayscale images get the average over the three colors. Return None if the job does not
     start from ImageNet weights.
     """
     if choice.weights != IMAGENET:

@@ -33,9 +33,9 @@ from raycnn.runtime import rng
 from raycnn.runtime.device import find
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Callback, ReportWritten, Warned, format_flops
-from raycnn.training.loop import TrainResult, fresh_state
+from raycnn.training.loop import TrainResult, new_training_state
 from raycnn.training.main_metric import val_metric
-from raycnn.training.metrics import FEW, confidence_interval
+from raycnn.training.metrics import FEW_IMAGES, confidence_interval
 from raycnn.training.predictions import SplitPredictions
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def open_run(run: Run, device: str = "cpu", root: str | None = None) -> ReportIn
     path = run.weights("best")
     splits = open_splits(job)
     chosen = find(device).select(0)
-    state = fresh_state(job, splits, chosen)
+    state = new_training_state(job, splits, chosen)
     if checkpoint.read_state(path)["about"]["data"] != state.metadata["data"]:
         raise DataError("the images or labels are not the ones this run was trained on")
     checkpoint.load_weights(state.model, path)
@@ -246,14 +246,14 @@ def _notes(
     metric = val_metric(rows[-1]) if rows else None
     if rows and not metric:
         notes.append("No image was held out: the last epoch counts as the best.")
-    elif val and val < FEW and metric == "val/acc1":
+    elif val and val < FEW_IMAGES and metric == "val/acc1":
         best = max(row.get("val/acc1", 0.0) for row in rows)
         low, high = confidence_interval(round(best * val), val)
         notes.append(
             f"Only {val} validation images choose the best epoch: its {percent(best, 1)} could be "
             f"anything from {percent(low, 1)} to {percent(high, 1)}. Raise data.val."
         )
-    if result and result["test"]["count"] < FEW:
+    if result and result["test"]["count"] < FEW_IMAGES:
         interval = ": see its interval" if "interval95" in result["test"] else ""
         notes.append(f"The test has only {result['test']['count']} images{interval}.")
     return notes

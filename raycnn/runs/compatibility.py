@@ -1,4 +1,4 @@
-"""Check whether a run can be resumed with a job: some settings are fixed once it has begun."""
+"""Check whether a run can be resumed with a job: some settings are fixed once it has started."""
 
 from functools import reduce
 from typing import Any
@@ -21,22 +21,26 @@ IMMUTABLE_ON_RESUME = [
     "train.batch_size",
     "train.balanced",
 ]
-READING = {"root", "download", "cache", "max_bad"}  # keys of `data` that do not change the images
+READING_KEYS = {"root", "download", "cache", "max_bad"}
+"""Keys of `data` that change how the images are read, but not the images."""
 
 
 def validate_resume(run: Run, job: JobSpec) -> int:
     """Return the number of completed epochs of the run.
 
-    Raises SpecError when the job changes a fixed setting, or has fewer epochs than have begun.
+    Raises SpecError if the job changes a fixed setting, or has fewer epochs than have started.
     """
-    path, _ = run.newest()
+    path, _ = run.latest_checkpoint()
     if not path:
         return 0
     saved = checkpoint.read_state(path)
     check_same_job(saved, job.tree())
-    begun = _epochs_begun(saved)
-    if job.train.epochs < begun:
-        raise SpecError(f"is {job.train.epochs}, and {begun} have begun", "train.epochs")
+    epochs_started = _epochs_started(saved)
+    if job.train.epochs < epochs_started:
+        raise SpecError(
+            f"is {job.train.epochs}, but the run has already started epoch {epochs_started}",
+            "train.epochs",
+        )
     if saved["epoch"] < job.train.epochs:
         check_same_teacher(saved, teacher_digest(job))
     return int(saved["epoch"])
@@ -45,26 +49,26 @@ def validate_resume(run: Run, job: JobSpec) -> int:
 def check_same_job(saved: dict[str, Any], spec: dict[str, Any]) -> None:
     """Raise SpecError unless a spec may resume from a checkpoint's saved state."""
     # Validation fills in the defaults of keys that are newer than the checkpoint.
-    before = saved_job_from_tree(saved["about"]["spec"]).tree()
-    begun = _epochs_begun(saved)
+    saved_spec = saved_job_from_tree(saved["about"]["spec"]).tree()
+    epochs_started = _epochs_started(saved)
     for path in ("stages", *IMMUTABLE_ON_RESUME):
-        if _fixed_part(before, path, begun) != _fixed_part(spec, path, begun):
-            raise SpecError("cannot change once the run has begun: train it as a new job", path)
+        if _fixed_part(saved_spec, path, epochs_started) != _fixed_part(spec, path, epochs_started):
+            raise SpecError("cannot change once the run has started: train it as a new job", path)
 
 
 def check_same_data(saved: dict[str, Any], fingerprint: str) -> None:
-    """Raise DataError when the data differs from what the checkpoint was trained on."""
+    """Raise DataError if the data differs from what the checkpoint was trained on."""
     if saved["about"]["data"] != fingerprint:
-        raise DataError("the images or labels are not the ones this run was begun with")
+        raise DataError("the images or labels are not the ones the run was started with")
 
 
 def check_same_teacher(saved: dict[str, Any], sha256: str | None) -> None:
-    """Raise DataError when the weights of the teacher differ from those at the checkpoint."""
-    before = saved["about"].get("teacher")
-    if before and sha256 and before != sha256:
+    """Raise DataError if the weights of the teacher differ from those at the checkpoint."""
+    saved_sha256 = saved["about"].get("teacher")
+    if saved_sha256 and sha256 and saved_sha256 != sha256:
         raise DataError(
-            f"{TEACHER}: its best weights are not those that this run was begun with (SHA-256 "
-            f"{sha256[:12]}, not {before[:12]}): it was trained further, or is another run"
+            f"{TEACHER}: its best weights are not those that the run was started with (SHA-256 "
+            f"{sha256[:12]}, not {saved_sha256[:12]}): it was trained further, or is another run"
         )
 
 
@@ -77,15 +81,16 @@ def version_differences(saved: dict[str, Any], current: dict[str, str]) -> list[
     ]
 
 
-def _fixed_part(spec: dict[str, Any], path: str, begun: int) -> Any:
-    """Return the part of a key's value that is fixed once `begun` epochs have begun."""
+def _fixed_part(spec: dict[str, Any], path: str, epochs_started: int) -> Any:
+    """Return the part of a key's value that is fixed once this number of epochs has started."""
     value: Any = reduce(dict.__getitem__, path.split("."), spec)
     if path == "stages":
-        return [stage for stage in value if stage["epoch"] < begun]
+        return [stage for stage in value if stage["epoch"] < epochs_started]
     if path == "data":
-        return {key: part for key, part in value.items() if key not in READING}
+        return {key: part for key, part in value.items() if key not in READING_KEYS}
     return value
 
 
-def _epochs_begun(saved: dict[str, Any]) -> int:
+def _epochs_started(saved: dict[str, Any]) -> int:
+    """Return the number of epochs that a checkpoint's run has completed or started."""
     return int(saved["epoch"] + (saved["step"] > 0))

@@ -6,7 +6,7 @@ runs/<job>/<n>/
     metrics.csv         a row for each epoch
     events.jsonl        its events, one on each line: see training/callbacks.py
     checkpoints/        see training/checkpoint.py
-    heartbeats/         last epoch and step of each worker, where there are several
+    heartbeats/         last epoch and step of each worker, if there are several
     logs/               a file for each worker; TensorBoard events in logs/tensorboard
     result.json         when done: test metrics and the best epoch
     per_class.json      test metrics of each class, and the confusion matrix
@@ -37,8 +37,8 @@ from raycnn.runtime import distributed
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Event, Failed, SettingChanged
 
-LOCK_S = 2  # seconds; listing runs holds the lock briefly
-POLL_INTERVAL_S = 0.25  # seconds between checks for a stop request
+RUN_LOCK_TIMEOUT_S = 2  # seconds to wait for the lock of a run, which listing runs holds briefly
+STOP_POLL_INTERVAL_S = 0.25  # seconds between checks for a stop request
 
 log = logging.getLogger("raycnn")
 
@@ -52,14 +52,14 @@ class Run:
         self.location: Path | str = copy.uri if copy else folder
         """The address of the run, for users and `open`: the same folder, or a URI."""
         self.copy = copy
-        """The working copy of a run at a URI, which syncs `folder`; None for a local run."""
+        """The working copy of a run at a URI, which synchronizes `folder`; None for a local run."""
         self.checkpoints = folder / "checkpoints"
 
     @classmethod
     def open(cls, location: Path | str) -> "Run":
-        """Return the run at a path or a URI; from a URI all but its checkpoints is downloaded.
+        """Return the run at a path or a URI; from a URI, download all but its checkpoints.
 
-        Raises EnvironmentUnavailable where the URI cannot be reached.
+        Raises EnvironmentUnavailable if the URI cannot be reached.
         """
         if not is_uri(str(location)):
             return cls(Path(location))
@@ -71,7 +71,7 @@ class Run:
     def create(cls, job: JobSpec) -> "Run":
         """Create a run folder with the next free number, and return its run.
 
-        Raises EnvironmentUnavailable where it cannot be written.
+        Raises EnvironmentUnavailable if it cannot be written.
         """
         if is_uri(job.storage.path):
             copy = storage.claim_numbered(job.storage.path, job.name)
@@ -90,9 +90,9 @@ class Run:
         return run
 
     def initialize(self, job: JobSpec) -> None:
-        """Write the initial files and folders of the run. Raises OSError where that fails."""
-        for inner in (self.checkpoints, self.folder / "logs"):
-            inner.mkdir(parents=True, exist_ok=True)
+        """Write the initial files and folders of the run. Raises OSError if that fails."""
+        for subfolder in (self.checkpoints, self.folder / "logs"):
+            subfolder.mkdir(parents=True, exist_ok=True)
         self.write_job(job)
         io.write_json(self.folder / "environment.json", environment())
 
@@ -100,10 +100,10 @@ class Run:
     def find(cls, text: str, root: str = "runs", *, trained: bool = False) -> "Run":
         """Return a run by its folder, by `job/n`, or by `job` for the latest.
 
-        With `trained`, the latest with a checkpoint. Raises SpecError where there is none.
+        With `trained`, prefer the latest with a checkpoint. Raises SpecError if there is none.
         """
-        wanted = "checkpoints/index.json" if trained else ""
-        return cls.open(resolve_run("run", text, root, "job.yaml", wanted))
+        preferred_file = "checkpoints/index.json" if trained else ""
+        return cls.open(resolve_run("run", text, root, "job.yaml", preferred_file))
 
     @classmethod
     def all(cls, root: str = "runs") -> list["Run"]:
@@ -118,14 +118,14 @@ class Run:
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     def job(self) -> JobSpec:
-        """Return the job in job.yaml or, where that is damaged, in the newest checkpoint.
+        """Return the job in job.yaml or, if that is damaged, in the newest checkpoint.
 
-        Raises SpecError where neither can be read.
+        Raises SpecError if neither can be read.
         """
         try:
             return load_saved_job(self.folder / "job.yaml")
         except SpecError:
-            path, _ = checkpoint.newest(self.checkpoints)
+            path, _ = checkpoint.latest_valid_checkpoint(self.checkpoints)
             if not path:
                 raise
             return saved_job_from_tree(checkpoint.read_state(path)["about"]["spec"])
@@ -141,7 +141,7 @@ class Run:
     def reopen(self, job: JobSpec) -> list[SettingChanged]:
         """Prepare the run for more training with `job`; return the changed settings.
 
-        The old result is removed. Raises EnvironmentUnavailable where the folder is not writable.
+        The old result is removed. Raises EnvironmentUnavailable if the folder is not writable.
         """
         changes = _changes(self.job().tree(), job.tree())
         try:
@@ -151,7 +151,7 @@ class Run:
         except OSError as error:
             raise EnvironmentUnavailable(f"cannot write to {self.folder}: {error}") from None
         for change in changes:
-            with suppress(OSError):  # a full disk
+            with suppress(OSError):  # the event is lost on a full disk
                 self.add_event(change)
         return changes
 
@@ -164,7 +164,7 @@ class Run:
         return io.read_json(self.folder / PER_CLASS)
 
     def add_event(self, event: Event) -> None:
-        """Append an event to events.jsonl. Raises OSError where writing fails."""
+        """Append an event to events.jsonl. Raises OSError if writing fails."""
         events.append_event(self.folder / "events.jsonl", event)
 
     def events(self) -> list[Event]:
@@ -172,7 +172,7 @@ class Run:
         return events.read_events(self.folder / "events.jsonl")
 
     def write_heartbeat(self, beat: Heartbeat) -> None:
-        """Write a worker's heartbeat. Raises OSError where writing fails."""
+        """Write a worker's heartbeat. Raises OSError if writing fails."""
         heartbeats.write_heartbeat(self.folder, beat)
 
     def heartbeats(self) -> dict[int, Heartbeat]:
@@ -191,7 +191,7 @@ class Run:
         return io.read_json(self.folder / "progress.json") or {}
 
     def training(self) -> bool:
-        """Return whether training has begun its first epoch."""
+        """Return whether training has started its first epoch."""
         return bool(self.progress().get("epoch"))
 
     def rows(self) -> list[dict[str, str]]:
@@ -211,17 +211,17 @@ class Run:
         return next(reversed(self.events()), None)
 
     @contextmanager
-    def lock(self, timeout_s: float = LOCK_S) -> Iterator[None]:
+    def lock(self, timeout_s: float = RUN_LOCK_TIMEOUT_S) -> Iterator[None]:
         """Lock the run for training.
 
-        Raises EnvironmentUnavailable where another process trains it.
+        Raises EnvironmentUnavailable if another process trains it.
         """
         busy = f"{self.folder} is being trained by another process"
         with io.lock(self.folder / ".lock", busy, timeout_s):
-            # Stop requests to, and progress of, earlier trainings no longer apply.
+            # The stop request and the progress of an earlier process no longer apply.
             for name in (".stop", "progress.json"):
                 (self.folder / name).unlink(missing_ok=True)
-            with self.copy.leased() if self.copy else nullcontext():
+            with self.copy.hold_lease() if self.copy else nullcontext():
                 yield
 
     def request_stop(self) -> None:
@@ -232,38 +232,38 @@ class Run:
 
     def stop_requested(self) -> bool:
         """Return whether to save and stop: on request, or because uploads have failed."""
-        return (self.folder / ".stop").exists() or bool(self.copy and self.copy.is_lost)
+        return (self.folder / ".stop").exists() or bool(self.copy and self.copy.upload_failed)
 
     @contextmanager
     def syncing(self, timeout_s: float) -> Iterator[None]:
         """Upload this worker's files in the background during the block, for a run at a URI.
 
-        All files are uploaded when the block ends. Raises EnvironmentUnavailable where the storage
-        is unreachable for `timeout_s` seconds.
+        All files are uploaded when the block ends. Raises EnvironmentUnavailable if the storage is
+        unreachable for `timeout_s` seconds.
         """
         if not self.copy:
             yield
             return
 
-        def tell(event: Event) -> None:
+        def log_event(event: Event) -> None:
             log.warning(event.message)
-            with suppress(OSError):  # a full disk
+            with suppress(OSError):  # the event is lost on a full disk
                 self.add_event(event)
 
-        with self.copy.syncing(distributed.rank(), timeout_s, tell):
+        with self.copy.syncing(distributed.rank(), timeout_s, log_event):
             yield
 
     def flush(self) -> None:
         """Upload what was written to the folder, for a run at a URI.
 
         Inside `syncing` this only waits for the previous upload and queues the next. Raises
-        EnvironmentUnavailable where an upload failed.
+        EnvironmentUnavailable if an upload failed.
         """
         if self.copy:
             self.copy.push()
 
     def wait_flushed(self) -> None:
-        """Wait until all flushed files are uploaded. Raises as `flush`."""
+        """Wait until all flushed files are uploaded. Raises the same errors as `flush`."""
         if self.copy:
             self.copy.wait()
 
@@ -272,19 +272,19 @@ class Run:
         if self.copy:
             self.copy.refresh()
 
-    def newest(self) -> tuple[Path | None, list[str]]:
-        """Return the newest valid checkpoint, or None, and the faults of any newer ones.
+    def latest_checkpoint(self) -> tuple[Path | None, list[str]]:
+        """Return the newest valid checkpoint, or None, and what is wrong with any newer ones.
 
-        Raises DataError when there are checkpoints but none is valid.
+        Raises DataError if there are checkpoints but none is valid.
         """
         if self.copy:
             self.copy.pull_checkpoints()
-        return checkpoint.newest(self.checkpoints)
+        return checkpoint.latest_valid_checkpoint(self.checkpoints)
 
     def weights(self, which: str) -> Path:
         """Return the folder of the checkpoint `best` or `last`.
 
-        Raises DataError where it is missing or damaged, SpecError for any other name.
+        Raises DataError if it is missing or damaged, SpecError for any other name.
         """
         if which not in ("best", "last"):
             raise SpecError(unknown("checkpoint", which, ["best", "last"]))
@@ -293,9 +293,8 @@ class Run:
         name = checkpoint.read_index(self.checkpoints).get(which)
         if not name:
             raise DataError(f"{self.location} has no {which} checkpoint: no epoch of it is done")
-        fault = checkpoint.verify_checkpoint(self.checkpoints / name)
-        if fault:
-            raise DataError(fault)
+        if problem := checkpoint.verify_checkpoint(self.checkpoints / name):
+            raise DataError(problem)
         return self.checkpoints / name
 
 
@@ -312,11 +311,13 @@ def create_numbered(parent: Path) -> Path:
             continue
 
 
-def resolve_run(kind: str, text: str, root: str, spec_name: str, wanted: str = "") -> Path | str:
+def resolve_run(
+    kind: str, text: str, root: str, spec_name: str, preferred_file: str = ""
+) -> Path | str:
     """Return the folder of a run or search, by its path, by `name/n`, or by `name` for the latest.
 
-    It contains the file `spec_name`. By `name`, folders that contain the file `wanted` are
-    preferred. A folder at a URI is returned as its URI. Raises SpecError where there is none.
+    It contains the file `spec_name`. By `name`, folders that contain `preferred_file` are
+    preferred. A folder at a URI is returned as its URI. Raises SpecError if there is none.
     """
     text, root = local_path(text), local_path(root)
     for path in (Path(text), Path(root) / text):
@@ -324,11 +325,12 @@ def resolve_run(kind: str, text: str, root: str, spec_name: str, wanted: str = "
             return path.absolute()
     if is_uri(text) or is_uri(root):
         return _resolve_uri(kind, text, root, spec_name)
-    there = list_folders(root, spec_name)
-    of_name = [path for path in there if path.parent.name == text]
+    folders = list_folders(root, spec_name)
+    of_name = [path for path in folders if path.parent.name == text]
     if of_name:
-        return next((path for path in reversed(of_name) if (path / wanted).exists()), of_name[-1])
-    names = {name for p in there for name in (f"{p.parent.name}/{p.name}", p.parent.name)}
+        preferred = (path for path in reversed(of_name) if (path / preferred_file).exists())
+        return next(preferred, of_name[-1])
+    names = {name for p in folders for name in (f"{p.parent.name}/{p.name}", p.parent.name)}
     raise SpecError(unknown(kind, text, names) + f"; looked for a folder and in {root}/")
 
 
@@ -338,28 +340,28 @@ def _resolve_uri(kind: str, text: str, root: str, spec_name: str) -> str:
         return uri
     if is_uri(text):
         raise SpecError(f"there is no {kind} at {text}: it has no {spec_name}")
-    there = [copy.uri for copy in storage.list_copies(root, spec_name)]
-    named = {uri: base_name(parent(uri)) for uri in there}
-    of_name = [uri for uri in there if named[uri] == text]
+    uris = [copy.uri for copy in storage.list_copies(root, spec_name)]
+    name_of = {uri: base_name(parent(uri)) for uri in uris}
+    of_name = [uri for uri in uris if name_of[uri] == text]
     if of_name:
         return of_name[-1]
-    names = {name for uri in there for name in (f"{named[uri]}/{base_name(uri)}", named[uri])}
+    names = {name for uri in uris for name in (f"{name_of[uri]}/{base_name(uri)}", name_of[uri])}
     raise SpecError(unknown(kind, text, names) + f"; looked in {root}")
 
 
 def list_folders(root: str, spec_name: str) -> list[Path]:
     """Return the numbered folders that contain the file `spec_name`, by name and number."""
-    there = [path.parent.absolute() for path in Path(root).glob(f"*/*/{spec_name}")]
-    numbered = [path for path in there if path.name.isdigit()]
+    folders = [path.parent.absolute() for path in Path(root).glob(f"*/*/{spec_name}")]
+    numbered = [path for path in folders if path.name.isdigit()]
     return sorted(numbered, key=lambda path: (path.parent, int(path.name)))
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[SettingChanged]:
-    found = []
+    changes = []
     for key in sorted({*before, *after}):
         old, new = before.get(key), after.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _changes(old, new, f"{path}{key}.")
+            changes += _changes(old, new, f"{path}{key}.")
         elif old != new:
-            found.append(SettingChanged(key=f"{path}{key}", before=old, after=new))
-    return found
+            changes.append(SettingChanged(key=f"{path}{key}", before=old, after=new))
+    return changes

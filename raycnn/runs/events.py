@@ -8,7 +8,7 @@ from raycnn.training.callbacks import Event
 
 
 def append_event(path: Path, event: Event) -> None:
-    """Append an event to a file. Raises OSError where writing fails."""
+    """Append an event to a file. Raises OSError if writing fails."""
     io.append_line(path, json.dumps(event.to_dict()))
 
 

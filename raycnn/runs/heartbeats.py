@@ -1,4 +1,4 @@
-"""Heartbeats of each worker, and from them which worker failed or was unresponsive, and why.
+"""Heartbeats of the workers, and from them which worker failed or was unresponsive, and why.
 
 heartbeats/
     rank-N.json     last epoch and step of the worker, and its error
@@ -21,7 +21,7 @@ from raycnn.training.callbacks import Decoding, Event, Progress
 
 FOLDER = "heartbeats"
 STACK_SHARE = 0.7  # fraction of the timeout after which an unresponsive worker dumps its stacks
-FRAMES = 6  # stack frames shown in a message
+FRAMES = 6  # number of stack frames shown in a message
 
 Failure = Literal["", "error", "timeout", "peer_lost"]
 
@@ -41,14 +41,17 @@ class Heartbeat:
     failure: Failure = ""
     """`error`: its own error; `timeout` or `peer_lost`: caused by another worker."""
     error: str = ""
+    """The error as one line; empty without a failure."""
 
 
 def failure_of(error: BaseException) -> tuple[Failure, str]:
     """Return the kind of a worker's failure, and its error as one line."""
     if isinstance(error, RuntimeError) and distributed.is_peer_loss(error):
         return ("timeout" if distributed.is_timeout(error) else "peer_lost"), first_line(error)
-    known = first_line(error)
-    return "error", known if hasattr(error, "exit_code") else f"{type(error).__name__}: {known}"
+    message = first_line(error)
+    if not hasattr(error, "exit_code"):  # the message of a bug may say little without its type
+        message = f"{type(error).__name__}: {message}"
+    return "error", message
 
 
 class Channel(Protocol):
@@ -81,8 +84,11 @@ class HeartbeatSender:
                 self.channel.heartbeat(0, event.done)
 
 
-class Stacks:
-    """A watchdog that dumps this process's stacks to a file unless `alive` is called in time."""
+class HangWatchdog:
+    """A watchdog that dumps this process's stacks to a file if it hangs.
+
+    It hangs if `reset_timer` is not called for STACK_SHARE of the timeout.
+    """
 
     def __init__(self, path: Path, timeout_s: float):
         self.timeout_s = STACK_SHARE * timeout_s
@@ -91,9 +97,9 @@ class Stacks:
             self.file: TextIO | None = path.open("w")
         except OSError:
             self.file = None
-        self.alive()
+        self.reset_timer()
 
-    def alive(self) -> None:
+    def reset_timer(self) -> None:
         """Restart the watchdog's timer."""
         if self.file:
             faulthandler.dump_traceback_later(self.timeout_s, file=self.file)
@@ -108,20 +114,20 @@ class Stacks:
 def training_stack(dump: str) -> str:
     """Return the innermost frames of the training thread in the last faulthandler dump.
 
-    Empty where the process was suspended or killed before it could write a dump.
+    Empty if the process was suspended or killed before it could write a dump.
     """
     threads = dump.rpartition("Timeout (")[2].split("Thread 0x")
     training = next((thread for thread in threads if str(loop.__file__) in thread), "")
     return "\n".join(training.splitlines()[1 : 1 + FRAMES])
 
 
-def explain(
+def diagnose_failure(
     beats: Mapping[int, Heartbeat],
     world_size: int,
     timeout_s: float,
     stack: Callable[[int], str] = lambda rank: "",
 ) -> str:
-    """Return which worker failed first or was unresponsive, and why, as a message.
+    """Return a message about which worker failed first or was unresponsive, and why.
 
     `beats` has the last heartbeat of each rank that sent one; `stack` returns a rank's stacks.
     """
@@ -131,9 +137,9 @@ def explain(
     if not any(beat.failure == "timeout" for beat in beats.values()):
         return "another worker exited without an error: killed, or its machine is down"
     silent = [rank for rank in range(world_size) if rank not in beats or not beats[rank].failure]
-    named = ", ".join(f"rank {rank}" for rank in silent) or "the network between the workers"
-    stacks = [f"\nstack of rank {rank}:\n{at}" for rank in silent if (at := stack(rank))]
-    return f"{named} was unresponsive for {timeout_s} s (workers.timeout_s)" + "".join(stacks)
+    culprit = ", ".join(f"rank {rank}" for rank in silent) or "the network between the workers"
+    stacks = [f"\nstack of rank {rank}:\n{frames}" for rank in silent if (frames := stack(rank))]
+    return f"{culprit} was unresponsive for {timeout_s} s (workers.timeout_s)" + "".join(stacks)
 
 
 def new_heartbeat(**fields: Any) -> Heartbeat:
@@ -147,18 +153,18 @@ def update_heartbeat(beat: Heartbeat, **fields: Any) -> Heartbeat:
 
 
 def write_heartbeat(folder: Path, beat: Heartbeat) -> None:
-    """Write a worker's heartbeat to the run folder. Raises OSError where writing fails."""
+    """Write a worker's heartbeat to the run folder. Raises OSError if writing fails."""
     (folder / FOLDER).mkdir(exist_ok=True)
     io.write_json(folder / FOLDER / f"rank-{beat.rank}.json", asdict(beat))
 
 
 def read_heartbeats(folder: Path) -> dict[int, Heartbeat]:
     """Return the last heartbeat of each rank in a run folder."""
-    found = {}
+    beats = {}
     for path in (folder / FOLDER).glob("rank-*.json"):
         try:
             beat = Heartbeat(**(io.read_json(path) or {}))
-        except TypeError:  # truncated, or from another version
+        except TypeError:  # the file is truncated, or from another version
             continue
-        found[beat.rank] = beat
-    return found
+        beats[beat.rank] = beat
+    return beats

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from raycnn.errors import EnvironmentUnavailable
-from raycnn.filesystem import RemoteFile, RemoteFolder, errors
+from raycnn.filesystem import RemoteFile, RemoteFolder, filesystem_errors
 from raycnn.paths import cache_folder
 
 LEASE, CLOCK = ".lease", ".clock"
@@ -26,74 +26,76 @@ class Lease:
 
     def __init__(self, remote: RemoteFolder, poll_s: float):
         self.remote, self.poll_s = remote, poll_s
-        self._own = ""
+        self._name = ""
 
-    def take(self) -> None:
-        """Take the lease once all others have expired.
+    def acquire(self) -> None:
+        """Acquire the lease once all others have expired.
 
-        Raises EnvironmentUnavailable when another machine renews its lease or takes one first.
+        Raises EnvironmentUnavailable if another machine renews its lease or acquires one first.
         """
-        self._own = f"{LEASE}/{_machine_id()}"
-        before: list[RemoteFile] = []
+        self._name = f"{LEASE}/{_machine_id()}"
+        previous: list[RemoteFile] = []
         while others := self._others():
-            if before and others != before:
-                raise self._taken(others)
+            if previous and others != previous:
+                raise self._error(others)
             if self._have_expired(others):
                 for file in others:
                     self.remote.delete(file.name)
                 break
-            before = others
+            previous = others
             time.sleep(self.poll_s)
-        self.remote.write(self._own, f"{socket.gethostname()}, process {os.getpid()}".encode())
+        self.remote.write(self._name, f"{socket.gethostname()}, process {os.getpid()}".encode())
         if others := self._others():
-            self.remote.delete(self._own)
-            raise self._taken(others)
+            self.remote.delete(self._name)
+            raise self._error(others)
 
     @contextmanager
-    def renewed(self) -> Iterator[None]:
-        """Renew the lease in a background thread, and give it up at the end of the block."""
+    def renewing(self) -> Iterator[None]:
+        """Renew the lease in a background thread, and release it at the end of the block."""
         ended = threading.Event()
-        renewing = threading.Thread(target=self._renew, args=(ended,), daemon=True)
-        renewing.start()
+        thread = threading.Thread(target=self._renew, args=(ended,), daemon=True)
+        thread.start()
         try:
             yield
         finally:
             ended.set()
-            renewing.join()
-            with suppress(*errors()):  # else it expires
-                self.remote.delete(self._own)
+            thread.join()
+            with suppress(*filesystem_errors()):  # a lease that is not deleted expires
+                self.remote.delete(self._name)
 
     def is_held(self) -> bool:
         """Return whether a machine holds a lease that has not expired."""
-        with suppress(*errors()):
+        with suppress(*filesystem_errors()):
             renewals = [file.modified_ns / 1e9 for file in self.remote.files(LEASE)]
             return any(time.time() - seconds < LEASE_S for seconds in renewals)
         return False
 
     def holders(self) -> set[str]:
-        """Return the names of all lease files."""
+        """Return the names of all lease files, expired ones included."""
         return {file.name for file in self.remote.files(LEASE)}
 
     def _others(self) -> list[RemoteFile]:
-        return [file for file in self.remote.files(LEASE) if file.name != self._own]
+        return [file for file in self.remote.files(LEASE) if file.name != self._name]
 
     def _have_expired(self, leases: list[RemoteFile]) -> bool:
-        self.remote.write(CLOCK, b"")  # the times of files are those of the storage's clock
+        # Modification times are those of the storage's clock, so a new file tells the time there.
+        self.remote.write(CLOCK, b"")
         now = self.remote.file(CLOCK)
         newest = max(file.modified_ns for file in leases)
         return now is not None and now.modified_ns - newest > LEASE_S * 1e9
 
-    def _taken(self, leases: list[RemoteFile]) -> EnvironmentUnavailable:
+    def _error(self, leases: list[RemoteFile]) -> EnvironmentUnavailable:
+        """Return the error that another machine holds the lease."""
         holder = "another process"
-        with suppress(*errors()):
+        with suppress(*filesystem_errors()):
             holder += f" ({self.remote.read(leases[0].name).decode()})"
         return EnvironmentUnavailable(f"{self.remote.uri} is being trained by {holder}")
 
     def _renew(self, ended: threading.Event) -> None:
         while not ended.wait(RENEW_S):
-            with suppress(*errors()):  # the next renewal may succeed
-                if self.remote.file(self._own):
-                    self.remote.write(self._own, self.remote.read(self._own))
+            with suppress(*filesystem_errors()):  # the next renewal may succeed
+                if self.remote.file(self._name):
+                    self.remote.write(self._name, self.remote.read(self._name))
 
 
 def _machine_id() -> str:

@@ -37,19 +37,20 @@ class RunSummary:
 
 def run_folders(root: str | Path) -> list[Path]:
     """Return the run folders below a folder, sorted by job and number."""
-    found = [path.parent for path in Path(root).glob("*/*/job.yaml") if path.parent.name.isdigit()]
-    return sorted(found, key=lambda folder: (folder.parent, int(folder.name)))
+    folders = [path.parent for path in Path(root).glob("*/*/job.yaml")]
+    numbered = [folder for folder in folders if folder.name.isdigit()]
+    return sorted(numbered, key=lambda folder: (folder.parent, int(folder.name)))
 
 
 def summarize_runs(folders: Iterable[Path]) -> list[RunSummary]:
     """Return the summaries of runs, in the order of their folders."""
-    first: dict[str, dict[str, str]] = {}
-    found = []
+    first_keys: dict[str, dict[str, str]] = {}
+    summaries = []
     for folder in folders:
         keys = spec_keys(folder / "job.yaml")
-        base = first.setdefault(folder.parent.name, keys)
-        found.append(_summary(folder, keys, base))
-    return found
+        base = first_keys.setdefault(folder.parent.name, keys)
+        summaries.append(_summary(folder, keys, base))
+    return summaries
 
 
 def _summary(folder: Path, keys: dict[str, str], base: dict[str, str]) -> RunSummary:
@@ -93,22 +94,22 @@ def spec_keys(file: Path) -> dict[str, str]:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
-    single: dict[str, str] = {}
-    listed: dict[str, list[str]] = {}
+    scalars: dict[str, str] = {}
+    lists: dict[str, list[str]] = {}
     for key, value, in_list in _values(lines):
         if in_list:
-            listed.setdefault(key, []).append(value)
+            lists.setdefault(key, []).append(value)
         else:
-            single[key] = value
-    return single | {key: f"[{', '.join(values)}]" for key, values in listed.items()}
+            scalars[key] = value
+    return scalars | {key: f"[{', '.join(values)}]" for key, values in lists.items()}
 
 
 def _values(lines: list[str]) -> Iterator[tuple[str, str, bool]]:
     """Yield the dotted key of each value of block-style YAML, the value, and if it is in a list."""
-    path: list[tuple[int, str, bool]] = []  # indent and name of a key, and if it is that of a list
+    path: list[tuple[int, str, bool]] = []  # indent, name, whether it is a list
     for line in lines:
         text = line.lstrip(" ").removeprefix("- ")
-        indent = len(line) - len(text)  # without the dash, which is no deeper than the list's key
+        indent = len(line) - len(text)  # excludes the dash, which may be as deep as the key
         while path and path[-1][0] >= indent:
             path.pop()
         is_item = bool(path) and text != line.lstrip(" ")

@@ -1,15 +1,16 @@
-"""What a run at a URI consists of, and which of its files are synchronized."""
+"""The files of a run at a URI: which are synchronized, and when each one last was."""
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock
 
 from raycnn.errors import EnvironmentUnavailable, first_line
-from raycnn.filesystem import RemoteFile, errors
+from raycnn.filesystem import RemoteFile, filesystem_errors
 from raycnn.training.checkpoint import INDEX
 
 CHECKPOINTS, EVENTS, STOP, TRIALS = "checkpoints", "events.jsonl", ".stop", "trials"
@@ -18,35 +19,58 @@ INDEX_PATH = f"{CHECKPOINTS}/{INDEX}"
 # Files that a resumed run does not have.
 TRANSIENT = ("result.json", "per_class.json", "progress.json")
 STATUS_FILES = ("job.yaml", "metrics.csv", EVENTS, "result.json", "progress.json", "search.yaml")
-NOT_SYNCED = {CHECKPOINTS, "heartbeats"}  # folders: synced separately; needed on one machine only
-SYNC_LOCK_S = 3600  # seconds to wait for another process to sync the same run
+# Folders: checkpoints are synced separately, heartbeats are needed on one machine only.
+NOT_SYNCED = {CHECKPOINTS, "heartbeats"}
+SYNC_LOCK_TIMEOUT_S = 3600  # seconds to wait for another process to sync the same run
+
+
+class SyncRecord(NamedTuple):
+    """A file's size and modification times at its last synchronization."""
+
+    remote_size: int
+    remote_mtime_ns: int
+    local_mtime_ns: int
+
+    @classmethod
+    def of(cls, file: RemoteFile, local_mtime_ns: int) -> "SyncRecord":
+        """Return the record of a file that was just synchronized with `file`."""
+        return cls(file.size, file.modified_ns, local_mtime_ns)
+
+
+NEVER_SYNCED = SyncRecord(0, 0, 0)
 
 
 class Manifest:
-    """The remote size and time and the local time of each file at its last synchronization."""
+    """The record of each file's last synchronization, as a JSON file in the working copy."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def read(self) -> dict[str, list[int]]:
-        """Return the entry of each file: remote size, remote and local modification time in ns."""
+    def read(self) -> dict[str, SyncRecord]:
+        """Return the record of each synchronized file; {} if the manifest cannot be read."""
         try:
-            return dict(json.loads((self.folder / MANIFEST).read_text()))
-        except (OSError, ValueError):
+            rows = dict(json.loads((self.folder / MANIFEST).read_text()))
+            return {name: SyncRecord(*row) for name, row in rows.items()}
+        except (OSError, ValueError, TypeError):
             return {}
 
-    def update(self, entries: dict[str, list[int]]) -> None:
-        """Update the entries of synchronized files; [] marks a deleted file."""
-        if entries:
-            with FileLock(self.folder / ".synced.lock", timeout=SYNC_LOCK_S):
-                known = {name: entry for name, entry in (self.read() | entries).items() if entry}
+    def record(self, name: str) -> SyncRecord:
+        """Return the record of one file; NEVER_SYNCED without one."""
+        return self.read().get(name, NEVER_SYNCED)
+
+    def update(self, changes: Mapping[str, SyncRecord | None]) -> None:
+        """Update the records of synchronized files; None removes that of a deleted file."""
+        if changes:
+            with FileLock(self.folder / ".synced.lock", timeout=SYNC_LOCK_TIMEOUT_S):
+                records = {name: row for name, row in {**self.read(), **changes}.items() if row}
                 temporary = self.folder / f"{MANIFEST}.new"
-                temporary.write_text(json.dumps(known))
+                temporary.write_text(json.dumps(records))
                 os.replace(temporary, self.folder / MANIFEST)
 
     def is_unchanged(self, file: RemoteFile) -> bool:
         """Return whether a remote file is unchanged since it was last synchronized."""
-        return self.read().get(file.name, [])[:2] == list(file[1:])
+        record = self.read().get(file.name)
+        return record is not None and record[:2] == (file.size, file.modified_ns)
 
 
 def is_synced_file(name: str) -> bool:
@@ -55,9 +79,9 @@ def is_synced_file(name: str) -> bool:
     return not (NOT_SYNCED & {*folders} or any(part.startswith(".") for part in name.split("/")))
 
 
-def merge_events(one: bytes, other: bytes) -> bytes:
-    """Return the merged lines of two diverged copies of events.jsonl, sorted by time."""
-    lines = dict.fromkeys([*one.splitlines(), *other.splitlines()])
+def merge_events(first: bytes, second: bytes) -> bytes:
+    """Merge the lines of two diverged copies of events.jsonl, sorted by time."""
+    lines = dict.fromkeys([*first.splitlines(), *second.splitlines()])
     return b"".join(line + b"\n" for line in sorted(lines, key=_time))
 
 
@@ -73,12 +97,12 @@ def translate_errors(uri: str) -> Iterator[None]:
     """Turn errors of a file system into EnvironmentUnavailable, naming setting and URI."""
     try:
         yield
-    except errors() as error:
+    except filesystem_errors() as error:
         raise EnvironmentUnavailable(f"storage.path: {uri}: {first_line(error)}") from None
 
 
 def mtime_ns(path: Path) -> int:
-    """Return the modification time of a file in ns; 0 where it does not exist."""
+    """Return the modification time of a file in ns; 0 if it does not exist."""
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -86,6 +110,7 @@ def mtime_ns(path: Path) -> int:
 
 
 def has_content(path: Path, data: bytes) -> bool:
+    """Return whether a file exists and contains exactly these bytes."""
     try:
         return path.read_bytes() == data
     except OSError:

@@ -1,4 +1,4 @@
-"""metrics.csv: one row per epoch, rewritten each time, so that it recovers from a full disk."""
+"""metrics.csv: one row per epoch, rewritten after each, so that it recovers from a full disk."""
 
 import csv
 from pathlib import Path
@@ -37,9 +37,9 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a metrics.csv; none where it is missing or damaged."""
+    """Return the rows of a metrics.csv; none if it is missing or damaged."""
     try:
         with path.open(newline="") as file:
             return list(csv.DictReader(file))
-    except (FileNotFoundError, UnicodeDecodeError, csv.Error):  # damaged; resuming rewrites it
+    except (FileNotFoundError, UnicodeDecodeError, csv.Error):  # resuming rewrites a damaged file
         return []

@@ -14,7 +14,7 @@ class RankLog:
     def __init__(self, path: Path):
         try:
             self.handler: logging.Handler = _Handler(path)
-        except OSError:  # a log that cannot be written never stops training
+        except OSError:  # a log that cannot be written must not stop training
             self.handler = logging.NullHandler()
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(self.handler)
@@ -31,7 +31,7 @@ class RankLog:
         log.removeHandler(self.handler)
         try:
             self.handler.close()
-        except OSError:  # a full disk, while buffered lines are flushed
+        except OSError:  # buffered lines are lost on a full disk
             pass
 
 

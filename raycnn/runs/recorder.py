@@ -1,4 +1,4 @@
-"""Records a training in its run folder: checkpoints, events, metrics and results."""
+"""Record a training run in its folder: checkpoints, events, metrics and results."""
 
 import logging
 import os
@@ -45,7 +45,7 @@ log = logging.getLogger("raycnn")
 
 
 class Recorder:
-    """The training loop's `Control` for one run. Only rank 0 writes, except for rank logs.
+    """The `TrainingHooks` that record a run. Only rank 0 writes, except for rank logs.
 
     `callbacks` receive every event, after those that write to the run folder.
     """
@@ -53,14 +53,14 @@ class Recorder:
     def __init__(self, run: Run, channel: Channel, callbacks: Iterable[Callback] = ()):
         self.run, self.channel = run, channel
         self._log = RankLog(run.folder / "logs" / f"rank-{distributed.rank()}.log")
-        own: list[Callback] = [HeartbeatSender(channel), self._log]
+        recorders: list[Callback] = [HeartbeatSender(channel), self._log]
         self._trackers: list[Tracker | TensorBoardWriter] = []
         if distributed.is_rank_zero():
             self._trackers = trackers_of(run, run.job().trackers)
             metrics = MetricsWriter(run.folder / "metrics.csv")
-            own += [EventWriter(run), SpecWriter(run), ProgressWriter(run), metrics]
-            own += self._trackers
-        self.callbacks = CallbackList([*own, *callbacks], distributed.rank())
+            recorders += [EventWriter(run), SpecWriter(run), ProgressWriter(run), metrics]
+            recorders += self._trackers
+        self.callbacks = CallbackList([*recorders, *callbacks], distributed.rank())
         log.info(f"rank {distributed.rank()} of {distributed.world_size()}, process {os.getpid()}")
 
     def close(self) -> None:
@@ -70,16 +70,16 @@ class Recorder:
         self._log.close()
 
     def restore(self, state: TrainingState) -> bool:
-        """Load the newest valid checkpoint into the state; return False when there is none.
+        """Load the newest valid checkpoint into the state; return False if there is none.
 
-        Raises SpecError or DataError where job or data differ from the checkpoint's.
+        Raises SpecError or DataError if job or data differ from the checkpoint's.
         """
         self._wait_for_upload()
-        path, faults = self.run.newest()
+        path, problems = self.run.latest_checkpoint()
         if not path:
             return False
-        for fault in faults:
-            self.callbacks.on_event(CheckpointSkipped(fault=fault))
+        for problem in problems:
+            self.callbacks.on_event(CheckpointSkipped(fault=problem))
         saved = checkpoint.read_state(path)
         check_same_job(saved, state.metadata["spec"])
         check_same_data(saved, state.metadata["data"])
@@ -89,11 +89,11 @@ class Recorder:
         checkpoint.restore(state, path)
         if distributed.is_rank_zero():
             if checkpoint.read_index(path.parent).get("last") != path.name:
-                checkpoint.point_to(path, state.is_best)
+                checkpoint.set_last(path, state.is_best)
         return True
 
     def save(self, state: TrainingState) -> None:
-        """Save a checkpoint, on rank 0. Raises EnvironmentUnavailable where writing fails."""
+        """Save a checkpoint, on rank 0. Raises EnvironmentUnavailable if writing fails."""
         if not distributed.is_rank_zero():
             return
         try:
@@ -101,12 +101,12 @@ class Recorder:
             self.run.flush()
         except OSError as error:
             raise EnvironmentUnavailable(
-                f"cannot save a checkpoint: {error}; the one before it is whole, and "
+                f"cannot save a checkpoint: {error}; the previous one is intact, and "
                 f"`raycnn resume {self.run.location}` continues from there"
             ) from None
 
     def restore_best(self, state: TrainingState) -> None:
-        """Load the best checkpoint's weights; keep the current ones where it is damaged."""
+        """Load the best checkpoint's weights; keep the current ones if it is damaged."""
         self._wait_for_upload()
         try:
             checkpoint.load_weights(state.model, self.run.weights("best"))
@@ -127,14 +127,14 @@ class Recorder:
             distributed.broadcast_from_rank_zero(self.run.wait_flushed)
 
     def begin_epoch(self, state: TrainingState) -> None:
-        """Do nothing: no run ends before an epoch."""
+        """Do nothing: a run, unlike a trial of a search, never ends before an epoch."""
 
     def should_stop(self) -> bool:
         """Return whether this worker was asked to save and stop."""
         return self.channel.should_stop()
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write the result of the run. Raises EnvironmentUnavailable where writing fails."""
+        """Write the result of the run. Raises EnvironmentUnavailable if writing fails."""
         if distributed.is_rank_zero():
             large = {key: result[key] for key in ("per_class", "confusion")}
             small = {key: value for key, value in result.items() if key not in large}
@@ -181,9 +181,9 @@ class ProgressWriter:
     def on_event(self, event: Event) -> None:
         match event:
             case Progress():
-                where = {"epoch": event.epoch, "step": event.step, "steps": event.steps}
+                progress = {"epoch": event.epoch, "step": event.step, "steps": event.steps}
             case Decoding():
-                where = {"epoch": 0, "step": event.done, "steps": event.total}
+                progress = {"epoch": 0, "step": event.done, "steps": event.total}
             case _:
                 return
-        io.write_json(self.run.folder / "progress.json", where)
+        io.write_json(self.run.folder / "progress.json", progress)

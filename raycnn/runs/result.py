@@ -27,16 +27,16 @@ def result_of(state: TrainingState, test: EpochMetrics) -> dict[str, Any]:
 
 def _test(test: EpochMetrics) -> dict[str, Any]:
     """Return the test metrics; the interval is that of the accuracy, and mAP has none."""
-    counted = {
+    counts = {
         "count": test.count,
         "images_per_s": test.count / test.seconds,
         "ms_per_image": test.ms_per_image,
     }
     if test.multi_label:
-        return test.multi_label.means | {"loss": test.mean_loss} | counted
+        return test.multi_label.means | {"loss": test.mean_loss} | counts
     low, high = confidence_interval(test.hits, test.count)
     accuracies = {"acc1": test.acc1, "interval95": [low, high], "acc5": test.acc5}
-    return accuracies | {"loss": test.mean_loss} | counted
+    return accuracies | {"loss": test.mean_loss} | counts
 
 
 def _per_class(test: EpochMetrics, classes: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ Guarantees, on every file system with read-after-write consistency (S3, GCS, HDF
 - A checkpoint is valid once the remote index names it. Its tensors are uploaded first, then its
   state.json with their digests, then the index, and only then are older ones deleted: if any of
   this is interrupted, the previous checkpoint is intact.
-- A number belongs to one run. A process that wants it writes a claim and lists all claims: at most
-  one process finds its own alone, even where a file system has no exclusive creation.
+- A number belongs to one run. A process that requests it writes a claim and lists all claims: at
+  most one process finds only its own, even if a file system has no exclusive creation.
 - One process trains a run. It holds a lease, a file that it rewrites every few seconds. Another
   machine takes the lease over when it has not changed for LEASE_S; a trainer that lost its lease
   uploads no further index. Both machines can write only for the duration of one request.
@@ -24,7 +24,7 @@ import secrets
 import time
 
 from raycnn.errors import EnvironmentUnavailable
-from raycnn.filesystem import NO_FOLDERS, RemoteFile, RemoteFolder, base_name, join, parent
+from raycnn.filesystem import OBJECT_STORES, RemoteFile, RemoteFolder, base_name, join, parent
 from raycnn.paths import cache_folder
 from raycnn.runs.manifest import STATUS_FILES, translate_errors
 from raycnn.runs.working_copy import WorkingCopy
@@ -35,8 +35,8 @@ CLAIM = ".claim"
 def open_copy(uri: str) -> WorkingCopy:
     """Return this machine's working copy of a run or search at a URI."""
     root = parent(parent(uri))
-    place = hashlib.sha256(root.encode()).hexdigest()[:16]
-    folder = cache_folder() / "remote" / place / base_name(parent(uri)) / base_name(uri)
+    root_id = hashlib.sha256(root.encode()).hexdigest()[:16]
+    folder = cache_folder() / "remote" / root_id / base_name(parent(uri)) / base_name(uri)
     with translate_errors(uri):
         return WorkingCopy(RemoteFolder.open(uri), folder)
 
@@ -45,16 +45,16 @@ def claim_numbered(root: str, name: str) -> WorkingCopy:
     """Create a folder `name`/n at a URI with the next free number; return its working copy."""
     with translate_errors(root):
         check_reachable(root)
-        above = RemoteFolder.open(join(root, name))
+        parent_folder = RemoteFolder.open(join(root, name))
         token = secrets.token_hex(16)
         while True:
-            taken = [int(folder) for folder in above.folders() if folder.isdigit()]
+            taken = [int(folder) for folder in parent_folder.folders() if folder.isdigit()]
             number = str(max(taken, default=0) + 1)
-            own = f"{number}/{CLAIM}/{token}"
-            above.write(own, b"")
-            if [file.name for file in above.files(f"{number}/{CLAIM}")] == [own]:
+            claim = f"{number}/{CLAIM}/{token}"
+            parent_folder.write(claim, b"")
+            if [file.name for file in parent_folder.files(f"{number}/{CLAIM}")] == [claim]:
                 return open_copy(join(root, name, number))
-            above.delete(own)
+            parent_folder.delete(claim)
             time.sleep(random.uniform(0, 1))
 
 
@@ -65,15 +65,15 @@ def list_copies(root: str, spec_name: str) -> list[WorkingCopy]:
     """
     with translate_errors(root):
         check_reachable(root)
-        found: dict[tuple[str, str], list[RemoteFile]] = {}
+        files_of: dict[tuple[str, str], list[RemoteFile]] = {}
         for file in RemoteFolder.open(root).files():
             name, _, rest = file.name.partition("/")
-            number, _, inner = rest.partition("/")
-            if number.isdigit() and inner in STATUS_FILES:
-                found.setdefault((name, number), []).append(file._replace(name=inner))
+            number, _, path = rest.partition("/")
+            if number.isdigit() and path in STATUS_FILES:
+                files_of.setdefault((name, number), []).append(file._replace(name=path))
     copies = []
     for (name, number), files in sorted(
-        found.items(), key=lambda item: (item[0][0], int(item[0][1]))
+        files_of.items(), key=lambda item: (item[0][0], int(item[0][1]))
     ):
         if spec_name in (file.name for file in files):
             copies.append(open_copy(join(root, name, number)))
@@ -89,11 +89,11 @@ def is_run(uri: str, spec_name: str) -> bool:
 
 
 def check_reachable(uri: str) -> None:
-    """Raise EnvironmentUnavailable where the file system or bucket of a URI is unreachable."""
+    """Raise EnvironmentUnavailable if the file system or bucket of a URI is unreachable."""
     with translate_errors(uri):
         folder = RemoteFolder.open(uri)
-        top = folder.path.strip("/").partition("/")[0]
-        if folder.system.type_name in NO_FOLDERS:
-            if folder.system.get_file_info(top).type.name == "NotFound":
-                raise EnvironmentUnavailable(f"storage.path: {uri}: there is no bucket {top!r}")
+        bucket = folder.path.strip("/").partition("/")[0]
+        if folder.system.type_name in OBJECT_STORES:
+            if folder.system.get_file_info(bucket).type.name == "NotFound":
+                raise EnvironmentUnavailable(f"storage.path: {uri}: there is no bucket {bucket!r}")
         folder.files("", recursive=False)

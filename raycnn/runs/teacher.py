@@ -15,9 +15,9 @@ from raycnn.training.distillation import TEACHER, Teacher, build_teacher, load_t
 
 
 def pin_teacher(job: JobSpec) -> JobSpec:
-    """Return the job with the folder or URI of its teacher, instead of a name.
+    """Return the job with the folder or URI of its teacher instead of a name.
 
-    A later run of that name does not take its place, and all workers find it from any folder.
+    A later run of that name then does not replace it, and workers find it from any folder.
     """
     if not job.train.distillation:
         return job
@@ -26,14 +26,14 @@ def pin_teacher(job: JobSpec) -> JobSpec:
 
 
 def check_teacher(job: JobSpec, classes: Sequence[str], shape: Shape) -> None:
-    """Check that a job's teacher is there, and knows its classes and images.
+    """Check that a job's teacher exists, and has the job's classes and channels.
 
-    Raises SpecError where it does not, and DataError where its checkpoint is damaged.
+    Raises SpecError if not, DataError if its checkpoint is damaged.
     """
     if job.train.distillation:
-        about = checkpoint.read_state(_weights(job))["about"]
+        metadata = checkpoint.read_state(_weights(job))["about"]
         with torch.device("meta"):
-            build_teacher(about, job, classes, shape)
+            build_teacher(metadata, job, classes, shape)
 
 
 def teacher_digest(job: JobSpec) -> str | None:
@@ -45,7 +45,10 @@ def teacher_digest(job: JobSpec) -> str | None:
 
 
 def load_job_teacher(job: JobSpec, splits: Splits, device: torch.device) -> Teacher | None:
-    """Return a job's teacher on a device; None without one. Raises as `check_teacher`."""
+    """Return a job's teacher on a device; None without one.
+
+    Raises the same errors as `check_teacher`.
+    """
     return load_teacher(_weights(job), job, splits, device) if job.train.distillation else None
 
 

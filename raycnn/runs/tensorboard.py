@@ -11,10 +11,11 @@ from raycnn.config.changes import flatten
 from raycnn.runs.directory import Run
 from raycnn.training.callbacks import EpochEnded, Evaluated, Event, ReportWritten, Resumed
 
-SPARE_BYTES = 1 << 16  # SummaryWriter's thread would end with a traceback on a full disk
-AXES = ("epoch", "step")  # of a row, which would be charts of themselves
-# Columns of the table of hyperparameters.
-COMPARED = ("test/acc1", "val/acc1", "test/map", "val/map", "val/loss")
+# With less free space nothing is written: SummaryWriter's thread would end with a traceback.
+SPARE_BYTES = 1 << 16
+AXES = ("epoch", "step")  # columns of a row that are the axis of charts, not charts themselves
+# Metrics shown in the table of hyperparameters.
+HPARAM_METRICS = ("test/acc1", "val/acc1", "test/map", "val/map", "val/loss")
 
 
 class TensorBoardWriter:
@@ -46,20 +47,20 @@ class TensorBoardWriter:
             writer.close()
 
     def _write(self, values: Mapping[str, float]) -> None:
-        writer = self._opened()
+        writer = self._open_writer()
         for name, value in values.items():
             writer.add_scalar(name, value, self._epoch)
         writer.flush()
 
     def _write_figures(self) -> None:
-        writer = self._opened()
+        writer = self._open_writer()
         for path in sorted(self.run.folder.glob("*.png")):
             with Image.open(path) as figure:
                 pixels = np.asarray(figure.convert("RGB"))
             writer.add_image(path.stem, pixels, self._epoch, dataformats="HWC")
         writer.flush()
 
-    def _opened(self) -> Any:
+    def _open_writer(self) -> Any:
         """Return the writer, opened first if needed. Raises OSError on a full disk."""
         self.folder.mkdir(exist_ok=True)
         if shutil.disk_usage(self.folder).free < SPARE_BYTES:
@@ -69,8 +70,9 @@ class TensorBoardWriter:
             from torch.utils.tensorboard.summary import hparams
 
             self._writer = SummaryWriter(self.folder, purge_step=self._first_epoch)
-            # SummaryWriter.add_hparams would write to a run of its own.
-            for summary in hparams(_hyperparameters(self.run), dict.fromkeys(COMPARED, 0.0)):
+            # SummaryWriter.add_hparams would write to a separate run.
+            metrics = dict.fromkeys(HPARAM_METRICS, 0.0)
+            for summary in hparams(_hyperparameters(self.run), metrics):
                 self._writer.file_writer.add_summary(summary)
         return self._writer
 

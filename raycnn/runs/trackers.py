@@ -29,9 +29,9 @@ from raycnn.training.callbacks import (
     StoppedOnRequest,
 )
 
-IDS = "trackers.json"  # in the run folder: a resumed run continues the tracker's run
-CLOSE_S = 60  # seconds for a tracker to write its remaining events at the end
-VALUE_LENGTH = 500  # characters of a parameter, the limit of old MLflow servers
+IDS = "trackers.json"  # ids of the trackers' runs, in the run folder: a resumed run continues them
+CLOSE_S = 60  # maximum seconds for a tracker to write its remaining events at the end
+VALUE_LENGTH = 500  # maximum number of characters of a parameter on old MLflow servers
 
 log = logging.getLogger("raycnn")
 
@@ -56,13 +56,13 @@ class Tracker:
             self._thread.start()
 
     def close(self) -> None:
-        """Wait until all events are written, at most CLOSE_S seconds."""
+        """Wait until all events are written, for at most CLOSE_S seconds."""
         if self._thread.ident is None:
             return
         self._events.put(None)
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
-            log.warning(f"{self.name}: not all is written after {CLOSE_S} s")
+            log.warning(f"{self.name}: not all events are written after {CLOSE_S} s")
 
     def _work(self) -> None:
         state = "finished"
@@ -100,36 +100,36 @@ class Tracker:
         """Id of the tracker's own run; None before the first start."""
         return (read_json(self.run.folder / IDS) or {}).get(self.name)
 
-    def save_id(self, own: str) -> None:
+    def save_id(self, tracker_id: str) -> None:
         """Save the id of the tracker's own run, so that a resumed run continues it."""
-        known = read_json(self.run.folder / IDS) or {}
-        write_json(self.run.folder / IDS, known | {self.name: own})
+        ids = read_json(self.run.folder / IDS) or {}
+        write_json(self.run.folder / IDS, ids | {self.name: tracker_id})
 
 
 class WandbTracker(Tracker):
-    """Weights & Biases; offline where WANDB_MODE says so, or without an API key."""
+    """Weights & Biases; offline if WANDB_MODE says so, or without an API key."""
 
     name = package = "wandb"
 
     def start(self) -> None:
         wandb: Any = import_module(self.package)
         job = self.run.job()
-        known = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
-        self.own = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", job.name), name=self.run.name, mode=known,
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        self.wandb_run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", job.name), name=self.run.name, mode=mode,
             id=self.id, resume="allow", config=job.tree(), dir=self.run.folder / "logs",
             settings=wandb.Settings(console="off", silent=True, disable_git=True),
         )  # fmt: skip
-        self.save_id(self.own.id)
+        self.save_id(self.wandb_run.id)
 
     def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
-        self.own.log(dict(metrics), step=epoch)
+        self.wandb_run.log(dict(metrics), step=epoch)
 
     def log_test(self, metrics: Mapping[str, float]) -> None:
-        self.own.summary.update(dict(metrics))
+        self.wandb_run.summary.update(dict(metrics))
 
     def finish(self, state: str) -> None:
-        self.own.finish(exit_code=int(state == "failed"))
+        self.wandb_run.finish(exit_code=int(state == "failed"))
 
 
 class MlflowTracker(Tracker):
@@ -144,34 +144,34 @@ class MlflowTracker(Tracker):
         if not uri and isinstance(self.run.location, Path):
             uri = f"sqlite:///{self.run.location.parent.parent}/mlflow.db"
         self.client = mlflow.MlflowClient(uri)
-        self.own = self.id or self._create()
+        self.run_id = self.id or self._create()
 
     def _create(self) -> str:
         job = self.run.job()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", job.name)
-        there = self.client.get_experiment_by_name(name)
-        experiment = there.experiment_id if there else self.client.create_experiment(name)
-        own = str(self.client.create_run(experiment, run_name=self.run.name).info.run_id)
+        existing = self.client.get_experiment_by_name(name)
+        experiment = existing.experiment_id if existing else self.client.create_experiment(name)
+        run_id = str(self.client.create_run(experiment, run_name=self.run.name).info.run_id)
         params = [
             self.entities.Param(key, str(value)[:VALUE_LENGTH])
             for key, value in flatten(job.tree()).items()
         ]
-        self.client.log_batch(own, params=params)
-        self.client.set_tag(own, "raycnn.folder", str(self.run.folder))
-        self.save_id(own)
-        return own
+        self.client.log_batch(run_id, params=params)
+        self.client.set_tag(run_id, "raycnn.folder", str(self.run.folder))
+        self.save_id(run_id)
+        return run_id
 
     def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
         now = int(1000 * time.time())
         entries = [self.entities.Metric(key, value, now, epoch) for key, value in metrics.items()]
-        self.client.log_batch(self.own, metrics=entries)
+        self.client.log_batch(self.run_id, metrics=entries)
 
     def log_test(self, metrics: Mapping[str, float]) -> None:
         self.log_metrics(metrics, 0)
 
     def finish(self, state: str) -> None:
         states = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
-        self.client.set_terminated(self.own, states[state])
+        self.client.set_terminated(self.run_id, states[state])
 
 
 class TrackioTracker(Tracker):
@@ -182,21 +182,21 @@ class TrackioTracker(Tracker):
     def start(self) -> None:
         trackio: Any = import_module(self.package)
         job = self.run.job()
-        own = self.run.name.replace("/", "-")
+        name = self.run.name.replace("/", "-")
         resume = "must" if self.id else "never"
-        self.own = trackio.init(
-            project=job.name, name=own, config=job.tree(), resume=resume, embed=False
+        self.trackio_run = trackio.init(
+            project=job.name, name=name, config=job.tree(), resume=resume, embed=False
         )
-        self.save_id(own)
+        self.save_id(name)
 
     def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
-        self.own.log(dict(metrics), step=epoch)
+        self.trackio_run.log(dict(metrics), step=epoch)
 
     def log_test(self, metrics: Mapping[str, float]) -> None:
-        self.own.log(dict(metrics))
+        self.trackio_run.log(dict(metrics))
 
     def finish(self, state: str) -> None:
-        self.own.finish()
+        self.trackio_run.finish()
 
 
 TRACKERS: dict[str, type[Tracker]] = {

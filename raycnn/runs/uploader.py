@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from raycnn.errors import EnvironmentUnavailable, first_line
-from raycnn.filesystem import PERMANENT_ERRORS, errors
+from raycnn.filesystem import PERMANENT_ERRORS, filesystem_errors
 from raycnn.runs.manifest import STOP
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Event, StorageReached, StorageUnreachable
@@ -16,23 +16,28 @@ if TYPE_CHECKING:
     from raycnn.runs.working_copy import WorkingCopy
 
 Index = dict[str, str | None]
+"""The names of the `last`, `previous` and `best` checkpoint: see training/checkpoint.py."""
 EventCallback = Callable[[Event], None]
 
-PAUSE_S = 15.0  # maximum seconds between retries
+MAX_PAUSE_S = 15.0  # maximum seconds between retries
 
 
 class Uploader:
-    """A background thread that uploads a worker's files: on rank 0 all but other ranks' logs."""
+    """A background thread that uploads a worker's files.
+
+    Rank 0 uploads all files except the logs of other ranks, which upload only their own log.
+    """
 
     def __init__(self, copy: "WorkingCopy", rank: int, timeout_s: float, on_event: EventCallback):
         self.copy, self.rank, self.timeout_s, self.on_event = copy, rank, timeout_s, on_event
         self.error: Exception | None = None
         self.has_pulled = False
-        """Whether this worker has downloaded the checkpoints; from then on rank 0 writes newer."""
+        """Whether this worker has downloaded checkpoints; from then on rank 0 writes newer ones."""
         self._wake = threading.Condition()
         self._pending: Index | None = None
         self._closed = threading.Event()
-        self._holders: set[str] | None = None
+        self._lease_holders: set[str] | None = None
+        """Holders of the lease at the first upload, this machine among them."""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -69,12 +74,13 @@ class Uploader:
         while not closed and not self.error:
             with self._wake:
                 self._wake.wait_for(
-                    lambda: self._pending is not None or self._closed.is_set(), self.copy.every_s
+                    lambda: self._pending is not None or self._closed.is_set(),
+                    self.copy.sync_interval_s,
                 )
             closed, index = self._closed.is_set(), self._pending
             try:
                 self.retry("save a checkpoint", partial(self._upload, index))
-            except Exception as error:  # raised by `wait` and `close`
+            except Exception as error:  # `wait` and `close` raise it
                 self.error = error
             with self._wake:
                 if self._pending is index:
@@ -83,50 +89,53 @@ class Uploader:
                 self._wake.notify_all()
 
     def _upload(self, index: Index | None) -> None:
-        if self.rank == 0 and self._holders is None:
-            self._holders = self.copy.lease.holders()
+        if self.rank == 0 and self._lease_holders is None:
+            self._lease_holders = self.copy.lease.holders()
         self.copy.upload(index, self.rank, self._check_lease)
         if self.rank == 0 and self.copy.remote.file(STOP):
             (self.copy.folder / STOP).touch()
 
     def _check_lease(self) -> None:
-        if self._holders and not self._holders & self.copy.lease.holders():
+        """Raise EnvironmentUnavailable if another machine has taken over the lease."""
+        if self._lease_holders and not self._lease_holders & self.copy.lease.holders():
             raise EnvironmentUnavailable(
-                f"{self.copy.uri} was taken over by another machine, which this one had not "
-                "reached for long: it ends here"
+                f"another machine took over {self.copy.uri} because this one could not renew its "
+                "lease; stopping"
             )
 
-    def retry(self, doing: str, work: Callable[[], None]) -> None:
-        """Call `work`, retrying while storage fails.
+    def retry(self, action: str, work: Callable[[], None]) -> None:
+        """Call `work`, retrying while storage fails; `action` names it in messages.
 
         Raises EnvironmentUnavailable after `timeout_s` seconds, or at once on a full disk.
         """
-        began, pause, last = time.monotonic(), 1.0, ""
+        start, pause, last_error = time.monotonic(), 1.0, ""
         while True:
             try:
                 work()
                 break
-            except errors() as error:
+            except filesystem_errors() as error:
                 if getattr(error, "errno", None) in PERMANENT_ERRORS:
-                    raise EnvironmentUnavailable(self._failure_message(doing, error)) from None
-                if not last:
-                    away = StorageUnreachable(
+                    raise EnvironmentUnavailable(self._failure_message(action, error)) from None
+                if not last_error:
+                    event = StorageUnreachable(
                         uri=self.copy.uri, error=first_line(error), timeout_s=self.timeout_s
                     )
-                    self.on_event(away)
-                last = first_line(error)
-            if time.monotonic() - began > self.timeout_s:
-                why = f"not reached for {self.timeout_s:g} s (storage.timeout_s): {last}"
-                raise EnvironmentUnavailable(self._failure_message(doing, why))
+                    self.on_event(event)
+                last_error = first_line(error)
+            if time.monotonic() - start > self.timeout_s:
+                reason = f"not reached for {self.timeout_s:g} s (storage.timeout_s): {last_error}"
+                raise EnvironmentUnavailable(self._failure_message(action, reason))
             time.sleep(pause)
-            pause = min(2 * pause, PAUSE_S)
-        if last:
-            self.on_event(StorageReached(uri=self.copy.uri, waited_s=time.monotonic() - began))
+            pause = min(2 * pause, MAX_PAUSE_S)
+        if last_error:
+            self.on_event(StorageReached(uri=self.copy.uri, waited_s=time.monotonic() - start))
 
-    def _failure_message(self, doing: str, why: object) -> str:
-        last = self.copy.uploaded.get("last")
-        whole = f"the last valid checkpoint there is {last}" if last else "no checkpoint is there"
+    def _failure_message(self, action: str, reason: object) -> str:
+        last = self.copy.remote_index.get("last")
+        checkpoint_note = (
+            f"the last valid checkpoint there is {last}" if last else "there is no checkpoint yet"
+        )
         return (
-            f"cannot {doing}: storage.path: {self.copy.uri}: {why}; {whole}, and "
+            f"cannot {action}: storage.path: {self.copy.uri}: {reason}; {checkpoint_note}, and "
             f"`raycnn resume {self.copy.uri}` continues"
         )

@@ -1,4 +1,7 @@
-"""The local working copy of a run or search at a URI; storage.py has the guarantees."""
+"""The local working copy of a run or search at a URI.
+
+See storage.py for the consistency guarantees.
+"""
 
 import json
 import os
@@ -11,20 +14,22 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from raycnn.errors import EnvironmentUnavailable, RaycnnError
-from raycnn.filesystem import RemoteFile, RemoteFolder, errors
+from raycnn.errors import EnvironmentUnavailable, Interrupted, RaycnnError
+from raycnn.filesystem import RemoteFile, RemoteFolder, filesystem_errors
 from raycnn.io import is_locked
 from raycnn.runs.lease import Lease
 from raycnn.runs.manifest import (
     CHECKPOINTS,
     EVENTS,
     INDEX_PATH,
+    NEVER_SYNCED,
     STATUS_FILES,
     STOP,
-    SYNC_LOCK_S,
+    SYNC_LOCK_TIMEOUT_S,
     TRANSIENT,
     TRIALS,
     Manifest,
+    SyncRecord,
     has_content,
     is_synced_file,
     merge_events,
@@ -35,25 +40,27 @@ from raycnn.runs.uploader import EventCallback, Index, Uploader
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import INDEX, STATE
 
-SYNC_S = 2.0  # seconds between checks for changes
-THREADS = 8  # parallel downloads
-RECORDS = ("search.yaml", "trial.json", "job.yaml", "metrics.csv")
+SYNC_INTERVAL_S = 2.0  # seconds between checks for changes
+DOWNLOAD_THREADS = 8  # number of files downloaded at once
+TRIAL_FILES = ("search.yaml", "trial.json", "job.yaml", "metrics.csv")
 
 
 class WorkingCopy:
     """A local folder that is synchronized with a remote one."""
 
-    def __init__(self, remote: RemoteFolder, folder: Path, every_s: float = SYNC_S):
-        self.remote, self.folder, self.every_s = remote, folder, every_s
+    def __init__(
+        self, remote: RemoteFolder, folder: Path, sync_interval_s: float = SYNC_INTERVAL_S
+    ):
+        self.remote, self.folder, self.sync_interval_s = remote, folder, sync_interval_s
         self.checkpoints = folder / CHECKPOINTS
-        self.manifest, self.lease = Manifest(folder), Lease(remote, every_s)
-        self.uploaded: Index = {}
-        """The remote index, as last read or written."""
+        self.manifest, self.lease = Manifest(folder), Lease(remote, sync_interval_s)
+        self.remote_index: Index = {}
+        """The remote index of checkpoints, as last read or written."""
         self._uploader: Uploader | None = None
         self._refreshed = 0.0
         try:
-            for inner in (self.checkpoints, folder / "logs"):
-                inner.mkdir(parents=True, exist_ok=True)
+            for subfolder in (self.checkpoints, folder / "logs"):
+                subfolder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentUnavailable(
                 f"cannot write the working copy of {remote.uri}: {error}; RAYCNN_CACHE moves it"
@@ -66,28 +73,33 @@ class WorkingCopy:
 
     # Download.
 
-    def pull(self, there: list[RemoteFile] | None = None) -> None:
+    def pull(self, remote_files: list[RemoteFile] | None = None) -> None:
         """Download changed files except checkpoints, unless the run trains on this machine.
 
-        `there` is the listing of the remote folder, if known. Raises EnvironmentUnavailable.
+        `remote_files` is the listing of the remote folder, if the caller has one. Raises
+        EnvironmentUnavailable if the storage fails.
         """
         with self._sync_lock(), translate_errors(self.uri):
             if not (is_locked(self.folder / ".lock") or self._is_in_use()):
-                self._pull(there)
+                self._pull(remote_files)
 
     def refresh(self) -> None:
         """Download the status files that workers on other machines have changed."""
-        if time.monotonic() - self._refreshed < self.every_s or self._is_in_use():
+        if time.monotonic() - self._refreshed < self.sync_interval_s or self._is_in_use():
             return
         self._refreshed = time.monotonic()
-        with suppress(*errors()), self._sync_lock():  # the next refresh may succeed
+        with suppress(*filesystem_errors()), self._sync_lock():  # the next refresh may succeed
             self._pull([file for name in STATUS_FILES if (file := self.remote.file(name))])
 
     def pull_checkpoints(self, names: Iterable[str] = ("previous", "best", "last")) -> None:
-        """Download the checkpoints with these names in the index, where they are newer."""
+        """Download the checkpoints with these names in the index, if they are newer.
+
+        If this process trains, rank 0 downloads them only once, at the start: from then on it
+        writes newer ones itself. The other ranks may be on other machines, and always download.
+        """
         if not self._uploader:
             with translate_errors(self.uri):
-                # Where it trains on this machine, the newest checkpoints are local.
+                # While rank 0 trains in another process of this machine, the newest are local.
                 if not is_locked(self.folder / ".rank-0.lock"):
                     self._pull_checkpoints(names)
         elif self._uploader.rank or not self._uploader.has_pulled:
@@ -96,43 +108,53 @@ class WorkingCopy:
 
     def _pull_checkpoints(self, names: Iterable[str]) -> None:
         with self._sync_lock():
-            file = self.remote.file(INDEX_PATH)
-            ours = file is None or self.manifest.is_unchanged(file)
-            index = checkpoint.read_index(self.checkpoints) if ours else self._index()
+            index_file = self.remote.file(INDEX_PATH)
+            local_is_current = index_file is None or self.manifest.is_unchanged(index_file)
+            if local_is_current:
+                index = checkpoint.read_index(self.checkpoints)
+            else:
+                index = self._read_remote_index()
             for name in dict.fromkeys(filter(None, map(index.get, names))):
                 self._pull_checkpoint(name, self.checkpoints / name)
-            if file and not ours:
+            if index_file and not local_is_current:
                 checkpoint.write_index(index, self.checkpoints)
-                checkpoint.drop_others(self.checkpoints, index.values())
-                self.manifest.update({INDEX_PATH: [*file[1:], mtime_ns(self.checkpoints / INDEX)]})
+                checkpoint.delete_except(self.checkpoints, index.values())
+                record = SyncRecord.of(index_file, mtime_ns(self.checkpoints / INDEX))
+                self.manifest.update({INDEX_PATH: record})
 
     def _pull_checkpoint(self, name: str, target: Path) -> None:
-        there = f"{CHECKPOINTS}/{name}"
-        files = {Path(file.name).name for file in self.remote.files(there)}
-        if STATE not in files or has_content(target / STATE, self.remote.read(f"{there}/{STATE}")):
+        remote_dir = f"{CHECKPOINTS}/{name}"
+        files = {Path(file.name).name for file in self.remote.files(remote_dir)}
+        if STATE not in files:
+            return
+        if has_content(target / STATE, self.remote.read(f"{remote_dir}/{STATE}")):
             return
         temporary = target.with_name(f".{name}")
         temporary.mkdir(exist_ok=True)
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda f: self.remote.download(f"{there}/{f}", temporary / f), files))
-        checkpoint.install(temporary, target)
 
-    def _pull(self, there: list[RemoteFile] | None = None) -> None:
-        removable = {*TRANSIENT} if there is None else {*TRANSIENT} & {*STATUS_FILES}
-        if there is None:
-            there = self.remote.files("", recursive=True)
-        wanted = [file for file in there if is_synced_file(file.name)]
-        for name in removable - {file.name for file in wanted}:
-            if self.manifest.read().get(name):
+        def download(file: str) -> None:
+            self.remote.download(f"{remote_dir}/{file}", temporary / file)
+
+        with ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
+            list(pool.map(download, files))
+        checkpoint.commit_checkpoint(temporary, target)
+
+    def _pull(self, remote_files: list[RemoteFile] | None = None) -> None:
+        removable = {*TRANSIENT} if remote_files is None else {*TRANSIENT} & {*STATUS_FILES}
+        if remote_files is None:
+            remote_files = self.remote.files("", recursive=True)
+        synced = [file for file in remote_files if is_synced_file(file.name)]
+        for name in removable - {file.name for file in synced}:
+            if name in self.manifest.read():
                 self._path(name).unlink(missing_ok=True)
-                self.manifest.update({name: []})
+                self.manifest.update({name: None})
         changed = [
-            f for f in wanted if not (self.manifest.is_unchanged(f) and self._path(f.name).exists())
+            f for f in synced if not (self.manifest.is_unchanged(f) and self._path(f.name).exists())
         ]
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
             self.manifest.update(dict(pool.map(self._pull_file, changed)))
 
-    def _pull_file(self, file: RemoteFile) -> tuple[str, list[int]]:
+    def _pull_file(self, file: RemoteFile) -> tuple[str, SyncRecord]:
         target = self._path(file.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}")
@@ -140,55 +162,54 @@ class WorkingCopy:
         if file.name == EVENTS and target.exists():
             temporary.write_bytes(merge_events(temporary.read_bytes(), target.read_bytes()))
         os.replace(temporary, target)
-        return file.name, [*file[1:], mtime_ns(target)]
+        return file.name, SyncRecord.of(file, mtime_ns(target))
 
-    def _index(self) -> Index:
-        self.uploaded = dict(json.loads(self.remote.read(INDEX_PATH)))
-        return self.uploaded
+    def _read_remote_index(self) -> Index:
+        self.remote_index = dict(json.loads(self.remote.read(INDEX_PATH)))
+        return self.remote_index
 
     # Upload.
 
     def push(self) -> None:
         """Upload changed files; inside `syncing` in the background, after the previous upload.
 
-        Raises EnvironmentUnavailable where an upload failed.
+        Raises EnvironmentUnavailable if an upload failed.
         """
         if self._uploader:
             self._uploader.push()
             return
         with translate_errors(self.uri):
-            file, known = (
-                self.remote.file(INDEX_PATH),
-                self.manifest.read().get(INDEX_PATH, [0, 0, 0]),
-            )
-            changed = mtime_ns(self.checkpoints / INDEX) != known[2]
-            if changed and (file is None or self.manifest.is_unchanged(file)):
+            index_file, record = self.remote.file(INDEX_PATH), self.manifest.record(INDEX_PATH)
+            local_changed = mtime_ns(self.checkpoints / INDEX) != record.local_mtime_ns
+            # Newer checkpoints of another machine are never replaced by those of this one.
+            remote_unchanged = index_file is None or self.manifest.is_unchanged(index_file)
+            if local_changed and remote_unchanged:
                 self.push_checkpoints(checkpoint.read_index(self.checkpoints))
             self.push_files()
 
     def wait(self) -> None:
-        """Wait until all pushed files are uploaded. Raises as `push`."""
+        """Wait until all pushed files are uploaded. Raises the same errors as `push`."""
         if self._uploader:
             self._uploader.wait()
 
-    def push_files(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
+    def push_files(self, is_included: Callable[[str], bool] = lambda name: True) -> None:
         """Upload every changed file except checkpoints and hidden files."""
-        manifest = self.manifest.read()
-        new: dict[str, list[int]] = {}
+        records = self.manifest.read()
+        changes: dict[str, SyncRecord | None] = {}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
-            if not (is_synced_file(name) and wanted(name) and path.is_file()):
+            if not (is_synced_file(name) and is_included(name) and path.is_file()):
                 continue
-            changed = mtime_ns(path)
-            if manifest.get(name, [0, 0, 0])[2] != changed:
+            local_mtime_ns = mtime_ns(path)
+            if records.get(name, NEVER_SYNCED).local_mtime_ns != local_mtime_ns:
                 self._push_file(path, name)
-                file = self.remote.file(name)
-                new[name] = [*file[1:], changed] if file else [0, 0, changed]
+                file = self.remote.file(name) or RemoteFile(name, 0, 0)
+                changes[name] = SyncRecord.of(file, local_mtime_ns)
         for name in TRANSIENT:
-            if manifest.get(name) and wanted(name) and not self._path(name).exists():
+            if name in records and is_included(name) and not self._path(name).exists():
                 self.remote.delete(name)
-                new[name] = []
-        self.manifest.update(new)
+                changes[name] = None
+        self.manifest.update(changes)
 
     def _push_file(self, path: Path, name: str) -> None:
         if name == EVENTS and self.remote.file(name):
@@ -198,53 +219,58 @@ class WorkingCopy:
 
     def _push_lines(self, path: Path, name: str) -> None:
         """Append the lines that the remote file lacks; other machines may append to it too."""
-        here, there = path.read_bytes(), self.remote.read(name)
-        known = {*there.splitlines()}
-        lacking = [line for line in here.splitlines() if line not in known]
-        if lacking:
+        local, remote = path.read_bytes(), self.remote.read(name)
+        remote_lines = {*remote.splitlines()}
+        missing = [line for line in local.splitlines() if line not in remote_lines]
+        if missing:
             try:
-                self.remote.append(name, b"".join(line + b"\n" for line in lacking))
-            except NotImplementedError:  # an object store
-                self.remote.write(name, merge_events(there, here))
+                self.remote.append(name, b"".join(line + b"\n" for line in missing))
+            except NotImplementedError:  # object stores cannot append
+                self.remote.write(name, merge_events(remote, local))
 
-    def upload(self, index: Index | None, rank: int, is_ours: Callable[[], None]) -> None:
+    def upload(self, index: Index | None, rank: int, check_lease: Callable[[], None]) -> None:
         """Upload the checkpoints of an index, if given, and the other files of a worker."""
         if index:
-            self.push_checkpoints(index, is_ours)
-        own = f"logs/rank-{rank}.log"
-        self.push_files(lambda name: name == own or not (rank or name.startswith("logs/rank-")))
+            self.push_checkpoints(index, check_lease)
+        log_file = f"logs/rank-{rank}.log"
+        self.push_files(
+            lambda name: name == log_file or not (rank or name.startswith("logs/rank-"))
+        )
 
-    def push_checkpoints(self, index: Index, is_ours: Callable[[], None] = lambda: None) -> None:
+    def push_checkpoints(
+        self, index: Index, check_lease: Callable[[], None] = lambda: None
+    ) -> None:
         """Upload the checkpoints of an index, then the index; delete other remote checkpoints.
 
-        `is_ours` raises where another machine has taken over the run.
+        `check_lease` raises an error if another machine has taken over the run.
         """
         if not index:
             return
-        before = self._index() if self.remote.file(INDEX_PATH) else {}
+        old_index = self._read_remote_index() if self.remote.file(INDEX_PATH) else {}
         for name in sorted({name for name in index.values() if name}):
-            counts = name in before.values()
-            if not (counts and self._is_uploaded(name)):
+            is_listed = name in old_index.values()
+            if not (is_listed and self._is_uploaded(name)):
                 self._push_checkpoint(name)
-        is_ours()
+        check_lease()
         with self._sync_lock():
-            if before != index:
+            if old_index != index:
                 self.remote.write(INDEX_PATH, json.dumps(index).encode())
-            self.uploaded = index
-            if file := self.remote.file(INDEX_PATH):
-                here = self.checkpoints / INDEX
-                alike = checkpoint.read_index(self.checkpoints) == index
-                self.manifest.update({INDEX_PATH: [*file[1:], mtime_ns(here) if alike else 0]})
-        for old in filter(None, {*before.values()} - {*index.values()}):
-            self.remote.delete_folder(f"{CHECKPOINTS}/{old}")
+            self.remote_index = index
+            if index_file := self.remote.file(INDEX_PATH):
+                # If training has saved again since `index` was read, 0 has it uploaded later.
+                index_unchanged = checkpoint.read_index(self.checkpoints) == index
+                local_mtime_ns = mtime_ns(self.checkpoints / INDEX) if index_unchanged else 0
+                self.manifest.update({INDEX_PATH: SyncRecord.of(index_file, local_mtime_ns)})
+        for name in filter(None, {*old_index.values()} - {*index.values()}):
+            self.remote.delete_folder(f"{CHECKPOINTS}/{name}")
 
     def _is_uploaded(self, name: str) -> bool:
         try:
-            state = self.remote.read(f"{CHECKPOINTS}/{name}/{STATE}")
+            remote_state = self.remote.read(f"{CHECKPOINTS}/{name}/{STATE}")
         except FileNotFoundError:
             return False
-        here = self.checkpoints / name / STATE
-        return not here.exists() or has_content(here, state)
+        local_state = self.checkpoints / name / STATE
+        return not local_state.exists() or has_content(local_state, remote_state)
 
     def _push_checkpoint(self, name: str) -> None:
         files = sorted((self.checkpoints / name).iterdir(), key=lambda path: path.name == STATE)
@@ -257,10 +283,9 @@ class WorkingCopy:
     def syncing(self, rank: int, timeout_s: float, on_event: EventCallback) -> Iterator[None]:
         """Upload this worker's files and poll for stop requests in the background.
 
-        All files are uploaded at the end. Raises EnvironmentUnavailable where that failed.
+        All files are uploaded at the end. Raises EnvironmentUnavailable if that failed.
         """
-        used = FileLock(self.folder / f".rank-{rank}.lock", timeout=SYNC_LOCK_S)
-        with used:
+        with FileLock(self.folder / f".rank-{rank}.lock", timeout=SYNC_LOCK_TIMEOUT_S):
             self._uploader = uploader = Uploader(self, rank, timeout_s, on_event)
             try:
                 yield
@@ -268,7 +293,9 @@ class WorkingCopy:
                 try:
                     uploader.close()
                 except EnvironmentUnavailable:
-                    if not isinstance(error, RaycnnError) or error.exit_code == 130:
+                    # A RaycnnError of the job is reported rather than the failed upload, except
+                    # for Interrupted, which says that the state has been saved.
+                    if not isinstance(error, RaycnnError) or isinstance(error, Interrupted):
                         raise
                 raise
             except BaseException:
@@ -280,23 +307,26 @@ class WorkingCopy:
                 self._uploader = None
 
     @property
-    def is_lost(self) -> bool:
+    def upload_failed(self) -> bool:
         """Whether uploading has failed for good."""
         return bool(self._uploader and self._uploader.error)
 
     @contextmanager
-    def leased(self) -> Iterator[None]:
-        """Hold the lease for training. Raises EnvironmentUnavailable where another holds it."""
+    def hold_lease(self) -> Iterator[None]:
+        """Hold the lease for training. Raises EnvironmentUnavailable if another machine has it."""
         with translate_errors(self.uri):
-            self.lease.take()
+            self.lease.acquire()
             with self._sync_lock():
                 self._pull()
             self.remote.delete(STOP)
-        with self.lease.renewed():
+        with self.lease.renewing():
             yield
 
     def request_stop(self) -> None:
-        """Ask the workers, on any machine, to save and stop. Raises EnvironmentUnavailable."""
+        """Ask the workers, on any machine, to save and stop.
+
+        Raises EnvironmentUnavailable if the storage fails.
+        """
         with translate_errors(self.uri):
             self.remote.write(STOP, b"stop")
 
@@ -304,11 +334,11 @@ class WorkingCopy:
     def _sync_lock(self) -> Iterator[None]:
         """Lock out other processes of this machine that sync the same run."""
         try:
-            with FileLock(self.folder / ".sync.lock", timeout=SYNC_LOCK_S):
+            with FileLock(self.folder / ".sync.lock", timeout=SYNC_LOCK_TIMEOUT_S):
                 yield
         except Timeout:
             raise EnvironmentUnavailable(
-                f"another process has been copying {self.uri} for {SYNC_LOCK_S} s"
+                f"another process has been copying {self.uri} for {SYNC_LOCK_TIMEOUT_S} s"
             ) from None
 
     def _is_in_use(self) -> bool:
@@ -325,12 +355,12 @@ class SearchCopy(WorkingCopy):
     @classmethod
     def of(cls, copy: WorkingCopy) -> "SearchCopy":
         """Return the copy of a search for a working copy."""
-        return cls(copy.remote, copy.folder, copy.every_s)
+        return cls(copy.remote, copy.folder, copy.sync_interval_s)
 
     def pull_records(self) -> None:
         """Download the specs and metrics of all trials, unless they train on this machine."""
         if not is_locked(self.folder / ".lock"):
-            self.pull([one for one in self.remote.files() if Path(one.name).name in RECORDS])
+            self.pull([f for f in self.remote.files() if Path(f.name).name in TRIAL_FILES])
 
     def pull_all(self) -> None:
         """Download all files, including the checkpoints of all trials."""
@@ -338,12 +368,12 @@ class SearchCopy(WorkingCopy):
         for trial in self._trials():
             trial.pull_checkpoints()
 
-    def upload(self, index: Index | None, rank: int, is_ours: Callable[[], None]) -> None:
+    def upload(self, index: Index | None, rank: int, check_lease: Callable[[], None]) -> None:
         """Upload the changed files and the checkpoints of all trials."""
         self.push_files()
         for trial in self._trials():
-            with suppress(FileNotFoundError):  # replaced by a newer checkpoint meanwhile
-                trial.push_checkpoints(checkpoint.read_index(trial.checkpoints), is_ours)
+            with suppress(FileNotFoundError):  # a newer checkpoint has replaced it
+                trial.push_checkpoints(checkpoint.read_index(trial.checkpoints), check_lease)
 
     def _trials(self) -> "list[WorkingCopy]":
         folders = sorted(path for path in (self.folder / TRIALS).glob("*") if path.is_dir())

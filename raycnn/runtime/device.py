@@ -87,11 +87,11 @@ def _mps() -> int:
 def _cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS
+    return os.cpu_count() or 1  # macOS has no affinity
 
 
 def _npus() -> int:
-    """Return the number of NPUs, importing torch_npu only where a driver is present."""
+    """Return the number of NPUs, importing torch_npu only if a driver is present."""
     if not sys.modules.get("torch_npu"):
         if not npu_driver():
             return 0
@@ -117,7 +117,7 @@ DEVICE_KINDS = {
 def find(name: str) -> DeviceKind:
     """Return the device type of this name; `auto` is the first that is available.
 
-    Raises SpecError for an unknown name, EnvironmentUnavailable where no such device is visible.
+    Raises SpecError for an unknown name, EnvironmentUnavailable if no such device is visible.
     """
     if name not in {*DEVICE_KINDS, "auto"}:
         raise SpecError(unknown("device", name, [*DEVICE_KINDS, "auto"]))
@@ -141,22 +141,22 @@ def npu_driver() -> bool:
 def load_npu() -> None:
     """Import torch_npu.
 
-    Raises EnvironmentUnavailable where the package is missing, was built for another version of
-    torch, or the CANN libraries are missing.
+    Raises EnvironmentUnavailable if the package is missing, was built for another version of torch,
+    or the CANN libraries are missing.
     """
     import torch
 
-    found, wanted = package("torch_npu"), minor(torch.__version__)
-    if not found:
+    npu_version, torch_minor = package("torch_npu"), minor(torch.__version__)
+    if not npu_version:
         raise EnvironmentUnavailable(
             "workers.device: npu: torch_npu is not installed: pip install 'raycnn[npu]' brings the "
             f"one for torch {torch.__version__}"
         )
-    if minor(found) != wanted:
+    if minor(npu_version) != torch_minor:
         raise EnvironmentUnavailable(
-            f"workers.device: npu: torch_npu {found} does not fit torch {torch.__version__}: "
-            f"torch_npu {wanted} goes with torch {wanted}, and torch {minor(found)} with torch_npu "
-            f"{minor(found)}"
+            f"workers.device: npu: torch_npu {npu_version} does not fit torch "
+            f"{torch.__version__}: torch_npu {torch_minor} goes with torch {torch_minor}, and "
+            f"torch {minor(npu_version)} with torch_npu {minor(npu_version)}"
         )
     if not sys.modules.get("torch_npu"):
         sys.modules.pop("torch_npu", None)
@@ -173,13 +173,13 @@ def load_npu() -> None:
 def hide_npu() -> None:
     """Make torch_npu appear not to be installed, until `load_npu` is called.
 
-    Ray imports torch_npu whenever it is installed, and fails where the CANN libraries are missing.
+    Ray imports torch_npu whenever it is installed, and fails if the CANN libraries are missing.
     """
     sys.modules.setdefault("torch_npu", None)  # type: ignore[arg-type]
 
 
 def package(name: str) -> str | None:
-    """Return the installed version of a package, or None where it is not installed."""
+    """Return the installed version of a package, or None if it is not installed."""
     try:
         return installed(name)
     except PackageNotFoundError:
@@ -198,13 +198,13 @@ def peak_mib(device: torch.device) -> float:
     module = torch.get_device_module(device)
     if device.type == "mps":  # no peak is counted, but its allocator keeps what it has had
         return float(module.driver_allocated_memory() / 2**20)
-    most = module.max_memory_allocated(device) / 2**20
+    peak = module.max_memory_allocated(device) / 2**20
     module.reset_peak_memory_stats(device)
-    return float(most)
+    return float(peak)
 
 
 def layout(device: torch.device, channels_last: bool | str | None) -> torch.memory_format:
-    """Return the memory format of images and weights: the job's, or else the device's usual one."""
+    """Return the memory format of images and weights: the job's, else the device's default."""
     import torch
 
     if not isinstance(channels_last, bool):
@@ -213,7 +213,7 @@ def layout(device: torch.device, channels_last: bool | str | None) -> torch.memo
 
 
 def check_training(settings: Train, kind: str) -> None:
-    """Raise SpecError where this device type does not support these training settings."""
+    """Raise SpecError if this device type does not support these training settings."""
     if settings.sync_batch_norm and kind in ("cpu", "mps"):
         raise SpecError(
             f"is for cuda, npu and xpu: torch has none for {kind}", "train.sync_batch_norm"

@@ -18,13 +18,16 @@ from raycnn.errors import RaycnnError
 
 T = TypeVar("T")
 
-_known = signature(nn.parallel.DistributedDataParallel).parameters
-_buffers = "forward_sync_buffers" if "forward_sync_buffers" in _known else "broadcast_buffers"
-OWN: dict[str, Any] = {_buffers: False}  # each worker has its own buffers in training
-
-has_joined_group = (
-    False  # whether this process ever joined a group: it must then shut down with care
+_ddp_options = signature(nn.parallel.DistributedDataParallel).parameters
+# Newer versions of torch have renamed `broadcast_buffers`.
+_sync_option = (
+    "forward_sync_buffers" if "forward_sync_buffers" in _ddp_options else "broadcast_buffers"
 )
+NO_BUFFER_SYNC: dict[str, Any] = {_sync_option: False}
+"""Option of DDP with which each worker keeps its own buffers in training."""
+
+has_joined_group = False
+"""Whether this process ever joined a process group: it must then exit with care."""
 
 
 def rank() -> int:
@@ -54,9 +57,9 @@ def launched_world_size() -> int:
 
 def backends() -> list[str]:
     """Return the names of the collective backends in this build of torch."""
-    there = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available}
-    known = [name for name, is_there in there.items() if is_there()]
-    return known + (["hccl"] if "hccl" in dist.Backend.backend_list else [])
+    checks = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available}
+    available = [name for name, is_available in checks.items() if is_available()]
+    return available + (["hccl"] if "hccl" in dist.Backend.backend_list else [])
 
 
 def init_process_group(backend: str, timeout_s: int) -> None:
@@ -88,18 +91,18 @@ def all_gather(values: Tensor) -> Tensor:
         return values
     lengths = torch.zeros(world_size(), dtype=torch.int64)
     lengths[rank()] = len(values)
-    every = torch.zeros(world_size(), int(all_reduce_sum(lengths).max()), dtype=values.dtype)
-    every[rank(), : len(values)] = values
-    rows = zip(all_reduce_sum(every), lengths.tolist(), strict=True)
+    padded = torch.zeros(world_size(), int(all_reduce_sum(lengths).max()), dtype=values.dtype)
+    padded[rank(), : len(values)] = values
+    rows = zip(all_reduce_sum(padded), lengths.tolist(), strict=True)
     return torch.cat([row[:length] for row, length in rows])
 
 
 def all_reduce_max(value: float) -> float:
     """Return the maximum of a value over all ranks."""
-    held = torch.tensor(value, dtype=torch.float64)
+    maximum = torch.tensor(value, dtype=torch.float64)
     if dist.is_initialized():
-        dist.all_reduce(held, dist.ReduceOp.MAX)
-    return held.item()
+        dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    return maximum.item()
 
 
 def gather_rows(rows: Tensor) -> Tensor | None:
@@ -148,16 +151,16 @@ def broadcast_from_rank_zero(work: Callable[[], T]) -> T:
     """Call `work` on rank 0 only; return its result, or raise its RaycnnError, on all ranks."""
     result = raise_on_any_rank(lambda: work() if rank() == 0 else None)
     if dist.is_initialized():
-        held = [result]
-        dist.broadcast_object_list(held)
-        result = held[0]
+        objects = [result]
+        dist.broadcast_object_list(objects)
+        result = objects[0]
     return cast(T, result)
 
 
 def is_peer_loss(error: BaseException) -> bool:
     """Return whether a collective failed because another rank ended or did not answer."""
-    closed = isinstance(error, RuntimeError) and "gloo" in str(error)
-    return closed or isinstance(error, dist.DistError)
+    is_gloo_error = isinstance(error, RuntimeError) and "gloo" in str(error)
+    return is_gloo_error or isinstance(error, dist.DistError)
 
 
 def is_timeout(error: RuntimeError) -> bool:
@@ -175,19 +178,21 @@ def replicate(model: nn.Module, image: Tensor) -> nn.Module:
     if not dist.is_initialized():
         return model
     ids = [image.device.index] if image.device.index is not None else None
-    replica = nn.parallel.DistributedDataParallel(model, ids, gradient_as_bucket_view=True, **OWN)
+    replica = nn.parallel.DistributedDataParallel(
+        model, ids, gradient_as_bucket_view=True, **NO_BUFFER_SYNC
+    )
     replica.eval()  # no batch statistics, no dropout
     replica(image).sum().backward()
     model.zero_grad()
     return replica
 
 
-def no_sync(replica: nn.Module, wanted: bool) -> AbstractContextManager[None]:
-    """Return a context in which gradients are accumulated without averaging, where `wanted`.
+def no_sync(replica: nn.Module, enabled: bool) -> AbstractContextManager[None]:
+    """Return a context in which gradients are accumulated without averaging, if `enabled`.
 
     It is meant for all micro-batches of a step but the last.
     """
-    if wanted and isinstance(replica, nn.parallel.DistributedDataParallel):
+    if enabled and isinstance(replica, nn.parallel.DistributedDataParallel):
         return cast(AbstractContextManager[None], replica.no_sync())
     return nullcontext()
 
@@ -205,24 +210,24 @@ def broadcast_buffers(model: nn.Module) -> None:
 
 
 class StopConsensus:
-    """Agreement of all ranks on whether to stop, without blocking: known one step later."""
+    """The agreement of all ranks on whether to stop, without blocking: known one step later."""
 
     def __init__(self) -> None:
         self.stop = False
         self._votes = torch.zeros(1, dtype=torch.int32)
         self._pending: Any = None
 
-    def vote(self, mine: bool) -> None:
-        """Start an asynchronous all-reduce of this rank's vote, after the previous one."""
+    def vote(self, stop: bool) -> None:
+        """Finish the previous vote, then start an asynchronous all-reduce of this rank's vote."""
         if not dist.is_initialized():
-            self.stop |= mine
+            self.stop |= stop
             return
-        self.count()
-        self._votes = torch.tensor([mine], dtype=torch.int32)
+        self.finish_vote()
+        self._votes = torch.tensor([stop], dtype=torch.int32)
         self._pending = dist.all_reduce(self._votes, async_op=True)
 
-    def count(self) -> None:
-        """Wait for the pending vote; `stop` is then the same on every rank."""
+    def finish_vote(self) -> None:
+        """Wait for the pending vote, if any; the attribute `stop` is then equal on all ranks."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None

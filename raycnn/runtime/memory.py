@@ -8,7 +8,7 @@ from raycnn.errors import DataError
 MEMINFO = Path("/proc/meminfo")
 STATM = Path("/proc/self/statm")
 CGROUP = Path("/sys/fs/cgroup")
-UNKNOWN = 2**62  # where the system does not report it: no limit
+UNKNOWN = 2**62  # bytes: stands for a limit that the system does not report
 
 
 def available() -> int:
@@ -16,11 +16,11 @@ def available() -> int:
     return min(_machine(), _container(), _address_space())
 
 
-def require_memory(size: int, what: str) -> None:
-    """Raise DataError when the `size` bytes that `what` needs are not available."""
+def require_memory(size: int, purpose: str) -> None:
+    """Raise DataError if the `size` bytes that `purpose` needs are not available."""
     if size > (free := available()):
         raise DataError(
-            f"{what} takes {size / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} are free"
+            f"{purpose} takes {size / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} are free"
         )
 
 
@@ -30,7 +30,7 @@ def _machine() -> int:
         return next(
             int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
         )
-    except (OSError, StopIteration, ValueError):  # not Linux
+    except (OSError, StopIteration, ValueError):  # the system is not Linux
         return UNKNOWN
 
 
@@ -39,7 +39,7 @@ def _address_space() -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     try:
         used = int(STATM.read_text().split()[0]) * resource.getpagesize()
-    except (OSError, ValueError):  # not Linux
+    except (OSError, ValueError):  # the system is not Linux
         return UNKNOWN
     return UNKNOWN if limit == resource.RLIM_INFINITY else max(0, limit - used)
 
@@ -47,7 +47,7 @@ def _address_space() -> int:
 def _container() -> int:
     """Return the bytes left below the cgroup v2 limit; the page cache counts as free."""
     try:
-        limit = int((CGROUP / "memory.max").read_text())  # "max": no limit, ValueError
+        limit = int((CGROUP / "memory.max").read_text())  # without a limit "max": a ValueError
         used = int((CGROUP / "memory.current").read_text())
         pairs = (line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
         return max(0, limit - used + int(dict(pairs)["inactive_file"]))

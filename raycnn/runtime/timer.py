@@ -1,4 +1,4 @@
-"""Time passes over batches on a device, waiting for the device once, at the end."""
+"""Time forward passes on a device, waiting for the device once, at the end."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 
 
 class PassTimer:
-    """Measures the time of each pass: by events of the device, or on a CPU by the clock."""
+    """A timer of forward passes: by events of the device, or on a CPU by the clock."""
 
     def __init__(self, device: torch.device):
         self._module = None if device.type == "cpu" else torch.get_device_module(device)
@@ -18,7 +18,7 @@ class PassTimer:
 
     @contextmanager
     def timing(self, images: int) -> Iterator[None]:
-        """Time the block, a pass over so many images."""
+        """Time the block: one pass over `images` images."""
         start = self._now()
         yield
         self._passes.append((start, self._now(), images))

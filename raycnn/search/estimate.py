@@ -8,7 +8,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.config.search import TuneSpec
 from raycnn.data.loader import Batch
 from raycnn.data.splits import open_splits
-from raycnn.training.loop import fresh_state
+from raycnn.training.loop import new_training_state
 from raycnn.training.step import forward
 
 SAMPLE = 32  # images of the timed step
@@ -21,7 +21,7 @@ def epoch_s(search: TuneSpec, device: torch.device) -> dict[str, float]:
 
 def _epoch_s(job: JobSpec, device: torch.device) -> float:
     splits = open_splits(job)
-    state = fresh_state(job, splits, device)
+    state = new_training_state(job, splits, device)
     size = min(SAMPLE, job.train.batch_size)
     batch = Batch(
         images=torch.zeros(size, *splits.shape, device=device),

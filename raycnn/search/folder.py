@@ -26,7 +26,7 @@ from raycnn.filesystem import is_uri, local_path
 from raycnn.io import atomic_path, is_locked, lock, read_json, write_json
 from raycnn.runs import storage
 from raycnn.runs.directory import (
-    LOCK_S,
+    RUN_LOCK_TIMEOUT_S,
     Run,
     create_numbered,
     list_folders,
@@ -238,12 +238,12 @@ class Search:
         For a search at a URI, upload what is written to the folder meanwhile.
         """
         busy = f"{self.location} is being searched by another process"
-        with lock(self.folder / ".lock", busy, LOCK_S):
+        with lock(self.folder / ".lock", busy, RUN_LOCK_TIMEOUT_S):
             if not self.copy:
                 yield
                 return
             timeout_s = self.spec.architectures[0].job.storage.timeout_s
-            with self.copy.leased(), self.copy.syncing(0, timeout_s, _log_event):
+            with self.copy.hold_lease(), self.copy.syncing(0, timeout_s, _log_event):
                 yield
 
     def best_job(self, architecture: str) -> Path:

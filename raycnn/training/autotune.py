@@ -1,6 +1,6 @@
 """Measure which memory format, precision and compilation train a network fastest on its device.
 
-A job asks for it by `auto`. All workers measure at once, as they train at once, and the slowest
+A job requests it by `auto`. All workers measure at once, as they train at once, and the slowest
 counts. The timings are kept in the cache folder, for this machine, network, batch and these
 versions; the run records what was chosen, so that a resumed run computes as it did before.
 """
@@ -32,12 +32,12 @@ from raycnn.training.checkpoint import TrainingState
 from raycnn.training.step import TrainStep, micro_batch_size, unlabeled_batch
 
 SETTINGS = ("channels_last", "precision", "compile")
-FOLDER = "autotune"  # in the cache folder
-MIN_TRAINING_S = 60  # below this the default settings are taken without measuring
-MIN_COMPILED_S = 600  # below this nothing is compiled: to measure it takes a minute
-MIN_GAIN = 0.05  # by how much another setting must be faster than the default
+FOLDER = "autotune"  # name of the folder of timings in the cache folder
+MIN_TRAINING_S = 60  # seconds: shorter runs take the default settings without measuring
+MIN_COMPILED_S = 600  # seconds: shorter runs are not compiled, which takes a minute to measure
+MIN_GAIN = 0.05  # fraction by which another setting must be faster than the default
 MEASURED_S = 1.0  # seconds of steps for each combination of settings
-GRAPHS = 3  # compiled in a run: training, its last batch, and evaluation
+GRAPHS = 3  # graphs compiled in a run: for training, its last batch, and evaluation
 
 log = logging.getLogger("raycnn")
 
@@ -54,7 +54,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Its settings in words: `channels-last bf16 compiled`."""
+        """Name for display, and key of its timing: `channels-last bf16 compiled`."""
         layout = "channels-last" if self.channels_last else "contiguous"
         return f"{layout} {self.precision}{' compiled' if self.compile else ''}"
 
@@ -65,15 +65,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Timing:
-    """Measured times of a candidate; infinite where it does not run."""
+    """Measured times of a candidate; infinite if it does not run."""
 
     step_s: float
     """Seconds of the fastest step."""
     compile_s: float = 0.0
-    """Seconds that the first step took longer than that."""
+    """Seconds by which the first step took longer than the fastest."""
 
     def total_s(self, steps: int) -> float:
-        """Return the expected seconds of so many steps."""
+        """Return the expected duration of a number of steps, in seconds."""
         return steps * self.step_s + GRAPHS * self.compile_s
 
 
@@ -96,7 +96,7 @@ def autotune(
         return job
     path = _path(job, shape, device)
     timings: Timings = distributed.broadcast_from_rank_zero(lambda: _read(path))
-    known = len(timings)
+    cached = len(timings)
 
     def measure(candidate: Candidate) -> Timing:
         if candidate.name not in timings:
@@ -104,9 +104,9 @@ def autotune(
         return timings[candidate.name]
 
     chosen = fastest(list(_candidates(job, device)), job.train.compile, steps, measure)
-    # What does not run here may run once a compiler is installed, or another program has ended.
+    # A candidate that does not run may do so once a compiler is installed or memory is free.
     finite = {name: timing for name, timing in timings.items() if timing.step_s < math.inf}
-    if distributed.is_rank_zero() and len(finite) > max(known, 1):
+    if distributed.is_rank_zero() and len(finite) > max(cached, 1):
         _write(path, finite)
     seconds = {name: timing.step_s for name, timing in finite.items()}
     callbacks.on_event(Autotuned(settings=chosen.changes(), seconds=seconds))
@@ -138,16 +138,23 @@ def fastest(
 
 
 def _candidates(job: JobSpec, device: torch.device) -> Iterator[Candidate]:
-    """Yield the combinations that the job allows, the default first; compiled if it asks for it."""
-    usual = layout(device, None) == torch.channels_last
-    asked, precision = job.train.channels_last, job.train.precision
-    layouts = [usual, not usual] if asked == "auto" else [usual if asked is None else asked]
-    precisions = ["fp32", _narrow(device)] if precision == "auto" else [precision]
-    for channels_last, bits in itertools.product(layouts, precisions):
-        yield Candidate(channels_last, bits, compile=job.train.compile is True)
+    """Yield the combinations of settings that the job allows, the default first.
+
+    They are compiled if the job says so.
+    """
+    default = layout(device, None) == torch.channels_last
+    setting = job.train.channels_last
+    if setting == "auto":
+        layouts = [default, not default]
+    else:
+        layouts = [default if setting is None else setting]
+    precision = job.train.precision
+    precisions = ["fp32", _low_precision_dtype(device)] if precision == "auto" else [precision]
+    for channels_last, dtype in itertools.product(layouts, precisions):
+        yield Candidate(channels_last, dtype, compile=job.train.compile is True)
 
 
-def _narrow(device: torch.device) -> str:
+def _low_precision_dtype(device: torch.device) -> str:
     """Return the 16-bit precision that suits the device."""
     supported = getattr(torch.get_device_module(device), "is_bf16_supported", lambda: True)
     return "bf16" if supported() else "fp16"
@@ -164,7 +171,7 @@ def _measure(
     job = job.change(candidate.changes() | {"train.sync_batch_norm": False})
     try:
         first_s, step_s = _time_steps(job, shape, device, new_state)
-    except Exception as error:  # no compiler, no memory: torch raises errors of many types
+    except Exception as error:  # without a compiler or memory torch raises many types
         if not candidate.compile and not isinstance(error, torch.OutOfMemoryError):
             raise
         log.warning(f"{candidate.name} cannot be used: {first_line(error)}")
@@ -181,7 +188,7 @@ def _time_steps(
     state = new_state(job)
     if job.train.compile:
         state.model.compile()
-    step = TrainStep(
+    train_step = TrainStep(
         replica=state.model, state=state, job=job, schedule=SCHEDULES.build(job.schedule, 100),
         micro_batch=micro_batch_size(job.train), class_weights=None,
     )  # fmt: skip
@@ -189,21 +196,21 @@ def _time_steps(
     module, seconds = torch.get_device_module(device), list[float]()
     while len(seconds) < 3 or sum(seconds[1:]) < MEASURED_S:
         start = time.perf_counter()
-        step(batch, 0)
+        train_step(batch, 0)
         module.synchronize()
         seconds.append(time.perf_counter() - start)
     return seconds[0], min(seconds[1:])
 
 
 def _path(job: JobSpec, shape: tuple[int, ...], device: torch.device) -> Path | None:
-    """Return the file of the timings, or None without a cache folder."""
+    """Return the file of the timings; None without a cache folder."""
     names = DEVICE_KINDS[device.type].names() or [platform.processor(), platform.node()]
-    described = [
+    measured_on = [
         __version__, torch.__version__, names, torch.get_num_threads(), distributed.world_size(),
         shape, job.tree()["model"], job.tree()["optimizer"], job.train.batch_size,
         job.train.micro_batch, job.train.ema, job.train.deterministic,
     ]  # fmt: skip
-    digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(measured_on).encode()).hexdigest()[:16]
     try:
         return cache_folder() / FOLDER / f"{digest}.json"
     except EnvironmentUnavailable:
@@ -214,12 +221,12 @@ def _read(path: Path | None) -> Timings:
     tree = (io.read_json(path) if path else None) or {}
     try:
         return {name: Timing(**fields) for name, fields in tree.items()}
-    except TypeError:  # another version wrote it
+    except TypeError:  # another version of raycnn wrote the file
         return {}
 
 
 def _write(path: Path | None, timings: Timings) -> None:
-    with suppress(OSError):  # a cache that cannot be written: the next run measures again
+    with suppress(OSError):  # if the cache cannot be written, the next run measures again
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             io.write_json(path, {name: asdict(timing) for name, timing in timings.items()})

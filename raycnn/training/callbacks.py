@@ -37,9 +37,10 @@ class Event:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event as plain values for JSON: `time`, `type`, `rank`, fields, `message`."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("saved", True)}
-        head = {"time": own.pop("time"), "type": type(self).__name__, "rank": own.pop("rank")}
-        return head | own | {"message": self.message}
+        saved = [f.name for f in fields(self) if f.metadata.get("saved", True)]
+        values = {name: getattr(self, name) for name in saved}
+        head = {"time": values.pop("time"), "type": type(self).__name__, "rank": values.pop("rank")}
+        return head | values | {"message": self.message}
 
     @staticmethod
     def from_dict(tree: Mapping[str, Any]) -> "Event | None":
@@ -125,8 +126,8 @@ class WorkersConnected(Event):
 
     @property
     def message(self) -> str:
-        each = "the worker is" if self.workers == 1 else f"{self.workers} workers are"
-        return f"{each} connected; preparing data and network"
+        subject = "the worker is" if self.workers == 1 else f"{self.workers} workers are"
+        return f"{subject} connected; preparing data and network"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +198,7 @@ class WeightsLoaded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherLoaded(Event):
-    """The network is trained on the outputs of another one, too."""
+    """The network is trained on the outputs of another one, its teacher, as well."""
 
     teacher: str
     """The value of `train.distillation.teacher`."""
@@ -208,15 +209,15 @@ class TeacherLoaded(Event):
     epoch: int
     """Epoch of its best weights, from 1."""
     size: list[int] | None = None
-    """Height and width that images are resized to for it; None where the size is the same."""
+    """Height and width that images are resized to for it; None if the size is the same."""
 
     @property
     def message(self) -> str:
-        found = f"teacher {self.teacher}: {self.model}, best epoch {self.epoch}"
+        text = f"teacher {self.teacher}: {self.model}, best epoch {self.epoch}"
         if not self.size:
-            return found
+            return text
         height, width = self.size
-        return f"{found}; the images are resized to {height}x{width} for it"
+        return f"{text}; the images are resized to {height}x{width} for it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +274,7 @@ class TrainingStarted(Event):
     device: str
     workers: int
     flops: int | None = None
-    """Floating-point operations for one image; None where they cannot be counted."""
+    """Floating-point operations for one image; None if they cannot be counted."""
 
     @property
     def message(self) -> str:
@@ -281,13 +282,13 @@ class TrainingStarted(Event):
         if self.flops:
             size += f", {format_flops(self.flops)} per image"
         images = ", ".join(f"{count:,} {split}" for split, count in self.images.items())
-        where = f"{self.workers} x {self.device}" if self.workers > 1 else self.device
-        return f"{self.model}, {size}; images: {images}; on {where}"
+        devices = f"{self.workers} x {self.device}" if self.workers > 1 else self.device
+        return f"{self.model}, {size}; images: {images}; on {devices}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Autotuned(Event):
-    """The settings that the job leaves to be measured are chosen."""
+    """The settings that the job leaves to be measured have been chosen."""
 
     settings: dict[str, Any]
     """Chosen values by dotted key of the spec."""
@@ -324,7 +325,7 @@ class RolledBack(Event):
     """Factor on the learning rate, over all rollbacks so far."""
     rollback: int
     rollbacks: int
-    """Number allowed."""
+    """Maximum number of rollbacks."""
 
     @property
     def message(self) -> str:
@@ -448,13 +449,16 @@ class WorkersRestarted(Event):
     retry: int = 0
     """Number of retries used, including this one."""
     retries: int = 0
-    """Number allowed."""
+    """Maximum number of retries."""
 
     @property
     def message(self) -> str:
-        how = {"preempted": " (preempted)", "memory": " (a smaller micro-batch)"}
-        counted = f" (retry {self.retry} of {self.retries})" if self.cause == "lost" else ""
-        return f"worker lost: {self.error}: restarting{how.get(self.cause, counted)}"
+        notes = {
+            "lost": f" (retry {self.retry} of {self.retries})",
+            "preempted": " (preempted)",
+            "memory": " (a smaller micro-batch)",
+        }
+        return f"worker lost: {self.error}: restarting{notes.get(self.cause, '')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -505,7 +509,7 @@ class TrialStopped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialExploited(Event):
-    """In population based training this trial copied the weights of a better one."""
+    """In population-based training, this trial copied the weights of a better one."""
 
     parent: str
     epoch: int
@@ -550,7 +554,7 @@ class Callback(Protocol):
     """A subscriber to the events of a run."""
 
     def on_event(self, event: Event) -> None:
-        """Handle an event. Training waits for the call, so it must not block for long."""
+        """Handle an event. Training waits for this call, so it must not block for long."""
 
 
 class CallbackList:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from raycnn import io
 from raycnn.errors import DataError
-from raycnn.training.ema import EMA, copy
+from raycnn.training.ema import EMA, copy_tensors
 from raycnn.training.loss_scale import LossScale
 from raycnn.training.main_metric import val_metric
 from raycnn.training.metrics import EpochMetrics
@@ -33,7 +33,7 @@ MODEL, OPTIMIZER, STATE, INDEX = (
     "index.json",
 )
 TENSORS = (MODEL, OPTIMIZER)
-RAW = "raw/"  # prefix of the raw weights, where the model file holds their EMA
+RAW = "raw/"  # prefix of the raw weights, if the model file holds their EMA
 
 Row = dict[str, float]
 
@@ -58,8 +58,8 @@ class TrainingState:
     """Epoch, from 1, with the best validation accuracy or mAP."""
     scale: LossScale | None = None
     """Dynamic loss scale, for fp16."""
-    average: EMA | None = None
-    """Exponential moving average of the weights, where `train.ema` is set."""
+    ema: EMA | None = None
+    """Exponential moving average of the weights, if `train.ema` is set."""
     lr_backoffs: list[float] = field(default_factory=list)
     """Factor on the learning rate for each rollback after a loss that was not finite."""
 
@@ -91,25 +91,25 @@ def _selection_key(row: Row) -> tuple[float, float]:
 def save_checkpoint(state: TrainingState, folder: Path) -> None:
     """Write a checkpoint of the state into `folder`, then update the index.
 
-    Raises OSError where writing fails; existing checkpoints stay intact.
+    Raises OSError if writing fails; existing checkpoints stay intact.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _remove_incomplete(folder)
     index = read_index(folder)
-    again = index.get("last") == state.name
-    if not again or verify_checkpoint(folder / state.name):
+    same_name = index.get("last") == state.name
+    if not same_name or verify_checkpoint(folder / state.name):
         _write(state, folder)
     new = {
         "last": state.name,
-        "previous": index.get("previous" if again else "last"),
+        "previous": index.get("previous" if same_name else "last"),
         "best": state.name if state.is_best else index.get("best"),
     }
     write_index(new, folder)
-    drop_others(folder, new.values())
+    delete_except(folder, new.values())
 
 
-def drop_others(folder: Path, names: Collection[str | None]) -> None:
-    """Delete all checkpoints with other names, and the remains of interrupted saves."""
+def delete_except(folder: Path, names: Collection[str | None]) -> None:
+    """Delete all checkpoints except those named, and the remains of interrupted saves."""
     for path in folder.iterdir():
         if path.is_dir() and path.name not in names:
             shutil.rmtree(path, ignore_errors=True)
@@ -120,7 +120,7 @@ def prune(folder: Path) -> None:
     if index := read_index(folder):
         index |= {"previous": None}
         write_index(index, folder)
-        drop_others(folder, index.values())
+        delete_except(folder, index.values())
 
 
 def copy_all(source: Path, target: Path) -> None:
@@ -143,8 +143,8 @@ def _write(state: TrainingState, folder: Path) -> None:
     temporary.mkdir()
     try:
         for name, tensors in ((MODEL, weights(state)), (OPTIMIZER, _training_tensors(state))):
-            plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-            _save_tensors(plain, temporary / name)
+            on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            _save_tensors(on_cpu, temporary / name)
         files = {name: _file_digest(temporary / name) for name in TENSORS}
         keys = ("epoch", "step", "history", "best", "lr_backoffs")
         saved = {key: getattr(state, key) for key in keys}
@@ -152,16 +152,16 @@ def _write(state: TrainingState, folder: Path) -> None:
         body = {"files": files, "about": state.metadata, "seen": asdict(state.epoch_metrics)}
         body |= saved
         io.write_json(temporary / STATE, {"sha256": _digest(body), **body})
-        install(temporary, final)
+        commit_checkpoint(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def install(temporary: Path, final: Path) -> None:
+def commit_checkpoint(temporary: Path, final: Path) -> None:
     """Sync a completely written checkpoint to disk and rename it to its final name."""
     for path in (*temporary.iterdir(), temporary):
         io.fsync(path)
-    if final.exists():  # damaged: a valid one would have been resumed from
+    if final.exists():  # it is damaged: a valid one would have been resumed from
         shutil.rmtree(final)
     temporary.rename(final)
     io.fsync(final.parent)
@@ -169,19 +169,22 @@ def install(temporary: Path, final: Path) -> None:
 
 def weights(state: TrainingState) -> dict[str, Tensor]:
     """Return the tensors to validate, test and export: buffers, and parameters or their EMA."""
-    return state.model.state_dict() | (state.average.tensors if state.average else {})
+    return state.model.state_dict() | (state.ema.tensors if state.ema else {})
 
 
 def _training_tensors(state: TrainingState) -> dict[str, Tensor]:
     """Return the other tensors that resuming needs: optimizer, loss scale, raw weights."""
     tensors = state.optimizer.state_dict() | (state.scale.state_dict() if state.scale else {})
-    if state.average:
-        tensors |= {f"{RAW}{name}": p for name, p in state.average.named.items()}
+    if state.ema:
+        tensors |= {f"{RAW}{name}": p for name, p in state.ema.parameters.items()}
     return tensors
 
 
-def point_to(checkpoint: Path, best: bool) -> None:
-    """Make this checkpoint the last one in the index, after a kill or damage left another there."""
+def set_last(checkpoint: Path, best: bool) -> None:
+    """Name a checkpoint in the index as the last, and as the best if `best`.
+
+    After a kill, or damage to a newer checkpoint, the index may name another one.
+    """
     index = read_index(checkpoint.parent) | {"last": checkpoint.name}
     write_index(index | ({"best": checkpoint.name} if best else {}), checkpoint.parent)
 
@@ -194,7 +197,7 @@ def write_index(index: dict[str, str | None], folder: Path) -> None:
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
-    except SafetensorError as error:  # raised for a full disk
+    except SafetensorError as error:  # safetensors raises it for a full disk
         raise OSError(str(error)) from error
 
 
@@ -203,83 +206,85 @@ def read_index(folder: Path) -> dict[str, str | None]:
     return io.read_json(folder / INDEX) or {}
 
 
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest valid checkpoint, or None, and the faults of any newer ones.
+def latest_valid_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest valid checkpoint, or None, and what is wrong with any newer ones.
 
-    Raises DataError when there are checkpoints but none is valid.
+    Raises DataError if there are checkpoints but none is valid.
     """
     names = sorted(path.name for path in folder.glob("[0-9]*-[0-9]*") if path.is_dir())
-    faults: list[str] = []
+    problems: list[str] = []
     for name in reversed(names):
-        fault = verify_checkpoint(folder / name)
-        if not fault:
-            return folder / name, faults
-        faults.append(fault)
-    if faults:
-        raise DataError("no valid checkpoint: " + "; ".join(faults))
+        problem = verify_checkpoint(folder / name)
+        if not problem:
+            return folder / name, problems
+        problems.append(problem)
+    if problems:
+        raise DataError("no valid checkpoint: " + "; ".join(problems))
     return None, []
 
 
 def verify_checkpoint(checkpoint: Path) -> str | None:
-    """Return the fault of a checkpoint whose files do not match their digests, or None."""
+    """Return what is wrong with a checkpoint, or None if its files match their checksums."""
     try:
         files = read_state(checkpoint)["files"]
         for name in TENSORS:
             if _file_digest(checkpoint / name) != files[name]:
-                return f"{checkpoint / name} is not what was written (size or SHA-256 differ)"
+                return f"{checkpoint / name} failed its checksum (size or SHA-256 differs)"
     except (DataError, OSError, KeyError, TypeError) as error:
         return f"{checkpoint} is damaged: {error}"
     return None
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Return the content of state.json. Raises DataError when its SHA-256 does not match."""
+    """Return the content of state.json. Raises DataError if its SHA-256 does not match."""
     try:
         state = dict(json.loads((checkpoint / STATE).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"cannot read {checkpoint / STATE}: {error}") from None
     if state.pop("sha256", None) != _digest(state):
-        raise DataError(f"{checkpoint / STATE} is not what was written: its SHA-256 differs")
+        raise DataError(f"{checkpoint / STATE} failed its checksum (SHA-256 differs)")
     return state
 
 
 def restore(state: TrainingState, checkpoint: Path) -> None:
-    """Load a checkpoint into a state of the same job. Raises DataError where it does not fit."""
+    """Load a checkpoint into a state of the same job. Raises DataError if it does not match."""
     saved = read_state(checkpoint)
     load_weights(state.model, checkpoint)
     training = read_tensors(checkpoint / OPTIMIZER)
     state.optimizer.load_state_dict(training)
     if state.scale:
         state.scale.load_state_dict(training)
-    if state.average:
-        copy(state.average.named, state.average.tensors)
+    if state.ema:
+        copy_tensors(src=state.ema.parameters, dst=state.ema.tensors)
     raw = {key.removeprefix(RAW): tensor for key, tensor in training.items() if key.startswith(RAW)}
-    copy(raw, {name: p for name, p in state.model.named_parameters() if name in raw})
+    parameters = {name: p for name, p in state.model.named_parameters() if name in raw}
+    copy_tensors(src=raw, dst=parameters)
     state.epoch, state.step = saved["epoch"], saved["step"]
     state.history, state.best = saved["history"], saved["best"]
-    state.epoch_metrics, state.lr_backoffs = (
-        EpochMetrics(**saved["seen"]),
-        saved.get("lr_backoffs", []),
-    )
+    state.epoch_metrics = EpochMetrics(**saved["seen"])
+    state.lr_backoffs = saved.get("lr_backoffs", [])
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Copy a checkpoint's weights into a model. Raises DataError naming tensors that differ."""
+    """Copy a checkpoint's weights into a model.
+
+    Raises DataError, with the tensors that differ, if it does not match the model.
+    """
     tensors = read_tensors(checkpoint / MODEL)
-    own = model.state_dict()
-    differ = [
+    expected = model.state_dict()
+    mismatches = [
         f"{key}: {format_shape(tensors.get(key))} in the checkpoint, "
-        f"{format_shape(own.get(key))} in the model"
-        for key in sorted({*tensors, *own})
-        if format_shape(tensors.get(key)) != format_shape(own.get(key))
+        f"{format_shape(expected.get(key))} in the model"
+        for key in sorted({*tensors, *expected})
+        if format_shape(tensors.get(key)) != format_shape(expected.get(key))
     ]
-    if differ:
-        raise DataError(f"{checkpoint} is of another network: {'; '.join(differ[:5])}")
+    if mismatches:
+        raise DataError(f"{checkpoint} does not match the model: {'; '.join(mismatches[:5])}")
     model.load_state_dict(tensors)
 
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
-    """Return the tensors of a safetensors file. Raises DataError where it cannot be read."""
+    """Return the tensors of a safetensors file. Raises DataError if it cannot be read."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -25,19 +25,20 @@ from raycnn.shape import Shape
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import TeacherLoaded
 
-TEACHER = "train.distillation.teacher"  # its key in the spec
+TEACHER = "train.distillation.teacher"  # key of the teacher in the spec
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen network in evaluation mode, which sees the same augmented batches as its student."""
+    """A frozen network in evaluation mode, which gets the same augmented batches as its student."""
 
     network: nn.Module
     shape: Shape
     """Shape of its input images; batches of another size are resized."""
     scale: Tensor
-    """(1, C, 1, 1): with `offset` from the student's normalization to its own."""
+    """Factor (1, C, 1, 1) that, with `offset`, turns the student's normalization into its own."""
     offset: Tensor
+    """Offset (1, C, 1, 1), added after `scale`."""
     loaded: TeacherLoaded
     """The event that describes it."""
 
@@ -54,39 +55,39 @@ class Teacher:
 def load_teacher(path: Path, job: JobSpec, splits: Splits, device: torch.device) -> Teacher:
     """Return the teacher in the checkpoint folder `path` for a job, on a device.
 
-    Raises SpecError where its classes or channels are not the job's.
+    Raises SpecError if its classes or channels are not the job's.
     """
     saved = checkpoint.read_state(path)
-    about, student = saved["about"], splits.pipeline
-    network = build_teacher(about, job, splits.classes, splits.shape)
+    metadata, student = saved["about"], splits.pipeline
+    network = build_teacher(metadata, job, splits.classes, splits.shape)
     checkpoint.load_weights(network, path)
     network.to(device).to(memory_format=layout(device, job.train.channels_last))
-    mean, std, own_mean, own_std = (
+    mean, std, teacher_mean, teacher_std = (
         torch.tensor(values, device=device).view(1, -1, 1, 1)
-        for values in (student.mean, student.std, about["mean"], about["std"])
+        for values in (student.mean, student.std, metadata["mean"], metadata["std"])
     )
-    shape = Shape(*about["shape"])
+    shape = Shape(*metadata["shape"])
     assert job.train.distillation
     loaded = TeacherLoaded(
         teacher=job.train.distillation.teacher,
         sha256=saved["files"][checkpoint.MODEL]["sha256"],
-        model=about["spec"]["model"]["name"],
+        model=metadata["spec"]["model"]["name"],
         epoch=saved["epoch"],
         size=None if shape == splits.shape else [shape.height, shape.width],
     )
     return Teacher(
         network=network.eval().requires_grad_(False), shape=shape,
-        scale=std / own_std, offset=(mean - own_mean) / own_std, loaded=loaded,
+        scale=std / teacher_std, offset=(mean - teacher_mean) / teacher_std, loaded=loaded,
     )  # fmt: skip
 
 
 def agree_on_teacher(load: Callable[[], Teacher]) -> Teacher:
-    """Load the teacher on every worker. Raises DataError where one finds other weights."""
+    """Load the teacher on every worker. Raises DataError if their weights differ."""
     teacher = distributed.raise_on_any_rank(load)
-    first = distributed.broadcast_from_rank_zero(lambda: teacher.loaded.sha256)
+    expected = distributed.broadcast_from_rank_zero(lambda: teacher.loaded.sha256)
 
     def check() -> None:
-        if teacher.loaded.sha256 != first:
+        if teacher.loaded.sha256 != expected:
             rank = distributed.rank()
             raise DataError(f"{teacher.loaded.teacher} on rank {rank} is not the run on rank 0")
 
@@ -95,33 +96,37 @@ def agree_on_teacher(load: Callable[[], Teacher]) -> Teacher:
 
 
 def build_teacher(
-    about: dict[str, Any], job: JobSpec, classes: Sequence[str], shape: Shape
+    metadata: dict[str, Any], job: JobSpec, classes: Sequence[str], shape: Shape
 ) -> nn.Module:
     """Return the network that a checkpoint's metadata describes, without its weights.
 
-    Raises SpecError where its classes or channels are not those of the job.
+    Raises SpecError if its classes or channels are not those of the job.
     """
     assert job.train.distillation
-    name, theirs = job.train.distillation.teacher, about["classes"]
-    if missing := [one for one in classes if one not in theirs]:
+    name, teacher_classes = job.train.distillation.teacher, metadata["classes"]
+    if missing := [label for label in classes if label not in teacher_classes]:
         raise SpecError(f"{name} was not trained on the classes {listed(missing)}", TEACHER)
-    if more := [one for one in theirs if one not in classes]:
-        raise SpecError(f"{name} has classes that the job has not: {listed(more)}", TEACHER)
-    if list(classes) != theirs:
+    if extra := [label for label in teacher_classes if label not in classes]:
+        raise SpecError(f"{name} has classes that the job does not have: {listed(extra)}", TEACHER)
+    if list(classes) != teacher_classes:
         raise SpecError(f"{name} has the same classes in another order", TEACHER)
-    its = Shape(*about["shape"])
-    if its.channels != shape.channels:
+    teacher_shape = Shape(*metadata["shape"])
+    if teacher_shape.channels != shape.channels:
         raise SpecError(
-            f"{name} takes images of {its.channels} channels, and the job's have {shape.channels}",
+            f"{name} takes images of {teacher_shape.channels} channels, and the job's have "
+            f"{shape.channels}",
             TEACHER,
         )
-    return models.build_model(saved_job_from_tree(about["spec"]).model, its, len(theirs))
+    model = saved_job_from_tree(metadata["spec"]).model
+    return models.build_model(model, teacher_shape, len(teacher_classes))
 
 
-def soft_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def soft_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Return the summed KL divergence () of logits (B, K) from the teacher's, times T².
 
     Both are softened by the temperature T; the factor keeps the size of the gradients (section 2).
     """
-    ours, theirs = (F.log_softmax(one.float() / temperature, 1) for one in (logits, teacher))
-    return F.kl_div(ours, theirs, reduction="sum", log_target=True) * temperature**2
+    student, teacher = (
+        F.log_softmax(each.float() / temperature, 1) for each in (logits, teacher_logits)
+    )
+    return F.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2

@@ -15,29 +15,31 @@ class EMA:
     is validated, tested and saved as the model; the raw weights are saved for resuming.
     """
 
-    def __init__(self, decay: float, named: Mapping[str, Parameter]):
-        self.decay, self.named = decay, named
-        self.tensors = {name: p.detach().clone() for name, p in named.items()}
+    def __init__(self, decay: float, parameters: Mapping[str, Parameter]):
+        self.decay, self.parameters = decay, parameters
+        self.tensors = {name: p.detach().clone() for name, p in parameters.items()}
+        """The average of each parameter, by the parameter's name."""
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Update the average with the parameters after step `step` of the run, from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))  # so that early weights decay fast
-        torch._foreach_lerp_(list(self.tensors.values()), list(self.named.values()), 1 - decay)
+        decay = min(self.decay, (1 + step) / (10 + step))  # early weights decay fast
+        parameters: list[Tensor] = list(self.parameters.values())
+        torch._foreach_lerp_(list(self.tensors.values()), parameters, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Replace the parameters by their average for the duration of a block."""
-        raw = {name: p.detach().clone() for name, p in self.named.items()}
-        copy(self.tensors, self.named)
+        raw = {name: p.detach().clone() for name, p in self.parameters.items()}
+        copy_tensors(src=self.tensors, dst=self.parameters)
         try:
             yield
         finally:
-            copy(raw, self.named)
+            copy_tensors(src=raw, dst=self.parameters)
 
 
 @torch.no_grad()
-def copy(tensors: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> None:
-    """Copy tensors into the parameters or tensors of the same names."""
-    for name, tensor in named.items():
-        tensor.copy_(tensors[name])
+def copy_tensors(*, src: Mapping[str, Tensor], dst: Mapping[str, Tensor]) -> None:
+    """Overwrite each tensor of `dst`, in place, with the one of the same name in `src`."""
+    for name, tensor in dst.items():
+        tensor.copy_(src[name])

@@ -24,9 +24,9 @@ from raycnn.data.sources.pictures import PictureOptions
 from raycnn.errors import DataError, SpecError
 from raycnn.shape import Shape
 
-SAMPLED = 64  # images whose size is read
+SAMPLED = 64  # number of images whose size is read
 SMALL = 48  # pixels: smaller images are not resized
-LARGE = 256  # pixels: larger images are resized to this, and cropped to 224
+LARGE = 256  # pixels: larger images are resized to this size, and cropped to 224
 STEPS = 3000  # approximate number of training steps
 COMMENTS = {
     "name": "of the folder of its runs",
@@ -52,12 +52,12 @@ class FolderJob:
     job: JobSpec
     comments: dict[str, str]
     """Reasons for the values, by dotted key."""
-    found: str
+    summary: str
     """Number of images and classes, and their folder, for display."""
 
     def text(self) -> str:
         """Return the spec as commented YAML."""
-        return to_text(self.tree, self.comments, f"{self.found}\nraycnn schema: all other keys")
+        return to_text(self.tree, self.comments, f"{self.summary}\nraycnn schema: all other keys")
 
     def write(self, folder: Path) -> Path:
         """Write the spec to a run folder, for users to edit and train again; return its path."""
@@ -69,7 +69,7 @@ class FolderJob:
 def job_for_folder(folder: Path, changes: Iterable[str] | Mapping[str, Any] = ()) -> FolderJob:
     """Return a job for a folder of images, one subfolder per class, with `changes` applied.
 
-    Raises DataError when there are no images, SpecError for an invalid change.
+    Raises DataError if there are no images, SpecError for an invalid change.
     """
     folder = Path(os.path.abspath(folder.expanduser()))
     if (folder / "job.yaml").is_file():
@@ -78,10 +78,10 @@ def job_for_folder(folder: Path, changes: Iterable[str] | Mapping[str, Any] = ()
     source = Folder(folder, 0.2, PictureOptions(None, "crop", None, None))
     images = {name: len(listing.labels) for name, listing in source.listings.items()}
     shapes = _sample_shapes(source)
-    trained = _train_count(images)
-    batch = pairs.get("train.batch_size", _batch_size(trained))
-    size, transforms, why = _size(shapes, pairs.get("data.size"))
-    epochs = _epochs(trained, batch if isinstance(batch, int) else 1)
+    train_images = _train_count(images)
+    batch_size = pairs.get("train.batch_size", _batch_size(train_images))
+    size, transforms, reason = _size(shapes, pairs.get("data.size"))
+    epochs = _epochs(train_images, batch_size if isinstance(batch_size, int) else 1)
     tree: Tree = {
         "name": _name(folder),
         "data": {
@@ -89,20 +89,20 @@ def job_for_folder(folder: Path, changes: Iterable[str] | Mapping[str, Any] = ()
             "root": str(folder),
             "size": size,
             "mode": "gray" if all(shape.channels == 1 for shape in shapes) else "rgb",
-            "val": 0.1 if trained >= 1000 else 0.2,
+            "val": 0.1 if train_images >= 1000 else 0.2,
             "transforms": transforms,
         },
         "model": "resnet18",
         "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
         "schedule": "one_cycle",
-        "train": {"epochs": epochs, "batch_size": batch},
+        "train": {"epochs": epochs, "batch_size": batch_size},
     }
-    tree, where = apply_changes(tree, {}, pairs)
+    tree, origins = apply_changes(tree, {}, pairs)
     total, classes = sum(images.values()), len(source.classes)
-    found = f"{total:,} pictures of {classes} classes in {folder}"
-    comments = COMMENTS | {"data.size": why}
-    reasons = {key: comment for key, comment in comments.items() if key not in pairs}
-    return FolderJob(tree, validate(JobSpec, tree, where), reasons, found)
+    summary = f"{total:,} pictures of {classes} classes in {folder}"
+    all_comments = COMMENTS | {"data.size": reason}
+    comments = {key: comment for key, comment in all_comments.items() if key not in pairs}
+    return FolderJob(tree, validate(JobSpec, tree, origins), comments, summary)
 
 
 def _name(folder: Path) -> str:
@@ -111,14 +111,14 @@ def _name(folder: Path) -> str:
 
 
 def _sample_shapes(source: Folder) -> list[Shape]:
-    """Return the shapes of up to SAMPLED images. Raises DataError when none can be read."""
+    """Return the shapes of up to SAMPLED images. Raises DataError if none can be read."""
     listing = source.listings["train"]
     rows = np.unique(np.linspace(0, len(listing.names) - 1, SAMPLED, dtype=np.int64))
     shapes = []
     for picture in listing.pictures(rows):
         try:
             shapes.append(read_header(picture, levels=False).shape)
-        except BadImage:  # reported when the data is decoded
+        except BadImage:  # decoding the data reports it
             continue
     if not shapes:
         raise DataError(f"{source.root}: none of {len(rows)} pictures can be read")
@@ -139,27 +139,28 @@ def _epochs(images: int, batch_size: int) -> int:
     return min(60, max(10, round(STEPS / max(1, images / batch_size))))
 
 
-def _size(shapes: list[Shape], asked: Any) -> tuple[Any, list[Any], str]:
-    """Return the image size, the transforms that suit it, and the reason."""
+def _size(shapes: list[Shape], requested: Any) -> tuple[Any, list[Any], str]:
+    """Return the image size, the transforms that suit it, and the reason for the size."""
     short = int(median(min(shape.height, shape.width) for shape in shapes))
-    common = {(shape.height, shape.width) for shape in shapes}
-    if asked is not None:
-        sides = asked if isinstance(asked, list) else [asked]
-        usable = [side for side in sides if isinstance(side, int)]
-        return asked, _crops(asked, min(usable, default=SMALL)), "as asked for"
-    why = f"of {len(shapes)} pictures the shorter side has {short} pixels (median)"
+    sizes = {(shape.height, shape.width) for shape in shapes}
+    if requested is not None:
+        sides = requested if isinstance(requested, list) else [requested]
+        valid = [side for side in sides if isinstance(side, int)]
+        return requested, _crops(requested, min(valid, default=SMALL)), "as asked for"
+    reason = f"of {len(shapes)} pictures the shorter side has {short} pixels (median)"
     if short >= LARGE:
         crop = {"name": "random_resized_crop", "size": 224, "scale": [0.35, 1.0]}
-        return LARGE, [crop, "horizontal_flip"], why
-    if short < SMALL and len(common) == 1:
-        height, width = common.pop()
+        return LARGE, [crop, "horizontal_flip"], reason
+    if short < SMALL and len(sizes) == 1:
+        height, width = sizes.pop()
         size: Any = height if height == width else [height, width]
         return size, _crops(size, short), f"all of {len(shapes)} pictures have this size"
     size = short if short < SMALL else short // 16 * 16
-    return size, _crops(size, size), why
+    return size, _crops(size, size), reason
 
 
 def _crops(size: Any, short: int) -> list[Any]:
+    """Return the transforms for images of a size, whose shorter side has `short` pixels."""
     if short < SMALL:
         return [{"name": "random_crop", "padding": max(1, short // 8)}, "horizontal_flip"]
     crop = {"name": "random_resized_crop", "size": size, "scale": [0.35, 1.0]}

@@ -41,16 +41,16 @@ from raycnn.training.callbacks import (
 )
 from raycnn.training.checkpoint import Row, TrainingState
 from raycnn.training.distillation import Teacher, agree_on_teacher
-from raycnn.training.ema import EMA, copy
+from raycnn.training.ema import EMA, copy_tensors
 from raycnn.training.loss_scale import LossScale
 from raycnn.training.metrics import (
     EpochMetrics,
     LossReader,
-    metric_accumulator,
+    build_metric_accumulator,
     small_validation_warning,
 )
 from raycnn.training.optim import build_optimizer, scale_lr
-from raycnn.training.predictions import PredictionCollector, SplitPredictions
+from raycnn.training.predictions import PredictionAccumulator, SplitPredictions
 from raycnn.training.step import (
     TrainStep,
     class_weights,
@@ -66,14 +66,14 @@ from raycnn.training.step import (
 PROGRESS_INTERVAL_S = 0.25  # seconds between progress events
 
 
-class Control(Protocol):
-    """The interface between the loop and its caller.
+class TrainingHooks(Protocol):
+    """The methods that the loop calls to save and restore checkpoints, and to know when to stop.
 
-    All workers call its methods in the same order.
+    All workers call the methods in the same order.
     """
 
     def restore(self, state: TrainingState) -> bool:
-        """Load the run's last checkpoint into the state; return False when there is none."""
+        """Load the run's last checkpoint into the state; return False if there is none."""
 
     def begin_epoch(self, state: TrainingState) -> None:
         """Prepare an epoch. To end training before it, raise an exception on every worker."""
@@ -93,11 +93,11 @@ class Control(Protocol):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The outcome of a completed training."""
+    """The outcome of a completed training run."""
 
     state: TrainingState
     test: EpochMetrics | None
-    """Test metrics of the best weights; None without a test."""
+    """Test metrics of the best weights; None if no test was run."""
     splits: Splits
     predictions: dict[str, SplitPredictions] = field(default_factory=dict)
     """Predictions of the best weights for val and test; on rank 0 only, after a test."""
@@ -106,61 +106,64 @@ class TrainResult:
 def fit(
     job: JobSpec,
     device: torch.device,
-    control: Control,
+    hooks: TrainingHooks,
     callbacks: Callback,
-    test_once: bool = True,
+    run_test: bool = True,
 ) -> TrainResult:
     """Train on this worker's share of every batch, from the last checkpoint on, then test.
 
     After a loss that is not finite, training restarts from the last checkpoint, at most
     `failure.rollbacks` times; after running out of device memory it restarts with half the
     micro-batch. Raises Diverged after the last rollback, Interrupted on a stop request, OutOfMemory
-    where several workers must restart, EnvironmentUnavailable when one image does not fit, and
-    SpecError where `train.deterministic` cannot be met.
+    if several workers must restart, EnvironmentUnavailable if one image does not fit, and SpecError
+    if `train.deterministic` cannot be met.
     """
     with deterministic(job.train.deterministic):
-        return _fit(job, device, control, callbacks, test_once)
+        return _fit(job, device, hooks, callbacks, run_test)
 
 
 def _fit(
-    job: JobSpec, device: torch.device, control: Control, callbacks: Callback, test_once: bool
+    job: JobSpec, device: torch.device, hooks: TrainingHooks, callbacks: Callback, run_test: bool
 ) -> TrainResult:
-    def decoding(done: int, total: int) -> None:
+    def report_decoding(done: int, total: int) -> None:
         callbacks.on_event(Decoding(done=done, total=total))
 
     def warn(text: str) -> None:
         callbacks.on_event(Warned(text=text))
 
-    splits = distributed.raise_on_any_rank(lambda: open_splits(job, decoding, warn))
+    splits = distributed.raise_on_any_rank(lambda: open_splits(job, report_decoding, warn))
     if job.train.patience and not len(splits.labels("val")):
         raise SpecError("needs images that are held out: data.val is 0", "train.patience")
-    steps = job.train.epochs * math.ceil(len(splits.labels("train")) / job.train.batch_size)
-    new_state = partial(fresh_state, splits=splits, device=device)
-    job = autotune(job, steps, splits.shape, device, new_state, callbacks)
+    total_steps = job.train.epochs * math.ceil(len(splits.labels("train")) / job.train.batch_size)
+    new_state = partial(new_training_state, splits=splits, device=device)
+    job = autotune(job, total_steps, splits.shape, device, new_state, callbacks)
     teacher = None
     if job.train.distillation:
-        teacher = agree_on_teacher(lambda: control.load_teacher(job, splits, device))
+        teacher = agree_on_teacher(lambda: hooks.load_teacher(job, splits, device))
         callbacks.on_event(teacher.loaded)
     lr_backoffs: list[float] = []
     while True:
-        state = init_or_restore(job, splits, device, control, callbacks, teacher)
+        has_rolled_back = bool(lr_backoffs)
+        state = init_or_restore(job, splits, device, hooks, callbacks, teacher)
+        # Each rollback appends a factor, so the longer list is the newer one: that of this process
+        # after a rollback, that of the checkpoint after a restart of the process.
         state.lr_backoffs = max(state.lr_backoffs, lr_backoffs, key=len)
         loaders = _loaders(job, splits, device)
-        step = prepare(state, splits, steps, job, callbacks, teacher)
-        if not lr_backoffs:
+        train_step = prepare(state, splits, total_steps, job, callbacks, teacher)
+        if not has_rolled_back:
             callbacks.on_event(_started_event(job, state, splits, device))
             if text := small_validation_warning(len(splits.labels("val")), splits.multi_label):
                 callbacks.on_event(Warned(text=text))
         try:
-            return run_epochs(step, splits, loaders, control, callbacks, test_once)
+            return run_epochs(train_step, splits, loaders, hooks, callbacks, run_test)
         except Diverged as error:
             lr_backoffs = [*state.lr_backoffs, job.failure.rollback_lr]
             if len(lr_backoffs) > job.failure.rollbacks:
                 raise
             callbacks.on_event(_rollback_event(error, lr_backoffs, job))
         except torch.OutOfMemoryError:
-            job = _with_half_the_micro_batch(job, step.micro_batch, callbacks)
-        del step, state  # free their memory for the next attempt
+            job = _halve_micro_batch(job, train_step.micro_batch, callbacks)
+        del train_step, state  # free their memory for the next attempt
 
 
 def _loaders(job: JobSpec, splits: Splits, device: torch.device) -> dict[str, Loader]:
@@ -180,11 +183,14 @@ def _rollback_event(error: Diverged, lr_backoffs: list[float], job: JobSpec) -> 
     )
 
 
-def _with_half_the_micro_batch(job: JobSpec, micro_batch: int, callbacks: Callback) -> JobSpec:
-    """Return the job with half the micro-batch. Raises OutOfMemory with several workers."""
+def _halve_micro_batch(job: JobSpec, micro_batch: int, callbacks: Callback) -> JobSpec:
+    """Return the job with half the micro-batch, to be trained again from the last checkpoint.
+
+    Raises EnvironmentUnavailable if a single image does not fit, and OutOfMemory if there are
+    several workers: the others wait in the middle of a step, so all processes must restart.
+    """
     size = halve_micro_batch(micro_batch, callbacks)
     if distributed.world_size() > 1:
-        # The other workers wait in the middle of a step, so all must restart.
         text = f"rank {distributed.rank()} was out of memory on its device"
         raise OutOfMemory(text, size) from None
     return job.change({"train.micro_batch": size})
@@ -193,7 +199,7 @@ def _with_half_the_micro_batch(job: JobSpec, micro_batch: int, callbacks: Callba
 def _started_event(
     job: JobSpec, state: TrainingState, splits: Splits, device: torch.device
 ) -> TrainingStarted:
-    """Return the event that describes the training about to start."""
+    """Return the event that describes the training run about to start."""
     names = DEVICE_KINDS[device.type].names()
     return TrainingStarted(
         model=job.model.name,
@@ -209,15 +215,15 @@ def init_or_restore(
     job: JobSpec,
     splits: Splits,
     device: torch.device,
-    control: Control,
+    hooks: TrainingHooks,
     callbacks: Callback,
     teacher: Teacher | None,
 ) -> TrainingState:
     """Return the training state: restored from the last checkpoint, else initialized."""
-    state = fresh_state(job, splits, device)
+    state = new_training_state(job, splits, device)
     if teacher:
         state.metadata["teacher"] = teacher.loaded.sha256
-    if distributed.raise_on_any_rank(lambda: control.restore(state)):
+    if distributed.raise_on_any_rank(lambda: hooks.restore(state)):
         callbacks.on_event(Resumed(epoch=state.epoch, step=state.step, history=state.history))
         return state
     for warning in splits.warnings:
@@ -232,57 +238,60 @@ def init_or_restore(
     return state
 
 
-def _save(state: TrainingState, control: Control, callbacks: Callback) -> None:
+def _save(state: TrainingState, hooks: TrainingHooks, callbacks: Callback) -> None:
     """Save a checkpoint and send the event once it is written."""
-    distributed.raise_on_any_rank(lambda: control.save(state))
+    distributed.raise_on_any_rank(lambda: hooks.save(state))
     callbacks.on_event(
         CheckpointSaved(epoch=state.epoch, step=state.step, name=state.name, best=state.is_best)
     )
 
 
 def run_epochs(
-    step: TrainStep,
+    train_step: TrainStep,
     splits: Splits,
     loaders: Mapping[str, Loader],
-    control: Control,
+    hooks: TrainingHooks,
     callbacks: Callback,
-    test_once: bool,
+    run_test: bool,
 ) -> TrainResult:
     """Train, validate and save each remaining epoch, then run the test."""
-    state, job = step.state, step.job
+    state, job = train_step.state, train_step.job
     train, val = loaders["train"], loaders["val"]
     consensus = distributed.StopConsensus()
     while state.epoch < job.train.epochs and not out_of_patience(state, job):
-        control.begin_epoch(state)
-        step = apply_stage(step, job)
-        seen = train_epoch(step, train, control, callbacks, consensus)
+        hooks.begin_epoch(state)
+        train_step = apply_stage(train_step, job)
+        train_metrics = train_epoch(train_step, train, hooks, callbacks, consensus)
         row: Row = {"epoch": state.epoch + 1, "step": (state.epoch + 1) * len(train)}
-        row |= _row("train", seen.training_values)
-        row |= _validate(step, val)
-        rates = step.schedule(state.epoch * len(train))
-        row |= {"lr": state.optimizer.lr * rates.factor, "images_per_s": seen.count / seen.seconds}
-        before = state.history[-1]["time_s"] if state.history else 0.0
-        row |= peak_memory(state) | {"time_s": before + seen.seconds}
+        row |= _row("train", train_metrics.training_values)
+        row |= _validate(train_step, val)
+        rates = train_step.schedule(state.epoch * len(train))
+        row |= {"lr": state.optimizer.lr * rates.factor}
+        row |= {"images_per_s": train_metrics.count / train_metrics.seconds}
+        seconds_before = state.history[-1]["time_s"] if state.history else 0.0
+        row |= peak_memory(state) | {"time_s": seconds_before + train_metrics.seconds}
         state.close_epoch(row)
-        _save(state, control, callbacks)
+        _save(state, hooks, callbacks)
         callbacks.on_event(EpochEnded(metrics=row))
 
     if state.epoch < job.train.epochs and job.train.patience:
         callbacks.on_event(StoppedEarly(patience=job.train.patience))
-    if state.average:
-        copy(state.average.tensors, state.average.named)
-    if not test_once:
+    if state.ema:
+        copy_tensors(src=state.ema.tensors, dst=state.ema.parameters)
+    if not run_test:
         return TrainResult(state, None, splits)
-    return _test(step, job, splits, loaders, control)
+    return _test(train_step, job, splits, loaders, hooks)
 
 
-def _validate(step: TrainStep, loader: Loader) -> Row:
+def _validate(train_step: TrainStep, loader: Loader) -> Row:
     """Return the validation metrics of the weights or their EMA; empty without held-out images."""
     if not loader.samples:
         return {}
-    state, classes = step.state, len(step.state.metadata["classes"])
-    with state.average.in_place() if state.average else nullcontext():
-        metrics = evaluate(state.model, loader, step.job.train, classes, step.micro_batch)
+    state, classes = train_step.state, len(train_step.state.metadata["classes"])
+    with state.ema.in_place() if state.ema else nullcontext():
+        metrics = evaluate(
+            state.model, loader, train_step.job.train, classes, train_step.micro_batch
+        )
     _check_finite(metrics.mean_loss, state)
     return _row("val", metrics.values)
 
@@ -292,25 +301,25 @@ def _row(split: str, values: Mapping[str, float]) -> Row:
 
 
 def _test(
-    step: TrainStep,
+    train_step: TrainStep,
     job: JobSpec,
     splits: Splits,
     loaders: Mapping[str, Loader],
-    control: Control,
+    hooks: TrainingHooks,
 ) -> TrainResult:
     """Test the best weights once, and keep their predictions for val and test."""
-    state, predictions = step.state, {}
-    distributed.raise_on_any_rank(lambda: control.restore_best(state))
+    state, predictions = train_step.state, {}
+    distributed.raise_on_any_rank(lambda: hooks.restore_best(state))
     for split in ("val", "test") if loaders["val"].samples else ("test",):
         metrics, predicted = predict_split(
-            state.model, loaders[split], job.train, len(splits.classes), step.micro_batch
+            state.model, loaders[split], job.train, len(splits.classes), train_step.micro_batch
         )
         if predicted:
             predictions[split] = predicted
     return TrainResult(state, metrics, splits, predictions)
 
 
-def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> TrainingState:
+def new_training_state(job: JobSpec, splits: Splits, device: torch.device) -> TrainingState:
     """Return a newly initialized state, identical on every worker and for every launcher."""
     torch.manual_seed(job.seed)
     model = models.build_model(job.model, splits.shape, len(splits.classes))
@@ -322,48 +331,49 @@ def fresh_state(job: JobSpec, splits: Splits, device: torch.device) -> TrainingS
     if job.train.precision == "fp16":
         state.scale = LossScale(device)
     if job.train.ema:
-        state.average = EMA(job.train.ema, optimizer.parameters)
+        state.ema = EMA(job.train.ema, optimizer.parameters)
     return state
 
 
 def load_initial_weights(state: TrainingState, job: JobSpec) -> pretrained.Adapted:
     """Load the weights that the job names into a new state; return which were loaded."""
     loaded = pretrained.load_pretrained(state.model, job.model)
-    if state.average:
-        copy(state.average.named, state.average.tensors)
+    if state.ema:
+        copy_tensors(src=state.ema.parameters, dst=state.ema.tensors)
     return loaded
 
 
 def prepare(
     state: TrainingState,
     splits: Splits,
-    steps: int,
+    total_steps: int,
     job: JobSpec,
     callbacks: Callback,
     teacher: Teacher | None,
 ) -> TrainStep:
-    """Return the step of a run of `steps` steps, with the largest micro-batch that fits.
+    """Return the training step for a run of `total_steps`, with the largest micro-batch that fits.
 
-    Raises EnvironmentUnavailable when a single image does not fit into device memory.
+    Raises EnvironmentUnavailable if a single image does not fit into device memory.
     """
     device = next(state.model.parameters()).device
     replica = distributed.replicate(state.model, torch.zeros(1, *splits.shape, device=device))
     if job.train.compile is True:
         state.model.compile()
-    step = TrainStep(
+    train_step = TrainStep(
         replica=replica, state=state, job=job,
-        schedule=scale_lr(SCHEDULES.build(job.schedule, steps), math.prod(state.lr_backoffs)),
+        schedule=scale_lr(SCHEDULES.build(job.schedule, total_steps), math.prod(state.lr_backoffs)),
         micro_batch=micro_batch_size(job.train),
         class_weights=loss_weights(job, splits, device), teacher=teacher,
     )  # fmt: skip
     if device.type == "cpu":
-        return step
-    attempt = partial(try_step, step, splits.shape)
-    return replace(step, micro_batch=find_micro_batch_size(attempt, step.micro_batch, callbacks))
+        return train_step
+    attempt = partial(try_step, train_step, splits.shape)
+    size = find_micro_batch_size(attempt, train_step.micro_batch, callbacks)
+    return replace(train_step, micro_batch=size)
 
 
 def loss_weights(job: JobSpec, splits: Splits, device: torch.device) -> Tensor | None:
-    """Return the weight (K,) of each class in the loss; None where all are equal."""
+    """Return the weight (K,) of each class in the loss; None if all are equal."""
     labels = splits.labels("train")
     counts = class_counts(labels, len(splits.classes))
     if splits.multi_label:
@@ -373,15 +383,18 @@ def loss_weights(job: JobSpec, splits: Splits, device: torch.device) -> Tensor |
     return None if weights is None else weights.to(device)
 
 
-def apply_stage(step: TrainStep, job: JobSpec) -> TrainStep:
-    """Return the step with the settings of the current epoch; the optimizer keeps its state."""
+def apply_stage(train_step: TrainStep, job: JobSpec) -> TrainStep:
+    """Return the training step with the settings of the current epoch.
+
+    The optimizer keeps its state.
+    """
     if not job.stages:
-        return step
-    state, now = step.state, job.after(step.state.epoch)
-    optimizer = build_optimizer(now.optimizer, state.model.named_parameters())
+        return train_step
+    state, current_job = train_step.state, job.after(train_step.state.epoch)
+    optimizer = build_optimizer(current_job.optimizer, state.model.named_parameters())
     optimizer.state = state.optimizer.state
     state.optimizer = optimizer
-    return replace(step, job=now)
+    return replace(train_step, job=current_job)
 
 
 def peak_memory(state: TrainingState) -> Row:
@@ -394,8 +407,8 @@ def peak_memory(state: TrainingState) -> Row:
 
 def out_of_patience(state: TrainingState, job: JobSpec) -> bool:
     """Return whether validation has not improved for `train.patience` epochs."""
-    since = state.epoch - (state.best or 0)
-    return job.train.patience is not None and since >= job.train.patience
+    epochs_since_best = state.epoch - (state.best or 0)
+    return job.train.patience is not None and epochs_since_best >= job.train.patience
 
 
 def metadata(job: JobSpec, splits: Splits) -> dict[str, Any]:
@@ -416,71 +429,73 @@ def metadata(job: JobSpec, splits: Splits) -> dict[str, Any]:
 
 
 def train_epoch(
-    step: TrainStep,
+    train_step: TrainStep,
     loader: Loader,
-    control: Control,
+    hooks: TrainingHooks,
     callbacks: Callback,
     consensus: distributed.StopConsensus,
 ) -> EpochMetrics:
     """Run the remaining steps of the epoch; return the metrics of the whole epoch.
 
-    Raises Interrupted, on all workers and after saving, when a stop was requested.
+    Raises Interrupted, on all workers and after saving, if a stop was requested.
     """
-    state, every = step.state, step.job.storage.every_steps
-    models.begin_training(step.replica)
-    steps, done_before = len(loader), state.epoch * len(loader)
-    meter, last_sent = EpochMeter(state), 0.0
+    state, save_interval = train_step.state, train_step.job.storage.every_steps
+    models.begin_training(train_step.replica)
+    steps, first_global_step = len(loader), state.epoch * len(loader)
+    interval, last_sent = IntervalAccumulator(state), 0.0
     reader = LossReader(next(state.model.parameters()).device)
     for batch in loader.epoch(state.epoch, state.step):
-        logits, loss = step(batch, done_before + state.step)
-        meter.metrics.add(loss, logits, batch.labels, batch.count)
+        logits, loss = train_step(batch, first_global_step + state.step)
+        interval.metrics.add(loss, logits, batch.labels, batch.count)
         state.step += 1
 
         if (now := time.monotonic()) - last_sent > PROGRESS_INTERVAL_S:
             last_sent = now
-            seen = reader.read(meter.metrics.recent_loss())
+            recent_loss = reader.read(interval.metrics.recent_loss())
             callbacks.on_event(
-                Progress(epoch=state.epoch + 1, step=state.step, steps=steps, loss=seen)
+                Progress(epoch=state.epoch + 1, step=state.step, steps=steps, loss=recent_loss)
             )
-        consensus.vote(control.should_stop())
+        consensus.vote(hooks.should_stop())
         if state.step == steps:
-            consensus.count()  # before validation, which may exceed the time left to stop
-        if consensus.stop or (every and state.step % every == 0):
-            meter.sync_metrics(state)
-            _save(state, control, callbacks)
+            # Decide before validation, which may take longer than the workers have left to stop.
+            consensus.finish_vote()
+        if consensus.stop or (save_interval and state.step % save_interval == 0):
+            interval.sync_metrics(state)
+            _save(state, hooks, callbacks)
         if consensus.stop:
-            consensus.count()  # a vote still pending when workers exit could crash one of them
+            # A vote that is still pending when the workers exit could crash one of them.
+            consensus.finish_vote()
             stopped = StoppedOnRequest(epoch=state.epoch, step=state.step)
             callbacks.on_event(stopped)
             raise Interrupted(stopped.message)
-    meter.sync_metrics(state)
+    interval.sync_metrics(state)
     return state.epoch_metrics
 
 
-class EpochMeter:
-    """Measures the steps since the last synchronization, for the metrics in the state."""
+class IntervalAccumulator:
+    """An accumulator of the metrics of the steps since the last synchronization of workers."""
 
     def __init__(self, state: TrainingState):
-        self._begin(state)
+        self._reset(state)
 
     def sync_metrics(self, state: TrainingState) -> None:
         """Reduce the metrics over all workers and add them to the state.
 
-        Raises Diverged, on all workers, when a loss or a weight is not finite.
+        Raises Diverged, on all workers, if a loss or a weight is not finite.
         """
-        seen = self.metrics.all_reduce(time.perf_counter() - self.start_time)
-        if seen.bad_step is not None:
-            raise _divergence_error(state, self.first + seen.bad_step + 1)
+        interval_metrics = self.metrics.all_reduce(time.perf_counter() - self.start_time)
+        if interval_metrics.bad_step is not None:
+            raise _divergence_error(state, self.first_step + interval_metrics.bad_step + 1)
         distributed.broadcast_buffers(state.model)
         # The last update may have made weights non-finite that no loss has used yet.
         _check_finite(sum(p.detach().sum() for p in state.model.parameters()), state)
-        state.epoch_metrics = state.epoch_metrics.plus(seen)
-        self._begin(state)
+        state.epoch_metrics = state.epoch_metrics.plus(interval_metrics)
+        self._reset(state)
 
-    def _begin(self, state: TrainingState) -> None:
+    def _reset(self, state: TrainingState) -> None:
         classes, multi_label = len(state.metadata["classes"]), state.metadata["multi_label"]
-        self.metrics = metric_accumulator(classes, multi_label)
-        self.start_time, self.first = time.perf_counter(), state.step
+        self.metrics = build_metric_accumulator(classes, multi_label)
+        self.start_time, self.first_step = time.perf_counter(), state.step
 
 
 def _check_finite(value: float | Tensor, state: TrainingState) -> None:
@@ -502,24 +517,25 @@ def evaluate(
     settings: Train,
     classes: int,
     micro_batch: int,
-    collector: PredictionCollector | None = None,
+    predictions: PredictionAccumulator | None = None,
 ) -> EpochMetrics:
     """Return the metrics over all workers, evaluating every image of the loader once.
 
-    At most `micro_batch` images are in a forward pass. `collector` receives all logits.
+    A forward pass has at most `micro_batch` images. All logits are added to `predictions`.
     """
     model.eval()
     start_time = time.perf_counter()
-    tally = metric_accumulator(classes, is_multi_label(loader.labels), evaluating=True)
+    multi_label = is_multi_label(loader.labels)
+    accumulator = build_metric_accumulator(classes, multi_label, evaluating=True)
     timer = PassTimer(loader.device)
-    for step, batch in enumerate(loader.epoch(0)):
+    for batch_index, batch in enumerate(loader.epoch(0)):
         for part in split_micro_batches(batch, micro_batch) if batch.count else ():
             with timer.timing(part.count):
                 logits, loss = forward(model, part, settings)
-            tally.add(loss, logits, part.labels, part.count)
-            if collector:
-                collector.add(step * loader.batch_size + part.first, logits)
-    metrics = tally.all_reduce(time.perf_counter() - start_time)
+            accumulator.add(loss, logits, part.labels, part.count)
+            if predictions:
+                predictions.add(batch_index * loader.batch_size + part.first, logits)
+    metrics = accumulator.all_reduce(time.perf_counter() - start_time)
     return replace(metrics, ms_per_image=timer.ms_per_image())
 
 
@@ -527,6 +543,6 @@ def predict_split(
     model: nn.Module, loader: Loader, settings: Train, classes: int, micro_batch: int
 ) -> tuple[EpochMetrics, SplitPredictions | None]:
     """Return the metrics of a split and, on rank 0, the prediction for each of its images."""
-    collector = PredictionCollector(loader, classes)
-    seen = evaluate(model, loader, settings, classes, micro_batch, collector)
-    return seen, collector.gather(loader.device)
+    predictions = PredictionAccumulator(loader, classes)
+    metrics = evaluate(model, loader, settings, classes, micro_batch, predictions)
+    return metrics, predictions.gather(loader.device)

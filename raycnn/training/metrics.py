@@ -11,13 +11,14 @@ from raycnn.runtime import distributed
 from raycnn.runtime.device import DEVICE_KINDS
 from raycnn.training.multi_label import THRESHOLD, MultiLabelScores, multi_label_scores
 
-TOP = 5
-FEW = 100  # below so many validation images the choice of the best epoch is called uncertain
-RECENT = 20  # steps whose mean loss is shown while training
+TOP = 5  # acc5 counts an image as a hit if its label is among this many top predictions
+FEW_IMAGES = 100  # with fewer validation images the choice of the best epoch is called uncertain
+RECENT_STEPS = 20  # number of last steps whose mean loss is shown during training
 Confusion = list[list[int]]
 """A sparse confusion matrix: sorted rows [label, prediction, count] of the pairs that occur.
 
-A dense matrix of 10,000 classes would take gigabytes."""
+A dense matrix of 10,000 classes would take gigabytes.
+"""
 Z95 = 1.959963984540054  # quantile of the standard normal distribution, two-sided
 
 
@@ -32,7 +33,7 @@ class EpochMetrics:
     top5: int = 0
     """Images whose label is among the top 5; in evaluation only."""
     marked: int | None = None
-    """Multi-label: true classes plus predicted ones, where `hits` are those that are both."""
+    """Multi-label only: true classes plus predicted classes; `hits` are those that are both."""
     count: int = 0
     """Number of images."""
     seconds: float = 0.0
@@ -77,16 +78,14 @@ class EpochMetrics:
 
     def plus(self, other: "EpochMetrics") -> "EpochMetrics":
         """Return the sums over both, without confusion matrices."""
-        sums = {key: getattr(self, key) + getattr(other, key) for key in ("loss", "hits", "top5")}
-        both = self.count + other.count, self.seconds + other.seconds
+        keys = ("loss", "hits", "top5", "count", "seconds")
+        sums = {key: getattr(self, key) + getattr(other, key) for key in keys}
         marked = None if other.marked is None else (self.marked or 0) + other.marked
-        return EpochMetrics(
-            **sums, marked=marked, count=both[0], seconds=both[1], bad_step=other.bad_step
-        )
+        return EpochMetrics(**sums, marked=marked, bad_step=other.bad_step)
 
 
 class MetricAccumulator:
-    """Accumulates the metrics of each step on the device, without host synchronization."""
+    """An accumulator of the metrics of each step, on the device, without host synchronization."""
 
     def __init__(self, classes: int, evaluating: bool = False):
         self.classes, self.evaluating = classes, evaluating
@@ -105,35 +104,35 @@ class MetricAccumulator:
         self._add_predictions(logits.detach(), labels, count)
 
     def _add_predictions(self, logits: Tensor, labels: Tensor, count: int) -> None:
-        best = logits.argmax(1)
-        self._hits.append((best == labels).sum())
+        predicted = logits.argmax(1)
+        self._hits.append((predicted == labels).sum())
         if self.evaluating:
             top = logits.topk(min(TOP, self.classes), 1).indices
             self._top5.append((top == labels[:, None]).sum())
-            self._pairs.append(labels * self.classes + best)
+            self._pairs.append(labels * self.classes + predicted)
 
     def recent_loss(self) -> Tensor:
         """Return the mean loss () of the last steps of this rank, on the device."""
-        total = torch.stack(self._losses[-RECENT:]).sum()
-        return total / max(1, sum(self._counts[-RECENT:]))
+        total = torch.stack(self._losses[-RECENT_STEPS:]).sum()
+        return total / max(1, sum(self._counts[-RECENT_STEPS:]))
 
     def all_reduce(self, seconds: float = 0.0) -> EpochMetrics:
         """Return the sums over all ranks, with one host synchronization and one all-reduce."""
         losses = torch.stack(self._losses) if self._losses else torch.zeros(1)
-        if self.evaluating:  # ranks may have had different numbers of batches
+        if self.evaluating:  # numbers of batches may differ between ranks
             losses = losses.sum()[None]
         parts = [losses, _sum(self._hits), _sum(self._top5), torch.tensor([self.count])]
         sums = distributed.all_reduce_sum(torch.cat([part.cpu().double() for part in parts]))
         losses, counts = sums.split([len(losses), 3])
         hits, top5, count = counts.long().tolist()
-        bad = torch.nonzero(~losses.isfinite())
+        bad_steps = torch.nonzero(~losses.isfinite())
         return EpochMetrics(
             loss=losses.sum().item(),
             hits=hits,
             top5=top5,
             count=count,
             seconds=seconds,
-            bad_step=int(bad[0]) if len(bad) else None,
+            bad_step=int(bad_steps[0]) if len(bad_steps) else None,
             confusion=self._confusion() if self.evaluating else [],
         )
 
@@ -145,7 +144,7 @@ class MetricAccumulator:
 
 
 class MultiLabelAccumulator(MetricAccumulator):
-    """Accumulates multi-label metrics, of logits (B, K) and labels (B, K).
+    """An accumulator of multi-label metrics, of logits (B, K) and labels (B, K).
 
     In evaluation rank 0 gathers the probabilities of all images, which must fit into its memory.
     """
@@ -166,38 +165,42 @@ class MultiLabelAccumulator(MetricAccumulator):
 
     def all_reduce(self, seconds: float = 0.0) -> EpochMetrics:
         """Return the sums over all ranks and, in evaluation, the metrics of all images."""
-        seen = super().all_reduce(seconds)
+        metrics = super().all_reduce(seconds)
         scores = self._scores() if self.evaluating else None
-        return replace(seen, top5=0, marked=seen.top5, multi_label=scores)
+        # The base class sums up `_top5`, in which this one counts true and predicted classes.
+        return replace(metrics, top5=0, marked=metrics.top5, multi_label=scores)
 
     def _confusion(self) -> Confusion:
         return []
 
     def _scores(self) -> MultiLabelScores:
-        parts = self._labels, self._probabilities
-        whole = [torch.cat([part.cpu() for part in some]) for some in parts]
-        labels, probabilities = map(distributed.gather_rows, whole)
+        columns = [
+            torch.cat([part.cpu() for part in parts])
+            for parts in (self._labels, self._probabilities)
+        ]
+        labels, probabilities = map(distributed.gather_rows, columns)
 
-        def scores() -> MultiLabelScores:
-            assert labels is not None and probabilities is not None, "rank 0 has all"
+        def compute_scores() -> MultiLabelScores:
+            assert labels is not None and probabilities is not None, "rank 0 has gathered all rows"
             return multi_label_scores(labels.numpy(), probabilities.numpy())
 
-        return distributed.broadcast_from_rank_zero(scores)
+        return distributed.broadcast_from_rank_zero(compute_scores)
 
 
-def metric_accumulator(
+def build_metric_accumulator(
     classes: int, multi_label: bool, evaluating: bool = False
 ) -> MetricAccumulator:
+    """Return a new accumulator for single-label or multi-label metrics."""
     kind = MultiLabelAccumulator if multi_label else MetricAccumulator
     return kind(classes, evaluating)
 
 
 class LossReader:
-    """Reads a loss from the device without waiting for it: it is that of an earlier call."""
+    """A reader of losses on a device that does not wait for it, but returns an earlier loss."""
 
     def __init__(self, device: torch.device):
         self._value: float | None = None
-        self._copied: Any = None
+        self._copy_done: Any = None
         self._device = device
         if device.type != "cpu":
             self._buffer = torch.empty((), pin_memory=DEVICE_KINDS[device.type].pins_memory)
@@ -206,12 +209,12 @@ class LossReader:
         """Start to copy a loss () to the host; return the last one that has arrived."""
         if self._device.type == "cpu":
             return loss.item()
-        if self._copied is None or self._copied.query():
-            if self._copied:
+        if self._copy_done is None or self._copy_done.query():
+            if self._copy_done:
                 self._value = self._buffer.item()
             self._buffer.copy_(loss, non_blocking=True)
-            self._copied = torch.get_device_module(self._device).Event()
-            self._copied.record()
+            self._copy_done = torch.get_device_module(self._device).Event()
+            self._copy_done.record()
         return self._value
 
 
@@ -223,15 +226,16 @@ def confidence_interval(hits: int, count: int) -> tuple[float, float]:
     """Return the 95 % confidence interval of an accuracy (Wilson, JASA 22, 1927, pages 209-212)."""
     if not count:
         return 0.0, 1.0
-    share, slack = hits / count, Z95**2 / count
-    middle = share + slack / 2
-    half = Z95 * math.sqrt(share * (1 - share) / count + slack / (4 * count))
-    return max(0.0, (middle - half) / (1 + slack)), min(1.0, (middle + half) / (1 + slack))
+    accuracy, correction = hits / count, Z95**2 / count
+    center = accuracy + correction / 2
+    half_width = Z95 * math.sqrt(accuracy * (1 - accuracy) / count + correction / (4 * count))
+    low, high = center - half_width, center + half_width
+    return max(0.0, low / (1 + correction)), min(1.0, high / (1 + correction))
 
 
 def small_validation_warning(count: int, multi_label: bool = False) -> str | None:
     """Return how uncertain an accuracy on `count` validation images is; None for 0 or enough."""
-    if not 0 < count < FEW:
+    if not 0 < count < FEW_IMAGES:
         return None
     if multi_label:
         return f"only {count} validation images choose the best epoch: data.val holds out more"
@@ -243,7 +247,7 @@ def small_validation_warning(count: int, multi_label: bool = False) -> str | Non
 
 
 def class_metrics(confusion: Confusion, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return the image count, and precision, recall and F1 (0 to 1), of each class."""
+    """Return the number of images, and precision, recall and F1 (0 to 1), of each class."""
     true, predicted, hits = ([0] * len(classes) for _ in range(3))
     for label, prediction, count in confusion:
         true[label] += count

@@ -11,11 +11,13 @@ THRESHOLD = 0.5  # an image is predicted to have the classes of at least this pr
 
 @dataclass(frozen=True)
 class MultiLabelScores:
+    """The multi-label metrics of a split: of each class, and their means."""
+
     means: dict[str, float]
     """`map`: the mean average precision; `f1`: micro F1; `f1_macro`: the mean F1."""
     per_class: list[dict[str, Any]]
-    """Of each class: the images that have it, the images predicted to have it, average precision
-    (None where no image has it), precision, recall and F1."""
+    """For each class: the number of images that have it and of images predicted to have it, average
+    precision (None if no image has it), precision, recall and F1."""
 
 
 def named_rows(scores: MultiLabelScores, classes: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -30,18 +32,18 @@ def multi_label_scores(
 
     The means over the classes leave out those that no image has.
     """
-    predicted = probabilities >= THRESHOLD
-    true, said = labels.sum(0, dtype=np.int64), predicted.sum(0)
-    hits = (labels * predicted).sum(0, dtype=np.int64)
-    f1 = 2 * hits / np.maximum(1, true + said)
+    positive = probabilities >= THRESHOLD
+    true, predicted = labels.sum(0, dtype=np.int64), positive.sum(0)
+    hits = (labels * positive).sum(0, dtype=np.int64)
+    f1 = 2 * hits / np.maximum(1, true + predicted)
     occur = true > 0
     precisions = _average_precisions(labels, probabilities, occur)
     rows = [
         {
             "count": int(true[k]),
-            "predicted": int(said[k]),
+            "predicted": int(predicted[k]),
             "ap": float(precisions[k]) if occur[k] else None,
-            "precision": float(hits[k] / max(1, said[k])),
+            "precision": float(hits[k] / max(1, predicted[k])),
             "recall": float(hits[k] / max(1, true[k])),
             "f1": float(f1[k]),
         }
@@ -50,7 +52,7 @@ def multi_label_scores(
     classes = max(1, int(occur.sum()))
     means = {
         "map": float(precisions.sum() / classes),
-        "f1": float(2 * hits.sum() / max(1, int((true + said).sum()))),
+        "f1": float(2 * hits.sum() / max(1, int((true + predicted).sum()))),
         "f1_macro": float(f1[occur].sum() / classes),
     }
     return MultiLabelScores(means, rows)
@@ -62,8 +64,8 @@ def _average_precisions(
     """Return the average precision of each class that occurs (K,), and 0 for the others."""
     from sklearn.metrics import average_precision_score  # slow to import
 
-    found = np.zeros(len(occur))
+    precisions = np.zeros(len(occur))
     if occur.any():
         finite = np.nan_to_num(probabilities[:, occur])  # a diverged network has its own error
-        found[occur] = average_precision_score(labels[:, occur], finite, average=None)
-    return found
+        precisions[occur] = average_precision_score(labels[:, occur], finite, average=None)
+    return precisions

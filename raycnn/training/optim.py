@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules. The rate is a function of the step alone.
+"""Optimizers and learning-rate schedules. The rate depends only on the step.
 
 The update rules are torch's functional ones. torch's Optimizer classes are not used, because
 constructing one imports torch._dynamo, which takes about 9 s of CPU time: longer than everything
@@ -35,11 +35,11 @@ class Rates(NamedTuple):
     factor: float
     """Factor on the optimizer's `lr`."""
     momentum: float | None = None
-    """Momentum (Adam's first beta), where the schedule cycles it; else None."""
+    """Momentum (Adam's first beta) if the schedule cycles it; else None."""
 
 
 Schedule = Callable[[int], Rates]
-"""Function from a step of the run, from 0, to its rates."""
+"""Function from the index of a step of the run, from 0, to its rates."""
 NamedParameters = Iterable[tuple[str, Parameter]]
 
 
@@ -65,7 +65,7 @@ class Part(NamedTuple):
     """Momentum (Adam's first beta) of this step; None: the optimizer's own."""
     fused: bool
     skip: Tensor | None
-    """For fused kernels: () 1 where the step is skipped."""
+    """Scalar tensor (), 1 if the step is to be skipped; for fused kernels only."""
 
     def init_state(self) -> None:
         """Allocate the state of a first step: zeros like each parameter, and `steps` as scalars."""
@@ -73,20 +73,24 @@ class Part(NamedTuple):
             return
         for key in self.state.keys() - {"steps"}:
             self.state[key] = [torch.zeros_like(p) for p in self.parameters]
-        where = self.parameters[0].device if self.fused else "cpu"  # as in torch's own classes
-        self.state["steps"] = [torch.zeros((), device=where) for _ in self.parameters]
+        device = self.parameters[0].device if self.fused else "cpu"  # as in torch's own classes
+        self.state["steps"] = [torch.zeros((), device=device) for _ in self.parameters]
 
 
 class Optimizer:
     """Base of optimizers: an update rule over named parameters, with state tensors for each."""
 
     has_fused = True
-    """Whether torch has fused kernels for the rule; without, a step with `skip` waits for it."""
+    """Whether torch has fused kernels for the rule; without them a step waits for `skip`."""
 
     def __init__(
-        self, named: NamedParameters, lr: float, weight_decay: float, state_keys: tuple[str, ...]
+        self,
+        named_parameters: NamedParameters,
+        lr: float,
+        weight_decay: float,
+        state_keys: tuple[str, ...],
     ):
-        self.parameters = {name: p for name, p in named if p.requires_grad}
+        self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
         self.lr = lr
         self.groups = [ParameterGroup(list(range(len(self.parameters))), lr, weight_decay)]
         self.state: dict[str, list[Any]] = {
@@ -167,13 +171,13 @@ class Sgd(Optimizer):
 
     def __init__(
         self,
-        named: NamedParameters,
+        named_parameters: NamedParameters,
         lr: float,
         momentum: float,
         nesterov: bool,
         weight_decay: float,
     ):
-        super().__init__(named, lr, weight_decay, ("momentum",))
+        super().__init__(named_parameters, lr, weight_decay, ("momentum",))
         self.momentum, self.nesterov = momentum, nesterov
 
     def _update(self, part: Part) -> None:
@@ -204,14 +208,14 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        named: NamedParameters,
+        named_parameters: NamedParameters,
         lr: float,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
         decoupled: bool,
     ):
-        super().__init__(named, lr, weight_decay, ("mean", "square", "steps"))
+        super().__init__(named_parameters, lr, weight_decay, ("mean", "square", "steps"))
         self.betas, self.eps, self.decoupled = betas, eps, decoupled
 
     def _update(self, part: Part) -> None:
@@ -244,7 +248,7 @@ class Rmsprop(Optimizer):
 
     def __init__(
         self,
-        named: NamedParameters,
+        named_parameters: NamedParameters,
         lr: float,
         alpha: float,
         eps: float,
@@ -253,7 +257,7 @@ class Rmsprop(Optimizer):
         weight_decay: float,
     ):
         keys = ("square", "steps", *["momentum"] * (momentum > 0), *["mean"] * centered)
-        super().__init__(named, lr, weight_decay, keys)
+        super().__init__(named_parameters, lr, weight_decay, keys)
         self.alpha, self.eps, self.momentum, self.centered = alpha, eps, momentum, centered
 
     def _update(self, part: Part) -> None:
@@ -287,13 +291,13 @@ class Lamb(Optimizer):
 
     def __init__(
         self,
-        named: NamedParameters,
+        named_parameters: NamedParameters,
         lr: float,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
     ):
-        super().__init__(named, lr, weight_decay, ("mean", "square", "steps"))
+        super().__init__(named_parameters, lr, weight_decay, ("mean", "square", "steps"))
         self.betas, self.eps = betas, eps
 
     def _update(self, part: Part) -> None:
@@ -304,28 +308,29 @@ class Lamb(Optimizer):
         torch._foreach_lerp_(mean, part.gradients, 1 - beta1)
         torch._foreach_mul_(square, beta2)
         torch._foreach_addcmul_(square, part.gradients, part.gradients, 1 - beta2)
-        done = steps[0].item()  # on the CPU, and alike for all
-        scale = torch._foreach_div(torch._foreach_sqrt(square), math.sqrt(1 - beta2**done))
+        step_count = steps[0].item()  # the counts are on the CPU, and equal for all parameters
+        scale = torch._foreach_div(torch._foreach_sqrt(square), math.sqrt(1 - beta2**step_count))
         torch._foreach_add_(scale, self.eps)
-        updates = torch._foreach_div(torch._foreach_div(mean, 1 - beta1**done), scale)
+        updates = torch._foreach_div(torch._foreach_div(mean, 1 - beta1**step_count), scale)
         if part.weight_decay:
             torch._foreach_add_(updates, part.parameters, alpha=part.weight_decay)
             norms = torch._foreach_norm(part.parameters), torch._foreach_norm(updates)
-            torch._foreach_mul_(updates, [_trust(*pair) for pair in zip(*norms, strict=True)])
+            torch._foreach_mul_(updates, [_trust_ratio(*pair) for pair in zip(*norms, strict=True)])
         torch._foreach_add_(part.parameters, updates, alpha=-part.lr)
 
 
-def _trust(weight: Tensor, update: Tensor) -> Tensor:
-    """Return the ratio of two norms (), or 1 where one of them is 0."""
-    return torch.where((weight > 0) & (update > 0), weight / update, 1.0)
+def _trust_ratio(weight_norm: Tensor, update_norm: Tensor) -> Tensor:
+    """Return the ratio () of two norms, or 1 if one of them is 0."""
+    both_positive = (weight_norm > 0) & (update_norm > 0)
+    return torch.where(both_positive, weight_norm / update_norm, 1.0)
 
 
-def build_optimizer(choice: OptimizerConfig, named: NamedParameters) -> Optimizer:
+def build_optimizer(choice: OptimizerConfig, named_parameters: NamedParameters) -> Optimizer:
     """Return the optimizer of a job, with a group for each learning rate and weight decay.
 
     Raises SpecError for a prefix without parameters.
     """
-    optimizer = OPTIMIZERS.build(choice, named)
+    optimizer = OPTIMIZERS.build(choice, named_parameters)
     for prefix in choice.lr_by_prefix:
         if not any(_begins_with(name, prefix) for name in optimizer.parameters):
             parts = {name.split(".")[0] for name in optimizer.parameters}
@@ -336,16 +341,17 @@ def build_optimizer(choice: OptimizerConfig, named: NamedParameters) -> Optimize
     decay = optimizer.groups[0].weight_decay
     groups: dict[tuple[float, float], list[int]] = {}
     for index, (name, parameter) in enumerate(optimizer.parameters.items()):
-        own = decay if choice.decay_norm_and_bias or parameter.ndim > 1 else 0.0
-        groups.setdefault((_lr(choice, optimizer, name), own), []).append(index)
+        is_decayed = choice.decay_norm_and_bias or parameter.ndim > 1
+        key = (_lr(choice, optimizer, name), decay if is_decayed else 0.0)
+        groups.setdefault(key, []).append(index)
     optimizer.groups = [ParameterGroup(indices, *values) for values, indices in groups.items()]
     return optimizer
 
 
 def _lr(choice: OptimizerConfig, optimizer: Optimizer, name: str) -> float:
     """Return the learning rate of a parameter: that of its longest prefix, else `lr`."""
-    found = [prefix for prefix in choice.lr_by_prefix if _begins_with(name, prefix)]
-    return choice.lr_by_prefix[max(found, key=len)] if found else optimizer.lr
+    matching = [prefix for prefix in choice.lr_by_prefix if _begins_with(name, prefix)]
+    return choice.lr_by_prefix[max(matching, key=len)] if matching else optimizer.lr
 
 
 def _begins_with(name: str, prefix: str) -> bool:
@@ -354,7 +360,7 @@ def _begins_with(name: str, prefix: str) -> bool:
 
 
 def sgd(
-    named: NamedParameters,
+    named_parameters: NamedParameters,
     *,
     lr: Positive,
     momentum: BelowOne = 0.0,
@@ -364,11 +370,11 @@ def sgd(
     """Return stochastic gradient descent. Raises SpecError for nesterov without momentum."""
     if nesterov and not momentum:
         raise SpecError("nesterov needs a momentum", "optimizer.nesterov")
-    return Sgd(named, lr, momentum, nesterov, weight_decay)
+    return Sgd(named_parameters, lr, momentum, nesterov, weight_decay)
 
 
 def adam(
-    named: NamedParameters,
+    named_parameters: NamedParameters,
     *,
     lr: Positive,
     betas: Betas = [0.9, 0.999],  # noqa: B006  read only
@@ -376,11 +382,11 @@ def adam(
     weight_decay: NotNegative = 0.0,
 ) -> Optimizer:
     """Return Adam; weight decay is added to the gradients."""
-    return Adam(named, lr, (betas[0], betas[1]), eps, weight_decay, decoupled=False)
+    return Adam(named_parameters, lr, (betas[0], betas[1]), eps, weight_decay, decoupled=False)
 
 
 def adamw(
-    named: NamedParameters,
+    named_parameters: NamedParameters,
     *,
     lr: Positive,
     betas: Betas = [0.9, 0.999],  # noqa: B006  read only
@@ -388,11 +394,11 @@ def adamw(
     weight_decay: NotNegative = 0.01,
 ) -> Optimizer:
     """Return AdamW: Adam with decoupled weight decay."""
-    return Adam(named, lr, (betas[0], betas[1]), eps, weight_decay, decoupled=True)
+    return Adam(named_parameters, lr, (betas[0], betas[1]), eps, weight_decay, decoupled=True)
 
 
 def rmsprop(
-    named: NamedParameters,
+    named_parameters: NamedParameters,
     *,
     lr: Positive,
     alpha: BelowOne = 0.99,
@@ -402,11 +408,11 @@ def rmsprop(
     weight_decay: NotNegative = 0.0,
 ) -> Optimizer:
     """Return RMSprop; weight decay is added to the gradients."""
-    return Rmsprop(named, lr, alpha, eps, momentum, centered, weight_decay)
+    return Rmsprop(named_parameters, lr, alpha, eps, momentum, centered, weight_decay)
 
 
 def lamb(
-    named: NamedParameters,
+    named_parameters: NamedParameters,
     *,
     lr: Positive,
     betas: Betas = [0.9, 0.999],  # noqa: B006  read only
@@ -414,12 +420,12 @@ def lamb(
     weight_decay: NotNegative = 0.01,
 ) -> Optimizer:
     """Return LAMB, for large batches; weight decay is decoupled."""
-    return Lamb(named, lr, (betas[0], betas[1]), eps, weight_decay)
+    return Lamb(named_parameters, lr, (betas[0], betas[1]), eps, weight_decay)
 
 
 def constant(steps: int, *, warmup: BelowOne = 0.0) -> Schedule:
     """Return a constant rate, after a linear warm-up over the fraction `warmup` of the run."""
-    return _with_warmup(steps, warmup, lambda done: 1.0)
+    return _with_warmup(steps, warmup, lambda progress: 1.0)
 
 
 def step(
@@ -430,7 +436,11 @@ def step(
     warmup: BelowOne = 0.0,
 ) -> Schedule:
     """Return a rate that is multiplied by `gamma` at each milestone, a fraction of the run."""
-    return _with_warmup(steps, warmup, lambda done: gamma ** sum(done >= m for m in milestones))
+
+    def factor(progress: float) -> float:
+        return gamma ** sum(progress >= milestone for milestone in milestones)
+
+    return _with_warmup(steps, warmup, factor)
 
 
 def cosine(steps: int, *, end_factor: BelowOne = 0.0, warmup: BelowOne = 0.0) -> Schedule:
@@ -439,9 +449,9 @@ def cosine(steps: int, *, end_factor: BelowOne = 0.0, warmup: BelowOne = 0.0) ->
     "SGDR", Loshchilov and Hutter 2016, arXiv:1608.03983, equation 5.
     """
 
-    def factor(done: float) -> float:
-        eased = (done - warmup) / (1 - warmup)
-        return end_factor + (1 - end_factor) * (1 + math.cos(math.pi * eased)) / 2
+    def factor(progress: float) -> float:
+        after_warmup = (progress - warmup) / (1 - warmup)
+        return end_factor + (1 - end_factor) * (1 + math.cos(math.pi * after_warmup)) / 2
 
     return _with_warmup(steps, warmup, factor)
 
@@ -458,30 +468,34 @@ def one_cycle(
     """Return a rate that rises to `lr` over the fraction `pct_start` of the run, then falls.
 
     It starts at lr / div_factor and ends at lr / div_factor / final_div_factor, as in torch's
-    OneCycleLR; the momentum, where given, goes from its maximum to its base and back.
+    OneCycleLR; the momentum, if given, goes from its maximum to its base and back.
     "Super-Convergence", Smith and Topin 2017, arXiv:1708.07120.
     """
     if (max_momentum is None) != (base_momentum is None):
         raise SpecError("needs both max_momentum and base_momentum, or neither", "schedule")
     start = 1 / div_factor
     final = start / final_div_factor
-    top = max(1e-9, pct_start * steps - 1)
+    peak_step = max(1e-9, pct_start * steps - 1)
 
-    def rates(k: int) -> Rates:
-        up = k <= top
-        t = k / top if up else (k - top) / max(1e-9, steps - 1 - top)
-        factor = _ease(start, 1.0, t) if up else _ease(1.0, final, t)
+    def rates(step_index: int) -> Rates:
+        is_rising = step_index <= peak_step
+        if is_rising:
+            t = step_index / peak_step
+            factor = _cosine_interp(start, 1.0, t)
+        else:
+            t = (step_index - peak_step) / max(1e-9, steps - 1 - peak_step)
+            factor = _cosine_interp(1.0, final, t)
         if max_momentum is None or base_momentum is None:
             return Rates(factor)
-        ends = (max_momentum, base_momentum) if up else (base_momentum, max_momentum)
-        return Rates(factor, _ease(*ends, t))
+        ends = (max_momentum, base_momentum) if is_rising else (base_momentum, max_momentum)
+        return Rates(factor, _cosine_interp(*ends, t))
 
     return rates
 
 
-def _ease(begin: float, end: float, t: float) -> float:
-    """Interpolate from `begin` to `end` along half a cosine, at the fraction `t`."""
-    return end + (begin - end) * (1 + math.cos(math.pi * min(1.0, t))) / 2
+def _cosine_interp(start: float, end: float, t: float) -> float:
+    """Interpolate from `start` to `end` along half a cosine, at the fraction `t`."""
+    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, t))) / 2
 
 
 def _with_warmup(steps: int, warmup: float, factor: Callable[[float], float]) -> Schedule:
@@ -489,10 +503,12 @@ def _with_warmup(steps: int, warmup: float, factor: Callable[[float], float]) ->
 
     After it the rate is `factor` of the completed fraction of the run.
     """
-    rising = math.ceil(warmup * steps)
+    warmup_steps = math.ceil(warmup * steps)
 
-    def rates(k: int) -> Rates:
-        return Rates((k + 1) / rising if k < rising else factor(k / steps))
+    def rates(step_index: int) -> Rates:
+        if step_index < warmup_steps:
+            return Rates((step_index + 1) / warmup_steps)
+        return Rates(factor(step_index / steps))
 
     return rates
 
@@ -500,8 +516,8 @@ def _with_warmup(steps: int, warmup: float, factor: Callable[[float], float]) ->
 def scale_lr(schedule: Schedule, factor: float) -> Schedule:
     """Return the schedule with its learning rates multiplied by `factor`."""
 
-    def rates(k: int) -> Rates:
-        own = schedule(k)
-        return own._replace(factor=own.factor * factor)
+    def scaled(step_index: int) -> Rates:
+        rates = schedule(step_index)
+        return rates._replace(factor=rates.factor * factor)
 
-    return rates
+    return scaled

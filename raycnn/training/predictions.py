@@ -12,7 +12,7 @@ from raycnn.data.loader import Loader
 from raycnn.runtime import distributed
 from raycnn.training.multi_label import THRESHOLD
 
-LIMIT = 2**26  # most probabilities kept for a split: 256 MiB of float32
+LIMIT = 2**26  # maximum number of probabilities kept for a split: 256 MiB of float32
 TOP = 20  # probabilities kept for each image of a split with more than LIMIT
 
 
@@ -21,7 +21,7 @@ class SplitPredictions:
     """Predictions for the N images of a split, in the split's order."""
 
     samples: NDArray[np.int64]
-    """(N,) row of each image in its split of the source; images held out from train keep theirs."""
+    """(N,) row of each image in its split of the source: for images held out, in train."""
     labels: LabelArray
     """(N,) true classes, or multi-label (N, K)."""
     predicted: LabelArray
@@ -29,7 +29,7 @@ class SplitPredictions:
     probabilities: NDArray[np.float32]
     """(N, K), or the TOP largest of each image (N, TOP), largest first."""
     classes: NDArray[np.int64] | None = None
-    """(N, TOP) classes of the probabilities; None where all K were kept."""
+    """(N, TOP) classes of the probabilities; None if all K were kept."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,12 +41,12 @@ class SplitPredictions:
 
 
 def probabilities_of(logits: Tensor, multi_label: bool) -> Tensor:
-    """Return the float32 probabilities (B, K) of logits: of all classes, or of each by itself."""
+    """Return the float32 probabilities (B, K) of logits: softmax, or multi-label the sigmoid."""
     return torch.sigmoid(logits.float()) if multi_label else torch.softmax(logits.float(), 1)
 
 
-class PredictionCollector:
-    """Collects predictions for this worker's share of each batch without host synchronization.
+class PredictionAccumulator:
+    """An accumulator of predictions for this worker's share, without host synchronization.
 
     All K probabilities of each image are kept if the split has at most `limit` of them, else the
     TOP largest, so that memory depends on the number of images, not of classes. Multi-label
@@ -56,28 +56,29 @@ class PredictionCollector:
     def __init__(self, loader: Loader, classes: int, limit: int = LIMIT):
         self.loader = loader
         self.multi_label = is_multi_label(loader.labels)
-        many = loader.samples * classes > limit and classes > TOP
-        self.top = TOP if many and not self.multi_label else None
-        none, width = torch.zeros(0, dtype=torch.int64), self.top or classes
-        marks = torch.zeros(0, classes, dtype=torch.uint8)
-        empty = [none, marks if self.multi_label else none, torch.zeros(0, width)]
+        too_many = loader.samples * classes > limit and classes > TOP
+        self.top = TOP if too_many and not self.multi_label else None
+        no_rows, width = torch.zeros(0, dtype=torch.int64), self.top or classes
+        no_multi_label = torch.zeros(0, classes, dtype=torch.uint8)
+        predicted = no_multi_label if self.multi_label else no_rows
+        columns = [no_rows, predicted, torch.zeros(0, width)]
         # A worker without any images must still take part in gathering.
-        self._parts = [[*empty, none.new_zeros(0, width)] if self.top else empty]
+        self._parts = [[*columns, no_rows.new_zeros(0, width)] if self.top else columns]
 
     def add(self, position: int, logits: Tensor) -> None:
         """Add the logits (B, K) of consecutive images of the split from `position` on."""
         probabilities = probabilities_of(logits.detach(), self.multi_label)
         if self.multi_label:
-            found = [(probabilities >= THRESHOLD).byte(), probabilities]
+            columns = [(probabilities >= THRESHOLD).byte(), probabilities]
         else:
-            found = [logits.detach().argmax(1), probabilities]
+            columns = [logits.detach().argmax(1), probabilities]
         if self.top:
             largest = probabilities.topk(self.top, 1)
-            found[1:] = [largest.values, largest.indices]
+            columns[1:] = [largest.values, largest.indices]
         positions = torch.arange(position, position + len(logits))
         # The copies are queued on the device; `gather` waits for them.
-        moved = (tensor.to("cpu", non_blocking=True) for tensor in found)
-        self._parts.append([positions, *moved])
+        on_cpu = (tensor.to("cpu", non_blocking=True) for tensor in columns)
+        self._parts.append([positions, *on_cpu])
 
     def gather(self, device: torch.device) -> SplitPredictions | None:
         """Return the predictions of all workers on rank 0, None on all other ranks."""

@@ -29,8 +29,8 @@ from raycnn.training import pretrained
 from raycnn.training.optim import Optimizer, build_optimizer
 from raycnn.training.step import class_weights
 
-CHECKPOINTS = 4  # on disk at once: last, previous, best, and the one being written
-MB = 1e6
+CHECKPOINTS = 4  # maximum number on disk at once: last, previous, best, and one being written
+MB = 1e6  # bytes
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ResolvedJob:
 class CheckedJob(ResolvedJob):
     """A resolved job whose data, storage and devices are available.
 
-    A teacher is named by its folder or URI, even where the spec names the job that trained it.
+    The job names a teacher by its folder or URI, even if the spec names the job that trained it.
     """
 
     files: list[File]
@@ -100,7 +100,7 @@ def resolve_job(job: JobSpec) -> ResolvedJob:
     """Build and check the components that a job names, without checking data or devices.
 
     Every command validates jobs with this function. Raises SpecError with the file and line of the
-    key at fault, DataError where a source must be opened to know its shape and is missing.
+    key at fault, DataError if a source that must be opened to know its shape is missing.
     """
     with job.located():
         for choice in job.data.transforms:
@@ -127,18 +127,18 @@ def _check_stages(job: JobSpec, model: nn.Module) -> None:
 
 
 def check_disk_space(folder: Path, resolved: ResolvedJob) -> None:
-    """Raise EnvironmentUnavailable when a job's checkpoints do not fit on the folder's disk."""
+    """Raise EnvironmentUnavailable if a job's checkpoints do not fit on the folder's disk."""
     optimizer = resolved.optimizer
     weights = sum(tensor.nbytes for tensor in resolved.model.state_dict().values())
     trained = sum(parameter.nbytes for parameter in optimizer.parameters.values())
-    one = weights + trained * (len(optimizer.state) + bool(resolved.job.train.ema))
-    there = nearest_existing(folder)
-    held = sum(path.stat().st_size for path in folder.glob("[0-9]*-[0-9]*/*"))
-    free = shutil.disk_usage(there).free + held
-    if CHECKPOINTS * one > free:
+    size = weights + trained * (len(optimizer.state) + bool(resolved.job.train.ema))
+    existing = nearest_existing(folder)
+    reusable = sum(path.stat().st_size for path in folder.glob("[0-9]*-[0-9]*/*"))
+    free = shutil.disk_usage(existing).free + reusable
+    if CHECKPOINTS * size > free:
         raise EnvironmentUnavailable(
-            f"storage.path: {there} has {free / MB:,.1f} MB for checkpoints, and they take "
-            f"{CHECKPOINTS * one / MB:,.1f} MB: {CHECKPOINTS} of up to {one / MB:,.1f} MB"
+            f"storage.path: {existing} has {free / MB:,.1f} MB for checkpoints, and they take "
+            f"{CHECKPOINTS * size / MB:,.1f} MB: {CHECKPOINTS} of up to {size / MB:,.1f} MB"
         )
 
 
@@ -153,9 +153,9 @@ def nearest_existing(folder: Path) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise EnvironmentUnavailable unless the folder, or its nearest parent, is writable."""
-    there = nearest_existing(folder)
-    if not there.is_dir():
-        raise EnvironmentUnavailable(f"storage.path: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise EnvironmentUnavailable(f"storage.path: no permission to write to {there}")
+    """Raise EnvironmentUnavailable unless the folder, or its existing parent, is writable."""
+    existing = nearest_existing(folder)
+    if not existing.is_dir():
+        raise EnvironmentUnavailable(f"storage.path: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise EnvironmentUnavailable(f"storage.path: no permission to write to {existing}")

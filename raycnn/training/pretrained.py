@@ -21,8 +21,8 @@ PUBLISHED = (
 )
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 WRAPPERS = ("_orig_mod", "module")  # prefixes that torch.compile and DDP add to parameter names
-AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # auxiliary heads, which are only of use in training
-EXTRAS = ("n_averaged",)  # a buffer of torch's AveragedModel
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # prefixes of auxiliary heads, used only in training
+EXTRA_BUFFERS = ("n_averaged",)  # the counter of torch's AveragedModel
 Weights = Mapping[str, Tensor]
 
 
@@ -30,9 +30,9 @@ class Adapted(NamedTuple):
     """Weights adapted to a network."""
 
     tensors: dict[str, Tensor]
-    """Tensors to load, by the network's own keys."""
+    """Tensors to load, by the network's keys."""
     new_layers: list[str]
-    """Keys of the last layer that keep their random weights: other classes, or missing."""
+    """Keys of the last layer that keep their random weights: of another shape, or missing."""
     changes: list[str]
     """Changes made to the weights, for display."""
 
@@ -40,7 +40,7 @@ class Adapted(NamedTuple):
 def check_weights(model: nn.Module, choice: Model) -> list[str]:
     """Return the changes that `load_pretrained` would make to a job's weights, for display.
 
-    Files are read; ImageNet weights are not downloaded. Raises as `load_pretrained`.
+    Files are read; ImageNet weights are not downloaded. Raises the errors of `load_pretrained`.
     """
     if not choice.weights:
         return []
@@ -51,15 +51,15 @@ def check_weights(model: nn.Module, choice: Model) -> list[str]:
     if torchvision_name(choice) not in models.list_models(module=models):
         raise SpecError(f"torchvision has no {choice.name} trained on ImageNet", "model.weights")
     with torch.device("meta"):
-        peer = torchvision.plain_classifier(torchvision_name(choice))
-    return _adapt(model.state_dict(), peer.state_dict(), choice).changes
+        published = torchvision.plain_classifier(torchvision_name(choice))
+    return _adapt(model.state_dict(), published.state_dict(), choice).changes
 
 
 def load_pretrained(model: nn.Module, choice: Model) -> Adapted:
     """Load the weights that a job names into its network; return which, and how they were adapted.
 
-    The last layer keeps its random weights where the number of classes differs. Raises SpecError
-    for weights of another network, DataError where they cannot be downloaded or read.
+    The last layer keeps its random weights if the number of classes differs. Raises SpecError for
+    weights that do not match the model, DataError if they cannot be downloaded or read.
     """
     assert choice.weights
     tensors = (
@@ -72,44 +72,52 @@ def load_pretrained(model: nn.Module, choice: Model) -> Adapted:
     return adapted
 
 
-def _adapt(own: Weights, tensors: Weights, choice: Model) -> Adapted:
-    """Return the weights under the network's own keys.
+def _adapt(expected: Weights, tensors: Weights, choice: Model) -> Adapted:
+    """Return the weights under the keys of the network, whose own weights are `expected`.
 
-    Raises SpecError where any but the last layer's do not match.
+    Raises SpecError if any but the last layer's do not match.
     """
     changes: list[str] = []
-    tensors = _rename(own, tensors, changes)
-    extra = [key for key in tensors if key not in own and key.startswith((*AUXILIARY, *EXTRAS))]
-    tensors = {key: tensor for key, tensor in tensors.items() if key not in extra}
-    counters = [key for key in own if key not in tensors and key.endswith("num_batches_tracked")]
+    tensors = _rename(expected, tensors, changes)
+    ignored = (*AUXILIARY, *EXTRA_BUFFERS)
+    tensors = {k: t for k, t in tensors.items() if k in expected or not k.startswith(ignored)}
+    missing = [key for key in expected if key not in tensors]
+    counters = [key for key in missing if key.endswith("num_batches_tracked")]
     if counters:
         changes.append(f"{len(counters)} num_batches_tracked are absent, and begin at 0")
-    _fit_channels(own, tensors, changes)
-    head = _last_layer_keys(own)
-    new = [key for key in head if key not in tensors or tensors[key].shape != own[key].shape]
-    differ = [
+    _fit_channels(expected, tensors, changes)
+    head = _last_layer_keys(expected)
+    new = [key for key in head if not _have_same_shape(expected, tensors, key)]
+    mismatches = [
         f"{key}: {checkpoint.format_shape(tensors.get(key))} in the weights, "
-        f"{checkpoint.format_shape(own.get(key))} in the network"
-        for key in sorted({*tensors, *own} - {*new, *counters})
-        if key not in own or key not in tensors or tensors[key].shape != own[key].shape
+        f"{checkpoint.format_shape(expected.get(key))} in the network"
+        for key in sorted({*tensors, *expected} - {*new, *counters})
+        if not _have_same_shape(expected, tensors, key)
     ]
-    if differ:
+    if mismatches:
         raise SpecError(
-            f"{choice.weights} is of another network: {'; '.join(differ[:5])} ({len(differ)} in "
-            f"all; only the last layer, {head[0].rpartition('.')[0]}, may differ in its classes)"
-            f"{PUBLISHED if choice.weights == IMAGENET else ''}",
+            f"{choice.weights} does not match the model: {'; '.join(mismatches[:5])} "
+            f"({len(mismatches)} in all; only the last layer, {head[0].rpartition('.')[0]}, may "
+            f"differ in its classes){PUBLISHED if choice.weights == IMAGENET else ''}",
             "model.weights",
         )
     return Adapted({k: t for k, t in tensors.items() if k not in new}, new, changes)
 
 
-def _rename(own: Weights, tensors: Weights, changes: list[str]) -> dict[str, Tensor]:
+def _have_same_shape(one: Weights, other: Weights, key: str) -> bool:
+    """Return whether both have a tensor of this key, with the same shape."""
+    return key in one and key in other and one[key].shape == other[key].shape
+
+
+def _rename(expected: Weights, tensors: Weights, changes: list[str]) -> dict[str, Tensor]:
     """Return the tensors without the key prefixes of torch.compile, DDP, Lightning and the like."""
     plain = {".".join(p for p in k.split(".") if p not in WRAPPERS): t for k, t in tensors.items()}
     if plain.keys() != tensors.keys():
-        there = (name for name in WRAPPERS if any(name in key.split(".") for key in tensors))
-        changes.append(f"{', '.join(there)} are stripped from the names")
-    counts = Counter(key[: -len(name)] for key in plain for name in _suffixes(key) if name in own)
+        wrappers = (name for name in WRAPPERS if any(name in key.split(".") for key in tensors))
+        changes.append(f"{', '.join(wrappers)} are stripped from the names")
+    counts = Counter(
+        key[: -len(name)] for key in plain for name in _suffixes(key) if name in expected
+    )
     prefix, count = max(counts.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
     if not prefix or count <= counts.get("", 0):
         return plain
@@ -127,51 +135,48 @@ def _suffixes(key: str) -> list[str]:
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
-def _fit_channels(own: Weights, tensors: dict[str, Tensor], changes: list[str]) -> None:
+def _fit_channels(expected: Weights, tensors: dict[str, Tensor], changes: list[str]) -> None:
     """Adapt the first convolution to the network's number of input channels, in place.
 
     For grayscale images the weights are summed over the colors, which is equivalent to three equal
     channels. Weights of grayscale images are divided among the channels.
     """
-    key = next((key for key, tensor in own.items() if tensor.ndim == 4), None)
+    key = next((key for key, tensor in expected.items() if tensor.ndim == 4), None)
     if key is None or key not in tensors:
         return
-    theirs, due = tensors[key], own[key].shape
-    if (
-        theirs.ndim != 4
-        or theirs.shape[1] == due[1]
-        or (*theirs.shape[:1], *theirs.shape[2:])
-        != (
-            *due[:1],
-            *due[2:],
-        )
-    ):
+    weight, shape = tensors[key], expected[key].shape
+    if weight.ndim != 4 or weight.shape[1] == shape[1]:
         return
-    if due[1] == 1:
-        tensors[key] = theirs.sum(1, keepdim=True)
-        how = "is summed over its channels, for gray images"
-    elif theirs.shape[1] == 1:
-        tensors[key] = theirs.expand(due) / due[1]
-        how = "of gray images is shared among the channels"
+    if weight.shape[0] != shape[0] or weight.shape[2:] != shape[2:]:
+        return
+    if shape[1] == 1:
+        tensors[key] = weight.sum(1, keepdim=True)
+        change = "is summed over its channels, for gray images"
+    elif weight.shape[1] == 1:
+        tensors[key] = weight.expand(shape) / shape[1]
+        change = "of gray images is shared among the channels"
     else:
         return
-    changes.append(f"{key} {how}")
+    changes.append(f"{key} {change}")
 
 
-def _last_layer_keys(own: Weights) -> list[str]:
+def _last_layer_keys(weights: Weights) -> list[str]:
     """Return the keys of the last layer."""
-    layer = list(own)[-1].rpartition(".")[0]
-    return [key for key in own if key.rpartition(".")[0] == layer]
+    layer = list(weights)[-1].rpartition(".")[0]
+    return [key for key in weights if key.rpartition(".")[0] == layer]
 
 
 def _load_local(path: Path) -> Weights:
-    """Return the weights in a run folder or a file. Raises SpecError or DataError for neither."""
+    """Return the weights in a run folder or a file.
+
+    Raises SpecError if the path is neither, DataError if its content is damaged or unsuitable.
+    """
     if path.is_dir():
         best = checkpoint.read_index(path / "checkpoints").get("best")
         if not best:
-            raise SpecError(f"{path} is no run folder with a best checkpoint", "model.weights")
-        if fault := checkpoint.verify_checkpoint(path / "checkpoints" / best):
-            raise DataError(fault)
+            raise SpecError(f"{path} is not a run folder with a best checkpoint", "model.weights")
+        if problem := checkpoint.verify_checkpoint(path / "checkpoints" / best):
+            raise DataError(problem)
         return checkpoint.read_tensors(path / "checkpoints" / best / checkpoint.MODEL)
     if not path.is_file():
         raise SpecError(f"there is no {path}; {IMAGENET} names torchvision's", "model.weights")
@@ -184,27 +189,33 @@ def _unpickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch may raise anything for invalid bytes
-        why = f"not read as such: {type(error).__name__}"
-        raise DataError(f"{path} is refused: it must hold tensors alone ({why})") from None
+        raise DataError(
+            f"{path} cannot be loaded: only tensors are allowed (weights_only): "
+            f"{type(error).__name__}"
+        ) from None
 
 
 def _find_tensors(saved: Any, path: Path) -> dict[str, Tensor]:
     """Return the state dict in a saved object: the object itself, or a mapping of tensors in it.
 
-    Of several, one with a common name is taken. Raises DataError where there is none, or several.
+    Of several, one with a common name is taken. Raises DataError if there is none, or several
+    without a common name.
     """
     if _is_state_dict(saved):
         return {str(key): tensor for key, tensor in saved.items()}
-    inside = saved if isinstance(saved, dict) else {}
-    found = {str(key): value for key, value in inside.items() if _is_state_dict(value)}
-    usual = next((key for key in CONTAINERS if key in found), None)
-    if usual or len(found) == 1:
-        return dict(found[usual or next(iter(found))])
+    entries = saved if isinstance(saved, dict) else {}
+    state_dicts = {str(key): value for key, value in entries.items() if _is_state_dict(value)}
+    common = next((key for key in CONTAINERS if key in state_dicts), None)
+    if common or len(state_dicts) == 1:
+        return dict(state_dicts[common or next(iter(state_dicts))])
     for key in CONTAINERS:
-        if isinstance(inside.get(key), dict):
-            return _find_tensors(inside[key], path)
-    names = f", but several of them: {', '.join(found)}" if found else ""
-    raise DataError(f"{path} holds no state dict, names and their tensors, alone{names}")
+        if isinstance(entries.get(key), dict):
+            return _find_tensors(entries[key], path)
+    if state_dicts:
+        text = f"{path} holds several state dicts: {', '.join(state_dicts)}"
+    else:
+        text = f"{path} holds no state dict, a mapping of names to tensors"
+    raise DataError(text)
 
 
 def _is_state_dict(value: Any) -> bool:

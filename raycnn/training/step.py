@@ -15,7 +15,8 @@ from raycnn.config.schema import JobSpec, Train
 from raycnn.data.loader import Batch
 from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.models import dropout
-from raycnn.runtime import device, distributed, rng
+from raycnn.runtime import distributed, rng
+from raycnn.runtime.device import layout
 from raycnn.training.callbacks import Callback, MicroBatchHalved
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.distillation import Teacher, soft_loss
@@ -30,43 +31,44 @@ class TrainStep:
     """A callable training step: forward and backward passes, and the update."""
 
     replica: nn.Module
-    """The state's model, wrapped in DDP where there are several workers."""
+    """The state's model, wrapped in DDP if there are several workers."""
     state: TrainingState
     schedule: Schedule
     job: JobSpec
     micro_batch: int
     """Number of images per forward pass."""
     class_weights: Tensor | None
-    """Weight (K,) of each class in the loss; None where all are equal."""
+    """Weight (K,) of each class in the loss; None if all are equal."""
     teacher: Teacher | None = None
-    """The network whose outputs the job learns, where it has `train.distillation`."""
+    """The network whose outputs the job learns, if it has `train.distillation`."""
 
-    def __call__(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
-        """Run step `k` of the run, from 0.
+    def __call__(self, batch: Batch, step_index: int) -> tuple[Tensor, Tensor]:
+        """Run one step of the run; `step_index` counts them from 0.
 
         Return the logits (B, K) of this worker's share, and its summed loss ().
         """
-        optimizer, scale, average = self.state.optimizer, self.state.scale, self.state.average
-        logits, loss = self._gradients(batch, rng.number(self.job.seed, NOISE, k))
+        optimizer, scale, ema = self.state.optimizer, self.state.scale, self.state.ema
+        dropout_seed = rng.number(self.job.seed, NOISE, step_index)
+        logits, loss = self._gradients(batch, dropout_seed)
         if scale:
             scale.unscale(optimizer.gradients())
         if self.job.train.clip_norm:
             nn.utils.clip_grad_norm_(optimizer.parameters.values(), self.job.train.clip_norm)
-        optimizer.step(self.schedule(k), scale.overflow if scale else None)
+        optimizer.step(self.schedule(step_index), scale.overflow if scale else None)
         optimizer.zero_grad()
         if scale:
             scale.update()
-        if average:
-            average.update(k)
+        if ema:
+            ema.update(step_index)
         return logits, loss
 
-    def _gradients(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
+    def _gradients(self, batch: Batch, dropout_seed: int) -> tuple[Tensor, Tensor]:
         """Accumulate the gradients of the share, one micro-batch at a time."""
         logits, losses = [], []
-        pieces = split_micro_batches(batch, self.micro_batch)
-        for part in pieces:
-            dropout.seed_step(number, part.first, part.total, part.images.device)
-            with distributed.no_sync(self.replica, wanted=part is not pieces[-1]):
+        parts = split_micro_batches(batch, self.micro_batch)
+        for part in parts:
+            dropout.seed_step(dropout_seed, part.first, part.total, part.images.device)
+            with distributed.no_sync(self.replica, enabled=part is not parts[-1]):
                 part_logits, loss = self.loss(part)
                 # DDP averages over workers, whose shares may differ: scale to the batch mean.
                 mean = loss * (distributed.world_size() / batch.total)
@@ -81,15 +83,15 @@ class TrainStep:
         if not (self.teacher and settings.distillation):
             return forward(self.replica, part, settings, self.class_weights)
         with autocast(settings.precision, part.images.device):
-            taught = self.teacher(part.images)
+            teacher_logits = self.teacher(part.images)
         logits, hard = forward(self.replica, part, settings, self.class_weights)
-        soft = soft_loss(logits, taught, settings.distillation.temperature)
+        soft = soft_loss(logits, teacher_logits, settings.distillation.temperature)
         # A worker without a share has an image that does not count: forward ignores its label.
         return logits, torch.lerp(hard, soft * bool(part.count), settings.distillation.alpha)
 
 
 def micro_batch_size(settings: Train) -> int:
-    """Return the images per forward pass: as many as the job asks for, at most a worker's share."""
+    """Return the number of images per forward pass: `micro_batch`, at most a worker's share."""
     share = math.ceil(settings.batch_size / distributed.world_size())
     return min(settings.micro_batch or share, share)
 
@@ -102,54 +104,55 @@ def unlabeled_batch(images: Tensor, total: int) -> Batch:
 
 
 def split_micro_batches(batch: Batch, size: int) -> list[Batch]:
-    """Return the share split into micro-batches of at most `size` images."""
+    """Split a worker's share of a batch into micro-batches of at most `size` images."""
     keys = [
         key
         for key in ("images", "labels", "mixed_labels", "mix_weights")
         if getattr(batch, key) is not None
     ]
-    pieces = []
+    parts = []
     for start in range(0, len(batch.images), size):
-        cut = {key: getattr(batch, key)[start : start + size] for key in keys}
-        count = len(cut["labels"]) if batch.count else 0
-        pieces.append(replace(batch, first=batch.first + start, count=count, **cut))
-    return pieces
+        tensors = {key: getattr(batch, key)[start : start + size] for key in keys}
+        count = len(tensors["labels"]) if batch.count else 0
+        parts.append(replace(batch, first=batch.first + start, count=count, **tensors))
+    return parts
 
 
-def autocast(precision: str, kind: torch.device) -> torch.autocast:
+def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Return the autocast context of a precision: `fp32`, `bf16` or `fp16`."""
-    narrow = AUTOCAST_DTYPES.get(precision)
-    return torch.autocast(kind.type, narrow, enabled=narrow is not None)
+    dtype = AUTOCAST_DTYPES.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def forward(
     model: nn.Module, batch: Batch, settings: Train, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the logits (B, K) and the summed loss (), with class weights (K,)."""
-    kind = batch.images.device
-    images = batch.images.contiguous(memory_format=device.layout(kind, settings.channels_last))
-    with autocast(settings.precision, kind):
+    device = batch.images.device
+    images = batch.images.contiguous(memory_format=layout(device, settings.channels_last))
+    with autocast(settings.precision, device):
         logits = model(images)
 
     def loss(labels: Tensor, reduction: str) -> Tensor:
         smoothing = settings.label_smoothing
         if labels.ndim == 2:
-            each = _binary_cross_entropy(logits.float(), labels, weights, smoothing)[: batch.count]
-            return each if reduction == "none" else each.sum()
+            losses = _binary_cross_entropy(logits.float(), labels, weights, smoothing)
+            losses = losses[: batch.count]
+            return losses if reduction == "none" else losses.sum()
         return F.cross_entropy(
             logits.float(), labels, weights, reduction=reduction, label_smoothing=smoothing
         )
 
     if batch.mixed_labels is None or batch.mix_weights is None:
         return logits, loss(batch.labels, "sum")
-    own, other = loss(batch.labels, "none"), loss(batch.mixed_labels, "none")
-    return logits, torch.lerp(other, own, batch.mix_weights).sum()
+    losses, mixed_losses = loss(batch.labels, "none"), loss(batch.mixed_labels, "none")
+    return logits, torch.lerp(mixed_losses, losses, batch.mix_weights).sum()
 
 
 def _binary_cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float
 ) -> Tensor:
-    """Return the loss (B,) of multi-label images: its mean over the classes of (B, K).
+    """Return the loss (B,) of multi-label images: the mean over the K classes.
 
     `weights` (K,) are those of the positives. Smoothing moves the targets 0 and 1 toward 1/2.
     """
@@ -160,9 +163,10 @@ def _binary_cross_entropy(
 
 
 def positive_weights(setting: Any, counts: NDArray[np.int64], images: int) -> Tensor | None:
-    """Return the weight (K,) of the positives of each multi-label class; None for none.
+    """Return the weight (K,) of the positives of each multi-label class; None without weights.
 
-    `balanced`: the negatives for each positive, of the training `images`. See `class_weights`.
+    `counts` (K,) are the training images that have each class, of `images` in all. `balanced` is
+    the number of negatives for each positive. See `class_weights`.
     """
     if setting == "balanced":
         positives = np.maximum(counts, 1)
@@ -179,10 +183,10 @@ def _check_length(weights: Sized, classes: int) -> None:
 
 
 def class_weights(setting: Any, counts: NDArray[np.int64]) -> Tensor | None:
-    """Return class weights (K,) with mean 1 over the training images; None for none.
+    """Return class weights (K,) with mean 1 over the training images; None without weights.
 
     `setting` is that of the spec, `counts` (K,) the training images of each class. Raises
-    SpecError where the number of weights differs from the number of classes.
+    SpecError if the number of weights differs from the number of classes.
     """
     if setting is None:
         return None
@@ -196,15 +200,16 @@ def class_weights(setting: Any, counts: NDArray[np.int64]) -> Tensor | None:
 def find_micro_batch_size(attempt: Callable[[int], None], size: int, callbacks: Callback) -> int:
     """Return `size`, halved until `attempt` with it fits into the memory of every device.
 
-    Raises EnvironmentUnavailable when a single image does not fit.
+    Raises EnvironmentUnavailable if a single image does not fit.
     """
     while True:
-        full = False
+        out_of_memory = False
         try:
             attempt(size)
         except torch.OutOfMemoryError:
-            full = True
-        if not distributed.all_reduce_sum(torch.tensor([full], dtype=torch.int32)).item():
+            out_of_memory = True
+        failures = torch.tensor([out_of_memory], dtype=torch.int32)
+        if not distributed.all_reduce_sum(failures).item():
             return size
         size = halve_micro_batch(size, callbacks)
 
@@ -212,7 +217,7 @@ def find_micro_batch_size(attempt: Callable[[int], None], size: int, callbacks: 
 def halve_micro_batch(size: int, callbacks: Callback) -> int:
     """Return half the micro-batch size, rounded up, and send the event.
 
-    Raises EnvironmentUnavailable when a single image does not fit.
+    Raises EnvironmentUnavailable if the size is 1: a single image does not fit.
     """
     if size == 1:
         raise EnvironmentUnavailable(
@@ -223,18 +228,19 @@ def halve_micro_batch(size: int, callbacks: Callback) -> int:
     return size
 
 
-def try_step(step: TrainStep, shape: tuple[int, ...], size: int) -> None:
+def try_step(train_step: TrainStep, shape: tuple[int, ...], size: int) -> None:
     """Run a forward and a backward pass over `size` images without changing any state.
 
-    The optimizer state, which a step allocates later, is allocated meanwhile. Raises
-    torch.OutOfMemoryError where it does not fit.
+    Memory for the optimizer state, which a step allocates later, is reserved meanwhile. Raises
+    torch.OutOfMemoryError if it does not fit.
     """
-    optimizer, kind = step.state.optimizer, next(step.state.model.parameters()).device
-    torch.get_device_module(kind).empty_cache()
-    room = [torch.empty_like(p) for p in optimizer.parameters.values() for _ in optimizer.state]
-    batch = unlabeled_batch(torch.zeros(size, *shape, device=kind), size)
-    step.replica.eval()  # batch norm statistics stay as they are
-    with distributed.no_sync(step.replica, wanted=True):
-        step.loss(batch)[1].backward()
+    optimizer = train_step.state.optimizer
+    device = next(train_step.state.model.parameters()).device
+    torch.get_device_module(device).empty_cache()
+    reserved = [torch.empty_like(p) for p in optimizer.parameters.values() for _ in optimizer.state]
+    batch = unlabeled_batch(torch.zeros(size, *shape, device=device), size)
+    train_step.replica.eval()  # batch norm statistics stay as they are
+    with distributed.no_sync(train_step.replica, enabled=True):
+        train_step.loss(batch)[1].backward()
     optimizer.zero_grad()
-    del room
+    del reserved

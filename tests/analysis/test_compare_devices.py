@@ -42,14 +42,14 @@ def test_a_difference_is_measured_and_placed(job: MakeJob, monkeypatch: pytest.M
     begun = []
 
     def other(job: JobSpec, splits: Any, device: torch.device) -> TrainingState:
-        state = loop.fresh_state(job, splits, device)
+        state = loop.new_training_state(job, splits, device)
         if begun:
             last = [p for p in state.model.parameters() if p.shape == (10,)][-1]
             last.data[0] += 50
         begun.append(state)
         return state
 
-    monkeypatch.setattr(compare_devices, "fresh_state", other)
+    monkeypatch.setattr(compare_devices, "new_training_state", other)
     (gap,) = compare_steps(job(train__batch_size=20), ["cpu", "cpu"], 1)
     # Nearly even before, and all for class 0 now: the bias's gradient moves by 0.9 there, and the
     # loss of the other classes' images by 50.

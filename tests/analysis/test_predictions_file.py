@@ -17,7 +17,7 @@ from raycnn.data.splits import open_splits
 from raycnn.errors import DataError
 from raycnn.runs.directory import Run
 from raycnn.training.callbacks import Warned
-from raycnn.training.predictions import TOP, PredictionCollector, SplitPredictions
+from raycnn.training.predictions import TOP, PredictionAccumulator, SplitPredictions
 from tests.conftest import ended, happened, train, workers
 
 MakeJob = Callable[..., JobSpec]
@@ -75,10 +75,10 @@ def test_of_too_many_probabilities_the_largest_are_kept(job: MakeJob, tmp_path: 
     logits = torch.randn(loader.samples, 50, generator=torch.Generator().manual_seed(0))
     found = []
     for limit in (loader.samples * 50, loader.samples * 50 - 1):
-        collector = PredictionCollector(loader, 50, limit)
+        accumulator = PredictionAccumulator(loader, 50, limit)
         for start in range(0, loader.samples, 100):
-            collector.add(start, logits[start : start + 100])
-        found.append(collector.gather(torch.device("cpu")))
+            accumulator.add(start, logits[start : start + 100])
+        found.append(accumulator.gather(torch.device("cpu")))
     whole, top = found
     assert whole and top and top.classes is not None and top.probabilities.shape[1] == TOP
     assert np.array_equal(top.classes[:, 0], whole.predicted)

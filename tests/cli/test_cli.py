@@ -104,7 +104,7 @@ def test_a_finished_run_is_not_trained_again_but_longer_on_request(call: Call) -
     ended, out, _ = call("resume", "quickstart", "train.epochs=2")
     assert ended == 0 and "resuming from epoch 1" in out and "epoch 2  step 42" in out
     ended, _, err = call("resume", "quickstart", "train.epochs=1")
-    assert ended == 2 and "train.epochs: is 1, and 2 have begun" in err
+    assert ended == 2 and "train.epochs: is 1, but the run has already started epoch 2" in err
 
 
 def test_what_cannot_change_on_resume_is_refused_and_the_run_kept(call: Call) -> None:
@@ -243,7 +243,7 @@ def test_a_worker_that_met_others_ends_as_any_process_but_at_once(
     script = f"""
 import sys
 from types import SimpleNamespace
-from raycnn.cli.exit import without_finalizing
+from raycnn.cli.worker_exit import without_finalizing
 sys.modules["raycnn.runtime.distributed"] = SimpleNamespace(has_joined_group=True)
 try:
     with without_finalizing():

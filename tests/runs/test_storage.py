@@ -131,7 +131,7 @@ def test_a_run_killed_in_mid_upload_goes_on_to_the_unbroken_one(
     monkeypatch.setattr(lease, "LEASE_S", 3.0)  # what was killed holds it until it runs out
     other_machine()
     again = Run.open(run.location)
-    path, faults = again.newest()
+    path, faults = again.latest_checkpoint()
     assert path and path.name == "00001-00000000" and not faults
     trained(again.job(), again)
     assert same(weights(again), weights(unbroken)) and numbers(again) == numbers(unbroken)
@@ -148,7 +148,7 @@ def test_a_damaged_checkpoint_there_leaves_the_one_before(
     whole = s3.read(bucket, name)
     s3.client.put_object(Bucket=bucket, Key=name, Body=whole[:-1] + b"?")
     other_machine()
-    path, faults = Run.open(run.location).newest()
+    path, faults = Run.open(run.location).latest_checkpoint()
     assert path and path.name == index["previous"] and len(faults) == 1
 
 
@@ -188,7 +188,7 @@ def test_a_store_that_stays_away_ends_the_job_resumable(
     for word in ("storage.path", "storage.timeout_s", "00001-00000000", f"resume {run.location}"):
         assert word in str(ended.value)
     again = Run.open(run.location)
-    path, _ = again.newest()
+    path, _ = again.latest_checkpoint()
     assert path and path.name >= "00002"  # saved here, and nobody else has trained the run since
     trained(spec, again)
     assert same(weights(again), weights(train(job(schedule="constant"))))

@@ -174,7 +174,7 @@ def test_changed_images_are_noticed_on_resume(
 
     monkeypatch.setattr(Digits, "read", darker)
     monkeypatch.setenv("RAYCNN_CACHE", str(run.folder / "another-cache"))
-    with pytest.raises(DataError, match="not the ones this run was begun with"):
+    with pytest.raises(DataError, match="not the ones the run was started with"):
         train(job(train__epochs=5), run)
 
 

@@ -9,24 +9,24 @@ from raycnn.training.metrics import MetricAccumulator, class_metrics, confidence
 
 
 def test_an_epoch_is_summed_over_batches_of_any_size() -> None:
-    tally = MetricAccumulator(3, evaluating=True)
+    accumulator = MetricAccumulator(3, evaluating=True)
     logits = torch.tensor([[9.0, 1, 0], [0, 9, 1], [0, 9, 1], [1, 0, 9], [9, 0, 1]])
     labels = torch.tensor([0, 1, 2, 2, 1])
     for rows in (slice(0, 4), slice(4, 5)):
-        tally.add(
+        accumulator.add(
             torch.tensor(float(len(labels[rows]))), logits[rows], labels[rows], len(labels[rows])
         )
-    seen = tally.all_reduce(2.0)
+    seen = accumulator.all_reduce(2.0)
     assert (seen.count, seen.hits, seen.top5, seen.loss, seen.seconds) == (5, 3, 5, 5.0, 2.0)
     assert seen.confusion == [[0, 0, 1], [1, 0, 1], [1, 1, 1], [2, 1, 1], [2, 2, 1]]
     assert math.isclose(seen.acc1, 0.6) and seen.mean_loss == 1.0
 
 
 def test_the_first_step_whose_loss_is_not_finite_is_known() -> None:
-    tally = MetricAccumulator(2)
+    accumulator = MetricAccumulator(2)
     for loss in (1.0, float("inf"), float("nan")):
-        tally.add(torch.tensor(loss), torch.zeros(1, 2), torch.tensor([0]), 1)
-    assert tally.all_reduce().bad_step == 1
+        accumulator.add(torch.tensor(loss), torch.zeros(1, 2), torch.tensor([0]), 1)
+    assert accumulator.all_reduce().bad_step == 1
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ def test_figures_by_class_are_scikit_learns() -> None:
 
 def test_ten_thousand_classes_take_memory_of_the_images_and_not_of_the_square() -> None:
     classes, images = 10_000, 64
-    tally = MetricAccumulator(classes, evaluating=True)
+    accumulator = MetricAccumulator(classes, evaluating=True)
     tracemalloc.start()
     for start in range(0, 20_000, images):
         labels = torch.arange(start, start + images) % classes
-        tally.add(torch.tensor(1.0), F.one_hot(labels, classes).float(), labels, images)
-    seen = tally.all_reduce()
+        accumulator.add(torch.tensor(1.0), F.one_hot(labels, classes).float(), labels, images)
+    seen = accumulator.all_reduce()
     rows = class_metrics(seen.confusion, tuple(map(str, range(classes))))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -25,7 +25,7 @@ from raycnn.errors import Interrupted, JobFailed, SpecError
 from raycnn.runs.directory import Run
 from raycnn.runtime import distributed
 from raycnn.search.preflight import check_search
-from raycnn.training.metrics import metric_accumulator
+from raycnn.training.metrics import build_metric_accumulator
 from raycnn.training.multi_label import multi_label_scores
 from raycnn.training.preflight import resolve_job
 from raycnn.training.step import forward, positive_weights
@@ -53,11 +53,14 @@ def gather_share(rank: int, port: int, folder: Path) -> None:
     env = {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {key: str(value) for key, value in env.items()}
     distributed.init_process_group("gloo", 60)
-    every, tally = np.load(folder / "all.npz"), metric_accumulator(4, True, evaluating=True)
+    every, accumulator = (
+        np.load(folder / "all.npz"),
+        build_metric_accumulator(4, True, evaluating=True),
+    )
     for rows in SHARES[rank]:
         labels, logits = (torch.from_numpy(every[key][rows]) for key in ("labels", "logits"))
-        tally.add(torch.tensor(1.0), logits, labels, len(labels))
-    seen = tally.all_reduce()
+        accumulator.add(torch.tensor(1.0), logits, labels, len(labels))
+    seen = accumulator.all_reduce()
     found = seen.values | {"count": seen.count}
     (folder / f"{rank}.json").write_text(json.dumps(found))
     distributed.destroy_process_group()
@@ -116,9 +119,9 @@ def test_a_worker_without_a_share_adds_nothing() -> None:
     loss = forward(model, nothing, Train(epochs=1))[1]
     loss.backward()
     assert loss == 0 and all(not p.grad.any() for p in model.parameters() if p.grad is not None)
-    tally = metric_accumulator(3, multi_label=True, evaluating=True)
-    tally.add(loss, torch.ones(1, 3), nothing.labels, 0)
-    assert (tally.count, tally.all_reduce().marked) == (0, 0)
+    accumulator = build_metric_accumulator(3, multi_label=True, evaluating=True)
+    accumulator.add(loss, torch.ones(1, 3), nothing.labels, 0)
+    assert (accumulator.count, accumulator.all_reduce().marked) == (0, 0)
 
 
 def test_positives_weigh_as_much_as_negatives() -> None:

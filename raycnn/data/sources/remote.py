@@ -19,7 +19,7 @@ from typing import Any
 from raycnn import io
 from raycnn.data.sources.base import Source, Split
 from raycnn.errors import DataError, EnvironmentUnavailable, first_line
-from raycnn.filesystem import RemoteFile, RemoteFolder, base_name, errors
+from raycnn.filesystem import RemoteFile, RemoteFolder, base_name, filesystem_errors
 from raycnn.paths import cache_folder
 from raycnn.shape import Shape
 
@@ -74,7 +74,7 @@ def copy_files(uri: str, names: Sequence[str] | None = None) -> Path:
         folder = cache_folder() / "downloads" / key / base_name(uri)
         if not folder.exists():
             _copy(remote, files, folder)
-    except errors() as error:
+    except filesystem_errors() as error:
         raise DataError(f"cannot read the data: {uri}: {first_line(error)}") from None
     return folder
 

@@ -26,7 +26,7 @@ from raycnn.launch.ray.served_files import (
     this_node,
 )
 from raycnn.paths import cache_folder
-from raycnn.runs.directory import POLL_INTERVAL_S, Run
+from raycnn.runs.directory import STOP_POLL_INTERVAL_S, Run
 from raycnn.runs.working_copy import SearchCopy, WorkingCopy
 from raycnn.runtime import distributed
 from raycnn.search.folder import Search, Trial
@@ -146,7 +146,7 @@ def _reach(shared: Shared, timeout_s: float) -> RemoteFolder:
 
 @contextmanager
 def _open_copy(remote: RemoteFolder, own: Path, timeout_s: float) -> Iterator[Run]:
-    copy = WorkingCopy(remote, own, every_s=POLL_INTERVAL_S)
+    copy = WorkingCopy(remote, own, sync_interval_s=STOP_POLL_INTERVAL_S)
     copy.pull()
     run = Run(own, copy)
     with run.syncing(timeout_s):

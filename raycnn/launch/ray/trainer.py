@@ -31,7 +31,7 @@ from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
 from raycnn.launch.signals import Stop
 from raycnn.launch.trial import Ending
 from raycnn.paths import cache_folder, data_root
-from raycnn.runs.directory import POLL_INTERVAL_S, Run
+from raycnn.runs.directory import STOP_POLL_INTERVAL_S, Run
 from raycnn.runtime.device import DeviceKind
 from raycnn.search.folder import Trial
 from raycnn.training.callbacks import (
@@ -122,7 +122,7 @@ class Driver:
         try:
             with poll_in_background(self._look_at_resources, WATCH_INTERVAL_S):
                 while fitting.is_alive() and not self._should_leave():
-                    fitting.join(POLL_INTERVAL_S)
+                    fitting.join(STOP_POLL_INTERVAL_S)
                     self._look()
             self._look()
         finally:

@@ -17,12 +17,12 @@ from raycnn.errors import OutOfMemory, RaycnnError
 from raycnn.launch.ray import compat
 from raycnn.launch.ray.channel import Member, Outcome, Request
 from raycnn.runs.channel import SETTLE_S
-from raycnn.runs.directory import POLL_INTERVAL_S, Run
+from raycnn.runs.directory import STOP_POLL_INTERVAL_S, Run
 from raycnn.runs.heartbeats import (
     FOLDER,
+    HangWatchdog,
     Heartbeat,
-    Stacks,
-    explain,
+    diagnose_failure,
     failure_of,
     new_heartbeat,
     training_stack,
@@ -48,7 +48,7 @@ class WorkerChannel:
         self.group = ray.get_runtime_context().get_placement_group_id()
         self.request: Request = ""
         self._beat: Heartbeat | None = None
-        self._stacks: Stacks | None = None
+        self._watchdog: HangWatchdog | None = None
         self._stack_file: Path | None = None
         self._notice, self._steps = compat.preemption_notice(), 0
         self._closed = threading.Event()
@@ -59,8 +59,8 @@ class WorkerChannel:
 
     def __exit__(self, *ending: object) -> None:
         self._closed.set()
-        if self._stacks:
-            self._stacks.close()
+        if self._watchdog:
+            self._watchdog.close()
 
     def join(self, own: Member) -> list[Member] | Outcome:
         """Return all workers once all have joined, or the outcome of an ended job."""
@@ -71,15 +71,15 @@ class WorkerChannel:
     def watch(self, run: Run) -> None:
         """Start heartbeats, and stack dumps when this worker is unresponsive."""
         path = run.folder / FOLDER / f"rank-{self.rank}.stack"
-        self._stacks, self._stack_file = Stacks(path, self.timeout_s), path
+        self._watchdog, self._stack_file = HangWatchdog(path, self.timeout_s), path
         self._beat = new_heartbeat()
 
     def on_event(self, event: Event) -> None:
         self.actor.add_event.remote(event)
 
     def heartbeat(self, epoch: int, step: int) -> None:
-        if self._stacks and self._beat:
-            self._stacks.alive()
+        if self._watchdog and self._beat:
+            self._watchdog.reset_timer()
             self._beat = update_heartbeat(self._beat, epoch=epoch, step=step)
 
     def failed(self, error: BaseException) -> None:
@@ -93,7 +93,7 @@ class WorkerChannel:
     def diagnose(self) -> str:
         sleep(SETTLE_S)
         beats, stacks = ray.get(self.actor.beats.remote())
-        return explain(
+        return diagnose_failure(
             {rank: Heartbeat(**beat) for rank, beat in beats.items() if beat},
             self.size,
             self.timeout_s,
@@ -135,7 +135,7 @@ class WorkerChannel:
 
     def _send_heartbeats(self) -> None:
         ended_at = None
-        while not self._closed.wait(POLL_INTERVAL_S):
+        while not self._closed.wait(STOP_POLL_INTERVAL_S):
             self._send()
             if self.request == "end":
                 ended_at = ended_at or monotonic()

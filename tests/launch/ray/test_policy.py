@@ -44,7 +44,7 @@ def test_it_goes_back_no_more_often_than_allowed(job: MakeJob) -> None:
         train(spec, run)
     assert len(happened(run, RolledBack)) == 2
     assert run.state() == "failed"
-    path, _ = checkpoint.newest(run.checkpoints)
+    path, _ = checkpoint.latest_valid_checkpoint(run.checkpoints)
     assert path and path.name == "00001-00000000", "what it came from is kept"
 
 

@@ -84,7 +84,7 @@ def test_a_full_disk_of_the_driver_leaves_the_checkpoint_before(
         node.full = True
         train(job(train__epochs=2), node.run)
         node.run.wait_flushed()
-    path, faults = home.newest()
+    path, faults = home.latest_checkpoint()
     assert path and path.name == "00001-00000000" and same(weights(home), before)
 
 

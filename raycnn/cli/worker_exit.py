@@ -1,4 +1,4 @@
-"""Exit from a worker process."""
+"""Exit from a worker process without finalizing Python. The exit codes are in errors.py."""
 
 import atexit
 import os
@@ -22,9 +22,9 @@ def without_finalizing() -> Iterator[None]:
     except BaseException as error:
         if not _joined_group():
             raise
-        _end(error)
+        _exit_now(error)
     if _joined_group():
-        _end(None)
+        _exit_now(None)
 
 
 def _joined_group() -> bool:
@@ -32,10 +32,10 @@ def _joined_group() -> bool:
     return dist is not None and dist.has_joined_group
 
 
-def _end(error: BaseException | None) -> NoReturn:
+def _exit_now(error: BaseException | None) -> NoReturn:
     code = 1
     try:
-        code = _code(error)
+        code = _exit_code(error)
         atexit._run_exitfuncs()
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
@@ -43,7 +43,7 @@ def _end(error: BaseException | None) -> NoReturn:
         os._exit(code)
 
 
-def _code(error: BaseException | None) -> int:
+def _exit_code(error: BaseException | None) -> int:
     """Return the exit code that Python would use; print an uncaught error."""
     if isinstance(error, SystemExit):
         if isinstance(error.code, int | None):
