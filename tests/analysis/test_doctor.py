@@ -26,7 +26,7 @@ def test_what_is_here_is_shown_and_fits_together(call: Call, tmp_path: Path) -> 
     code, out, _ = call("--json")
     found = json.loads(out)
     assert code == 0 and found["versions"]["torch"] == torch.__version__
-    assert {"cuda", "npu"} == found["devices"].keys() and found["cpus"] >= 1
+    assert {"cuda", "npu", "xpu", "mps"} == found["devices"].keys() and found["cpus"] >= 1
     assert found["problems"] == [], "the versions that uv.lock names go together"
 
 
