@@ -229,8 +229,9 @@ def _facts(
         facts.append(("Inference per image", f"{ms:.3g} ms"))
     devices = environment.get("devices") or []
     device = devices[0] if devices else f"CPU, {environment.get('cpus', '?')} cores"
-    workers = job.workers.max_count
-    facts.append(("Device", f"{clip(device)}{f' × {workers} workers' if workers > 1 else ''}"))
+    if (workers := job.workers.max_count) > 1:
+        device = f"{workers} workers on {device}" if not devices else f"{device} × {workers}"
+    facts.append(("Device", clip(device)))
     facts.append(("Data", job.data.name))
     return facts
 

@@ -163,8 +163,13 @@ def _against(axes: "Axes", search: Search, board: Board, key: str, log: bool) ->
     if log:
         _plain_log(axes)
     axes.set(xlabel=key, title=f"{TITLES['lr' if log else 'epochs']}: {_label(search)}")
-    axes.legend()
+    _legend_below(axes)
     return True
+
+
+def _legend_below(axes: "Axes") -> None:
+    """Draw the legend below the axes: anywhere in them it may cover a trial."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
 
 
 def _plain_log(axes: "Axes") -> None:
@@ -280,7 +285,7 @@ def _pareto(axes: "Axes", search: Search, board: Board) -> bool:
     _points(axes, search, board, lambda entry: entry.seconds)
     _plain_log(axes)
     axes.set(xlabel="seconds of a trial", title=f"Quality against time: {_label(search)}")
-    axes.legend()
+    _legend_below(axes)
     return True
 
 

@@ -131,6 +131,13 @@ def files_of(source: Source) -> list[File]:
         raise DataError(f"cannot read the data: {error}") from None
 
 
+def unreadable(error: OSError) -> DataError:
+    """Return the error of a data set for one of the file system."""
+    if isinstance(error, NotADirectoryError):
+        return DataError(f"{error.filename} is a file: name the folder that holds the images")
+    return DataError(f"cannot read the data: {error}")
+
+
 def _stat(name: str) -> File:
     if "://" in name:
         system, path = fs.FileSystem.from_uri(name)

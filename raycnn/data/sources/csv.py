@@ -28,7 +28,15 @@ from raycnn.data.images.decode import (
     Rows,
     Size,
 )
-from raycnn.data.sources.base import Share, Source, Split, listed, spread_rows, with_test
+from raycnn.data.sources.base import (
+    Share,
+    Source,
+    Split,
+    listed,
+    spread_rows,
+    unreadable,
+    with_test,
+)
 from raycnn.data.sources.folder import SPLITS, walk_pictures
 from raycnn.data.sources.labels import Column, Labels, encode_label_sets, encode_labels
 from raycnn.data.sources.pictures import PictureOptions, PictureSource
@@ -161,7 +169,7 @@ class Csv(PictureSource):
         try:
             index = _index(walk_pictures(self.root).pictures)
         except OSError as error:
-            raise DataError(f"cannot read the data: {error}") from None
+            raise unreadable(error) from None
         return {name: self._paths(self.tables[name], index) for name in self.labels.splits}
 
     @cached_property
@@ -214,7 +222,7 @@ class Csv(PictureSource):
         try:
             tables = {path.name.lower(): path for path in self.root.glob("*.[cC][sS][vV]")}
         except OSError as error:
-            raise DataError(f"cannot read the data: {error}") from None
+            raise unreadable(error) from None
         if name := self.label_files[split]:
             if not (self.root / name).is_file():
                 message = unknown("file", name, [path.name for path in tables.values()])

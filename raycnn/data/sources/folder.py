@@ -37,6 +37,7 @@ from raycnn.data.sources.base import (
     common_class_names,
     listed,
     spread_rows,
+    unreadable,
     with_test,
 )
 from raycnn.data.sources.pictures import PictureOptions, PictureSource
@@ -91,7 +92,7 @@ class Folder(PictureSource):
             folders, warnings = _find_splits(self.root)
             listings = {name: _list(folder) for name, folder in folders.items()}
         except OSError as error:
-            raise DataError(f"cannot read the data: {error}") from None
+            raise unreadable(error) from None
         train = listings["train"]
         listings["train"] = replace(train, warnings=(*warnings, *train.warnings))
         return {name: _with_classes(listing, train, name) for name, listing in listings.items()}

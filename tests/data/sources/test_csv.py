@@ -5,6 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raycnn.config.schema import Data
+from raycnn.data.sources.base import files_of
+from raycnn.data.splits import source_of
+from raycnn.errors import DataError
 from tests.support.images import pixels, png, refusal, source
 from tests.support.multi_label import CLASSES, write_csv
 
@@ -99,3 +103,12 @@ def test_a_name_of_two_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "a.png").write_bytes(png())
     said = refusal("csv", table(tmp_path, "id,label\na,x\nb,x z\n"))
     assert "row 0: 'a' is ambiguous (images/a.png, other/a.png)" in said
+
+
+@pytest.mark.parametrize("name", ["csv", "folder"])
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("image,label\n")
+    source = source_of(Data(name=name, root=str(file)))
+    with pytest.raises(DataError, match="labels.csv is a file: name the folder"):
+        files_of(source)
