@@ -333,12 +333,9 @@ def _write(asked: JobSpec | TuneSpec, folder: Path) -> str:
 
 
 def _copy_code(folder: Path) -> None:
-    """Copy the modules of this raycnn, and the metadata with its version."""
+    """Copy the package of this raycnn, with its templates, and the metadata with its version."""
     package = Path(raycnn.__file__).parent
-    for path in package.rglob("*.py"):
-        copy = folder / "raycnn" / path.relative_to(package)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)
+    shutil.copytree(package, folder / "raycnn", ignore=shutil.ignore_patterns("__pycache__"))
     about = folder / f"raycnn-{raycnn.__version__}.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(distribution("raycnn").read_text("METADATA") or "")

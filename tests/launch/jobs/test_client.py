@@ -244,9 +244,12 @@ def test_workers_and_trials_are_started_on_the_cluster_that_was_asked(
     head: Head, spec: Path, tmp_path: Path
 ) -> None:
     """Two workers of Ray's, then a search: each says where its folder is, and is fetched."""
-    wide = head.raycnn("submit", spec, "workers.count=2", "--with-code", cwd=tmp_path)
+    changes = ("workers.count=2", "storage.report=true")
+    wide = head.raycnn("submit", spec, *changes, "--with-code", cwd=tmp_path)
     assert wide.returncode == 0, wide.stdout + wide.stderr
     assert "connecting to Ray at" in wide.stdout and "357 of 357 images" in wide.stdout
+    run = Run(Path(re.findall(r"^run (/.+)$", wide.stdout, re.MULTILINE)[0]))
+    assert (run.folder / "report.html").is_file(), "its templates were sent along"
 
     search = tmp_path / "search.yaml"
     tune = {"trials": 2, "space": {"optimizer.lr": {"loguniform": [0.01, 0.1]}}}
@@ -337,6 +340,16 @@ def test_without_an_address_a_ray_is_started_here_and_ended(spec: Path, tmp_path
     assert gone.returncode == 5 and f"no job server answers at {server}" in gone.stderr
     staying = raycnn("submit", spec, "--detach", cwd=tmp_path, **none)
     assert staying.returncode == 2 and "no cluster address" in staying.stderr
+
+
+def test_with_code_everything_in_the_package_is_sent(tmp_path: Path) -> None:
+    from raycnn.launch.jobs.client import _copy_code
+
+    _copy_code(tmp_path)
+    sent = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert {"raycnn/cli/__init__.py", "raycnn/report/templates/run.html"} <= sent
+    assert any(name.endswith(".dist-info/METADATA") for name in sent)
+    assert not any("__pycache__" in name for name in sent)
 
 
 def test_a_checkout_is_sent_without_data_runs_and_weights(tmp_path: Path) -> None:
