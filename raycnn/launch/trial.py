@@ -3,11 +3,13 @@
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
+from functools import partial
 from typing import Any
 
 import torch
 
+from raycnn.config.schema import JobSpec
 from raycnn.errors import ClusterError, Interrupted, RaycnnError
 from raycnn.launch.signals import Stop
 from raycnn.models import count_parameters
@@ -92,23 +94,39 @@ def run_trial(trial: Trial, work: Callable[[], Ending]) -> str | None:
     return None
 
 
-def fit_trial(
+def fit_trial_alone(
     search: Search,
     trial: Trial,
     device: torch.device,
     deadline: float | None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Ending:
-    """Train a trial as one of its workers; return how it ended.
+    """Train a trial as its only worker; return how it ended.
 
     On request, or past the `deadline` (seconds since 1970), it saves and returns {}.
     """
-    job = trial.run.job().change({"data.root": None})  # RAYCNN_DATA has it, on every machine
+    job = trial.run.job()
 
     def stop() -> bool:
-        return stop_requested() or (deadline is not None and time.time() > deadline)
+        return stop_requested() or is_past(deadline)
 
-    channel = FolderChannel(trial.run, job.workers.timeout_s, stop)
+    with closing(FolderChannel(trial.run, job.workers.timeout_s, stop)) as channel:
+        return fit_trial(search, trial, job, device, channel)
+
+
+def is_past(deadline: float | None) -> bool:
+    """Return whether a deadline, in seconds since 1970, is over."""
+    return deadline is not None and time.time() > deadline
+
+
+def fit_trial(
+    search: Search, trial: Trial, job: JobSpec, device: torch.device, channel: Channel
+) -> Ending:
+    """Train a trial, with its `job`, as one of its workers; return how it ended.
+
+    When the channel requests a stop, it saves and returns {}.
+    """
+    job = job.change({"data.root": None})  # RAYCNN_DATA has it, on every machine
     recorder = TrialRecorder(search, trial, channel)
     try:
         fit(job, device, recorder, recorder.callbacks, run_test=False)
@@ -124,7 +142,6 @@ def fit_trial(
         raise
     finally:
         recorder.close()
-        channel.close()
 
 
 def run_here(search: Search, view: SearchView) -> None:
@@ -140,10 +157,10 @@ def run_here(search: Search, view: SearchView) -> None:
     queue = TrialQueue(search)
     stop = Stop(busy=lambda: bool(queue.running))
     with stop.listening():
-        while queue.waiting and not stop() and not (deadline and time.time() > deadline):
+        while queue.waiting and not stop() and not is_past(deadline):
             trial = queue.take(pool)
             view.show(search, [trial.id])
-            run_trial(trial, lambda trial=trial: fit_trial(search, trial, chosen, deadline, stop))  # type: ignore[misc]
+            run_trial(trial, partial(fit_trial_alone, search, trial, chosen, deadline, stop))
             queue.complete(trial)
             view.show(search, [])
     if stop.requested:

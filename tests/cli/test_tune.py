@@ -91,7 +91,7 @@ def search(read: Read) -> Search:
     (architecture,) = made.spec.architectures
     for number, rate in enumerate([0.05, 1e30]):
         one = made.begin(TrialKey(architecture, number), {"optimizer.lr": rate}, Pool(device="cpu"))
-        trial.run_trial(one, partial(trial.fit_trial, made, one, torch.device("cpu"), None))
+        trial.run_trial(one, partial(trial.fit_trial_alone, made, one, torch.device("cpu"), None))
     made.begin(TrialKey(architecture, 2), {"optimizer.lr": 0.1}, Pool(device="cpu"))
     return made
 

@@ -99,13 +99,13 @@ def _work(
     with ExitStack() as held:
         run = distributed.raise_on_any_rank(lambda: held.enter_context(_open(job, config)))
         channel.watch(run)
-        if "search" in config:
-            opened = relay.open_shared_search(config["search"], job.storage.timeout_s)
-            search = distributed.raise_on_any_rank(lambda: held.enter_context(opened))
-            return fit_trial(search, Trial(run), chosen, config["deadline"], channel.should_stop)
         # An earlier group may have reduced the micro-batch, and has measured what is left to it.
         settings = distributed.broadcast_from_rank_zero(lambda: run.job().tree()["train"])
         job = job.change({f"train.{key}": settings[key] for key in ("micro_batch", *SETTINGS)})
+        if "search" in config:
+            opened = relay.open_shared_search(config["search"], job.storage.timeout_s)
+            search = distributed.raise_on_any_rank(lambda: held.enter_context(opened))
+            return fit_trial(search, Trial(run), job, chosen, channel)
         callbacks: list[Callback] = [channel] if distributed.is_rank_zero() else []
         train_worker(job, run, chosen, channel, [*callbacks, RayReporter(run)])
     return None

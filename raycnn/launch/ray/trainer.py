@@ -29,7 +29,7 @@ from raycnn.launch.ray.channel import ChannelUpdate, LossReporter, open_channel
 from raycnn.launch.ray.resource_watch import WATCH_INTERVAL_S, ResourceWatch
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
 from raycnn.launch.signals import Stop
-from raycnn.launch.trial import Ending
+from raycnn.launch.trial import Ending, is_past
 from raycnn.paths import cache_folder, data_root
 from raycnn.runs.directory import STOP_POLL_INTERVAL_S, Run
 from raycnn.runtime.device import DeviceKind
@@ -80,8 +80,9 @@ def train_trial(
     job = trial.run.job()
     if job.data.root:  # the driver's path: see set_data_root
         job = job.change({"data.root": os.environ["RAYCNN_DATA"]})
-    extra = {"search": search, "deadline": deadline}
-    return Driver(job, trial.run, ask, search.server is not None).fit(kind, extra) or {}
+    serve = search.server is not None
+    driver = Driver(job, trial.run, ask, serve, stop=lambda: is_past(deadline))
+    return driver.fit(kind, {"search": search}) or {}
 
 
 class Driver:
@@ -94,7 +95,7 @@ class Driver:
         ask: dict[str, float],
         serve: bool,
         view: Callback | None = None,
-        stop: Stop | None = None,
+        stop: Callable[[], bool] | None = None,
     ):
         self.job, self.run, self.ask, self.view, self.stop = job, run, ask, view, stop
         self.serve = serve

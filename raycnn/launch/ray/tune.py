@@ -139,8 +139,7 @@ class _Executor:
                 assert actor.trial
                 with suppress(OSError):
                     actor.trial.run.request_stop()
-        late = self.deadline is not None and time.time() > self.deadline
-        return bool(self.stop() or self.fault or late)
+        return bool(self.stop() or self.fault or trial.is_past(self.deadline))
 
     def _assign(self) -> None:
         """Assign waiting trials to free actors."""
@@ -303,7 +302,7 @@ def _work(
 ) -> trial.Ending:
     if slot.pool.workers == 1:
         kind = device.find(slot.pool.device)
-        return trial.fit_trial(search, chosen, kind.select(0, slot.pool.cpus), deadline)
+        return trial.fit_trial_alone(search, chosen, kind.select(0, slot.pool.cpus), deadline)
     from raycnn.launch.ray import trainer  # slow to import, and not needed for one worker
 
     return trainer.train_trial(
