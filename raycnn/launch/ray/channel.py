@@ -42,6 +42,15 @@ class Member(NamedTuple):
     """The ids of its devices, as Ray assigned them."""
 
 
+class JoinedGroup(NamedTuple):
+    """What a worker learns when all workers of its group have joined."""
+
+    members: list[Member]
+    """All workers, in the order of their ranks."""
+    micro_batch: int | None
+    """The largest micro-batch to try, where a device of an earlier group ran out of memory."""
+
+
 @dataclass
 class Outcome:
     """How a job ended: the return value of rank 0, or the error to raise."""
@@ -102,6 +111,7 @@ class ChannelActor:
         self.outcome: Outcome | None = None
         self.losses = 0
         self.micro_batch: int | None = None
+        """The smallest micro-batch that an earlier group was limited to."""
         self.joined = asyncio.Condition()
 
     # Called by the driver.
@@ -133,8 +143,8 @@ class ChannelActor:
 
     async def join(
         self, group: str, rank: int, size: int, member: Member
-    ) -> list[Member] | Outcome:
-        """Return all workers of the group once all have joined, or the outcome of an ended job."""
+    ) -> JoinedGroup | Outcome:
+        """Return the group once all its workers have joined, or the outcome of an ended job."""
         if self.group is None or self.group.id != group:
             if self.group:
                 self._close(self.group)
@@ -153,7 +163,7 @@ class ChannelActor:
         if rank == 0 and size != self.size:
             self.size = size
             self.events.append((WorldResized(workers=size, wanted=self.wanted), True))
-        return own.workers
+        return JoinedGroup(own.workers, self.micro_batch)
 
     async def add_event(self, event: Event, to_store: bool = False) -> None:
         if event.transient:

@@ -2,7 +2,7 @@
 
 import os
 import traceback
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
 
 import ray.train
@@ -11,6 +11,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec
+from raycnn.config.yaml_file import Tree
 from raycnn.errors import (
     Interrupted,
     JobFailed,
@@ -20,7 +21,7 @@ from raycnn.errors import (
     first_line,
 )
 from raycnn.launch.ray import devices, network, relay
-from raycnn.launch.ray.channel import Member, Outcome, PeerLost, PlannedRestart
+from raycnn.launch.ray.channel import JoinedGroup, Member, Outcome, PeerLost, PlannedRestart
 from raycnn.launch.ray.worker_channel import WorkerChannel, own_member
 from raycnn.launch.trial import Ending, fit_trial
 from raycnn.launch.worker import set_data_root, train_worker
@@ -49,11 +50,11 @@ def worker_main(config: dict[str, Any]) -> None:
 
 def _train(job: JobSpec, config: dict[str, Any], channel: WorkerChannel) -> None:
     own = own_member(device.DEVICE_KINDS[job.workers.device].resource)
-    members = channel.join(own)
-    if isinstance(members, Outcome):
+    group = channel.join(own)
+    if isinstance(group, Outcome):
         return
     try:
-        channel.end(Outcome(_work(job, config, channel, own, members)))
+        channel.end(Outcome(_work(job, config, channel, own, group)))
     except Interrupted as error:
         if channel.is_restarting():
             channel.report_saved()
@@ -88,20 +89,21 @@ def _work(
     config: dict[str, Any],
     channel: WorkerChannel,
     own: Member,
-    members: list[Member],
+    group: JoinedGroup,
 ) -> Ending | None:
     set_data_root(job.data.root, config["environment"])
-    index = devices.share(device.DEVICE_KINDS[job.workers.device].resource, own, members)
+    index = devices.share(device.DEVICE_KINDS[job.workers.device].resource, own, group.members)
     kind = device.find(job.workers.device)
     chosen = kind.select(index, config["threads"])
     device.check_training(job.train, chosen.type)
-    _join_group(kind.backend, job.workers.timeout_s, members)
+    _join_group(kind.backend, job.workers.timeout_s, group.members)
     with ExitStack() as held:
         run = distributed.raise_on_any_rank(lambda: held.enter_context(_open(job, config)))
         channel.watch(run)
-        # An earlier group may have reduced the micro-batch, and has measured what is left to it.
-        settings = distributed.broadcast_from_rank_zero(lambda: run.job().tree()["train"])
-        job = job.change({f"train.{key}": settings[key] for key in ("micro_batch", *SETTINGS)})
+        settings = distributed.broadcast_from_rank_zero(
+            lambda: earlier_settings(run, group.micro_batch)
+        )
+        job = job.change(settings)
         if "search" in config:
             opened = relay.open_shared_search(config["search"], job.storage.timeout_s)
             search = distributed.raise_on_any_rank(lambda: held.enter_context(opened))
@@ -109,6 +111,21 @@ def _work(
         callbacks: list[Callback] = [channel] if distributed.is_rank_zero() else []
         train_worker(job, run, chosen, channel, [*callbacks, RayReporter(run)])
     return None
+
+
+def earlier_settings(run: Run, micro_batch: int | None) -> Tree:
+    """Return the settings that an earlier group of workers measured, or had to reduce.
+
+    `micro_batch` is a limit to record in job.yaml: the worker that ran out of memory may have been
+    on a node without the run folder.
+    """
+    job = run.job()
+    if micro_batch and micro_batch < (job.train.micro_batch or job.train.batch_size):
+        job = job.change({"train.micro_batch": micro_batch})
+        with suppress(OSError):  # a full disk
+            run.write_job(job)
+    train = job.tree()["train"]
+    return {f"train.{key}": train[key] for key in ("micro_batch", *SETTINGS)}
 
 
 def _join_group(backend: str, timeout_s: int, members: list[Member]) -> None:

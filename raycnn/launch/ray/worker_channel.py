@@ -15,7 +15,7 @@ from ray.exceptions import ActorDiedError, RayError
 
 from raycnn.errors import OutOfMemory, RaycnnError
 from raycnn.launch.ray import compat
-from raycnn.launch.ray.channel import Member, Outcome, Request
+from raycnn.launch.ray.channel import JoinedGroup, Member, Outcome, Request
 from raycnn.runs.channel import SETTLE_S
 from raycnn.runs.directory import STOP_POLL_INTERVAL_S, Run
 from raycnn.runs.heartbeats import (
@@ -62,11 +62,11 @@ class WorkerChannel:
         if self._watchdog:
             self._watchdog.close()
 
-    def join(self, own: Member) -> list[Member] | Outcome:
-        """Return all workers once all have joined, or the outcome of an ended job."""
-        joined = self.actor.join.remote(self.group, self.rank, self.size, own)
-        members: list[Member] | Outcome = ray.get(joined)
-        return members
+    def join(self, own: Member) -> JoinedGroup | Outcome:
+        """Return the group once all workers have joined, or the outcome of an ended job."""
+        joining = self.actor.join.remote(self.group, self.rank, self.size, own)
+        joined: JoinedGroup | Outcome = ray.get(joining)
+        return joined
 
     def watch(self, run: Run) -> None:
         """Start heartbeats, and stack dumps when this worker is unresponsive."""

@@ -2,15 +2,18 @@
 
 import asyncio
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import pytest
 
+from raycnn.config.schema import JobSpec
 from raycnn.errors import DataError, WorkerLost
 from raycnn.launch import worker
-from raycnn.launch.ray.channel import ChannelActor, Member, Outcome, Request
+from raycnn.launch.ray import entry
+from raycnn.launch.ray.channel import ChannelActor, JoinedGroup, Member, Outcome, Request
 from raycnn.launch.ray.worker_channel import NOTICE_STEPS, WorkerChannel
+from raycnn.runs.directory import Run
 from raycnn.training.callbacks import EpochEnded, Progress, WorkersRestarted, WorldResized
 
 T = TypeVar("T")
@@ -48,8 +51,8 @@ def causes(channel: ChannelActor) -> list[str]:
 def test_workers_that_join_are_told_of_all_by_rank() -> None:
     channel = ChannelActor(0, 3, "3")
     told = now(joined(channel, "first", 3))
-    assert told == [[member(0), member(1), member(2)]] * 3
-    assert now(channel.update(0)).workers == told[0]
+    assert told == [JoinedGroup([member(0), member(1), member(2)], None)] * 3
+    assert now(channel.update(0)).workers == told[0].members
 
 
 def test_a_worker_of_a_group_that_never_came_together_waits_for_no_dead_one() -> None:
@@ -63,7 +66,7 @@ def test_a_worker_of_a_group_that_never_came_together_waits_for_no_dead_one() ->
         await early
         return told
 
-    assert now(scene()) == [[member(0), member(1)]] * 2
+    assert now(scene()) == [JoinedGroup([member(0), member(1)], None)] * 2
 
 
 def test_lost_workers_are_started_again_as_often_as_allowed() -> None:
@@ -106,6 +109,23 @@ def test_smaller_micro_batches_cost_no_retry_as_long_as_they_shrink() -> None:
         now(channel.lost({0: "out of memory"}, False))
         now(joined(channel, group, 2))
     assert causes(channel) == ["memory", "memory", "lost"]
+
+
+def test_a_smaller_micro_batch_is_told_to_the_next_workers_whichever_rank_found_it(
+    job: Callable[..., JobSpec],
+) -> None:
+    """Rank 1 ran out of memory, on a node that does not share the folder with rank 0."""
+    channel = channel_after("first")
+    now(channel.limit_micro_batch(8))
+    now(channel.lost({1: "out of memory"}, False))
+    told = now(joined(channel, "second", 2))
+    assert [group.micro_batch for group in told] == [8, 8]
+
+    run = Run.create(job())
+    assert entry.earlier_settings(run, None)["train.micro_batch"] is None
+    assert entry.earlier_settings(run, 8)["train.micro_batch"] == 8
+    assert run.job().train.micro_batch == 8, "for the groups after it, and to resume with"
+    assert entry.earlier_settings(run, 16)["train.micro_batch"] == 8
 
 
 def test_workers_that_were_asked_to_make_way_cost_no_retry() -> None:
