@@ -13,7 +13,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
@@ -34,14 +34,11 @@ class LearningCurve:
         return max(self.values[:epoch])
 
 
-class Rule(Protocol):
-    def __call__(
-        self, own: LearningCurve, others: Callable[[], Sequence[LearningCurve]]
-    ) -> str | None:
-        """Return the reason to stop a trial after its latest epoch, or None to continue.
+Rule = Callable[[LearningCurve, Callable[[], Sequence[LearningCurve]]], str | None]
+"""Returns the reason to stop a trial after its latest epoch, or None to continue.
 
-        `others` reads the curves of the other trials of its architecture.
-        """
+Takes the trial's curve, and a function that reads those of the other trials of its architecture.
+"""
 
 
 def none() -> Rule:
@@ -94,31 +91,22 @@ def median(*, grace: PositiveInt = 1, least: PositiveInt = 3) -> Rule:
     return rule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pbt:
-    """Settings of population based training, which stops no trial; see population.py."""
+    """Every `interval` epochs, have the worst `quantile` copy some of the best, perturbed.
 
-    interval: int
-    quantile: float
-    resample: float
+    A setting is resampled with probability `resample`, and else moved to a nearby value. No trial
+    is stopped. See population.py.
+    """
+
+    interval: PositiveInt
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    resample: Annotated[float, Field(ge=0, le=1)] = 0.25
 
     def __call__(self, own: LearningCurve, others: Callable[[], Sequence[LearningCurve]]) -> None:
         return None
 
 
-def pbt(
-    *,
-    interval: PositiveInt,
-    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25,
-    resample: Annotated[float, Field(ge=0, le=1)] = 0.25,
-) -> Rule:
-    """Every `interval` epochs, have the worst `quantile` copy some of the best, perturbed.
-
-    A setting is resampled with probability `resample`, and else moved to a nearby value.
-    """
-    return Pbt(interval, quantile, resample)
-
-
 RULES: Registry[Rule] = Registry(
-    "scheduler", "tune.scheduler", {"asha": asha, "median": median, "none": none, "pbt": pbt}
+    "scheduler", "tune.scheduler", {"asha": asha, "median": median, "none": none, "pbt": Pbt}
 )
