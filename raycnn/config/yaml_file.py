@@ -14,6 +14,7 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from raycnn.errors import SpecError, first_line, shortened
+from raycnn.io import atomic_path
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -59,6 +60,12 @@ def dump(tree: Tree, file: TextIO) -> None:
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(tree, file)
+
+
+def write(path: Path, tree: Tree) -> None:
+    """Write a tree as a YAML file, atomically. Raises OSError where that fails."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        dump(tree, file)
 
 
 def to_text(tree: Tree, comments: dict[str, str], head: str = "") -> str:

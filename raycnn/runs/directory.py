@@ -132,11 +132,7 @@ class Run:
 
     def write_job(self, job: JobSpec) -> None:
         """Write job.yaml, atomically."""
-        with (
-            io.atomic_path(self.folder / "job.yaml") as temporary,
-            temporary.open("w", encoding="utf-8") as file,
-        ):
-            yaml_file.dump(job.tree(), file)
+        yaml_file.write(self.folder / "job.yaml", job.tree())
 
     def reopen(self, job: JobSpec) -> list[SettingChanged]:
         """Prepare the run for more training with `job`; return the changed settings.

@@ -327,8 +327,7 @@ def _write(asked: JobSpec | TuneSpec, folder: Path) -> str:
             trees[f"{one['name']}.arch.yaml"] = one["job"]
             one["job"] = f"{one['name']}.arch.yaml"
     for name, tree in trees.items():
-        with (folder / name).open("w", encoding="utf-8") as file:
-            yaml_file.dump(tree, file)
+        yaml_file.write(folder / name, tree)
     return "tune" if isinstance(asked, TuneSpec) else "train"
 
 
