@@ -35,13 +35,13 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
         return local.train_locally(job, open_run, view)
 
     from raycnn.launch.ray import connection
+    from raycnn.launch.ray.resources import total
 
     view.on_event(ConnectingToRay(address=address_of(job.workers)))
     with connection.connected(job.workers) as nodes:
         from raycnn.launch.ray import trainer  # its imports were loaded while Ray started
 
-        resources = connection.total(nodes)
-        view.on_event(StartingWorkers(resources=resources, workers=job.workers.count_text))
+        view.on_event(StartingWorkers(resources=total(nodes), workers=job.workers.count_text))
         run = trainer.train_on_ray(job, open_run, nodes, view)
         return Run.open(run.location)  # with files from workers on other machines
 
@@ -57,21 +57,19 @@ def available_slots(spec: "TuneSpec") -> "list[Slot]":
 
 
 def search(
-    spec: "TuneSpec", open_search: "Callable[[], Search]", view: "SearchView | None" = None
+    spec: "TuneSpec", open_search: "Callable[[], Search]", view: "SearchView"
 ) -> "Search":
     """Train the trials of a search that have not ended, and write the leaderboard and plots.
 
     `open_search` opens the folder, and is called once there are resources to train with. Raises
     Interrupted on a request to stop, and ClusterError when the cluster is unreachable or too small.
     """
-    from raycnn.search.folder import SilentView
-
-    view = view or SilentView()
     if spec.architectures[0].job.workers.launcher == "local":
         from raycnn.launch import trial
 
         return _search(open_search, view, lambda opened: trial.run_here(opened, view))
     from raycnn.launch.ray import connection
+    from raycnn.launch.ray.resources import total
 
     workers = _worker_configs(spec)
     where = address_of(workers[0])
@@ -81,7 +79,7 @@ def search(
     with connection.connected(workers[0]) as nodes:
         from raycnn.launch.ray import tune
 
-        view.note(f"Ray has {connection.total(nodes)}; starting the trials")
+        view.note(f"Ray has {total(nodes)}; starting the trials")
         return _search(open_search, view, lambda opened: tune.run(opened, nodes, view))
 
 

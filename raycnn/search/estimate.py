@@ -6,10 +6,9 @@ import torch
 
 from raycnn.config.schema import JobSpec
 from raycnn.config.search import TuneSpec
-from raycnn.data.loader import Batch
 from raycnn.data.splits import open_splits
 from raycnn.training.loop import new_training_state
-from raycnn.training.step import forward
+from raycnn.training.step import forward, unlabeled_batch
 
 SAMPLE = 32  # images of the timed step
 
@@ -23,11 +22,7 @@ def _epoch_s(job: JobSpec, device: torch.device) -> float:
     splits = open_splits(job)
     state = new_training_state(job, splits, device)
     size = min(SAMPLE, job.train.batch_size)
-    batch = Batch(
-        images=torch.zeros(size, *splits.shape, device=device),
-        labels=torch.zeros(size, dtype=torch.int64, device=device),
-        mixed_labels=None, mix_weights=None, first=0, total=size, count=size,
-    )  # fmt: skip
+    batch = unlabeled_batch(torch.zeros(size, *splits.shape, device=device), size)
     state.model.train()
     for _ in range(2):  # the first step includes one-time initialization
         start = time.perf_counter()

@@ -23,7 +23,7 @@ from raycnn.config.search import Pool, TrialKey, TuneSpec, load_resolved_search
 from raycnn.config.yaml_file import Tree
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.filesystem import is_uri, local_path
-from raycnn.io import atomic_path, is_locked, lock, read_json, write_json
+from raycnn.io import is_locked, lock, read_json, write_json
 from raycnn.runs import storage
 from raycnn.runs.directory import (
     RUN_LOCK_TIMEOUT_S,
@@ -50,16 +50,6 @@ class SearchView(Protocol):
 
     def show(self, search: "Search", running: list[str]) -> None:
         """Show the search; called a few times per second with the ids of the running trials."""
-
-
-class SilentView:
-    """A view that shows nothing, for calls from Python."""
-
-    def note(self, text: str) -> None:
-        pass
-
-    def show(self, search: "Search", running: list[str]) -> None:
-        pass
 
 
 class Trial:
@@ -152,7 +142,7 @@ class Search:
 
     def _initialize(self, search: TuneSpec) -> None:
         (self.folder / "trials").mkdir()
-        _write(self.folder / "search.yaml", search.tree())
+        yaml_file.write(self.folder / "search.yaml", search.tree())
 
     @classmethod
     def all(cls, root: str = "runs") -> list["Search"]:
@@ -250,13 +240,8 @@ class Search:
         return self.folder / f"best-{architecture}.yaml"
 
     def write_best(self, architecture: str, job: JobSpec) -> None:
-        _write(self.best_job(architecture), job.tree())
+        yaml_file.write(self.best_job(architecture), job.tree())
 
 
 def _log_event(event: Event) -> None:
     log.warning(event.message)
-
-
-def _write(path: Path, tree: Tree) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        yaml_file.dump(tree, file)

@@ -11,9 +11,9 @@ from raycnn.data.sampling import stratified_fold
 from raycnn.data.splits import open_splits
 from raycnn.launch import trial
 from raycnn.search import leaderboard
-from raycnn.search.folder import Search, SilentView
+from raycnn.search.folder import Search
 from raycnn.search.leaderboard import LeaderboardEntry
-from tests.support.searches import Read
+from tests.support.searches import Read, SilentView
 
 FOLDS = 3
 

@@ -10,10 +10,10 @@ from raycnn.config.load import load_job
 from raycnn.config.search import Domain, load_search
 from raycnn.launch import trial
 from raycnn.search import leaderboard
-from raycnn.search.folder import Search, SilentView, Trial
+from raycnn.search.folder import Search, Trial
 from raycnn.training.callbacks import TrialExploited
 from tests.conftest import happened, numbers, same, train, weights
-from tests.support.searches import BASE
+from tests.support.searches import BASE, SilentView
 
 TEXT = """\
 tune:

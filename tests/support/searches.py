@@ -49,6 +49,16 @@ def begin(search: Search, rates: list[float]) -> list[Trial]:
     ]
 
 
+class SilentView:
+    """A view of a search that shows nothing."""
+
+    def note(self, text: str) -> None:
+        pass
+
+    def show(self, search: Search, running: list[str]) -> None:
+        pass
+
+
 def go(search: Search, *trials: Trial, deadline: float | None = None) -> None:
     """Train trials here, one after another."""
     for one in trials:

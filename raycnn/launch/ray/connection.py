@@ -14,12 +14,7 @@ from typing import Any
 from raycnn.config.schema import Workers
 from raycnn.errors import ClusterError, EnvironmentUnavailable, SpecError
 from raycnn.launch.launcher import address_of
-from raycnn.launch.ray.resources import Node as Node
-from raycnn.launch.ray.resources import capacity as capacity
-from raycnn.launch.ray.resources import format_resources as format_resources
-from raycnn.launch.ray.resources import kind_of as kind_of
-from raycnn.launch.ray.resources import resources_per_worker as resources_per_worker
-from raycnn.launch.ray.resources import total as total
+from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
 from raycnn.launch.ray.token import PROBE_S, TOKEN, hide_token
 from raycnn.runtime.device import DEVICE_KINDS
 

@@ -20,7 +20,7 @@ from raycnn.errors import ClusterError, EnvironmentUnavailable, Interrupted
 from raycnn.launch import trial
 from raycnn.launch.launcher import address_of
 from raycnn.launch.ray import connection, relay
-from raycnn.launch.ray.connection import Node
+from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
 from raycnn.launch.signals import Stop
 from raycnn.launch.worker import set_data_root
 from raycnn.paths import cache_folder, data_root
@@ -54,8 +54,8 @@ def slots(search: TuneSpec, nodes: list[Node]) -> list[Slot]:
     free = [dict(node.total) for node in nodes]
     found: list[Slot] = []
     for pool in search.tune.pools:
-        kind = connection.kind_of(pool.worker_config, nodes)
-        resources = connection.resources_per_worker(pool.worker_config, kind, nodes)
+        kind = kind_of(pool.worker_config, nodes)
+        resources = resources_per_worker(pool.worker_config, kind, nodes)
         slot = Slot(pool.model_copy(update={"device": kind.name}), resources)
         while len(found) != search.tune.concurrency and _reserve(free, slot):
             found.append(slot)

@@ -16,7 +16,7 @@ import torch
 from raycnn.config.load import load_job
 from raycnn.config.search import TuneSpec
 from raycnn.errors import ClusterError
-from raycnn.launch.ray.connection import Node
+from raycnn.launch.ray.resources import Node
 from raycnn.launch.ray.tune import slots
 from raycnn.search.folder import Search
 from tests.conftest import numbers, raycnn, train, wait_for
