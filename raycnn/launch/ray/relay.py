@@ -1,7 +1,7 @@
 """Open the folders of runs and searches on nodes that may not see the driver's disk.
 
-Where a node does not, an actor serves the folder, wrapped in pyarrow's file system interface, so
-that the node treats it like any other one at a remote location: see runs/storage.py.
+Where a node does not, an actor serves the folder, and the node treats it like any other one at a
+remote location: see runs/storage.py.
 """
 
 import secrets
@@ -21,8 +21,8 @@ from raycnn.launch.ray.served_files import (
     TOKEN_FILE,
     FileServer,
     RemoteCalls,
+    ServedFolder,
     has_token,
-    open_served,
     this_node,
 )
 from raycnn.paths import cache_folder
@@ -141,7 +141,7 @@ def _reach(shared: Shared, timeout_s: float) -> RemoteFolder:
         raise ClusterError(
             f"the Ray of the machine that has {shared.location} does not see it either"
         )
-    return open_served(call, shared.folder)
+    return ServedFolder(call, shared.location)
 
 
 @contextmanager

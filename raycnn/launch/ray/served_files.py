@@ -1,37 +1,29 @@
-"""A pyarrow file system whose files an actor reads and writes, on the machine that has them."""
+"""A remote folder whose files an actor reads and writes, on the machine that has them."""
 
 import io
+import itertools
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO
 
-import pyarrow as pa
 import ray
-from pyarrow import fs
 
 from raycnn.errors import first_line
-from raycnn.filesystem import RemoteFolder
+from raycnn.filesystem import RemoteFile, RemoteFolder, join
 from raycnn.io import fsync
 
 CHUNK = 16 << 20  # bytes in one message
 TOKEN_FILE = ".here"  # distinguishes a folder from another one with the same path
 
 
-class Entry(NamedTuple):
-    """The metadata of a file or folder on the server."""
-
-    path: str
-    is_file: bool
-    size: int
-    modified_ns: int
-
-
 class FileServer:
     """An actor that reads and writes below a folder; Ray restarts it when it dies.
 
-    A file is written under a hidden name, and renamed when complete.
+    All paths are relative to the folder. A file is written under a hidden name, and renamed when
+    complete.
     """
 
     def __init__(self, folder: str):
@@ -40,22 +32,24 @@ class FileServer:
     def has_token(self, token: str) -> bool:
         return has_token(self.folder, token)
 
-    def stat(self, path: str) -> Entry | None:
-        """Return the entry at a path, or None."""
+    def file(self, path: str) -> RemoteFile | None:
+        """Return the listing of a file; None where there is none."""
         try:
             found = self._at(path).stat()
         except FileNotFoundError:
             return None
-        return Entry(path, self._at(path).is_file(), found.st_size, found.st_mtime_ns)
+        if not self._at(path).is_file():
+            return None
+        return RemoteFile(path, found.st_size, found.st_mtime_ns)
 
-    def list(self, path: str, recursive: bool) -> list[Entry] | None:
-        """Return the entries of a folder; None where there is no such folder."""
+    def files(self, path: str, recursive: bool) -> list[RemoteFile]:
+        """Return the files in a folder; none where there is no such folder."""
         top = self._at(path)
         if not top.is_dir():
-            return None
+            return []
         found = top.rglob("*") if recursive else top.iterdir()
-        names = [str(one.relative_to(self.folder)) for one in found]
-        return [entry for name in names if (entry := self.stat(name))]
+        names = [one.relative_to(self.folder).as_posix() for one in found]
+        return [file for name in names if (file := self.file(name))]
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         with self._at(path).open("rb") as file:
@@ -65,6 +59,7 @@ class FileServer:
     def write(self, path: str, offset: int, data: bytes) -> None:
         """Write to a hidden file, which becomes visible by `install`."""
         temporary = self._temporary(path)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("r+b" if offset else "wb") as file:
                 file.seek(offset)
@@ -79,20 +74,19 @@ class FileServer:
         os.replace(self._temporary(path), self._at(path))
 
     def append(self, path: str, data: bytes) -> None:
+        self._at(path).parent.mkdir(parents=True, exist_ok=True)
         with self._at(path).open("ab") as file:
             file.write(data)
 
-    def make_folder(self, path: str) -> None:
-        self._at(path).mkdir(parents=True, exist_ok=True)
-
     def remove(self, path: str) -> None:
+        """Remove a file, or a folder with its contents."""
         if self._at(path).is_dir():
             shutil.rmtree(self._at(path))
         else:
             self._at(path).unlink()
 
     def _at(self, path: str) -> Path:
-        return self.folder / path.strip("/")
+        return self.folder / path
 
     def _temporary(self, path: str) -> Path:
         return self._at(path).with_name(f".{self._at(path).name}")
@@ -107,8 +101,8 @@ class RemoteCalls:
     def __call__(self, method: str, *arguments: Any) -> Any:
         """Call a method. Raises its error, or OSError when the server does not answer."""
         try:
-            asked = getattr(self.actor, method).remote(*arguments)
-            return ray.get(asked, timeout=self.timeout_s)
+            result = getattr(self.actor, method).remote(*arguments)
+            return ray.get(result, timeout=self.timeout_s)
         except ray.exceptions.GetTimeoutError:
             raise TimeoutError(
                 f"the machine that has the folder gave no answer to {this_node()} for "
@@ -120,131 +114,67 @@ class RemoteCalls:
             raise OSError(first_line(error)) from None
 
 
-class ServedFiles(fs.FileSystemHandler):  # type: ignore[misc]
-    """pyarrow's interface to a FileServer; `call` calls its methods, as RemoteCalls does."""
+class ServedFolder(RemoteFolder):
+    """The folder of a FileServer, or one inside; `call` calls its methods, as RemoteCalls does.
 
-    def __init__(self, call: Callable[..., Any]):
-        self.call = call
+    It lists no folders, which only the search for a free number needs.
+    """
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ServedFiles) and self.call is other.call
+    def __init__(self, call: Callable[..., Any], uri: str, path: str = ""):
+        self.call, self.uri, self.path = call, uri, path
 
-    def __ne__(self, other: object) -> bool:
-        return not self == other
+    def child(self, *names: str) -> "ServedFolder":
+        return ServedFolder(self.call, join(self.uri, *names), self._path("/".join(names)))
 
-    def get_type_name(self) -> str:
-        return "ray"
+    def files(self, below: str = "", recursive: bool = True) -> list[RemoteFile]:
+        files: list[RemoteFile] = self.call("files", self._path(below), recursive)
+        return [file._replace(name=file.name.removeprefix(f"{self.path}/")) for file in files]
 
-    def normalize_path(self, path: str) -> str:
-        return path
+    def file(self, name: str) -> RemoteFile | None:
+        file: RemoteFile | None = self.call("file", self._path(name))
+        return file and file._replace(name=name)
 
-    def get_file_info(self, paths: list[str]) -> list[Any]:
-        return [_info(path, self.call("stat", path)) for path in paths]
+    def read(self, name: str) -> bytes:
+        return b"".join(self._chunks(name))
 
-    def get_file_info_selector(self, selector: Any) -> list[Any]:
-        found = self.call("list", selector.base_dir, selector.recursive)
-        if found is None and not selector.allow_not_found:
-            raise FileNotFoundError(selector.base_dir)
-        return [_info(entry.path, entry) for entry in found or ()]
+    def write(self, name: str, data: bytes) -> None:
+        self._send(io.BytesIO(data), name)
 
-    def create_dir(self, path: str, recursive: bool) -> None:
-        self.call("make_folder", path)
+    def append(self, name: str, data: bytes) -> None:
+        self.call("append", self._path(name), data)
 
-    def delete_dir(self, path: str) -> None:
-        self.call("remove", path)
+    def download(self, name: str, target: Path) -> None:
+        with target.open("wb") as sink:
+            sink.writelines(self._chunks(name))
 
-    def delete_file(self, path: str) -> None:
-        self.call("remove", path)
+    def upload(self, source: Path, name: str) -> None:
+        with source.open("rb") as file:
+            self._send(file, name)
 
-    def open_input_file(self, path: str) -> Any:
-        entry = self.call("stat", path)
-        if not entry:
-            raise FileNotFoundError(path)
-        return pa.PythonFile(io.BufferedReader(_Reader(self.call, path, entry.size), CHUNK), "r")
+    def delete(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self.call("remove", self._path(name))
 
-    def open_output_stream(self, path: str, metadata: Any) -> Any:
-        return pa.PythonFile(io.BufferedWriter(_Writer(self.call, path), CHUNK), "w")
+    def delete_folder(self, name: str) -> None:
+        self.delete(name)
 
-    def open_append_stream(self, path: str, metadata: Any) -> Any:
-        return pa.PythonFile(_Appender(self.call, path), "w")
+    def _chunks(self, name: str) -> Iterator[bytes]:
+        """Read a file in chunks, each of which is one message."""
+        for offset in itertools.count(0, CHUNK):
+            chunk: bytes = self.call("read", self._path(name), offset, CHUNK)
+            yield chunk
+            if len(chunk) < CHUNK:
+                return
 
-    open_input_stream = open_input_file
-
-    def _refuse(self, *arguments: Any, **options: Any) -> None:
-        raise NotImplementedError("runs need it not")
-
-    delete_dir_contents = delete_root_dir_contents = move = copy_file = _refuse
-
-
-class _Reader(io.RawIOBase):
-    def __init__(self, call: Callable[..., Any], path: str, size: int):
-        self.call, self.path, self.size, self.position = call, path, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.position = offset + {0: 0, 1: self.position, 2: self.size}[whence]
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.call("read", self.path, self.position, min(len(buffer), CHUNK))
-        buffer[: len(data)] = data
-        self.position += len(data)
-        return len(data)
-
-
-class _Writer(io.RawIOBase):
-    def __init__(self, call: Callable[..., Any], path: str):
-        self.call, self.path, self.position, self.whole = call, path, 0, True
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        part = bytes(data[:CHUNK])
-        self.whole = False
-        self.call("write", self.path, self.position, part)
-        self.whole = True
-        self.position += len(part)
-        return len(part)
-
-    def close(self) -> None:
-        if not self.closed and self.whole:
-            if not self.position:
-                self.call("write", self.path, 0, b"")
-            self.call("install", self.path)
-        super().close()
-
-
-class _Appender(io.RawIOBase):
-    def __init__(self, call: Callable[..., Any], path: str):
-        self.call, self.path = call, path
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self.call("append", self.path, bytes(data))
-        return len(data)
-
-
-def _info(path: str, entry: Entry | None) -> Any:
-    if entry is None:
-        return fs.FileInfo(path, fs.FileType.NotFound)
-    kind = fs.FileType.File if entry.is_file else fs.FileType.Directory
-    return fs.FileInfo(path, kind, size=entry.size, mtime_ns=entry.modified_ns)
-
-
-def open_served(call: Callable[..., Any], folder: Path) -> RemoteFolder:
-    """Return the served folder as a RemoteFolder."""
-    return RemoteFolder(fs.PyFileSystem(ServedFiles(call)), "", str(folder))
+    def _send(self, source: BinaryIO, name: str) -> None:
+        """Write a file in chunks, each of which is one message."""
+        for offset in itertools.count(0, CHUNK):
+            chunk = source.read(CHUNK)
+            if chunk or not offset:  # an empty file is one empty chunk
+                self.call("write", self._path(name), offset, chunk)
+            if len(chunk) < CHUNK:
+                break
+        self.call("install", self._path(name))
 
 
 def has_token(folder: Path, token: str) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.launch.ray import network, relay, served_files
-from raycnn.launch.ray.served_files import FileServer
+from raycnn.launch.ray.served_files import FileServer, ServedFolder
 from raycnn.runs.directory import Run
 from raycnn.runs.working_copy import WorkingCopy
 from raycnn.search.folder import Search
@@ -35,7 +35,7 @@ class Node:
     def __init__(self, home: Run, folder: Path):
         self.server, self.full, self.calls = FileServer(str(home.folder)), False, 0
         self.run = Run(
-            folder, WorkingCopy(served_files.open_served(self._call, home.folder), folder, 0.1)
+            folder, WorkingCopy(ServedFolder(self._call, str(home.folder)), folder, 0.1)
         )
 
     def _call(self, method: str, *arguments: Any) -> Any:
