@@ -1,16 +1,18 @@
-"""The channel between a worker and its launcher if both have access to the run folder."""
+"""Channels between a worker and its launcher; here for those that have access to the run folder."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 
 from raycnn.runs.directory import STOP_POLL_INTERVAL_S, Run
 from raycnn.runs.heartbeats import (
-    FOLDER,
+    Heartbeat,
     HangWatchdog,
     diagnose_failure,
     failure_of,
     new_heartbeat,
+    stack_path,
     training_stack,
     update_heartbeat,
 )
@@ -19,23 +21,18 @@ from raycnn.runtime import distributed
 SETTLE_S = 3  # seconds for the other workers to report why they ended
 
 
-class FolderChannel:
-    """Heartbeats, failures and stop requests as files in the run folder.
+class HeartbeatChannel(ABC):
+    """Heartbeats and failures of this worker, and from those of all workers a diagnosis."""
 
-    `stop_requested` reports requests to this process only, such as a signal.
-    """
+    def __init__(self, timeout_s: int):
+        self.timeout_s = timeout_s
+        self._beat: Heartbeat | None = None
+        self._watchdog: HangWatchdog | None = None
 
-    def __init__(
-        self, run: Run, timeout_s: int, stop_requested: Callable[[], bool] = lambda: False
-    ):
-        self.run, self.timeout_s, self.stop_requested = run, timeout_s, stop_requested
-        self._stop, self._checked = False, 0.0
+    def watch(self, run: Run) -> None:
+        """Start heartbeats, and stack dumps when this worker is unresponsive."""
+        self._watchdog = HangWatchdog(stack_path(run.folder, distributed.rank()), self.timeout_s)
         self._beat = new_heartbeat()
-        self._watchdog = None
-        if distributed.world_size() > 1:  # a single worker has no others that wait for it
-            path = run.folder / FOLDER / f"rank-{distributed.rank()}.stack"
-            self._watchdog = HangWatchdog(path, timeout_s)
-            self._send()
 
     def close(self) -> None:
         """Stop monitoring this process."""
@@ -43,37 +40,68 @@ class FolderChannel:
             self._watchdog.close()
 
     def heartbeat(self, epoch: int, step: int) -> None:
-        """Write a heartbeat with the current epoch and step."""
-        if self._watchdog:
+        """Update the heartbeat with the current epoch and step."""
+        if self._watchdog and self._beat:
             self._watchdog.reset_timer()
             self._beat = update_heartbeat(self._beat, epoch=epoch, step=step)
-            self._send()
 
     def failed(self, error: BaseException) -> None:
         """Report the error that ends this worker."""
-        if self._watchdog:
+        if self._beat:
             failure, text = failure_of(error)
             self._beat = update_heartbeat(self._beat, failure=failure, error=text)
-            self._send()
+        self._send()
 
     def diagnose(self) -> str:
         """Return which worker failed first or was unresponsive, and why."""
         time.sleep(SETTLE_S)
+        beats, stack = self._reports()
         return diagnose_failure(
-            self.run.heartbeats(),
-            distributed.world_size(),
-            self.timeout_s,
-            lambda rank: training_stack(self.run.stack(rank)),
+            beats, distributed.world_size(), self.timeout_s, lambda rank: training_stack(stack(rank))
         )
+
+    @abstractmethod
+    def _send(self) -> None:
+        """Send the heartbeat, if there is one."""
+
+    @abstractmethod
+    def _reports(self) -> tuple[dict[int, Heartbeat], Callable[[int], str]]:
+        """Return the last heartbeat of each rank, and a function that returns a rank's stacks."""
+
+
+class FolderChannel(HeartbeatChannel):
+    """Heartbeats, failures and stop requests as files in the run folder.
+
+    `stop_requested` reports requests to this process alone, such as a signal.
+    """
+
+    def __init__(
+        self, run: Run, timeout_s: int, stop_requested: Callable[[], bool] = lambda: False
+    ):
+        super().__init__(timeout_s)
+        self.run, self.stop_requested = run, stop_requested
+        self._stop, self._checked = False, 0.0
+        if distributed.world_size() > 1:  # else no other worker waits for this one
+            self.watch(run)
+            self._send()
+
+    def heartbeat(self, epoch: int, step: int) -> None:
+        """Write a heartbeat with the current epoch and step."""
+        super().heartbeat(epoch, step)
+        self._send()
 
     def should_stop(self) -> bool:
         """Return whether this worker was asked to save and stop; rank 0 polls the folder."""
         now = time.monotonic()
         if distributed.rank() == 0 and now - self._checked > STOP_POLL_INTERVAL_S:
             self._checked, self._stop = now, self.run.stop_requested()
-        requested = self.stop_requested()  # called on every worker, because it may be a barrier
+        requested = self.stop_requested()  # asked on every worker: it may be a barrier
         return self._stop or requested
 
     def _send(self) -> None:
-        with suppress(OSError):  # the heartbeat is lost on a full disk
-            self.run.write_heartbeat(self._beat)
+        if self._beat:
+            with suppress(OSError):  # a full disk
+                self.run.write_heartbeat(self._beat)
+
+    def _reports(self) -> tuple[dict[int, Heartbeat], Callable[[int], str]]:
+        return self.run.heartbeats(), self.run.stack

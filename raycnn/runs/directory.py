@@ -177,9 +177,8 @@ class Run:
 
     def stack(self, rank: int) -> str:
         """Return the stacks that faulthandler dumped for a rank; empty without a dump."""
-        path = self.folder / heartbeats.FOLDER / f"rank-{rank}.stack"
         with suppress(OSError):
-            return path.read_text(errors="replace")
+            return heartbeats.stack_path(self.folder, rank).read_text(errors="replace")
         return ""
 
     def progress(self) -> dict[str, Any]:

@@ -111,6 +111,11 @@ class HangWatchdog:
             self.file.close()
 
 
+def stack_path(folder: Path, rank: int) -> Path:
+    """Return the file of a run folder that a rank's stacks are dumped to."""
+    return folder / FOLDER / f"rank-{rank}.stack"
+
+
 def training_stack(dump: str) -> str:
     """Return the innermost frames of the training thread in the last faulthandler dump.
 

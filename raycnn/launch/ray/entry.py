@@ -2,7 +2,7 @@
 
 import os
 import traceback
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from typing import Any
 
 import ray.train
@@ -40,7 +40,7 @@ def worker_main(config: dict[str, Any]) -> None:
     """
     job = job_from_tree(config["job"])
     try:
-        with WorkerChannel(config["channel"], job.workers.timeout_s) as channel:
+        with closing(WorkerChannel(config["channel"], job.workers.timeout_s)) as channel:
             _train(job, config, channel)
     except ActorDiedError:  # the driver has ended
         return

@@ -3,10 +3,9 @@
 import os
 import socket
 import threading
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
 import ray
@@ -16,51 +15,38 @@ from ray.exceptions import ActorDiedError, RayError
 from raycnn.errors import OutOfMemory, RaycnnError
 from raycnn.launch.ray import compat
 from raycnn.launch.ray.channel import JoinedGroup, Member, Outcome, Request
-from raycnn.runs.channel import SETTLE_S
+from raycnn.runs.channel import HeartbeatChannel
 from raycnn.runs.directory import STOP_POLL_INTERVAL_S, Run
-from raycnn.runs.heartbeats import (
-    FOLDER,
-    HangWatchdog,
-    Heartbeat,
-    diagnose_failure,
-    failure_of,
-    new_heartbeat,
-    training_stack,
-    update_heartbeat,
-)
+from raycnn.runs.heartbeats import Heartbeat
 from raycnn.training.callbacks import Event, RestartPlanned
 
 GRACE_S = 10  # for a worker to end by itself when the job is over
 NOTICE_STEPS = 32  # steps between two checks for a preemption notice
 
 
-class WorkerChannel:
-    """Heartbeats, failures, events and requests of one worker: a raycnn.runs.heartbeats.Channel.
+class WorkerChannel(HeartbeatChannel):
+    """Heartbeats, failures, events and requests of one worker, through the channel's actor.
 
     A background thread sends heartbeats and receives the driver's requests, even while training
     blocks.
     """
 
     def __init__(self, actor: Any, timeout_s: int):
+        super().__init__(timeout_s)
         context = ray.train.get_context()
-        self.actor, self.timeout_s = actor, timeout_s
+        self.actor = actor
         self.rank, self.size = context.get_world_rank(), context.get_world_size()
         self.group = ray.get_runtime_context().get_placement_group_id()
         self.request: Request = ""
-        self._beat: Heartbeat | None = None
-        self._watchdog: HangWatchdog | None = None
-        self._stack_file: Path | None = None
+        self._run: Run | None = None
         self._notice, self._steps = compat.preemption_notice(), 0
         self._closed = threading.Event()
         threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
-    def __enter__(self) -> "WorkerChannel":
-        return self
-
-    def __exit__(self, *ending: object) -> None:
+    def close(self) -> None:
+        """Stop heartbeats and monitoring this process."""
         self._closed.set()
-        if self._watchdog:
-            self._watchdog.close()
+        super().close()
 
     def join(self, own: Member) -> JoinedGroup | Outcome:
         """Return the group once all workers have joined, or the outcome of an ended job."""
@@ -70,35 +56,17 @@ class WorkerChannel:
 
     def watch(self, run: Run) -> None:
         """Start heartbeats, and stack dumps when this worker is unresponsive."""
-        path = run.folder / FOLDER / f"rank-{self.rank}.stack"
-        self._watchdog, self._stack_file = HangWatchdog(path, self.timeout_s), path
-        self._beat = new_heartbeat()
+        super().watch(run)
+        self._run = run
 
     def on_event(self, event: Event) -> None:
         self.actor.add_event.remote(event)
 
-    def heartbeat(self, epoch: int, step: int) -> None:
-        if self._watchdog and self._beat:
-            self._watchdog.reset_timer()
-            self._beat = update_heartbeat(self._beat, epoch=epoch, step=step)
-
     def failed(self, error: BaseException) -> None:
-        failure, text = failure_of(error)
+        """Report the error that ends this worker, and a smaller micro-batch for the next group."""
         if isinstance(error, OutOfMemory):
             ray.get(self.actor.limit_micro_batch.remote(error.micro_batch))
-        if self._beat:
-            self._beat = update_heartbeat(self._beat, failure=failure, error=text)
-        self._send()
-
-    def diagnose(self) -> str:
-        sleep(SETTLE_S)
-        beats, stacks = ray.get(self.actor.beats.remote())
-        return diagnose_failure(
-            {rank: Heartbeat(**beat) for rank, beat in beats.items() if beat},
-            self.size,
-            self.timeout_s,
-            lambda rank: training_stack(stacks.get(rank, "")),
-        )
+        super().failed(error)
 
     def should_stop(self) -> bool:
         """Return whether to save and stop: on request, or on a preemption notice."""
@@ -143,10 +111,7 @@ class WorkerChannel:
                     os._exit(1)  # it may be blocked in a collective with an ended worker
 
     def _send(self) -> None:
-        stack = ""
-        if self._stack_file:
-            with suppress(OSError):
-                stack = self._stack_file.read_text(errors="replace")
+        stack = self._run.stack(self.rank) if self._run else ""
         beat = asdict(self._beat) if self._beat else {}
         try:
             sent = self.actor.beat.remote(self.group, self.rank, beat, stack)
@@ -157,6 +122,11 @@ class WorkerChannel:
             return
         if request:
             self.request = request
+
+    def _reports(self) -> tuple[dict[int, Heartbeat], Callable[[int], str]]:
+        beats, stacks = ray.get(self.actor.beats.remote())
+        known = {rank: Heartbeat(**beat) for rank, beat in beats.items() if beat}
+        return known, lambda rank: stacks.get(rank, "")
 
 
 def own_member(resource: str) -> Member:
