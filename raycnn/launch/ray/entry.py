@@ -1,6 +1,5 @@
 """The training function of a worker on Ray."""
 
-import os
 import traceback
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from typing import Any
@@ -20,9 +19,10 @@ from raycnn.errors import (
     WorkerLost,
     first_line,
 )
-from raycnn.launch.ray import devices, network, relay
+from raycnn.launch.ray import relay
 from raycnn.launch.ray.channel import JoinedGroup, Member, Outcome, PeerLost, PlannedRestart
-from raycnn.launch.ray.worker_channel import WorkerChannel, own_member
+from raycnn.launch.ray.process_group import join_process_group, own_member, share_devices
+from raycnn.launch.ray.worker_channel import WorkerChannel
 from raycnn.launch.trial import Ending, fit_trial
 from raycnn.launch.worker import set_data_root, train_worker
 from raycnn.runs.directory import Run
@@ -92,11 +92,11 @@ def _work(
     group: JoinedGroup,
 ) -> Ending | None:
     set_data_root(job.data.root, config["environment"])
-    index = devices.share(device.DEVICE_KINDS[job.workers.device].resource, own, group.members)
+    index = share_devices(device.DEVICE_KINDS[job.workers.device].resource, own, group.members)
     kind = device.find(job.workers.device)
     chosen = kind.select(index, config["threads"])
     device.check_training(job.train, chosen.type)
-    _join_group(kind.backend, job.workers.timeout_s, group.members)
+    join_process_group(kind.backend, job.workers.timeout_s, group.members)
     with ExitStack() as held:
         run = distributed.raise_on_any_rank(lambda: held.enter_context(_open(job, config)))
         channel.watch(run)
@@ -126,27 +126,6 @@ def earlier_settings(run: Run, micro_batch: int | None) -> Tree:
             run.write_job(job)
     train = job.tree()["train"]
     return {f"train.{key}": train[key] for key in ("micro_batch", *SETTINGS)}
-
-
-def _join_group(backend: str, timeout_s: int, members: list[Member]) -> None:
-    """Join the process group of all workers; a single worker needs none.
-
-    Ray's own backend would create it before a worker can choose its network interface, or see the
-    devices of the other workers on its node.
-    """
-    if len(members) == 1:
-        return
-    context, first = ray.train.get_context(), members[0]
-    if len({member.node for member in members}) > 1:
-        network.choose_interface()
-    os.environ |= {
-        "RANK": str(context.get_world_rank()),
-        "LOCAL_RANK": str(context.get_local_rank()),
-        "WORLD_SIZE": str(len(members)),
-        "MASTER_ADDR": first.address,
-        "MASTER_PORT": str(first.port),
-    }
-    distributed.init_process_group(backend, timeout_s)
 
 
 def _open(job: JobSpec, config: dict[str, Any]) -> AbstractContextManager[Run]:

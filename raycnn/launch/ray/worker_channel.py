@@ -1,7 +1,6 @@
 """The worker's side of the channel of a job on Ray; channel.py is the actor."""
 
 import os
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -127,13 +126,3 @@ class WorkerChannel(HeartbeatChannel):
         beats, stacks = ray.get(self.actor.beats.remote())
         known = {rank: Heartbeat(**beat) for rank, beat in beats.items() if beat}
         return known, lambda rank: stacks.get(rank, "")
-
-
-def own_member(resource: str) -> Member:
-    """Return this worker as a Member; `resource` is Ray's name of its kind of device."""
-    context = ray.get_runtime_context()
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-    ids = context.get_accelerator_ids().get(resource, [])
-    return Member(context.get_node_id(), ray.util.get_node_ip_address(), port, list(ids))

@@ -10,7 +10,7 @@ import pytest
 
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable
-from raycnn.launch.ray import network, relay, served_files
+from raycnn.launch.ray import process_group, relay, served_files
 from raycnn.launch.ray.served_files import FileServer, ServedFolder
 from raycnn.runs.directory import Run
 from raycnn.runs.working_copy import WorkingCopy
@@ -127,6 +127,6 @@ def test_a_trial_is_trained_and_stopped_by_a_node_that_reaches_only_the_server(
         assert sorted(os.listdir(one.run.checkpoints)) == sorted(os.listdir(other.run.checkpoints))
 
 
-def test_an_interface_is_found_by_its_address() -> None:
-    assert network.interface("127.0.0.1") == "lo"
-    assert network.interface("203.0.113.1") is None
+def test_a_network_interface_is_found_by_its_address() -> None:
+    assert process_group.find_interface("127.0.0.1") == "lo"
+    assert process_group.find_interface("203.0.113.1") is None
