@@ -16,10 +16,10 @@ def logs(
     address: Address = None,
 ) -> None:
     """Show the output of a submitted job."""
-    from raycnn.cli.remote import connect, find_job, follow
+    from raycnn.cli.remote import connect, follow
 
     cluster = connect(address)
-    name = find_job(cluster, job).submission_id or job
+    name = cluster.find(job).submission_id
     if follow_log:
         follow(cluster, name)
     else:

@@ -24,26 +24,15 @@ def connect(address: str | None) -> "Cluster":
     return Cluster(server)
 
 
-def find_job(cluster: "Cluster", name: str) -> "JobDetails":
-    """Return a job by its id, or the latest on a run: its folder, job/n, or job.
-
-    Raises SpecError, with the nearest name, for none.
-    """
-    if any(job.submission_id == name for job in cluster.jobs()):
-        return cluster.job(name)
-    return cluster.find(name)[0]
-
-
 def job_facts(job: "JobDetails") -> dict[str, Any]:
     """Return the properties of a job as plain values."""
-    metadata = job.metadata or {}
     start = datetime.fromtimestamp((job.start_time or 0) / 1000)
     keys = ("name", "verb", "user", "raycnn")
     return {
         "id": job.submission_id,
-        "state": job.status.value,
+        "state": job.status,
         "start": f"{start:%Y-%m-%d %H:%M}",
-        **{key: metadata.get(key, "") for key in keys},
+        **{key: job.metadata.get(key, "") for key in keys},
     }
 
 
@@ -72,10 +61,10 @@ def follow(cluster: "Cluster", name: str, stop_on_interrupt: bool = False) -> No
 
 def exit_like(job: "JobDetails") -> None:
     """Exit with the job's exit code, or an error if it was stopped or killed."""
-    if job.status.value == "STOPPED":
+    if job.status == "STOPPED":
         raise Interrupted(f"{job.submission_id} was stopped")
     code = job.driver_exit_code
-    if job.status.value == "SUCCEEDED" or code == 0:
+    if job.status == "SUCCEEDED" or code == 0:
         return
     if code is not None and code > 0:
         raise typer.Exit(code)  # the log, which was printed, ends with the reason

@@ -37,10 +37,10 @@ def status(
 
 
 def _facts(cluster: "Cluster", name: str) -> dict[str, Any]:
-    from raycnn.cli.remote import find_job, job_facts
+    from raycnn.cli.remote import job_facts
 
-    job = find_job(cluster, name)
-    log_lines = cluster.log(job.submission_id or name).strip().splitlines()
+    job = cluster.find(name)
+    log_lines = cluster.log(job.submission_id).strip().splitlines()
     return job_facts(job) | {
         "folder": cluster.folder(job),
         "exit_code": job.driver_exit_code,

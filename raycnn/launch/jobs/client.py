@@ -7,6 +7,7 @@ head node, started in the home folder of the user who started Ray: relative path
 """
 
 import getpass
+import logging
 import os
 import re
 import secrets
@@ -15,16 +16,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
-from enum import Enum
 from importlib.metadata import distribution
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlencode, urlsplit
 
 import requests
+from pydantic import BaseModel, ConfigDict
 from urllib3 import HTTPResponse
 
 import raycnn
@@ -32,7 +32,7 @@ from raycnn.config import yaml_file
 from raycnn.config.schema import JobSpec, Workers
 from raycnn.config.search import TuneSpec
 from raycnn.errors import ClusterError, SpecError, first_line, unknown
-from raycnn.launch.jobs import bootstrap, upload
+from raycnn.launch.jobs import bootstrap
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
 from raycnn.launch.ray.token import PROBE_S, TOKEN
 from raycnn.launch.ray.token import token as own_token
@@ -70,34 +70,22 @@ def server_of(address: str | None) -> str | None:
     return url.rstrip("/")
 
 
-def map_jobs(asked: JobSpec | TuneSpec, change: Callable[[JobSpec], JobSpec]) -> JobSpec | TuneSpec:
+def map_jobs(spec: JobSpec | TuneSpec, change: Callable[[JobSpec], JobSpec]) -> JobSpec | TuneSpec:
     """Return the job, or the search with each of its jobs, changed by `change`."""
-    if isinstance(asked, JobSpec):
-        return change(asked)
-    changed = [one.model_copy(update={"job": change(one.job)}) for one in asked.architectures]
-    return asked.model_copy(update={"architectures": changed})
+    if isinstance(spec, JobSpec):
+        return change(spec)
+    changed = [one.model_copy(update={"job": change(one.job)}) for one in spec.architectures]
+    return spec.model_copy(update={"architectures": changed})
 
 
-class JobStatus(Enum):
-    """The status of a job, as Ray's job server reports it."""
-
-    PENDING = "PENDING"
-    RUNNING = "RUNNING"
-    STOPPED = "STOPPED"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-
-    def is_terminal(self) -> bool:
-        return self not in (JobStatus.PENDING, JobStatus.RUNNING)
-
-
-@dataclass(frozen=True)
-class JobDetails:
+class JobDetails(BaseModel):
     """A job as the server describes it; fields that other Ray versions add are ignored."""
 
-    status: JobStatus
+    model_config = ConfigDict(frozen=True)
+
+    status: Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
     submission_id: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = {}
     message: str | None = None
     start_time: int | None = None
     """Milliseconds since 1970."""
@@ -106,8 +94,11 @@ class JobDetails:
 
     @classmethod
     def parse(cls, tree: dict[str, Any]) -> "JobDetails":
-        known = {f.name: tree[f.name] for f in fields(cls) if tree.get(f.name) is not None}
-        return cls(**known | {"status": JobStatus(tree["status"])})
+        return cls.model_validate({key: value for key, value in tree.items() if value is not None})
+
+    @property
+    def ended(self) -> bool:
+        return self.status not in ("PENDING", "RUNNING")
 
 
 class Cluster:
@@ -125,35 +116,58 @@ class Cluster:
 
     def jobs(self) -> list[JobDetails]:
         """Return the jobs that raycnn submitted, oldest first."""
-        found = map(JobDetails.parse, self._get("/api/jobs/"))
-        own = [job for job in found if "raycnn" in job.metadata]
+        jobs = map(JobDetails.parse, self._get("/api/jobs/"))
+        own = [job for job in jobs if "raycnn" in job.metadata]
         return sorted(own, key=lambda job: job.start_time or 0)
 
-    def job(self, name: str) -> JobDetails:
-        """Return a job by its id. Raises SpecError, with the nearest id, when there is none."""
-        jobs = self.jobs()
-        found = next((job for job in jobs if job.submission_id == name), None)
-        if not found:
-            raise SpecError(self._unknown(name, jobs))
-        return found
+    def find(self, name: str) -> JobDetails:
+        """Return a job by its id, or the latest one of a run or search.
 
-    def submit(self, asked: JobSpec | TuneSpec, *, folder: str = "~", code: bool = False) -> str:
+        A run is named by its folder, by `job/n`, or by `job` for the latest. Raises SpecError, with
+        the nearest id, when there is none.
+        """
+        jobs = self.jobs()
+        for job in jobs:
+            if job.submission_id == name:
+                return job
+        for job in reversed(jobs):
+            if folder := self.folder(job):
+                *_, of, number = PurePosixPath(folder).parts
+                if name in (folder, f"{of}/{number}", of):
+                    return job
+        ids = [job.submission_id for job in jobs]
+        raise SpecError(unknown("job", name, ids) + f"; looked at {self.server}")
+
+    def folder(self, job: JobDetails) -> str | None:
+        """Return the folder of a job's run or search on the head node; None until it is printed."""
+        printed = FOLDER.search(self.log(job.submission_id))
+        return printed and printed[1]
+
+    def require_folder(self, job: JobDetails) -> str:
+        """Return the folder of a job's run or search. Raises SpecError when it has none."""
+        folder = self.folder(job)
+        if not folder:
+            raise SpecError(f"{job.submission_id} has no run folder: {job.status}")
+        return folder
+
+    def submit(self, spec: JobSpec | TuneSpec, *, folder: str = "~", code: bool = False) -> str:
         """Start a job or a search on the cluster, in `folder`; return its id.
 
         With `code` it runs this version of raycnn instead of the cluster's. Raises ClusterError,
         with a table of the nodes, when its workers do not fit.
         """
         nodes = self.nodes()
-        for workers in _asked(asked):
+        for workers in _workers(spec):
             resources_per_worker(workers, kind_of(workers, nodes), nodes)
         with TemporaryDirectory() as sent:
-            here = map_jobs(asked, lambda job: job.change({"workers.address": None}))
-            verb = _write(here, Path(sent))
-            return self._begin(asked.name, [verb, "job.yaml"], Path(sent), folder, code)
+            without_address = map_jobs(spec, lambda job: job.change({"workers.address": None}))
+            verb = _write(without_address, Path(sent))
+            return self._begin(spec.name, [verb, "job.yaml"], Path(sent), folder, code)
 
     def resume(self, name: str, changes: list[str], *, code: bool = False) -> str:
         """Resume a run or a search on the cluster, named as for `find`; return the new job's id."""
-        job, folder = self.find(name)
+        job = self.find(name)
+        folder = self.require_folder(job)
         tuned = job.metadata["verb"] == "tune"
         if tuned and changes:
             raise SpecError(f"{name} is a search, which continues as it is: leave out {changes[0]}")
@@ -167,22 +181,22 @@ class Cluster:
 
     def follow(self, name: str, show: Callable[[str], None]) -> JobDetails:
         """Pass a job's output to `show` until it ends, through short outages; return the job."""
-        shown, answered, told = 0, time.monotonic(), False
+        num_shown, last_reply, warned = 0, time.monotonic(), False
         while True:
             try:
                 job = self._info(name)
                 log = self.log(name)
             except ClusterError as error:
-                if time.monotonic() - answered > OUTAGE_S:
+                if time.monotonic() - last_reply > OUTAGE_S:
                     raise
-                if not told:
+                if not warned:
                     show(f"{error}: trying for {OUTAGE_S} s\n")
-                told = True
+                warned = True
             else:
-                answered, told = time.monotonic(), False
-                show(log[shown:])
-                shown = len(log)
-                if job.status.is_terminal():
+                last_reply, warned = time.monotonic(), False
+                show(log[num_shown:])
+                num_shown = len(log)
+                if job.ended:
                     return job
             time.sleep(POLL_INTERVAL_S)
 
@@ -190,32 +204,10 @@ class Cluster:
         """Have a job save and stop, within STOP_S; return False when it had already ended."""
         return bool(self._ask("POST", f"/api/jobs/{name}/stop")["stopped"])
 
-    def folder(self, job: JobDetails) -> str | None:
-        """Return the folder of a job's run or search on the head node; None until it is printed."""
-        found = FOLDER.search(self.log(job.submission_id))
-        return found and found[1]
-
-    def find(self, name: str) -> tuple[JobDetails, str]:
-        """Return the latest job of a run or search, and its folder.
-
-        The name is a job's id, the folder, `job/n`, or `job` for its latest run. Raises SpecError
-        when there is none.
-        """
-        jobs = self.jobs()
-        named = [job for job in jobs if job.submission_id == name]
-        for job in reversed(named or jobs):
-            folder = self.folder(job)
-            *_, of, number = PurePosixPath(folder or "none/yet").parts
-            if folder and (named or name in (folder, f"{of}/{number}", of)):
-                return job, folder
-        if named:
-            raise SpecError(f"{name} has no run folder: {named[0].status.value}")
-        raise SpecError(self._unknown(name, jobs))
-
     def run(self, command: str) -> JobDetails:
         """Run a shell command on the head node; return the ended job."""
         name = self._ask("POST", "/api/jobs/", json={"entrypoint": command})["submission_id"]
-        while not (job := self._info(name)).status.is_terminal():
+        while not (job := self._info(name)).ended:
             time.sleep(POLL_INTERVAL_S)
         return job
 
@@ -224,11 +216,11 @@ class Cluster:
 
         Raises ClusterError, or while reading urllib3's HTTPError, when the connection ends.
         """
-        asked = {
+        query = {
             "submission_id": job.submission_id, "node_id": job.driver_node_id,
             "lines": -1, "timeout": DOWNLOAD_S,
         }  # fmt: skip
-        path = f"/api/v0/logs/file?{urlencode(asked)}"
+        path = f"/api/v0/logs/file?{urlencode(query)}"
         headers = self._headers | {"Accept-Encoding": "identity"}  # the stream is read undecoded
         with self._translate_errors():
             return self._send("GET", path, headers=headers, stream=True).raw
@@ -241,7 +233,7 @@ class Cluster:
         command = ["python3", "begin.py", raycnn.__version__, folder, *words]
         now = datetime.now(timezone.utc)
         with self._translate_errors():
-            return upload.submit(
+            return _submit(
                 self.server,
                 self._headers,
                 entrypoint="exec " + shlex.join(command),
@@ -256,14 +248,10 @@ class Cluster:
                 },
             )  # fmt: skip
 
-    def _unknown(self, name: str, jobs: list[JobDetails]) -> str:
-        names = [job.submission_id for job in jobs]
-        return unknown("job", name, names) + f"; looked at {self.server}"
-
     def _alive(self) -> list[dict[str, Any]]:
         """Return the alive nodes, by the request that `ray list nodes` sends."""
-        found = self._get("/api/v0/nodes?limit=10000")["data"]["result"]["result"]
-        alive = [node for node in found if node["state"] == "ALIVE"]
+        nodes = self._get("/api/v0/nodes?limit=10000")["data"]["result"]["result"]
+        alive = [node for node in nodes if node["state"] == "ALIVE"]
         if not any(node["is_head_node"] for node in alive):
             raise ClusterError(f"{self.server} has no head node yet")
         return alive
@@ -282,8 +270,8 @@ class Cluster:
 
     def _send(self, method: str, path: str, **options: Any) -> requests.Response:
         """Return the response to a request. Raises as requests does, also for an error status."""
-        how: dict[str, Any] = {"headers": self._headers, "timeout": REQUEST_TIMEOUT_S} | options
-        response = requests.request(method, f"{self.server}{path}", **how)
+        defaults: dict[str, Any] = {"headers": self._headers, "timeout": REQUEST_TIMEOUT_S}
+        response = requests.request(method, f"{self.server}{path}", **defaults | options)
         response.raise_for_status()
         return response
 
@@ -292,16 +280,36 @@ class Cluster:
         try:
             yield
         except (requests.HTTPError, RuntimeError, ValueError, KeyError) as error:
-            answer = getattr(error, "response", None)
-            if getattr(answer, "status_code", None) in (401, 403):
+            response = getattr(error, "response", None)
+            if getattr(response, "status_code", None) in (401, 403):
                 raise ClusterError(
                     f"{self.server} refuses the token: RAY_AUTH_TOKEN, else {TOKEN}, must hold the "
                     "one that the cluster was started with"
                 ) from None
-            said = first_line(error)
-            raise ClusterError(f"the job server at {self.server} fails: {said}") from None
+            message = f"the job server at {self.server} fails: {first_line(error)}"
+            raise ClusterError(message) from None
         except (requests.RequestException, ConnectionError, TimeoutError):
             raise ClusterError(f"no job server answers at {self.server}") from None
+
+
+def _submit(server: str, headers: dict[str, str], **job: Any) -> str:
+    """Submit a job with its files, and return its id: the only request that needs Ray's own client.
+
+    Raises RuntimeError or ConnectionError with Ray's message.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    logging.disable(logging.INFO)  # it logs every upload
+    # Ray prefers this variable, and RAY_ADDRESS, to the address argument.
+    before, os.environ["RAY_API_SERVER_ADDRESS"] = os.environ.get("RAY_API_SERVER_ADDRESS"), server
+    try:
+        return str(JobSubmissionClient(server, headers=headers).submit_job(**job))
+    finally:
+        logging.disable(logging.NOTSET)
+        if before is None:
+            del os.environ["RAY_API_SERVER_ADDRESS"]
+        else:
+            os.environ["RAY_API_SERVER_ADDRESS"] = before
 
 
 def _user() -> str:
@@ -311,24 +319,24 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _asked(asked: JobSpec | TuneSpec) -> list[Workers]:
+def _workers(spec: JobSpec | TuneSpec) -> list[Workers]:
     """Return the workers that Ray must have room for: for a search, one trial in each pool."""
-    if isinstance(asked, TuneSpec):
-        return [pool.worker_config for pool in asked.tune.pools]
-    return [asked.workers] if asked.workers.launcher != "local" else []
+    if isinstance(spec, TuneSpec):
+        return [pool.worker_config for pool in spec.tune.pools]
+    return [spec.workers] if spec.workers.launcher != "local" else []
 
 
-def _write(asked: JobSpec | TuneSpec, folder: Path) -> str:
+def _write(spec: JobSpec | TuneSpec, folder: Path) -> str:
     """Write the resolved spec as job.yaml; return the command that takes it."""
-    trees = {"job.yaml": asked.tree()}
-    if isinstance(asked, TuneSpec):
+    trees = {"job.yaml": spec.tree()}
+    if isinstance(spec, TuneSpec):
         whole = trees["job.yaml"]
         for one in whole["architectures"]:  # each is a complete job, in a file of its own
             trees[f"{one['name']}.arch.yaml"] = one["job"]
             one["job"] = f"{one['name']}.arch.yaml"
     for name, tree in trees.items():
         yaml_file.write(folder / name, tree)
-    return "tune" if isinstance(asked, TuneSpec) else "train"
+    return "tune" if isinstance(spec, TuneSpec) else "train"
 
 
 def _copy_code(folder: Path) -> None:

@@ -29,9 +29,9 @@ def fetch(cluster: Cluster, name: str, to: Path | None = None) -> Path:
     when there is no such folder, or the connection ends; EnvironmentUnavailable when `to` exists,
     cannot be written, or the run is being trained.
     """
-    _, folder = cluster.find(name)
-    job, _ = cluster.find(folder)
-    if not job.status.is_terminal():
+    folder = cluster.require_folder(cluster.find(name))
+    job = cluster.find(folder)
+    if not job.ended:
         raise EnvironmentUnavailable(f"{folder} is being trained by {job.submission_id}")
     if to and os.path.lexists(to):
         raise EnvironmentUnavailable(f"{to} is there already: --to names another folder")

@@ -192,7 +192,7 @@ def test_what_does_not_fit_or_does_not_answer_is_said_within_seconds(
         head.cluster.submit(job_from_tree(TINY).change({"workers.count": 9}))
     assert re.search(r"\n\d+\.\d+\.\d+\.\d+ +2 +0 +0", str(large.value)), "what exists"
     with pytest.raises(SpecError, match="unknown job 'raycnn-no'"):
-        head.cluster.job("raycnn-no")
+        head.cluster.find("raycnn-no")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         mute = f"http://127.0.0.1:{silent.getsockname()[1]}"
         for server in (mute, "http://127.0.0.1:1", "https://nowhere.invalid:8265"):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from raycnn.errors import ClusterError, EnvironmentUnavailable
+from raycnn.launch.jobs.client import JobDetails
 from raycnn.launch.jobs.download import BEGIN, fetch
 
 
@@ -34,12 +35,12 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
     monkeypatch.chdir(tmp_path)
 
     def cluster(data: bytes) -> Any:
-        status = SimpleNamespace(is_terminal=lambda: True)
-        job = SimpleNamespace(submission_id="id", status=status, driver_exit_code=0)
+        job = JobDetails(status="SUCCEEDED", submission_id="id", driver_exit_code=0)
         said = f"Running entrypoint\n{BEGIN}\n".encode() + data
         return SimpleNamespace(
             server="http://h",
-            find=lambda name: (job, "/runs/tiny/1"),
+            find=lambda name: job,
+            require_folder=lambda job: "/runs/tiny/1",
             run=lambda command: job,
             output=lambda job: BytesIO(said),
         )
