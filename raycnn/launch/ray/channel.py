@@ -72,7 +72,7 @@ class Group:
     """Whether the workers have saved and ended on request."""
     micro_batch: int | None = None
     """The micro-batch for the next group, after a device ran out of memory."""
-    lost: dict[int, str] = field(default_factory=dict)
+    errors: dict[int, str] = field(default_factory=dict)
     """The error of each rank that ended with one."""
     ended: bool = False
 
@@ -109,7 +109,7 @@ class ChannelActor:
         self.request: Request = ""
         self.group: Group | None = None
         self.outcome: Outcome | None = None
-        self.losses = 0
+        self.retries_used = 0
         self.micro_batch: int | None = None
         """The smallest micro-batch that an earlier group was limited to."""
         self.joined = asyncio.Condition()
@@ -122,7 +122,7 @@ class ChannelActor:
         transient, self.transient = self.transient, None
         return ChannelUpdate(self.events[seen:], transient, workers, self.outcome)
 
-    async def ask(self, request: Request) -> None:
+    async def set_request(self, request: Request) -> None:
         """Set the request to the workers, unless a stronger one is pending."""
         if not (self.request in ("stop", "end") and request == "restart"):
             self.request = request
@@ -134,9 +134,10 @@ class ChannelActor:
 
     # Called by Ray's controller.
 
-    async def lost(self, errors: dict[int, str], preempted: bool) -> None:
+    async def workers_failed(self, errors: dict[int, str], preempted: bool) -> None:
+        """End the current group, some of whose ranks ended with these errors."""
         if self.group:
-            self.group.lost.update(errors)
+            self.group.errors.update(errors)
             self._close(self.group, preempted)
 
     # Called by the workers.
@@ -205,11 +206,11 @@ class ChannelActor:
         group.ended = True
         if group.saved:
             return
-        rank, error = min(group.lost.items(), default=(None, NO_ERROR))
+        rank, error = min(group.errors.items(), default=(None, NO_ERROR))
         text = error if rank is None else f"rank {rank}: {error}"
         cause = self._cause(group, preempted)
-        self.losses += cause == "lost"
-        if self.losses > self.retries:
+        self.retries_used += cause == "lost"
+        if self.retries_used > self.retries:
             self.outcome = Outcome(
                 error=WorkerLost(
                     f"workers were lost more than {self.retries} times (failure.retries): "
@@ -218,7 +219,7 @@ class ChannelActor:
             )
             return
         restarted = WorkersRestarted(
-            error=text, cause=cause, retry=self.losses, retries=self.retries
+            error=text, cause=cause, retry=self.retries_used, retries=self.retries
         )
         self.events.append((restarted, True))
 
@@ -237,7 +238,7 @@ def open_channel(retries: int, size: int, wanted: str) -> Any:
     return actor.remote(retries, size, wanted)
 
 
-class LossReporter(ray.train.UserCallback):
+class WorkerFailureReporter(ray.train.UserCallback):
     """Callback in Ray's controller that reports the errors of workers to the channel."""
 
     def __init__(self, channel: Any):
@@ -247,4 +248,4 @@ class LossReporter(ray.train.UserCallback):
         causes = {rank: compat.cause_of(error) for rank, error in worker_exceptions.items()}
         preempted = any(getattr(cause, "preempted", False) for cause in causes.values())
         errors = {rank: first_line(cause) for rank, cause in causes.items()}
-        self.channel.lost.remote(errors, preempted)
+        self.channel.workers_failed.remote(errors, preempted)

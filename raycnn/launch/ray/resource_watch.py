@@ -12,8 +12,9 @@ from raycnn.launch.ray.resources import Node, capacity, format_resources
 from raycnn.training.callbacks import Event, RestartPlanned, WaitingForResources
 
 WATCH_INTERVAL_S = 2.0  # polling interval
-SETTLE_S = 3.0  # a shortage must last so long to be reported
-GROW_S = 10.0  # room for more workers must last so long, and twice as long after a futile restart
+SETTLE_S = 3.0  # seconds that a shortage must persist to be reported
+# Capacity must persist for GROW_S seconds, doubled after each unsuccessful restart.
+GROW_S = 10.0
 
 
 class ResourceWatch:
@@ -22,12 +23,12 @@ class ResourceWatch:
     Ray reports only the sum of free resources over all nodes, so that workers may still not fit.
     """
 
-    def __init__(self, workers: Workers, ask: dict[str, float]):
-        self.workers, self.ask = workers, ask
-        self.gave_up: ClusterError | None = None
+    def __init__(self, workers: Workers, worker_resources: dict[str, float]):
+        self.workers, self.worker_resources = workers, worker_resources
+        self.error: ClusterError | None = None
         """The error to raise, once the workers have been waited for too long."""
-        self._short_since: float | None = None
-        self._spare_since: float | None = None
+        self._shortage_since: float | None = None
+        self._surplus_since: float | None = None
         self._reported: int | None = None
         self._grow_s, self._grown_from = GROW_S, 0
 
@@ -38,45 +39,46 @@ class ResourceWatch:
 
         Raises ClusterError when they still do not fit after `workers.timeout_s`.
         """
-        while self._count(free_resources()) < self.workers.min_count and not stopped():
-            if event := self._wait(self._count(free_resources())):
+        while not stopped():
+            count = min(self._capacity(), self._free_capacity())
+            if count >= self.workers.min_count:
+                break
+            if event := self._wait(count):
                 on_event(event)
-            if self.gave_up:
-                raise self.gave_up
+            if self.error:
+                raise self.error
             time.sleep(0.5)
-        self._short_since = self._reported = None
+        self._shortage_since = self._reported = None
 
     def poll(self, training: int) -> Event | None:
         """Return an event when the workers lack room, or when more of them would fit, else None.
 
         `training` is the number of workers that train; 0 while they start or wait for a node.
         """
-        if training:
-            self._short_since = self._reported = None
-            return self._grow(training)
-        count = self._count()
-        if count >= self.workers.min_count:
-            self._short_since = self._reported = None
-            return None
-        return self._wait(count)
+        if not training and (count := self._capacity()) < self.workers.min_count:
+            return self._wait(count)
+        self._shortage_since = self._reported = None
+        return self._grow(training) if training else None
 
-    def _count(self, free: dict[str, float] | None = None) -> int:
-        """Return how many workers fit into the nodes, or into their free resources."""
-        count = capacity(alive_nodes(), self.ask)
-        if free is not None:
-            count = min(count, Node("", free).fits(self.ask))
-        return min(count, self.workers.max_count)
+    def _capacity(self) -> int:
+        """Return how many of the workers fit into the nodes, if these are free."""
+        return min(capacity(alive_nodes(), self.worker_resources), self.workers.max_count)
+
+    def _free_capacity(self) -> int:
+        """Return how many workers at most fit into the free resources."""
+        return Node("", free_resources()).fits(self.worker_resources)
 
     def _wait(self, count: int) -> Event | None:
+        """Return an event when there is room for only `count` workers, once; in time set `error`."""
         now = time.monotonic()
-        self._short_since = self._short_since or now
-        waited_s, limit_s = now - self._short_since, self.workers.timeout_s
+        self._shortage_since = self._shortage_since or now
+        waited_s, limit_s = now - self._shortage_since, self.workers.timeout_s
         reason = (
             f"there is room for {count} of at least {self.workers.min_count} workers of "
-            f"{format_resources(self.ask)} each"
+            f"{format_resources(self.worker_resources)} each"
         )
         if waited_s > limit_s:
-            self.gave_up = ClusterError(f"{reason} in {limit_s} s (workers.timeout_s)")
+            self.error = ClusterError(f"{reason} in {limit_s} s (workers.timeout_s)")
         if waited_s < SETTLE_S or self._reported == count:
             return None
         self._reported = count
@@ -84,18 +86,17 @@ class ResourceWatch:
 
     def _grow(self, training: int) -> Event | None:
         """Return an event to restart with more workers, if there has been room for a while."""
-        nodes, free = alive_nodes(), Node("", free_resources()).fits(self.ask)
-        most = min(training + free, capacity(nodes, self.ask), self.workers.max_count)
+        most = min(training + self._free_capacity(), self._capacity())
         now = time.monotonic()
         if most <= training:
-            self._spare_since = None
+            self._surplus_since = None
             return None
-        self._spare_since = self._spare_since or now
+        self._surplus_since = self._surplus_since or now
         if self._grown_from != training:
             self._grow_s = GROW_S
-        if now - self._spare_since < self._grow_s:
+        if now - self._surplus_since < self._grow_s:
             return None
-        self._spare_since, self._grown_from, self._grow_s = None, training, 2 * self._grow_s
+        self._surplus_since, self._grown_from, self._grow_s = None, training, 2 * self._grow_s
         return RestartPlanned(reason=f"there is room for {most} workers")
 
 

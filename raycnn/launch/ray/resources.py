@@ -9,24 +9,28 @@ from raycnn.runtime.device import DEVICE_KINDS, DeviceKind
 
 @dataclass(frozen=True)
 class Node:
+    """A node of a cluster, and its resources in total."""
+
     address: str
     total: dict[str, float]
 
-    def fits(self, ask: dict[str, float]) -> int:
-        """Return how many workers that request `ask` fit into this node."""
-        return min(int(self.total.get(key, 0) // amount) for key, amount in ask.items())
+    def fits(self, worker_resources: dict[str, float]) -> int:
+        """Return how many workers with these resources each fit into this node."""
+        return min(
+            int(self.total.get(key, 0) // amount) for key, amount in worker_resources.items()
+        )
 
 
 def kind_of(workers: Workers, nodes: list[Node]) -> DeviceKind:
     """Return the kind of device that a job's workers use on this cluster."""
     if workers.device != "auto":
         return DEVICE_KINDS[workers.device]
-    there = (
+    available = (
         kind
         for kind in DEVICE_KINDS.values()
         if kind.automatic and capacity(nodes, {kind.resource: 1})
     )
-    return next(there, DEVICE_KINDS["cpu"])
+    return next(available, DEVICE_KINDS["cpu"])
 
 
 def resources_per_worker(workers: Workers, kind: DeviceKind, nodes: list[Node]) -> dict[str, float]:
@@ -36,24 +40,25 @@ def resources_per_worker(workers: Workers, kind: DeviceKind, nodes: list[Node]) 
     when too few fit.
     """
     device = {kind.resource: 1.0} if kind.resource != "CPU" else {}
-    least = {"CPU": float(workers.cpus or 1)} | device
-    count = min(workers.max_count, capacity(nodes, least))
+    minimum = {"CPU": float(workers.cpus or 1)} | device
+    count = min(workers.max_count, capacity(nodes, minimum))
     if count < workers.min_count:
         raise ClusterError(
-            f"{workers.count_text} workers of {format_resources(least)} each do not fit into what "
+            f"{workers.count_text} workers of {format_resources(minimum)} each do not fit into what "
             f"there is:\n{table(nodes)}"
         )
     most = int(max(node.total.get("CPU", 0) for node in nodes))
-    asks = ({"CPU": float(cpus)} | device for cpus in range(workers.cpus or most, 0, -1))
-    return next(ask for ask in asks if capacity(nodes, ask) >= count)
+    candidates = ({"CPU": float(cpus)} | device for cpus in range(workers.cpus or most, 0, -1))
+    return next(resources for resources in candidates if capacity(nodes, resources) >= count)
 
 
-def capacity(nodes: list[Node], ask: dict[str, float]) -> int:
-    """Return how many workers that request `ask` fit into the nodes."""
-    return sum(node.fits(ask) for node in nodes)
+def capacity(nodes: list[Node], worker_resources: dict[str, float]) -> int:
+    """Return how many workers with these resources each fit into the nodes."""
+    return sum(node.fits(worker_resources) for node in nodes)
 
 
 def table(nodes: list[Node]) -> str:
+    """Return the resources of each node as a table, for display."""
     resources = [*dict.fromkeys(kind.resource for kind in reversed(DEVICE_KINDS.values()))]
     lines = ["node".ljust(20) + "".join(name.rjust(8) for name in resources)]
     for node in nodes:
@@ -67,9 +72,9 @@ def total(nodes: list[Node]) -> str:
     sums = {
         k.resource: sum(n.total.get(k.resource, 0) for n in nodes) for k in DEVICE_KINDS.values()
     }
-    there = {name: amount for name, amount in sums.items() if amount}
-    return f"{format_resources(there)} on {len(nodes)} node{'s' * (len(nodes) > 1)}"
+    available = {name: amount for name, amount in sums.items() if amount}
+    return f"{format_resources(available)} on {len(nodes)} node{'s' * (len(nodes) > 1)}"
 
 
-def format_resources(ask: dict[str, float]) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in ask.items())
+def format_resources(resources: dict[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())

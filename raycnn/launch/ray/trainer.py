@@ -25,7 +25,7 @@ from raycnn.launch.background import poll_in_background
 from raycnn.launch.launcher import address_of
 from raycnn.launch.ray import compat, entry, relay
 from raycnn.launch.ray.process_group import NoBackend
-from raycnn.launch.ray.channel import ChannelUpdate, LossReporter, open_channel
+from raycnn.launch.ray.channel import ChannelUpdate, WorkerFailureReporter, open_channel
 from raycnn.launch.ray.resource_watch import WATCH_INTERVAL_S, ResourceWatch
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
 from raycnn.launch.signals import Stop
@@ -43,7 +43,7 @@ from raycnn.training.callbacks import (
 )
 
 CHANNEL_TIMEOUT_S = 10  # timeout of the channel, which is on this machine
-STARTS = 3  # attempts to start workers: Ray gives up when one dies during its start
+MAX_START_ATTEMPTS = 3  # to start workers: Ray gives up when one dies during its start
 START_S = 30.0  # for Ray to find room for a group, before it counts how many workers fit
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 # Timeouts of the barrier in ray.train.report: newer versions of Ray have the first name.
@@ -59,11 +59,11 @@ def train_on_ray(
     Returns the run. Raises ClusterError, Interrupted, or the error that ended the job.
     """
     kind = kind_of(job.workers, nodes)
-    ask = resources_per_worker(job.workers, kind, nodes)
+    worker_resources = resources_per_worker(job.workers, kind, nodes)
     run = open_run()
     stop = Stop(busy=run.training)
     with run.lock(), stop.listening():
-        driver = Driver(job, run, ask, bool(address_of(job.workers)), view, stop)
+        driver = Driver(job, run, worker_resources, bool(address_of(job.workers)), view, stop)
         driver.wait_for_resources()
         driver.fit(kind, {})
     return run
@@ -73,7 +73,7 @@ def train_trial(
     search: relay.Shared,
     trial: Trial,
     kind: DeviceKind,
-    ask: dict[str, float],
+    worker_resources: dict[str, float],
     deadline: float | None,
 ) -> Ending:
     """Train a trial with several workers, none of which is this process."""
@@ -81,7 +81,7 @@ def train_trial(
     if job.data.root:  # the driver's path: see set_data_root
         job = job.change({"data.root": os.environ["RAYCNN_DATA"]})
     serve = search.server is not None
-    driver = Driver(job, trial.run, ask, serve, stop=lambda: is_past(deadline))
+    driver = Driver(job, trial.run, worker_resources, serve, stop=lambda: is_past(deadline))
     return driver.fit(kind, {"search": search}) or {}
 
 
@@ -92,19 +92,23 @@ class Driver:
         self,
         job: JobSpec,
         run: Run,
-        ask: dict[str, float],
+        worker_resources: dict[str, float],
         serve: bool,
         view: Callback | None = None,
-        stop: Callable[[], bool] | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ):
-        self.job, self.run, self.ask, self.view, self.stop = job, run, ask, view, stop
-        self.serve = serve
+        """Prepare to train; with `serve` also on nodes that do not see the run folder.
+
+        `stop` reports requests to stop other than those in the run folder.
+        """
+        self.job, self.run, self.view, self.stop = job, run, view, stop
+        self.worker_resources, self.serve = worker_resources, serve
         workers = job.workers
         self.channel: Any = open_channel(job.failure.retries, workers.max_count, workers.count_text)
-        self.resources = ResourceWatch(workers, ask)
+        self.resources = ResourceWatch(workers, worker_resources)
         self.update = ChannelUpdate([], None, [], None)
-        self._seen, self._stopping, self._connected = 0, False, False
-        self._fault: Exception | None = None
+        self._events_read, self._stop_sent, self._connected = 0, False, False
+        self._trainer_error: Exception | None = None
 
     def wait_for_resources(self) -> None:
         """Return once the workers fit into the free resources, or on a request to stop.
@@ -112,31 +116,36 @@ class Driver:
         Raises ClusterError when they still do not fit after `workers.timeout_s`.
         """
         self.resources.wait_for_resources(
-            lambda event: self._tell(event, own=True), self._stop_asked
+            lambda event: self._dispatch_event(event, to_store=True), self._stop_requested
         )
 
-    def fit(self, kind: DeviceKind, extra: dict[str, Any]) -> Any:
-        """Train, and return the value of rank 0. Raises the error that ended the job."""
-        config = self._config(kind, extra)
-        fitting = threading.Thread(target=self._fit, args=(kind, config), daemon=True)
-        fitting.start()
+    def fit(self, kind: DeviceKind, trial_config: dict[str, Any]) -> Any:
+        """Train, and return the value of rank 0. Raises the error that ended the job.
+
+        `trial_config` is what the workers of a trial need in addition; {} for other jobs.
+        """
+        config = self._config(kind, trial_config)
+        fit_thread = threading.Thread(target=self._fit, args=(kind, config), daemon=True)
+        fit_thread.start()
         try:
-            with poll_in_background(self._look_at_resources, WATCH_INTERVAL_S):
-                while fitting.is_alive() and not self._should_leave():
-                    fitting.join(STOP_POLL_INTERVAL_S)
-                    self._look()
-            self._look()
+            with poll_in_background(self._poll_resources, WATCH_INTERVAL_S):
+                while fit_thread.is_alive() and not self._should_abort():
+                    fit_thread.join(STOP_POLL_INTERVAL_S)
+                    self._poll_channel()
+            self._poll_channel()
         finally:
             ray.kill(self.channel)  # workers that start later find it dead, and end
+        # From the cause to its consequences: the outcome is the workers' own word; without one,
+        # this driver has given up or was to stop, and either makes Ray's trainer fail too.
         if self.update.outcome:
             if self.update.outcome.error:
                 raise self.update.outcome.error
             return self.update.outcome.value
-        if self.resources.gave_up:
-            raise self.resources.gave_up
-        if self._stopping:
+        if self.resources.error:
+            raise self.resources.error
+        if self._stop_sent:
             raise Interrupted(f"stopped on request: `raycnn resume {self.run.location}` continues")
-        raise self._fault or ClusterError("Ray ended the workers, and said nothing of why")
+        raise self._trainer_error or ClusterError("Ray ended the workers without giving a reason")
 
     def _fit(self, kind: DeviceKind, config: dict[str, Any]) -> None:
         """Run Ray's trainer; called in a background thread.
@@ -146,30 +155,33 @@ class Driver:
         limit_s = self.job.workers.timeout_s
         for key in TIMEOUTS:
             os.environ.setdefault(key, str(limit_s))
-        for _ in range(STARTS):
+        for _ in range(MAX_START_ATTEMPTS):
             began = time.monotonic()
             try:
                 self._trainer(kind, config).fit()
                 return
             except ray.train.ControllerError as error:
-                self._fault = ClusterError(f"Ray could not start the workers: {first_line(error)}")
+                message = f"Ray could not start the workers: {first_line(error)}"
+                self._trainer_error = ClusterError(message)
                 if time.monotonic() - began > limit_s:
                     return
             except Exception as error:
-                self._fault = error
+                self._trainer_error = error
                 return
 
     def _trainer(self, kind: DeviceKind, config: dict[str, Any]) -> TorchTrainer:
         workers, folder = self.job.workers, self.run.folder
         (folder / "checkpoints" / SNAPSHOT).unlink(missing_ok=True)
-        callbacks: list[Any] = [LossReporter(self.channel)]
+        callbacks: list[Any] = [WorkerFailureReporter(self.channel)]
         start_s = os.environ.setdefault(START_TIMEOUT, str(min(START_S, workers.timeout_s / 2)))
         return TorchTrainer(
             entry.worker_main,
             train_loop_config=config,
             torch_config=NoBackend(backend=kind.backend),
             scaling_config=compat.scaling_config(
-                workers, use_gpu=kind.resource == "GPU", resources_per_worker=self.ask
+                workers,
+                use_gpu=kind.resource == "GPU",
+                resources_per_worker=self.worker_resources,
             ),
             run_config=RunConfig(
                 storage_path=str(folder),
@@ -182,15 +194,15 @@ class Driver:
             ),
         )
 
-    def _config(self, kind: DeviceKind, extra: dict[str, Any]) -> dict[str, Any]:
+    def _config(self, kind: DeviceKind, trial_config: dict[str, Any]) -> dict[str, Any]:
         """Return the configuration for the workers."""
         root = self.job.data.root and str(data_root(self.job.data.root))
         job = self.job.change({"workers.device": kind.name, "data.root": root})
-        return extra | {
+        return trial_config | {
             "channel": self.channel,
             "job": job.tree(),
             "run": relay.share_folder(self.run.location, serve=self.serve),
-            "threads": int(self.ask["CPU"]),
+            "threads": int(self.worker_resources["CPU"]),
             # Absolute, for other machines; their own environment takes precedence.
             "environment": {
                 "RAYCNN_DATA": str(data_root()),
@@ -198,50 +210,50 @@ class Driver:
             },
         }
 
-    def _look(self) -> None:
+    def _poll_channel(self) -> None:
         """Show new events, and forward a request to stop."""
-        if not self._stopping and self._stop_asked():
-            self._stopping = True
-            self.channel.ask.remote("stop")
-            if self.view:
-                self.view.on_event(StopRequested())
+        if not self._stop_sent and self._stop_requested():
+            self._stop_sent = True
+            self.channel.set_request.remote("stop")
+            self._dispatch_event(StopRequested())
         try:
-            self.update = ray.get(self.channel.update.remote(self._seen), timeout=CHANNEL_TIMEOUT_S)
+            update = self.channel.update.remote(self._events_read)
+            self.update = ray.get(update, timeout=CHANNEL_TIMEOUT_S)
         except GetTimeoutError:  # Ray itself reports a head that is down, after a minute
             return
         except RayError as error:
             raise ClusterError(f"the connection to Ray is lost: {first_line(error)}") from None
         if self.update.workers and not self._connected:
             self._connected = True
-            if self.view:
-                self.view.on_event(WorkersConnected(workers=len(self.update.workers)))
-        self._seen += len(self.update.events)
-        for event, own in self.update.events:
-            self._tell(event, own)
-        if self.update.transient and self.view:
-            self.view.on_event(self.update.transient)
+            self._dispatch_event(WorkersConnected(workers=len(self.update.workers)))
+        self._events_read += len(self.update.events)
+        for event, to_store in self.update.events:
+            self._dispatch_event(event, to_store)
+        if self.update.transient:
+            self._dispatch_event(self.update.transient)
 
-    def _stop_asked(self) -> bool:
-        return bool(self.stop and self.stop()) or self.run.stop_requested()
+    def _stop_requested(self) -> bool:
+        return self.stop() or self.run.stop_requested()
 
-    def _look_at_resources(self) -> None:
+    def _poll_resources(self) -> None:
+        """Report a lack of resources, and have the workers restart where more of them fit."""
         with suppress(RayError):  # the next call may succeed
             event = self.resources.poll(len(self.update.workers))
             if event:
-                self._tell(event, own=True)
+                self._dispatch_event(event, to_store=True)
             if isinstance(event, RestartPlanned):
-                self.channel.ask.remote("restart")
+                self.channel.set_request.remote("restart")
 
-    def _tell(self, event: Event, own: bool) -> None:
+    def _dispatch_event(self, event: Event, to_store: bool = False) -> None:
         """Show an event, and store it if no worker has."""
-        if own:
+        if to_store:
             with suppress(OSError):  # a full disk
                 self.run.add_event(event)
         if self.view:
             self.view.on_event(event)
 
-    def _should_leave(self) -> bool:
+    def _should_abort(self) -> bool:
         """Return whether to stop waiting for Ray, which would restart workers in vain."""
         outcome, training = self.update.outcome, bool(self.update.workers)
         lost = bool(outcome and isinstance(outcome.error, WorkerLost))
-        return lost or bool(self.resources.gave_up) or (self._stopping and not training)
+        return lost or bool(self.resources.error) or (self._stop_sent and not training)

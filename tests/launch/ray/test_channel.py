@@ -71,14 +71,14 @@ def test_a_worker_of_a_group_that_never_came_together_waits_for_no_dead_one() ->
 
 def test_lost_workers_are_started_again_as_often_as_allowed() -> None:
     channel = channel_after("first")
-    now(channel.lost({1: "its actor died"}, False))
+    now(channel.workers_failed({1: "its actor died"}, False))
     (event, to_store) = channel.events[-1]
     assert isinstance(event, WorkersRestarted) and to_store
     assert (event.error, event.cause, event.retry, event.retries) == (
         "rank 1: its actor died", "lost", 1, 1,
     )  # fmt: skip
     now(joined(channel, "second", 2))
-    now(channel.lost({0: "its actor died"}, False))
+    now(channel.workers_failed({0: "its actor died"}, False))
     assert channel.outcome and isinstance(channel.outcome.error, WorkerLost)
     told = now(joined(channel, "third", 2))
     assert told == [channel.outcome] * 2, "a group that starts all the same ends at once"
@@ -86,27 +86,27 @@ def test_lost_workers_are_started_again_as_often_as_allowed() -> None:
 
 def test_a_loss_is_counted_once_whoever_tells_of_it() -> None:
     channel = channel_after("first")
-    now(channel.lost({1: "gone"}, False))
-    now(channel.lost({0: "peer gone"}, False))
+    now(channel.workers_failed({1: "gone"}, False))
+    now(channel.workers_failed({0: "peer gone"}, False))
     now(joined(channel, "second", 2))
-    assert channel.losses == 1
+    assert channel.retries_used == 1
     channel = channel_after("first", "second")
-    assert channel.losses == 1, "of the first, the next group alone tells"
+    assert channel.retries_used == 1, "of the first, the next group alone tells"
 
 
 def test_workers_that_went_with_a_node_that_was_taken_away_cost_no_retry() -> None:
     channel = channel_after("first")
     for group in ("second", "third", "fourth"):
-        now(channel.lost({1: "gone"}, True))
+        now(channel.workers_failed({1: "gone"}, True))
         now(joined(channel, group, 2))
-    assert channel.losses == 0 and causes(channel) == ["preempted"] * 3
+    assert channel.retries_used == 0 and causes(channel) == ["preempted"] * 3
 
 
 def test_smaller_micro_batches_cost_no_retry_as_long_as_they_shrink() -> None:
     channel = channel_after("first")
     for group, size in {"second": 8, "third": 4, "fourth": 4}.items():
         now(channel.limit_micro_batch(size))
-        now(channel.lost({0: "out of memory"}, False))
+        now(channel.workers_failed({0: "out of memory"}, False))
         now(joined(channel, group, 2))
     assert causes(channel) == ["memory", "memory", "lost"]
 
@@ -117,7 +117,7 @@ def test_a_smaller_micro_batch_is_told_to_the_next_workers_whichever_rank_found_
     """Rank 1 ran out of memory, on a node that does not share the folder with rank 0."""
     channel = channel_after("first")
     now(channel.limit_micro_batch(8))
-    now(channel.lost({1: "out of memory"}, False))
+    now(channel.workers_failed({1: "out of memory"}, False))
     told = now(joined(channel, "second", 2))
     assert [group.micro_batch for group in told] == [8, 8]
 
@@ -131,21 +131,21 @@ def test_a_smaller_micro_batch_is_told_to_the_next_workers_whichever_rank_found_
 def test_workers_that_were_asked_to_make_way_cost_no_retry() -> None:
     """Also when the node of one went before it could say that it has saved."""
     channel = channel_after("first", retries=0)
-    now(channel.ask("restart"))
+    now(channel.set_request("restart"))
     assert now(channel.beat("first", 0, {}, "")) == "restart"
     now(channel.saved())
-    now(channel.lost({0: "saved", 1: "gone"}, False))
+    now(channel.workers_failed({0: "saved", 1: "gone"}, False))
     now(joined(channel, "second", 1))
     assert now(channel.beat("second", 0, {}, "")) == "", "it is asked of one group alone"
-    assert channel.losses == 0 and channel.outcome is None and not causes(channel)
+    assert channel.retries_used == 0 and channel.outcome is None and not causes(channel)
     resized = [event for event, _ in channel.events if isinstance(event, WorldResized)]
     assert [event.workers for event in resized] == [1]
 
 
 def test_a_request_to_stop_outweighs_one_to_make_way() -> None:
     channel = channel_after("first")
-    now(channel.ask("stop"))
-    now(channel.ask("restart"))
+    now(channel.set_request("stop"))
+    now(channel.set_request("restart"))
     assert now(channel.beat("first", 0, {}, "")) == "stop"
 
 
@@ -165,9 +165,9 @@ def test_the_first_error_of_a_user_ends_the_job_and_no_loss_follows_from_it() ->
     bad = Outcome(error=DataError("bad image"))
     assert now(channel.end(bad)) is bad
     assert now(channel.end(Outcome(error=DataError("another")))) is bad
-    now(channel.lost({0: "connection closed by peer"}, False))
+    now(channel.workers_failed({0: "connection closed by peer"}, False))
     assert now(channel.beat("first", 0, {}, "")) == "end"
-    assert now(channel.update(0)).outcome is bad and not channel.losses
+    assert now(channel.update(0)).outcome is bad and not channel.retries_used
 
 
 def test_news_have_each_event_once_and_of_passing_ones_the_last() -> None:

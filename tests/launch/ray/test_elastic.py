@@ -85,13 +85,13 @@ def test_workers_that_lost_a_node_wait_for_one_no_longer_than_allowed(
     """While they start there is nothing free: what counts is what the nodes have at all."""
     watch = watch_of(job(workers__count=2), 0.3)
     three.used = 3
-    assert watch.poll(0) is None and not watch.gave_up
+    assert watch.poll(0) is None and not watch.error
     three.there = 1
     assert isinstance(watch.poll(0), WaitingForResources)
     assert watch.poll(0) is None, "it is said once"
     time.sleep(0.4)
     watch.poll(0)
-    assert "room for 1 of at least 2 workers" in str(watch.gave_up)
+    assert "room for 1 of at least 2 workers" in str(watch.error)
 
 
 def test_workers_are_asked_to_make_way_once_room_for_more_has_stayed(
