@@ -26,7 +26,7 @@ from raycnn.training.loop import fit
 
 log = logging.getLogger("raycnn")
 
-Ending = dict[str, Any]
+TrialOutcome = dict[str, Any]
 """The `state` of an ended trial, and its `reason` unless it is done; {} if it has not ended."""
 
 
@@ -61,34 +61,34 @@ class TrialRecorder(Recorder):
         return reason and f"after {len(curve.values)} of {curve.epochs} epochs: {reason}"
 
 
-def run_trial(trial: Trial, work: Callable[[], Ending]) -> str | None:
+def run_trial(trial: Trial, work: Callable[[], TrialOutcome]) -> str | None:
     """Train a trial from its last checkpoint by calling `work`, and record how it ended.
 
     An error of the trial is recorded as the reason of its failure and never ends the search. An
     error of the cluster is returned as text, and the trial has not ended.
     """
     began, before = time.time(), trial.info.get("wall_s", 0.0)
-    ending: Ending = {}
+    outcome: TrialOutcome = {}
     try:
         with trial.lock():
-            ending = work()
+            outcome = work()
     except Interrupted:
         pass
     except ClusterError as error:
         return str(error)
     except RaycnnError as error:
-        ending = {"state": "failed", "reason": str(error)}
+        outcome = {"state": "failed", "reason": str(error)}
     except Exception as error:
-        ending = {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
+        outcome = {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
     finally:
-        trial.update(**ending, wall_s=before + time.time() - began)
-    if ending:
+        trial.update(**outcome, wall_s=before + time.time() - began)
+    if outcome:
         with suppress(OSError):
             checkpoint.prune(trial.run.checkpoints)
             trial.run.flush()
-    if reason := ending.get("reason"):
+    if reason := outcome.get("reason"):
         with suppress(OSError):
-            failed = ending["state"] == "failed"
+            failed = outcome["state"] == "failed"
             event = Failed(error=reason, kind="Trial") if failed else TrialStopped(reason=reason)
             trial.run.add_event(event)
     return None
@@ -100,7 +100,7 @@ def fit_trial_alone(
     device: torch.device,
     deadline: float | None,
     stop_requested: Callable[[], bool] = lambda: False,
-) -> Ending:
+) -> TrialOutcome:
     """Train a trial as its only worker; return how it ended.
 
     On request, or past the `deadline` (seconds since 1970), it saves and returns {}.
@@ -121,7 +121,7 @@ def is_past(deadline: float | None) -> bool:
 
 def fit_trial(
     search: Search, trial: Trial, job: JobSpec, device: torch.device, channel: Channel
-) -> Ending:
+) -> TrialOutcome:
     """Train a trial, with its `job`, as one of its workers; return how it ended.
 
     When the channel requests a stop, it saves and returns {}.
@@ -164,4 +164,4 @@ def run_here(search: Search, view: SearchView) -> None:
             queue.complete(trial)
             view.show(search, [])
     if stop.requested:
-        raise Interrupted("stopped as asked")
+        raise Interrupted("stopped on request")

@@ -10,6 +10,7 @@ import torch
 from raycnn.analysis import predictions_file
 from raycnn.config.schema import JobSpec
 from raycnn.errors import Interrupted, OutOfMemory, RaycnnError, WorkerLost
+from raycnn.paths import cache_folder, data_root
 from raycnn.report import run as report
 from raycnn.runs.directory import Run
 from raycnn.runs.heartbeats import Channel, failure_of
@@ -83,8 +84,16 @@ def finish(result: TrainResult, recorder: Recorder) -> None:
     recorder.finish(result_of(result.state, result.test))
 
 
-def set_data_root(root: str | None, driver_paths: dict[str, str]) -> None:
-    """Set the data root: the spec's, else this machine's environment, else the driver's."""
-    os.environ.update(driver_paths | NODE_PATHS)
+def driver_paths() -> dict[str, str]:
+    """Return this machine's data root and cache for workers elsewhere, whose own ones come first.
+
+    They are absolute, since another process has another working folder.
+    """
+    return {"RAYCNN_DATA": str(data_root()), "RAYCNN_CACHE": str(cache_folder())}
+
+
+def set_data_root(root: str | None, paths: dict[str, str]) -> None:
+    """Set the data root: the spec's, else this machine's environment, else the driver's `paths`."""
+    os.environ.update(paths | NODE_PATHS)
     if root:
         os.environ["RAYCNN_DATA"] = root

@@ -23,7 +23,7 @@ from raycnn.launch.ray import relay
 from raycnn.launch.ray.channel import JoinedGroup, Member, Outcome, PeerLost, PlannedRestart
 from raycnn.launch.ray.process_group import join_process_group, own_member, share_devices
 from raycnn.launch.ray.worker_channel import WorkerChannel
-from raycnn.launch.trial import Ending, fit_trial
+from raycnn.launch.trial import TrialOutcome, fit_trial
 from raycnn.launch.worker import set_data_root, train_worker
 from raycnn.runs.directory import Run
 from raycnn.runtime import device, distributed
@@ -90,8 +90,8 @@ def _work(
     channel: WorkerChannel,
     own: Member,
     group: JoinedGroup,
-) -> Ending | None:
-    set_data_root(job.data.root, config["environment"])
+) -> TrialOutcome | None:
+    set_data_root(job.data.root, config["paths"])
     index = share_devices(device.DEVICE_KINDS[job.workers.device].resource, own, group.members)
     kind = device.find(job.workers.device)
     chosen = kind.select(index, config["threads"])

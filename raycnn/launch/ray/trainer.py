@@ -29,8 +29,9 @@ from raycnn.launch.ray.channel import ChannelUpdate, WorkerFailureReporter, open
 from raycnn.launch.ray.resource_watch import WATCH_INTERVAL_S, ResourceWatch
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
 from raycnn.launch.signals import Stop
-from raycnn.launch.trial import Ending, is_past
-from raycnn.paths import cache_folder, data_root
+from raycnn.launch.trial import TrialOutcome, is_past
+from raycnn.launch.worker import driver_paths
+from raycnn.paths import data_root
 from raycnn.runs.directory import STOP_POLL_INTERVAL_S, Run
 from raycnn.runtime.device import DeviceKind
 from raycnn.search.folder import Trial
@@ -75,7 +76,7 @@ def train_trial(
     kind: DeviceKind,
     worker_resources: dict[str, float],
     deadline: float | None,
-) -> Ending:
+) -> TrialOutcome:
     """Train a trial with several workers, none of which is this process."""
     job = trial.run.job()
     if job.data.root:  # the driver's path: see set_data_root
@@ -203,11 +204,7 @@ class Driver:
             "job": job.tree(),
             "run": relay.share_folder(self.run.location, serve=self.serve),
             "threads": int(self.worker_resources["CPU"]),
-            # Absolute, for other machines; their own environment takes precedence.
-            "environment": {
-                "RAYCNN_DATA": str(data_root()),
-                "RAYCNN_CACHE": str(cache_folder()),
-            },
+            "paths": driver_paths(),
         }
 
     def _poll_channel(self) -> None:

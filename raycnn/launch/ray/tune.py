@@ -17,13 +17,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycnn.config.search import Pool, TuneSpec
 from raycnn.errors import ClusterError, EnvironmentUnavailable, Interrupted
-from raycnn.launch import trial
 from raycnn.launch.launcher import address_of
-from raycnn.launch.ray import connection, relay
+from raycnn.launch.ray import relay
+from raycnn.launch.ray.connection import alive_nodes
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
 from raycnn.launch.signals import Stop
-from raycnn.launch.worker import set_data_root
-from raycnn.paths import cache_folder, data_root
+from raycnn.launch.trial import TrialOutcome, fit_trial_alone, is_past, run_trial
+from raycnn.launch.worker import driver_paths, set_data_root
+from raycnn.paths import data_root
 from raycnn.runtime import device
 from raycnn.runtime.device import DEVICE_KINDS
 from raycnn.search.folder import Search, SearchView, Trial
@@ -52,14 +53,14 @@ def slots(search: TuneSpec, nodes: list[Node]) -> list[Slot]:
     Raises ClusterError for a pool in which not even one trial fits.
     """
     free = [dict(node.total) for node in nodes]
-    found: list[Slot] = []
+    reserved: list[Slot] = []
     for pool in search.tune.pools:
         kind = kind_of(pool.worker_config, nodes)
         resources = resources_per_worker(pool.worker_config, kind, nodes)
         slot = Slot(pool.model_copy(update={"device": kind.name}), resources)
-        while len(found) != search.tune.concurrency and _reserve(free, slot):
-            found.append(slot)
-    return found
+        while len(reserved) != search.tune.concurrency and _reserve(free, slot):
+            reserved.append(slot)
+    return reserved
 
 
 def _reserve(free: list[dict[str, float]], slot: Slot) -> bool:
@@ -89,9 +90,9 @@ def run(search: Search, nodes: list[Node], view: SearchView) -> None:
         finally:
             executor.close()
     if executor.stop.requested:
-        raise Interrupted("stopped as asked")
-    if executor.fault:
-        raise ClusterError(executor.fault)
+        raise Interrupted("stopped on request")
+    if executor.error:
+        raise ClusterError(executor.error)
 
 
 class _Executor:
@@ -101,45 +102,45 @@ class _Executor:
         self.search, self.view = search, view
         workers = search.spec.architectures[0].job.workers
         self.shared = relay.share_folder(search.folder, serve=bool(address_of(workers)))
+        self.timeout_s = workers.timeout_s
         self.queue = TrialQueue(search)
         self.actors: list[_Actor] = []
         self.stop = Stop(busy=lambda: bool(self._training()))
         self.deadline: float | None = None
-        self.fault = ""
+        self.error = ""
         """The reason why the cluster cannot train the remaining trials; empty if it can."""
-        self.losses = Counter[str]()
+        self.retries = Counter[str]()
         self.failed_starts = 0
         self.alive_at = self.nodes_at = time.monotonic()
 
     def run(self, nodes: list[Node]) -> None:
         self._resize(nodes)
         while True:
-            if self._ending():
+            if self.stop():
+                self._request_stop()
+            if self.stop() or self.error or is_past(self.deadline):
                 self.queue.waiting.clear()
             self._assign()
             training = self._training()
-            self.view.show(self.search, [actor.trial.id for actor in training if actor.trial])
+            self.view.show(self.search, [trial.id for trial in training])
             if not training and not self.queue.waiting:
                 return
             self._collect()
-            self._look_at_nodes()
+            self._poll_nodes()
 
     def close(self) -> None:
         """End all actors: Ray may outlive the search."""
         for actor in self.actors:
             ray.kill(actor.handle)
 
-    def _training(self) -> list["_Actor"]:
-        return [actor for actor in self.actors if actor.trial]
+    def _training(self) -> list[Trial]:
+        return [actor.trial for actor in self.actors if actor.trial]
 
-    def _ending(self) -> bool:
-        """Return whether to start no more trials; on a request to stop, have running ones save."""
-        if self.stop():
-            for actor in self._training():
-                assert actor.trial
-                with suppress(OSError):
-                    actor.trial.run.request_stop()
-        return bool(self.stop() or self.fault or trial.is_past(self.deadline))
+    def _request_stop(self) -> None:
+        """Ask the workers of all running trials to save and stop."""
+        for trial in self._training():
+            with suppress(OSError):
+                trial.run.request_stop()
 
     def _assign(self) -> None:
         """Assign waiting trials to free actors."""
@@ -162,55 +163,54 @@ class _Executor:
             self.alive_at = time.monotonic()
 
     def _take_result(self, actor: "_Actor") -> None:
-        finished, actor.trial = actor.trial, None
+        trial, actor.trial = actor.trial, None
         call, actor.call = actor.call, None
         try:
-            fault = ray.get(call)
+            error = ray.get(call)
         except RayTaskError:  # a bug, with its traceback
             raise
         except RayError:
             self.actors.remove(actor)
-            self._lose(finished)
+            self.nodes_at = 0.0  # look for room for another actor now
+            self._put_back(trial) if trial else self._count_failed_start()
             return
         self.failed_starts = 0
-        self.fault = self.fault or fault
-        if finished:
-            self.queue.complete(finished)
+        self.error = self.error or error
+        if trial:
+            self.queue.complete(trial)
 
-    def _lose(self, lost: Trial | None) -> None:
+    def _count_failed_start(self) -> None:
+        self.failed_starts += 1
+        if self.failed_starts == MAX_FAILED_STARTS:
+            self.error = "Ray's processes are lost as soon as they start"
+
+    def _put_back(self, trial: Trial) -> None:
         """Put back a trial whose actor was lost, or fail it after `failure.retries` losses."""
-        self.nodes_at = 0.0  # look for room for another actor now
-        if lost is None:
-            self.failed_starts += 1
-            if self.failed_starts == MAX_FAILED_STARTS:
-                self.fault = "Ray's processes are lost as soon as they start"
-            return
-        self.losses[lost.id] += 1
-        retry, retries = self.losses[lost.id], lost.run.job().failure.retries
+        self.retries[trial.id] += 1
+        retry, retries = self.retries[trial.id], trial.run.job().failure.retries
         if retry <= retries:
             error = "the process of a trial, or its node, ended"
             with suppress(OSError):
-                lost.run.add_event(
+                trial.run.add_event(
                     WorkersRestarted(error=error, cause="lost", retry=retry, retries=retries)
                 )
-            self.queue.put_back(lost)
+            self.queue.put_back(trial)
             return
         reason = "its worker was lost more often than failure.retries allows"
-        lost.update(state="failed", reason=reason)
-        self.queue.complete(lost)
+        trial.update(state="failed", reason=reason)
+        self.queue.complete(trial)
 
-    def _look_at_nodes(self) -> None:
+    def _poll_nodes(self) -> None:
         """Adapt to nodes that are removed or added; give up when none has room for too long."""
         if time.monotonic() - self.nodes_at < NODES_INTERVAL_S:
             return
         self.nodes_at = time.monotonic()
-        with suppress(RayError, RuntimeError):  # the next look may succeed
-            self._resize(connection.alive_nodes())
-        patience_s = self.search.spec.architectures[0].job.workers.timeout_s
+        with suppress(RayError, RuntimeError):  # the next poll may succeed
+            self._resize(alive_nodes())
         waited_s = time.monotonic() - self.alive_at
-        if self.queue.waiting and waited_s > patience_s + START_TIMEOUT_S * bool(self.actors):
+        if self.queue.waiting and waited_s > self.timeout_s + START_TIMEOUT_S * bool(self.actors):
             worker = self.search.spec.tune.pools[0].worker_config
-            self.fault = (
+            self.error = (
                 f"no node had room for a trial for {waited_s:.0f} s (workers.timeout_s): "
                 f"{worker.cpus or 1} CPU each worker"
             )
@@ -218,18 +218,18 @@ class _Executor:
     def _resize(self, nodes: list[Node]) -> None:
         """Start actors in new slots, and end idle ones whose slot is gone."""
         try:
-            missing = slots(self.search.spec, nodes)
+            new = slots(self.search.spec, nodes)
         except ClusterError as error:
-            missing = []
+            new = []
             if not self._training() and self.actors:
                 self.view.note(f"waiting for nodes: {error}")
         for actor in list(self.actors):
-            if actor.slot in missing:
-                missing.remove(actor.slot)
+            if actor.slot in new:
+                new.remove(actor.slot)
             elif not actor.trial:
                 self.actors.remove(actor)
                 ray.kill(actor.handle)
-        self.actors += [_Actor(slot) for slot in missing]
+        self.actors += [_Actor(slot) for slot in new]
 
 
 class _Actor:
@@ -246,14 +246,13 @@ class _Actor:
     def free(self) -> bool:
         return self.call is None
 
-    def train(self, search: relay.Shared, chosen: Trial, deadline: float | None) -> None:
-        root = chosen.run.job().data.root
-        self.trial = chosen
+    def train(self, search: relay.Shared, trial: Trial, deadline: float | None) -> None:
+        job = trial.run.job()
+        root = job.data.root and str(data_root(job.data.root))  # relative to the driver's folder
+        self.trial = trial
         self.call = self.handle.train.remote(  # type: ignore[attr-defined]
-            search, chosen.id, chosen.run.job().storage.timeout_s, self.slot, deadline,
-            root and str(data_root(root)),  # relative to the driver's working folder
-            {"RAYCNN_DATA": str(data_root()), "RAYCNN_CACHE": str(cache_folder())},
-        )  # fmt: skip
+            search, trial.id, job.storage.timeout_s, self.slot, deadline, root, driver_paths()
+        )
 
 
 def _options(slot: Slot) -> dict[str, Any]:
@@ -285,26 +284,25 @@ class _Trainer:
         slot: Slot,
         deadline: float | None,
         root: str | None,
-        environment: dict[str, str],
+        paths: dict[str, str],
     ) -> str:
         """Train a trial; return the reason if the cluster could not, else an empty string."""
-        set_data_root(root, environment)
+        set_data_root(root, paths)
         try:
-            with relay.open_shared_trial(shared, name, timeout_s) as (search, chosen):
-                work = partial(_work, search, chosen, shared, slot, deadline)
-                return trial.run_trial(chosen, work) or ""
+            with relay.open_shared_trial(shared, name, timeout_s) as (search, trial):
+                return run_trial(trial, partial(_fit, search, trial, shared, slot, deadline)) or ""
         except (ClusterError, EnvironmentUnavailable) as error:
             return str(error)
 
 
-def _work(
-    search: Search, chosen: Trial, shared: relay.Shared, slot: Slot, deadline: float | None
-) -> trial.Ending:
+def _fit(
+    search: Search, trial: Trial, shared: relay.Shared, slot: Slot, deadline: float | None
+) -> TrialOutcome:
+    """Train a trial in this process, or with several workers in others."""
     if slot.pool.workers == 1:
         kind = device.find(slot.pool.device)
-        return trial.fit_trial_alone(search, chosen, kind.select(0, slot.pool.cpus), deadline)
+        return fit_trial_alone(search, trial, kind.select(0, slot.pool.cpus), deadline)
     from raycnn.launch.ray import trainer  # slow to import, and not needed for one worker
 
-    return trainer.train_trial(
-        shared, chosen, DEVICE_KINDS[slot.pool.device], slot.resources, deadline
-    )
+    kind = DEVICE_KINDS[slot.pool.device]
+    return trainer.train_trial(shared, trial, kind, slot.resources, deadline)
