@@ -381,7 +381,7 @@ class Search:
         from raycnn.search.leaderboard import leaderboard, winners
 
         names = winners(leaderboard(self._search))
-        return {name: load_job(self._search.best_job(name)) for name in names}
+        return {name: load_job(self._search.best_job_path(name)) for name in names}
 
     def _repr_html_(self) -> str:
         from raycnn.search.leaderboard import leaderboard, winners

@@ -14,11 +14,11 @@ def schema(
     from raycnn.config.registry import Registry, with_options
     from raycnn.config.schema import json_schema
     from raycnn.config.search import search_json_schema
-    from raycnn.search.schedulers import RULES
+    from raycnn.search.schedulers import SCHEDULERS
 
     tables: list[Registry[Any]] = [DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS]
     drawn = (
-        with_options(search_json_schema(), [*tables, RULES])
+        with_options(search_json_schema(), [*tables, SCHEDULERS])
         if search
         else with_options(json_schema(), tables)
     )

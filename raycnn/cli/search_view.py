@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 from rich.live import Live
@@ -11,10 +12,45 @@ from typing_extensions import Self
 
 from raycnn.config.yaml_file import Tree
 from raycnn.search.folder import Search
-from raycnn.search.leaderboard import LeaderboardEntry, SearchProgress, winners
+from raycnn.search.leaderboard import LeaderboardEntry, ranked, trial_entry, winners
 
 MAX_ENTRIES = 10  # of the leaderboard on the terminal
 DROPPED_FIRST = ("epochs", "time", "95 %")  # columns left out of a narrow leaderboard, in turn
+
+
+class SearchProgress:
+    """Tracks the progress of a search, reading each ended trial once."""
+
+    def __init__(self, search: Search):
+        self.search = search
+        self.trials = {key.id: key.architecture.name for key in search.spec.trials()}
+        self.ended: dict[str, LeaderboardEntry] = {}
+
+    def update(self) -> list[LeaderboardEntry]:
+        """Return the entries of the trials that ended since the last update."""
+        new = []
+        for name in self.trials:
+            trial = self.search.trial(name)
+            if name not in self.ended and trial.ended:
+                self.ended[name] = trial_entry(self.search, trial)
+                new.append(self.ended[name])
+        return new
+
+    def best(self) -> dict[str, LeaderboardEntry]:
+        """Return the best ended trial of each architecture."""
+        return winners(ranked(list(self.ended.values()), self.search.spec.tune.sign))
+
+    def remaining_s(self, concurrency: int) -> float | None:
+        """Estimate the remaining seconds from the ended trials; None while that is not possible."""
+        took: dict[str, list[float]] = {}
+        for entry in self.ended.values():
+            took.setdefault(entry.architecture, []).append(entry.seconds)
+        left = [
+            architecture for name, architecture in self.trials.items() if name not in self.ended
+        ]
+        if not concurrency or not set(left) <= took.keys():
+            return None
+        return sum(fmean(took[name]) for name in left) / concurrency
 
 
 class PlainSearchView:
@@ -124,7 +160,7 @@ def show_leaderboard(console: Console, search: Search, board: list[LeaderboardEn
         console.print(Text(row), no_wrap=True, overflow="ellipsis")
     for entry in winners(board).values():
         best = f"best {entry.architecture}: {entry.trial}, {metric_text(entry, metric)}"
-        path = relative(search.best_job(entry.architecture))
+        path = relative(search.best_job_path(entry.architecture))
         console.print(f"{best}: {path}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -136,7 +172,7 @@ def show_next(console: Console, search: Search, board: list[LeaderboardEntry]) -
     if unfinished := len(search.unfinished()):
         commands.append(f"raycnn tune --resume {folder}  # {unfinished} trials have not ended")
     elif best := next(iter(winners(board)), None):
-        commands.append(f"raycnn train {relative(search.best_job(best))}  # the best again, tested")
+        commands.append(f"raycnn train {relative(search.best_job_path(best))}  # the best again, tested")
         commands.append(f"raycnn tune --resume {folder} --retrain  # on all images, tested")
     for command in commands:
         console.print(f"next: {command}", soft_wrap=True, highlight=False, markup=False)

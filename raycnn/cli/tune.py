@@ -152,4 +152,4 @@ def _finish(search: "Search", retrain: bool, as_json: bool) -> None:
             "validation, and the last epoch is tested",
             soft_wrap=True, highlight=False,
         )  # fmt: skip
-        train(search.best_job(architecture), ["data.val=0"])
+        train(search.best_job_path(architecture), ["data.val=0"])

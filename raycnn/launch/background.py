@@ -6,24 +6,24 @@ from contextlib import contextmanager, suppress
 
 
 @contextmanager
-def poll_in_background(look: Callable[[], None], every_s: float) -> Iterator[None]:
-    """Call `look` every `every_s` seconds in a background thread, and once more at the end.
+def poll_in_background(callback: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Call `callback` every `every_s` seconds in a background thread, and once more at the end.
 
     An OSError of a call is ignored: the next call tries again.
     """
     ended = threading.Event()
 
-    def keep_looking() -> None:
+    def poll() -> None:
         ending = False
         while not ending:
             ending = ended.wait(every_s)
             with suppress(OSError):
-                look()
+                callback()
 
-    looking = threading.Thread(target=keep_looking, daemon=True)
-    looking.start()
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         ended.set()
-        looking.join()
+        thread.join()

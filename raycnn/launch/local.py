@@ -24,15 +24,15 @@ def train_locally(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> 
     """
     kind = device.find(job.workers.device)
     _join_group(kind, job.workers)
-    with ExitStack() as held:
-        held.callback(distributed.destroy_process_group)
+    with ExitStack() as stack:
+        stack.callback(distributed.destroy_process_group)
         check_world(job.workers)
         chosen = kind.select(int(os.environ.get("LOCAL_RANK", 0)), job.workers.cpus)
         device.check_training(job.train, chosen.type)
 
         def open_and_hold() -> Path | str:
             run = open_run()
-            held.enter_context(run.lock())
+            stack.enter_context(run.lock())
             return run.location
 
         run = Run.open(distributed.broadcast_from_rank_zero(open_and_hold))
@@ -68,9 +68,9 @@ def _join_group(kind: DeviceKind, workers: Workers) -> None:
 
 def check_world(workers: Workers) -> None:
     """Raise SpecError unless the number of processes is the requested number of workers."""
-    here = distributed.launched_world_size()
-    if not workers.min_count <= here <= workers.max_count:
+    started = distributed.launched_world_size()
+    if not workers.min_count <= started <= workers.max_count:
         how = "torchrun started" if distributed.is_launched() else "this process is"
         raise SpecError(
-            f"{workers.count_text} workers are asked for, {how} {here}", "workers.count"
+            f"{workers.count_text} workers are asked for, {how} {started}", "workers.count"
         )

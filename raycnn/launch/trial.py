@@ -57,7 +57,7 @@ class TrialRecorder(Recorder):
 
     def _stop_reason(self) -> str | None:
         curve = self.trial.curve(self.search.spec.tune)
-        reason = self.search.rule(curve, lambda: self.search.siblings(self.trial))
+        reason = self.search.scheduler(curve, lambda: self.search.siblings(self.trial))
         return reason and f"after {len(curve.values)} of {curve.epochs} epochs: {reason}"
 
 

@@ -352,7 +352,7 @@ def place_in(domain: Domain, value: Any) -> float | None:
 def _yaml(search: Search, overall: LeaderboardEntry | None) -> str:
     if not overall:
         return ""
-    path = search.best_job(overall.architecture)
+    path = search.best_job_path(overall.architecture)
     return path.read_text() if path.is_file() else ""
 
 

@@ -1,4 +1,4 @@
-"""The folder of a search: the files in it, and `Search`, which creates, finds and reads it.
+"""A search as its folder, and its trials: Search, Trial, and the SearchView that shows them.
 
 runs/<search>/<n>/
     search.yaml             the resolved search
@@ -33,13 +33,13 @@ from raycnn.runs.directory import (
     resolve_run,
 )
 from raycnn.runs.working_copy import SearchCopy
-from raycnn.search.schedulers import RULES, LearningCurve, Pbt, Rule
+from raycnn.search.schedulers import SCHEDULERS, LearningCurve, Pbt, Scheduler
 from raycnn.training.callbacks import Event
 
 ENDED = ("done", "stopped", "failed")
 log = logging.getLogger("raycnn")
 
-LOCK_TIMEOUT_S = 60  # a worker that outlives its driver needs a while to release the trial
+TRIAL_LOCK_S = 60  # a worker that outlives its driver needs a while to release its trial
 
 
 class SearchView(Protocol):
@@ -53,7 +53,7 @@ class SearchView(Protocol):
 
 
 class Trial:
-    """One training of a search: a run folder with a `trial.json`."""
+    """One trial of a search: a run folder with a `trial.json`."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -77,8 +77,11 @@ class Trial:
         write_json(self.run.folder / "trial.json", self.info | info)
 
     def lock(self) -> AbstractContextManager[None]:
-        """Hold the lock of the run, where its driver sees it: else it trains once at a time."""
-        return nullcontext() if self.run.copy else self.run.lock(LOCK_TIMEOUT_S)
+        """Lock the run for training.
+
+        A working copy needs no lock: its driver, on another machine, starts a trial once at a time.
+        """
+        return nullcontext() if self.run.copy else self.run.lock(TRIAL_LOCK_S)
 
     @property
     def ended(self) -> bool:
@@ -147,10 +150,10 @@ class Search:
     @classmethod
     def all(cls, root: str = "runs") -> list["Search"]:
         if is_uri(root := local_path(root)):
-            copies = map(SearchCopy.of, storage.list_copies(root, "search.yaml"))
-            for copy in (found := list(copies)):
+            copies = [SearchCopy.of(copy) for copy in storage.list_copies(root, "search.yaml")]
+            for copy in copies:
                 copy.pull()
-            return [cls(copy.folder, copy) for copy in found]
+            return [cls(copy.folder, copy) for copy in copies]
         return [cls(folder) for folder in list_folders(root, "search.yaml")]
 
     @property
@@ -162,16 +165,16 @@ class Search:
         return load_resolved_search(self.folder / "search.yaml")
 
     @cached_property
-    def rule(self) -> Rule:
+    def scheduler(self) -> Scheduler:
         """The scheduler that decides which trials are stopped."""
-        return RULES.build(self.spec.tune.scheduler)
+        return SCHEDULERS.build(self.spec.tune.scheduler)
 
     def pause_epoch(self, trial: Trial) -> int:
         """Return the epoch after which a trial pauses: the end of its generation, else its last."""
         epochs = int(trial.info["epochs"])
-        if not isinstance(self.rule, Pbt):
+        if not isinstance(self.scheduler, Pbt):
             return epochs
-        return min(epochs, (trial.info.get("generation", 0) + 1) * self.rule.interval)
+        return min(epochs, (trial.info.get("generation", 0) + 1) * self.scheduler.interval)
 
     def unfinished(self) -> list[TrialKey]:
         """Return the trials that have not ended, started or not, in order."""
@@ -194,7 +197,7 @@ class Search:
         return [trial for trial in trials if (trial.run.folder / "trial.json").is_file()]
 
     def begin(self, key: TrialKey, changes: Tree, pool: Pool) -> Trial:
-        """Create the folder of a trial, or move a started trial to another pool."""
+        """Return a trial ready to be trained in a pool: a new one, or one to continue."""
         trial = self.trial(key)
         if trial.info:
             before = trial.run.job()
@@ -217,9 +220,12 @@ class Search:
         """Return the curves so far of the other trials of the same architecture."""
         if self.copy:
             self.copy.pull_records()
-        own = trial.info["architecture"]
-        others = [other for other in self.trials() if other.id != trial.id]
-        return [o.curve(self.spec.tune) for o in others if o.info.get("architecture") == own]
+        architecture = trial.info["architecture"]
+        return [
+            sibling.curve(self.spec.tune)
+            for sibling in self.trials()
+            if sibling.id != trial.id and sibling.info.get("architecture") == architecture
+        ]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -236,11 +242,13 @@ class Search:
             with self.copy.hold_lease(), self.copy.syncing(0, timeout_s, _log_event):
                 yield
 
-    def best_job(self, architecture: str) -> Path:
+    def best_job_path(self, architecture: str) -> Path:
+        """Return the file with the job of the best trial of an architecture."""
         return self.folder / f"best-{architecture}.yaml"
 
     def write_best(self, architecture: str, job: JobSpec) -> None:
-        yaml_file.write(self.best_job(architecture), job.tree())
+        """Write the job of the best trial of an architecture."""
+        yaml_file.write(self.best_job_path(architecture), job.tree())
 
 
 def _log_event(event: Event) -> None:

@@ -43,41 +43,6 @@ class LeaderboardEntry:
     """Standard deviation of the metric over folds."""
 
 
-class SearchProgress:
-    """Tracks the progress of a search, reading each ended trial once."""
-
-    def __init__(self, search: Search):
-        self.search = search
-        self.trials = {key.id: key.architecture.name for key in search.spec.trials()}
-        self.ended: dict[str, LeaderboardEntry] = {}
-
-    def update(self) -> list[LeaderboardEntry]:
-        """Return the entries of the trials that ended since the last update."""
-        new = []
-        for name in self.trials:
-            trial = self.search.trial(name)
-            if name not in self.ended and trial.ended:
-                self.ended[name] = _entry(self.search, [trial], 1)
-                new.append(self.ended[name])
-        return new
-
-    def best(self) -> dict[str, LeaderboardEntry]:
-        """Return the best ended trial of each architecture."""
-        return winners(ranked(list(self.ended.values()), self.search.spec.tune.sign))
-
-    def remaining_s(self, concurrency: int) -> float | None:
-        """Estimate the remaining seconds from the ended trials; None while that is not possible."""
-        took: dict[str, list[float]] = {}
-        for entry in self.ended.values():
-            took.setdefault(entry.architecture, []).append(entry.seconds)
-        left = [
-            architecture for name, architecture in self.trials.items() if name not in self.ended
-        ]
-        if not concurrency or not set(left) <= took.keys():
-            return None
-        return sum(fmean(took[name]) for name in left) / concurrency
-
-
 def leaderboard(search: Search) -> list[LeaderboardEntry]:
     """Return all started draws, best first, then those without a metric, then failed ones.
 
@@ -93,10 +58,18 @@ def leaderboard(search: Search) -> list[LeaderboardEntry]:
 
 def draw_entry(search: Search, architecture: str, number: int) -> LeaderboardEntry:
     """Return the entry of one started draw."""
-    keys = search.spec.trials()
-    own = [k for k in keys if (k.architecture.name, k.number) == (architecture, number)]
-    started = [trial for trial in map(search.trial, own) if trial.info]
-    return _entry(search, started, len(own))
+    keys = [
+        key
+        for key in search.spec.trials()
+        if (key.architecture.name, key.number) == (architecture, number)
+    ]
+    started = [trial for trial in map(search.trial, keys) if trial.info]
+    return _entry(search, started, len(keys))
+
+
+def trial_entry(search: Search, trial: Trial) -> LeaderboardEntry:
+    """Return the entry of one started trial, which may be a single fold of a draw."""
+    return _entry(search, [trial], 1)
 
 
 def entry_rows(search: Search, entry: LeaderboardEntry) -> list[dict[str, float]]:
@@ -117,11 +90,11 @@ def _trial_ids(search: Search, entry: LeaderboardEntry) -> list[str]:
 def ranked(entries: list[LeaderboardEntry], sign: int) -> list[LeaderboardEntry]:
     """Sort entries, best first."""
 
-    def merit(entry: LeaderboardEntry) -> tuple[bool, bool, float]:
+    def sort_key(entry: LeaderboardEntry) -> tuple[bool, bool, float]:
         known = entry.metric is not None
         return entry.state != "failed", known, sign * (entry.metric or 0.0)
 
-    return sorted(entries, key=merit, reverse=True)
+    return sorted(entries, key=sort_key, reverse=True)
 
 
 def _entry(search: Search, trials: list[Trial], folds: int) -> LeaderboardEntry:

@@ -13,7 +13,7 @@ import shutil
 from raycnn.config.search import Architecture, TrialKey
 from raycnn.config.yaml_file import Tree
 from raycnn.io import atomic_path
-from raycnn.search.folder import LOCK_TIMEOUT_S, Search, Trial
+from raycnn.search.folder import TRIAL_LOCK_S, Search, Trial
 from raycnn.search.samplers import keyed_uniform
 from raycnn.search.schedulers import Pbt
 from raycnn.training import checkpoint
@@ -23,10 +23,10 @@ from raycnn.training.callbacks import TrialExploited
 def next_trials(search: Search) -> list[TrialKey]:
     """Return the trials to train now; once a generation is complete, start the next one."""
     unfinished = search.unfinished()
-    if isinstance(search.rule, Pbt):
+    if isinstance(search.scheduler, Pbt):
         for architecture in search.spec.architectures:
             members = [search.trial(key) for key in unfinished if key.architecture is architecture]
-            _Population(search, search.rule, architecture, members).advance()
+            _Population(search, search.scheduler, architecture, members).advance()
     return [key for key in unfinished if not _paused(search, search.trial(key))]
 
 
@@ -39,8 +39,8 @@ def _paused(search: Search, trial: Trial) -> bool:
 class _Population:
     """The trials of one architecture that have not ended."""
 
-    def __init__(self, search: Search, rule: Pbt, architecture: Architecture, members: list[Trial]):
-        self.search, self.rule, self.architecture = search, rule, architecture
+    def __init__(self, search: Search, pbt: Pbt, architecture: Architecture, members: list[Trial]):
+        self.search, self.pbt, self.architecture = search, pbt, architecture
         self.members = members
         self.generation = min((self._generation(member) for member in members), default=0)
 
@@ -52,7 +52,7 @@ class _Population:
         for member in to_change:
             self._save_score(member)
         ranked = sorted(self.members, key=lambda m: (-self._score(m), m.info["number"]))
-        count = min(math.ceil(len(ranked) * self.rule.quantile), len(ranked) // 2)
+        count = min(math.ceil(len(ranked) * self.pbt.quantile), len(ranked) // 2)
         best, worst = ranked[:count], [member.id for member in ranked[len(ranked) - count :]]
         for member in to_change:
             if member.id in worst:
@@ -81,7 +81,7 @@ class _Population:
         changes = self._perturb(member, info["changes"])
         job = parent.run.job()
         stages = [*job.tree()["stages"], {"epoch": epoch, "changes": changes}]
-        with member.run.lock(LOCK_TIMEOUT_S):
+        with member.run.lock(TRIAL_LOCK_S):
             checkpoint.copy_all(parent.run.checkpoints, member.run.checkpoints)
             with atomic_path(member.run.folder / "metrics.csv") as temporary:
                 shutil.copy(parent.run.folder / "metrics.csv", temporary)
@@ -95,12 +95,12 @@ class _Population:
         """Return settings near those of the parent, some of them resampled."""
         perturbed = {}
         for key, domain in self.architecture.space.items():
-            if self._uniform(member, key, "resample") < self.rule.resample:
+            if self._uniform(member, key, "resample") < self.pbt.resample:
                 perturbed[key] = domain.value(self._uniform(member, key, "value"))
             else:
                 perturbed[key] = domain.perturb(changes[key], self._uniform(member, key, "perturb"))
         return perturbed
 
     def _uniform(self, member: Trial, *what: str) -> float:
-        own = (self.architecture.name, self.generation, member.info["number"])
-        return keyed_uniform(self.search.spec.tune.seed, *own, *what)
+        keys = (self.architecture.name, self.generation, member.info["number"])
+        return keyed_uniform(self.search.spec.tune.seed, *keys, *what)

@@ -12,7 +12,7 @@ from raycnn.filesystem import is_uri
 from raycnn.runs.metrics_file import MULTI_LABEL, SINGLE_LABEL
 from raycnn.runs.storage import check_reachable
 from raycnn.runs.teacher import check_teacher, pin_teacher
-from raycnn.search.schedulers import RULES, Pbt
+from raycnn.search.schedulers import SCHEDULERS, Pbt
 from raycnn.training.preflight import ResolvedJob, check_writable, resolve_job
 
 # Trials that differ in these would be measured on different data, or not differ at all.
@@ -29,16 +29,16 @@ def check_search(search: TuneSpec, *, remote: bool = False) -> TuneSpec:
     SpecError, DataError or EnvironmentUnavailable for the first problem.
     """
     try:
-        RULES.options(search.tune.scheduler)
+        SCHEDULERS.options(search.tune.scheduler)
     except SpecError as error:
         raise search.error(error.key, error.message) from None
-    rule = RULES.build(search.tune.scheduler)
+    scheduler = SCHEDULERS.build(search.tune.scheduler)
     _check_search(search)
     resolved = []
     for architecture in search.architectures:
         resolved.append(_check_job(search, architecture))
-        if isinstance(rule, Pbt):
-            _check_population(search, architecture, rule)
+        if isinstance(scheduler, Pbt):
+            _check_population(search, architecture, scheduler)
         for key, domain in architecture.space.items():
             _check_values(search, architecture, key, domain)
     if remote:
@@ -96,7 +96,7 @@ def _check_job(search: TuneSpec, architecture: Architecture) -> ResolvedJob:
     return resolved
 
 
-def _check_population(search: TuneSpec, architecture: Architecture, rule: Pbt) -> None:
+def _check_population(search: TuneSpec, architecture: Architecture, pbt: Pbt) -> None:
     name, epochs = architecture.name, architecture.job.train.epochs
     if search.tune.searcher != "random":
         raise search.error("tune.searcher", "must be random with pbt: its trials copy one another")
@@ -111,9 +111,9 @@ def _check_population(search: TuneSpec, architecture: Architecture, rule: Pbt) -
             )
     if architecture.trials(search.tune.trials) < 2:
         raise search.error("tune.trials", f"1 of {name}: pbt needs some to compare")
-    if rule.interval >= epochs:
+    if pbt.interval >= epochs:
         raise search.error(
-            "tune.scheduler.interval", f"{rule.interval} of the {epochs} epochs of {name} are all"
+            "tune.scheduler.interval", f"{pbt.interval} of the {epochs} epochs of {name} are all"
         )
 
 

@@ -34,47 +34,50 @@ class LearningCurve:
         return max(self.values[:epoch])
 
 
-Rule = Callable[[LearningCurve, Callable[[], Sequence[LearningCurve]]], str | None]
+Scheduler = Callable[[LearningCurve, Callable[[], Sequence[LearningCurve]]], str | None]
 """Returns the reason to stop a trial after its latest epoch, or None to continue.
 
 Takes the trial's curve, and a function that reads those of the other trials of its architecture.
 """
 
 
-def none() -> Rule:
+def none() -> Scheduler:
     """Stop no trial."""
     return lambda own, others: None
 
 
-def asha(*, grace: PositiveInt = 1, factor: Annotated[int, Field(ge=2)] = 3) -> Rule:
+def asha(*, grace: PositiveInt = 1, factor: Annotated[int, Field(ge=2)] = 3) -> Scheduler:
     """Continue only the best 1/factor at each rung (ASHA: Li et al. 2018, arXiv:1810.05934).
 
     Rungs are 1/factor of a run, 1/factor² and so on, but none before `grace` epochs.
     """
 
-    def rule(own: LearningCurve, others: Callable[[], Sequence[LearningCurve]]) -> str | None:
+    def scheduler(own: LearningCurve, others: Callable[[], Sequence[LearningCurve]]) -> str | None:
         epoch, part = len(own.values), factor
         while own.epochs / part >= grace and own.epochs >= part:
             if math.ceil(own.epochs / part) == epoch:
                 rungs = [(other, math.ceil(other.epochs / part)) for other in others()]
-                rivals = [other.best(rung) for other, rung in rungs if len(other.values) >= rung]
-                better = sum(rival > own.best(epoch) for rival in rivals)
-                if better >= math.ceil((len(rivals) + 1) / factor):
-                    return f"{better} of {len(rivals)} others were better at 1/{part} of the run"
+                competitors = [
+                    other.best(rung) for other, rung in rungs if len(other.values) >= rung
+                ]
+                better = sum(value > own.best(epoch) for value in competitors)
+                if better >= math.ceil((len(competitors) + 1) / factor):
+                    count = len(competitors)
+                    return f"{better} of {count} others were better at 1/{part} of the run"
             part *= factor
         return None
 
-    return rule
+    return scheduler
 
 
-def median(*, grace: PositiveInt = 1, least: PositiveInt = 3) -> Rule:
+def median(*, grace: PositiveInt = 1, least: PositiveInt = 3) -> Scheduler:
     """Stop trials worse than the median of the other trials' running means.
 
     Vizier's rule: Golovin et al., KDD 2017, section 3.2.2. It stops nothing before `grace` epochs,
     or while fewer than `least` other trials have come as far.
     """
 
-    def rule(own: LearningCurve, others: Callable[[], Sequence[LearningCurve]]) -> str | None:
+    def scheduler(own: LearningCurve, others: Callable[[], Sequence[LearningCurve]]) -> str | None:
         epoch = len(own.values)
         if epoch < grace or epoch == own.epochs:
             return None
@@ -88,7 +91,7 @@ def median(*, grace: PositiveInt = 1, least: PositiveInt = 3) -> Rule:
             return None
         return f"worse than the median of {len(means)} others"
 
-    return rule
+    return scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,6 @@ class Pbt:
         return None
 
 
-RULES: Registry[Rule] = Registry(
+SCHEDULERS: Registry[Scheduler] = Registry(
     "scheduler", "tune.scheduler", {"asha": asha, "median": median, "none": none, "pbt": Pbt}
 )

@@ -23,7 +23,7 @@ from raycnn.cli.search_view import (
 from raycnn.config.search import Pool, TrialKey
 from raycnn.launch import trial
 from raycnn.search.folder import Search
-from raycnn.search.leaderboard import SearchProgress, leaderboard, write_leaderboard
+from raycnn.search.leaderboard import leaderboard, write_leaderboard
 from tests.conftest import ROOT, SEARCHES, Call
 from tests.support.searches import BASE, Read
 

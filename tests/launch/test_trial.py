@@ -29,7 +29,7 @@ def test_the_best_job_comes_to_the_metric_of_its_trial(search: Search) -> None:
     go(search, *trials)
     found = leaderboard.write_leaderboard(search)
     assert found[0].metric == max(entry.metric or 0 for entry in found) > 0.1
-    run = train(load_job(search.best_job("lenet")))
+    run = train(load_job(search.best_job_path("lenet")))
     best = search.trial(found[0].trial)
     assert numbers(run) == numbers(best.run)
     assert same(weights(run), weights(best.run))

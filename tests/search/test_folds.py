@@ -76,7 +76,7 @@ def test_the_leaderboard_has_the_mean_and_deviation_over_folds(done: Search) -> 
 
 def test_the_best_job_holds_nothing_out_for_a_fold(done: Search) -> None:
     board(done)
-    assert load_job(done.best_job("lenet")).data.fold is None
+    assert load_job(done.best_job_path("lenet")).data.fold is None
 
 
 def test_the_draws_of_a_search_do_not_depend_on_its_folds(read: Read) -> None:

@@ -89,7 +89,7 @@ def test_a_job_trained_alone_repeats_the_whole_lineage_of_its_trial(done: Search
         alone = train(one.run.job().change({"storage.path": str(done.folder)}))
         assert numbers(alone) == numbers(one.run) and same(weights(alone), weights(one.run))
     best = done.trial(found[0].trial).run.job()
-    assert load_job(done.best_job("lenet")).tree() == best.tree()
+    assert load_job(done.best_job_path("lenet")).tree() == best.tree()
     assert max(row["val/acc1"] for row in done.trial(found[0].trial).rows()) == found[0].metric
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from raycnn.config.schema import ComponentConfig
-from raycnn.search.schedulers import RULES, LearningCurve
+from raycnn.search.schedulers import SCHEDULERS, LearningCurve
 
 
 def verdict(
     rule: ComponentConfig, own: LearningCurve, others: Sequence[LearningCurve]
 ) -> str | None:
-    return RULES.build(rule)(own, lambda: others)
+    return SCHEDULERS.build(rule)(own, lambda: others)
 
 
 ASHA = ComponentConfig(name="asha")

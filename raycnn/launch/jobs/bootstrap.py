@@ -33,14 +33,16 @@ def interpreter() -> str:
     return sys.executable
 
 
-def bootstrap(own: str, folder: str, *words: str) -> None:
+def bootstrap(submitted: str, folder: str, *words: str) -> None:
     try:
-        there = version("raycnn")
+        installed = version("raycnn")
     except PackageNotFoundError:
         print(f"raycnn: {sys.executable} has no raycnn: --with-code sends it along", flush=True)
         sys.exit(UNFIT)
-    if there != own:
-        print(f"raycnn is {there} here, and {own} where the job was submitted", flush=True)
+    if installed != submitted:
+        print(
+            f"raycnn is {installed} here, and {submitted} where the job was submitted", flush=True
+        )
     sent = {path.name: path for path in Path.cwd().iterdir() if path.is_file()}
     os.chdir(Path(folder).expanduser())
     sys.argv = ["raycnn", *(str(sent.get(word, word)) for word in words)]

@@ -162,7 +162,7 @@ class Cluster:
         with TemporaryDirectory() as sent:
             without_address = map_jobs(spec, lambda job: job.change({"workers.address": None}))
             verb = _write(without_address, Path(sent))
-            return self._begin(spec.name, [verb, "job.yaml"], Path(sent), folder, code)
+            return self._start(spec.name, [verb, "job.yaml"], Path(sent), folder, code)
 
     def resume(self, name: str, changes: list[str], *, code: bool = False) -> str:
         """Resume a run or a search on the cluster, named as for `find`; return the new job's id."""
@@ -173,7 +173,7 @@ class Cluster:
             raise SpecError(f"{name} is a search, which continues as it is: leave out {changes[0]}")
         words = ["tune", "--resume", folder] if tuned else ["resume", folder, *changes]
         with TemporaryDirectory() as sent:
-            return self._begin(PurePosixPath(folder).parent.name, words, Path(sent), "~", code)
+            return self._start(PurePosixPath(folder).parent.name, words, Path(sent), "~", code)
 
     def log(self, name: str) -> str:
         """Return the output of a job so far."""
@@ -184,7 +184,7 @@ class Cluster:
         num_shown, last_reply, warned = 0, time.monotonic(), False
         while True:
             try:
-                job = self._info(name)
+                job = self._details(name)
                 log = self.log(name)
             except ClusterError as error:
                 if time.monotonic() - last_reply > OUTAGE_S:
@@ -202,12 +202,12 @@ class Cluster:
 
     def stop(self, name: str) -> bool:
         """Have a job save and stop, within STOP_S; return False when it had already ended."""
-        return bool(self._ask("POST", f"/api/jobs/{name}/stop")["stopped"])
+        return bool(self._request("POST", f"/api/jobs/{name}/stop")["stopped"])
 
     def run(self, command: str) -> JobDetails:
         """Run a shell command on the head node; return the ended job."""
-        name = self._ask("POST", "/api/jobs/", json={"entrypoint": command})["submission_id"]
-        while not (job := self._info(name)).ended:
+        name = self._request("POST", "/api/jobs/", json={"entrypoint": command})["submission_id"]
+        while not (job := self._details(name)).ended:
             time.sleep(POLL_INTERVAL_S)
         return job
 
@@ -225,7 +225,7 @@ class Cluster:
         with self._translate_errors():
             return self._send("GET", path, headers=headers, stream=True).raw
 
-    def _begin(self, name: str, words: list[str], sent: Path, folder: str, code: bool) -> str:
+    def _start(self, name: str, words: list[str], sent: Path, folder: str, code: bool) -> str:
         shutil.copy(bootstrap.__file__, sent / "begin.py")
         if code:
             _copy_code(sent)
@@ -256,13 +256,13 @@ class Cluster:
             raise ClusterError(f"{self.server} has no head node yet")
         return alive
 
-    def _info(self, name: str) -> JobDetails:
+    def _details(self, name: str) -> JobDetails:
         return JobDetails.parse(self._get(f"/api/jobs/{name}"))
 
     def _get(self, path: str, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:
-        return self._ask("GET", path, timeout_s)
+        return self._request("GET", path, timeout_s)
 
-    def _ask(
+    def _request(
         self, method: str, path: str, timeout_s: float = REQUEST_TIMEOUT_S, **content: Any
     ) -> Any:
         with self._translate_errors():

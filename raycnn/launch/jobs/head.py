@@ -17,7 +17,7 @@ from raycnn.runtime.device import DEVICE_KINDS
 
 START_S = 120
 END_S = 120
-TRIES = 3
+MAX_ATTEMPTS = 3
 
 
 @contextmanager
@@ -31,26 +31,26 @@ def started() -> Iterator[Cluster]:
     # A short path, since sockets lie in it. Ray's last processes may still write there at the end.
     with TemporaryDirectory(prefix="raycnn-", ignore_cleanup_errors=True) as folder:
         log = Path(folder, "log")
-        deadline, tries = time.monotonic() + START_S, 0
+        deadline, attempts = time.monotonic() + START_S, 0
         head = _launch(folder, log, token, port)
         try:
-            while isinstance(found := _reached(f"http://127.0.0.1:{port}", token), ClusterError):
+            while isinstance(cluster := _reached(f"http://127.0.0.1:{port}", token), ClusterError):
                 if time.monotonic() > deadline:
-                    raise ClusterError(f"Ray did not start here within {START_S} s: {found}")
+                    raise ClusterError(f"Ray did not start here within {START_S} s: {cluster}")
                 if head.poll() is not None:  # also on a busy machine, where Ray times out
-                    tries += 1
-                    if tries == TRIES:
+                    attempts += 1
+                    if attempts == MAX_ATTEMPTS:
                         raise ClusterError(f"Ray did not start here: {_last_line(log)}")
                     head = _launch(folder, log, token, port)
                 time.sleep(POLL_INTERVAL_S)
-            yield found
+            yield cluster
         finally:
             head.terminate()
             head.wait(END_S)
 
 
 def _launch(folder: str, log: Path, token: str, port: int) -> "subprocess.Popen[bytes]":
-    with log.open("w") as said:
+    with log.open("w") as output:
         return subprocess.Popen(
             [
                 Path(sys.executable).with_name("ray"), "start", "--head", "--block",
@@ -61,7 +61,7 @@ def _launch(folder: str, log: Path, token: str, port: int) -> "subprocess.Popen[
                 f"--num-cpus={DEVICE_KINDS['cpu'].count()}",
             ],
             env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
-            stdout=said, stderr=subprocess.STDOUT,
+            stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the job
         )  # fmt: skip
 
@@ -82,4 +82,4 @@ def _free_port() -> int:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "its log is empty"

@@ -143,28 +143,28 @@ class ChannelActor:
     # Called by the workers.
 
     async def join(
-        self, group: str, rank: int, size: int, member: Member
+        self, group_id: str, rank: int, size: int, member: Member
     ) -> JoinedGroup | Outcome:
         """Return the group once all its workers have joined, or the outcome of an ended job."""
-        if self.group is None or self.group.id != group:
+        if self.group is None or self.group.id != group_id:
             if self.group:
                 self._close(self.group)
             if self.request == "restart":
                 self.request = ""
-            self.group = Group(group, size)
+            self.group = Group(group_id, size)
         if self.outcome:
             return self.outcome
-        own = self.group
-        own.members[rank] = member
+        group = self.group
+        group.members[rank] = member
         async with self.joined:
             self.joined.notify_all()
-            await self.joined.wait_for(lambda: own.complete or own is not self.group)
+            await self.joined.wait_for(lambda: group.complete or group is not self.group)
         if self.outcome:
             return self.outcome
         if rank == 0 and size != self.size:
             self.size = size
             self.events.append((WorldResized(workers=size, wanted=self.wanted), True))
-        return JoinedGroup(own.workers, self.micro_batch)
+        return JoinedGroup(group.workers, self.micro_batch)
 
     async def add_event(self, event: Event, to_store: bool = False) -> None:
         if event.transient:
@@ -172,9 +172,9 @@ class ChannelActor:
         else:
             self.events.append((event, to_store))
 
-    async def beat(self, group: str, rank: int, beat: dict[str, Any], stack: str) -> Request:
+    async def beat(self, group_id: str, rank: int, beat: dict[str, Any], stack: str) -> Request:
         """Record a heartbeat; return the current request."""
-        if self.group and self.group.id == group:
+        if self.group and self.group.id == group_id:
             self.group.beats[rank] = beat
             if stack:
                 self.group.stacks[rank] = stack

@@ -36,7 +36,7 @@ if TOKEN.is_file() or "RAY_AUTH_TOKEN" in os.environ:
 
 import ray  # noqa: E402
 
-STARTS = 3  # Ray times out after half a minute, which a busy machine may exceed
+MAX_START_ATTEMPTS = 3  # Ray times out after half a minute, which a busy machine may exceed
 OBJECT_STORE_BYTES = 200 << 20  # small: images do not pass through it
 # Every HTTP/2 connection starts with this preface and an empty SETTINGS frame (RFC 9113, 3.4). A
 # gRPC server, such as a Ray head, answers with SETTINGS before any authentication.
@@ -98,23 +98,23 @@ def alive_nodes() -> list[Node]:
 
 def _init(address: str | None) -> None:
     """Initialize Ray. Raises ClusterError with Ray's message."""
-    own: dict[str, Any] = {
+    local_options: dict[str, Any] = {
         "num_cpus": DEVICE_KINDS["cpu"].count(),
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
     }
-    for attempt in range(1 if address else STARTS):
+    for attempt in range(1 if address else MAX_START_ATTEMPTS):
         try:
             ray.init(
                 address or "local",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                **({} if address else own),
+                **({} if address else local_options),
             )
             break
         except Exception as error:  # Ray raises no specific class
             ray.shutdown()
-            if address or attempt == STARTS - 1:
+            if address or attempt == MAX_START_ATTEMPTS - 1:
                 where = f"no Ray cluster at {address}" if address else "Ray did not start here"
                 raise ClusterError(f"{where}: {' '.join(str(error).split())}") from None
     if not address:

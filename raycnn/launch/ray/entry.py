@@ -19,9 +19,9 @@ from raycnn.errors import (
     WorkerLost,
     first_line,
 )
-from raycnn.launch.ray import relay
 from raycnn.launch.ray.channel import JoinedGroup, Member, Outcome, PeerLost, PlannedRestart
 from raycnn.launch.ray.process_group import join_process_group, own_member, share_devices
+from raycnn.launch.ray.shared_folder import open_shared_run, open_shared_search
 from raycnn.launch.ray.worker_channel import WorkerChannel
 from raycnn.launch.trial import TrialOutcome, fit_trial
 from raycnn.launch.worker import set_data_root, train_worker
@@ -97,16 +97,16 @@ def _work(
     chosen = kind.select(index, config["threads"])
     device.check_training(job.train, chosen.type)
     join_process_group(kind.backend, job.workers.timeout_s, group.members)
-    with ExitStack() as held:
-        run = distributed.raise_on_any_rank(lambda: held.enter_context(_open(job, config)))
+    with ExitStack() as stack:
+        run = distributed.raise_on_any_rank(lambda: stack.enter_context(_open(job, config)))
         channel.watch(run)
         settings = distributed.broadcast_from_rank_zero(
             lambda: earlier_settings(run, group.micro_batch)
         )
         job = job.change(settings)
         if "search" in config:
-            opened = relay.open_shared_search(config["search"], job.storage.timeout_s)
-            search = distributed.raise_on_any_rank(lambda: held.enter_context(opened))
+            opened = open_shared_search(config["search"], job.storage.timeout_s)
+            search = distributed.raise_on_any_rank(lambda: stack.enter_context(opened))
             return fit_trial(search, Trial(run), job, chosen, channel)
         callbacks: list[Callback] = [channel] if distributed.is_rank_zero() else []
         train_worker(job, run, chosen, channel, [*callbacks, RayReporter(run)])
@@ -129,7 +129,7 @@ def earlier_settings(run: Run, micro_batch: int | None) -> Tree:
 
 
 def _open(job: JobSpec, config: dict[str, Any]) -> AbstractContextManager[Run]:
-    return relay.open_shared_run(config["run"], job.storage.timeout_s)
+    return open_shared_run(config["run"], job.storage.timeout_s)
 
 
 class RayReporter:

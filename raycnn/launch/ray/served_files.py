@@ -35,20 +35,20 @@ class FileServer:
     def file(self, path: str) -> RemoteFile | None:
         """Return the listing of a file; None where there is none."""
         try:
-            found = self._at(path).stat()
+            stat = self._at(path).stat()
         except FileNotFoundError:
             return None
         if not self._at(path).is_file():
             return None
-        return RemoteFile(path, found.st_size, found.st_mtime_ns)
+        return RemoteFile(path, stat.st_size, stat.st_mtime_ns)
 
-    def files(self, path: str, recursive: bool) -> list[RemoteFile]:
+    def files(self, folder: str, recursive: bool) -> list[RemoteFile]:
         """Return the files in a folder; none where there is no such folder."""
-        top = self._at(path)
+        top = self._at(folder)
         if not top.is_dir():
             return []
-        found = top.rglob("*") if recursive else top.iterdir()
-        names = [one.relative_to(self.folder).as_posix() for one in found]
+        paths = top.rglob("*") if recursive else top.iterdir()
+        names = [path.relative_to(self.folder).as_posix() for path in paths]
         return [file for name in names if (file := self.file(name))]
 
     def read(self, path: str, offset: int, size: int) -> bytes:

@@ -23,11 +23,12 @@ from raycnn.config.schema import JobSpec
 from raycnn.errors import ClusterError, Interrupted, WorkerLost, first_line
 from raycnn.launch.background import poll_in_background
 from raycnn.launch.launcher import address_of
-from raycnn.launch.ray import compat, entry, relay
+from raycnn.launch.ray import compat, entry
 from raycnn.launch.ray.process_group import NoBackend
 from raycnn.launch.ray.channel import ChannelUpdate, WorkerFailureReporter, open_channel
 from raycnn.launch.ray.resource_watch import WATCH_INTERVAL_S, ResourceWatch
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
+from raycnn.launch.ray.shared_folder import SharedFolder, share_folder
 from raycnn.launch.signals import Stop
 from raycnn.launch.trial import TrialOutcome, is_past
 from raycnn.launch.worker import driver_paths
@@ -71,7 +72,7 @@ def train_on_ray(
 
 
 def train_trial(
-    search: relay.Shared,
+    search: SharedFolder,
     trial: Trial,
     kind: DeviceKind,
     worker_resources: dict[str, float],
@@ -202,7 +203,7 @@ class Driver:
         return trial_config | {
             "channel": self.channel,
             "job": job.tree(),
-            "run": relay.share_folder(self.run.location, serve=self.serve),
+            "run": share_folder(self.run.location, serve=self.serve),
             "threads": int(self.worker_resources["CPU"]),
             "paths": driver_paths(),
         }

@@ -18,9 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raycnn.config.search import Pool, TuneSpec
 from raycnn.errors import ClusterError, EnvironmentUnavailable, Interrupted
 from raycnn.launch.launcher import address_of
-from raycnn.launch.ray import relay
 from raycnn.launch.ray.connection import alive_nodes
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
+from raycnn.launch.ray.shared_folder import SharedFolder, open_shared_trial, share_folder
 from raycnn.launch.signals import Stop
 from raycnn.launch.trial import TrialOutcome, fit_trial_alone, is_past, run_trial
 from raycnn.launch.worker import driver_paths, set_data_root
@@ -101,7 +101,7 @@ class _Executor:
     def __init__(self, search: Search, view: SearchView):
         self.search, self.view = search, view
         workers = search.spec.architectures[0].job.workers
-        self.shared = relay.share_folder(search.folder, serve=bool(address_of(workers)))
+        self.shared = share_folder(search.folder, serve=bool(address_of(workers)))
         self.timeout_s = workers.timeout_s
         self.queue = TrialQueue(search)
         self.actors: list[_Actor] = []
@@ -246,7 +246,7 @@ class _Actor:
     def free(self) -> bool:
         return self.call is None
 
-    def train(self, search: relay.Shared, trial: Trial, deadline: float | None) -> None:
+    def train(self, search: SharedFolder, trial: Trial, deadline: float | None) -> None:
         job = trial.run.job()
         root = job.data.root and str(data_root(job.data.root))  # relative to the driver's folder
         self.trial = trial
@@ -278,7 +278,7 @@ class _Trainer:
 
     def train(
         self,
-        shared: relay.Shared,
+        shared: SharedFolder,
         name: str,
         timeout_s: float,
         slot: Slot,
@@ -289,14 +289,14 @@ class _Trainer:
         """Train a trial; return the reason if the cluster could not, else an empty string."""
         set_data_root(root, paths)
         try:
-            with relay.open_shared_trial(shared, name, timeout_s) as (search, trial):
+            with open_shared_trial(shared, name, timeout_s) as (search, trial):
                 return run_trial(trial, partial(_fit, search, trial, shared, slot, deadline)) or ""
         except (ClusterError, EnvironmentUnavailable) as error:
             return str(error)
 
 
 def _fit(
-    search: Search, trial: Trial, shared: relay.Shared, slot: Slot, deadline: float | None
+    search: Search, trial: Trial, shared: SharedFolder, slot: Slot, deadline: float | None
 ) -> TrialOutcome:
     """Train a trial in this process, or with several workers in others."""
     if slot.pool.workers == 1:

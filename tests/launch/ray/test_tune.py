@@ -76,7 +76,7 @@ def processes_of(search: Search) -> dict[str, list[int]]:
 def test_a_search_beats_a_bad_default_for_every_architecture(found: Search) -> None:
     entries = board(found)
     for name in ("relu", "sigmoid"):
-        won = load_job(found.best_job(name)).optimizer.options["lr"]
+        won = load_job(found.best_job_path(name)).optimizer.options["lr"]
         assert won == 0.05 and entries[f"{name}-000"]["state"] == "done"
     assert entries["relu-000"]["metric"] > entries["relu-001"]["metric"] + 0.3
 
@@ -97,7 +97,7 @@ def test_a_trial_that_fails_stops_no_other(found: Search) -> None:
 
 @pytest.mark.ray
 def test_the_best_job_comes_to_the_metric_of_its_trial_without_ray(found: Search) -> None:
-    run = train(load_job(found.best_job("relu"), [f"storage.path={found.folder}"]))
+    run = train(load_job(found.best_job_path("relu"), [f"storage.path={found.folder}"]))
     assert numbers(run) == numbers(found.trial("relu-000").run)
 
 
@@ -302,7 +302,7 @@ def test_trials_of_two_workers_each_start_a_trainer_and_are_judged_alike(folder:
     search = Search.find("pairs", str(folder / "runs"))
     entries = board(search)
     assert [entries[f"relu-{n:03d}"]["state"] for n in range(3)] == ["done", "stopped", "failed"]
-    assert load_job(search.best_job("relu")).workers.count == 2
+    assert load_job(search.best_job_path("relu")).workers.count == 2
 
 
 @pytest.mark.parametrize(

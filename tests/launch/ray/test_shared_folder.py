@@ -10,7 +10,7 @@ import pytest
 
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable
-from raycnn.launch.ray import process_group, relay, served_files
+from raycnn.launch.ray import process_group, shared_folder, served_files
 from raycnn.launch.ray.served_files import FileServer, ServedFolder
 from raycnn.runs.directory import Run
 from raycnn.runs.working_copy import WorkingCopy
@@ -89,10 +89,10 @@ def test_a_full_disk_of_the_driver_leaves_the_checkpoint_before(
 
 
 def test_a_folder_with_the_same_path_is_not_taken_for_the_runs(tmp_path: Path) -> None:
-    shared = relay.share_folder(tmp_path, serve=False)
-    with relay.open_shared_run(shared, 10) as run:
+    shared = shared_folder.share_folder(tmp_path, serve=False)
+    with shared_folder.open_shared_run(shared, 10) as run:
         assert run.folder == run.location == tmp_path
-    above = relay.share_folder(tmp_path.parent, serve=False)
+    above = shared_folder.share_folder(tmp_path.parent, serve=False)
     assert not shared._replace(token=above.token).is_here()
     assert not shared._replace(location=str(tmp_path / "nowhere")).is_here()
 
@@ -103,7 +103,7 @@ def test_a_trial_is_trained_and_stopped_by_a_node_that_reaches_only_the_server(
 ) -> None:
     """As in the driver's folder: both trials, of which the second is stopped for the first."""
     monkeypatch.setattr(
-        relay, "RemoteCalls", lambda server, _: lambda m, *a: getattr(server, m)(*a)
+        shared_folder, "RemoteCalls", lambda server, _: lambda m, *a: getattr(server, m)(*a)
     )
     monkeypatch.setattr(served_files, "CHUNK", 16 << 20)
     tune = (
@@ -113,11 +113,11 @@ def test_a_trial_is_trained_and_stopped_by_a_node_that_reaches_only_the_server(
     go(here, *begin(here, [0.05, 0.001]))
 
     server = FileServer(str(there.folder))
-    shared = relay.share_folder(there.folder, serve=False)._replace(server=server)
+    shared = shared_folder.share_folder(there.folder, serve=False)._replace(server=server)
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(relay.Shared, "is_here", lambda self: False)
+        elsewhere.setattr(shared_folder.SharedFolder, "is_here", lambda self: False)
         for one in begin(there, [0.05, 0.001]):
-            with relay.open_shared_trial(shared, one.id, 60) as (search, trial):
+            with shared_folder.open_shared_trial(shared, one.id, 60) as (search, trial):
                 assert search.folder != there.folder and trial.run.folder != one.run.folder
                 go(search, trial)
     assert [one.info["state"] for one in here.trials()] == ["done", "stopped"]

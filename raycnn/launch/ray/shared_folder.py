@@ -34,7 +34,7 @@ from raycnn.search.folder import Search, Trial
 LOCK_S = 60  # removing stale copies may take a while
 
 
-class Shared(NamedTuple):
+class SharedFolder(NamedTuple):
     """A folder of the driver, or a URI, as workers on any node can open it."""
 
     location: str
@@ -52,19 +52,19 @@ class Shared(NamedTuple):
         return has_token(self.folder, self.token)
 
 
-def share_folder(location: Path | str, *, serve: bool) -> Shared:
+def share_folder(location: Path | str, *, serve: bool) -> SharedFolder:
     """Return a folder or URI for workers; with `serve` also for those that cannot see the folder.
 
     Raises EnvironmentUnavailable where the folder cannot be written.
     """
     if is_uri(str(location)):
-        return Shared(str(location))
+        return SharedFolder(str(location))
     token = secrets.token_hex(16)
     try:
         (Path(location) / TOKEN_FILE).write_text(token)
     except OSError as error:
         raise EnvironmentUnavailable(f"cannot write to {location}: {error}") from None
-    return Shared(str(location), token, _start_server(str(location)) if serve else None)
+    return SharedFolder(str(location), token, _start_server(str(location)) if serve else None)
 
 
 def _start_server(folder: str) -> Any:
@@ -77,7 +77,7 @@ def _start_server(folder: str) -> Any:
 
 
 @contextmanager
-def open_shared_run(shared: Shared, timeout_s: float) -> Iterator[Run]:
+def open_shared_run(shared: SharedFolder, timeout_s: float) -> Iterator[Run]:
     """Open a run on a worker's node: directly, at its URI, or as a working copy.
 
     Raises ClusterError where the run cannot be reached.
@@ -90,12 +90,12 @@ def open_shared_run(shared: Shared, timeout_s: float) -> Iterator[Run]:
         yield Run(shared.folder)
     else:
         remote = _reach(shared, timeout_s)
-        with _temporary_folder(shared.token) as own, _open_copy(remote, own, timeout_s) as run:
+        with _temporary_folder(shared.token) as folder, _open_copy(remote, folder, timeout_s) as run:
             yield run
 
 
 @contextmanager
-def open_shared_search(shared: Shared, timeout_s: float) -> Iterator[Search]:
+def open_shared_search(shared: SharedFolder, timeout_s: float) -> Iterator[Search]:
     """Open a search on a worker's node to read it: directly, or as a copy.
 
     Raises ClusterError where the search cannot be reached.
@@ -104,15 +104,15 @@ def open_shared_search(shared: Shared, timeout_s: float) -> Iterator[Search]:
         yield Search(shared.folder)
         return
     remote = _reach(shared, timeout_s)
-    with _temporary_folder(f"{shared.token}-{secrets.token_hex(4)}") as own:
-        copy = SearchCopy(remote, own)
+    with _temporary_folder(f"{shared.token}-{secrets.token_hex(4)}") as folder:
+        copy = SearchCopy(remote, folder)
         copy.pull_records()
-        yield Search(own, copy)
+        yield Search(folder, copy)
 
 
 @contextmanager
 def open_shared_trial(
-    shared: Shared, name: str, timeout_s: float
+    shared: SharedFolder, name: str, timeout_s: float
 ) -> Iterator[tuple[Search, Trial]]:
     """Open a search, and one of its trials to train it.
 
@@ -123,13 +123,13 @@ def open_shared_trial(
             yield search, search.trial(name)
             return
         # Apart from the copy of the search, into which the other trials are pulled meanwhile.
-        own, remote = search.folder / ".own" / name, search.copy.remote.child("trials", name)
-        own.mkdir(parents=True)
-        with _open_copy(remote, own, timeout_s) as run:
+        folder, remote = search.folder / ".own" / name, search.copy.remote.child("trials", name)
+        folder.mkdir(parents=True)
+        with _open_copy(remote, folder, timeout_s) as run:
             yield search, Trial(run)
 
 
-def _reach(shared: Shared, timeout_s: float) -> RemoteFolder:
+def _reach(shared: SharedFolder, timeout_s: float) -> RemoteFolder:
     """Return a folder that this node does not see, as its server shows it."""
     if shared.server is None:
         raise ClusterError(
@@ -145,10 +145,10 @@ def _reach(shared: Shared, timeout_s: float) -> RemoteFolder:
 
 
 @contextmanager
-def _open_copy(remote: RemoteFolder, own: Path, timeout_s: float) -> Iterator[Run]:
-    copy = WorkingCopy(remote, own, sync_interval_s=STOP_POLL_INTERVAL_S)
+def _open_copy(remote: RemoteFolder, folder: Path, timeout_s: float) -> Iterator[Run]:
+    copy = WorkingCopy(remote, folder, sync_interval_s=STOP_POLL_INTERVAL_S)
     copy.pull()
-    run = Run(own, copy)
+    run = Run(folder, copy)
     with run.syncing(timeout_s):
         yield run
 
@@ -157,19 +157,19 @@ def _open_copy(remote: RemoteFolder, own: Path, timeout_s: float) -> Iterator[Ru
 def _temporary_folder(name: str) -> Iterator[Path]:
     """Share a folder between the workers of a run on this node; the last one removes it."""
     copies = cache_folder() / "copies"
-    own = copies / name
+    folder = copies / name
     lock = FileLock(copies / ".lock", timeout=LOCK_S)
-    used = FileLock(own / f".used-{distributed.rank()}.lock", timeout=LOCK_S)
+    used = FileLock(folder / f".used-{distributed.rank()}.lock", timeout=LOCK_S)
     try:
-        own.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with lock:
-            own.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
             used.acquire()
             _clear(copies)
     except OSError as error:
         raise EnvironmentUnavailable(f"{this_node()}: cannot write to {copies}: {error}") from None
     try:
-        yield own
+        yield folder
     finally:
         used.release()
         with suppress(Timeout), lock:  # else the next worker clears it
