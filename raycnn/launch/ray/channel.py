@@ -5,6 +5,7 @@ actor also counts retries. It does not import torch, so that it starts fast.
 """
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -70,8 +71,8 @@ class Group:
     stacks: dict[int, str] = field(default_factory=dict)
     saved: bool = False
     """Whether the workers have saved and ended on request."""
-    micro_batch: int | None = None
-    """The micro-batch for the next group, after a device ran out of memory."""
+    out_of_memory: bool = False
+    """Whether a device ran out of memory, so that the next group takes a smaller micro-batch."""
     errors: dict[int, str] = field(default_factory=dict)
     """The error of each rank that ended with one."""
     ended: bool = False
@@ -111,7 +112,7 @@ class ChannelActor:
         self.outcome: Outcome | None = None
         self.retries_used = 0
         self.micro_batch: int | None = None
-        """The smallest micro-batch that an earlier group was limited to."""
+        """The largest micro-batch for later groups, after a device ran out of memory."""
         self.joined = asyncio.Condition()
 
     # Called by the driver.
@@ -189,8 +190,10 @@ class ChannelActor:
             self.group.saved = True
 
     async def limit_micro_batch(self, micro_batch: int) -> None:
-        if self.group:
-            self.group.micro_batch = micro_batch
+        """Limit the micro-batch of later groups, where this is smaller than any limit before."""
+        if self.group and micro_batch < (self.micro_batch or math.inf):
+            self.micro_batch = micro_batch
+            self.group.out_of_memory = True
 
     async def get_request(self) -> Request:
         return self.request
@@ -208,7 +211,7 @@ class ChannelActor:
             return
         rank, error = min(group.errors.items(), default=(None, NO_ERROR))
         text = error if rank is None else f"rank {rank}: {error}"
-        cause = self._cause(group, preempted)
+        cause = "memory" if group.out_of_memory else "preempted" if preempted else "lost"
         self.retries_used += cause == "lost"
         if self.retries_used > self.retries:
             self.outcome = Outcome(
@@ -222,13 +225,6 @@ class ChannelActor:
             error=text, cause=cause, retry=self.retries_used, retries=self.retries
         )
         self.events.append((restarted, True))
-
-    def _cause(self, group: Group, preempted: bool) -> str:
-        smaller, before = group.micro_batch, self.micro_batch
-        if smaller is not None and (before is None or smaller < before):
-            self.micro_batch = smaller
-            return "memory"
-        return "preempted" if preempted else "lost"
 
 
 def open_channel(retries: int, size: int, wanted: str) -> Any:

@@ -25,8 +25,8 @@ def scaling_config(workers: Workers, **fixed: Any) -> ScalingConfig:
     monitor = "elastic_resize_monitor_interval_s"  # introduced together with ranges
     if monitor not in signature(ScalingConfig).parameters:
         raise ClusterError(
-            f"workers.count: Ray {ray.__version__} supports only a fixed number of workers; a range "
-            f"such as {[workers.min_count, workers.max_count]} needs Ray 2.55 or newer"
+            f"workers.count: Ray {ray.__version__} supports only a fixed number of workers; a "
+            f"range such as {[workers.min_count, workers.max_count]} needs Ray 2.55 or newer"
         )
     return ScalingConfig(
         num_workers=(workers.min_count, workers.max_count), **{monitor: NEVER_S}, **fixed

@@ -69,7 +69,7 @@ class ResourceWatch:
         return Node("", free_resources()).fits(self.worker_resources)
 
     def _wait(self, count: int) -> Event | None:
-        """Return an event when there is room for only `count` workers, once; in time set `error`."""
+        """Return an event, once, when only `count` workers fit; after the timeout set `error`."""
         now = time.monotonic()
         self._shortage_since = self._shortage_since or now
         waited_s, limit_s = now - self._shortage_since, self.workers.timeout_s
