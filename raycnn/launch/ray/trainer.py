@@ -65,7 +65,7 @@ def train_on_ray(
     run = open_run()
     stop = Stop(busy=run.training)
     with run.lock(), stop.listening():
-        driver = Driver(job, run, worker_resources, bool(address_of(job.workers)), view, stop)
+        driver = Driver(job, run, worker_resources, bool(address_of(job.workers)), stop, view)
         driver.wait_for_resources()
         driver.fit(kind, {})
     return run
@@ -83,7 +83,7 @@ def train_trial(
     if job.data.root:  # the driver's path: see set_data_root
         job = job.change({"data.root": os.environ["RAYCNN_DATA"]})
     serve = search.server is not None
-    driver = Driver(job, trial.run, worker_resources, serve, stop=lambda: is_past(deadline))
+    driver = Driver(job, trial.run, worker_resources, serve, lambda: is_past(deadline))
     return driver.fit(kind, {"search": search}) or {}
 
 
@@ -96,8 +96,8 @@ class Driver:
         run: Run,
         worker_resources: dict[str, float],
         serve: bool,
+        stop: Callable[[], bool],
         view: Callback | None = None,
-        stop: Callable[[], bool] = lambda: False,
     ):
         """Prepare to train; with `serve` also on nodes that do not see the run folder.
 
