@@ -172,7 +172,9 @@ def show_next(console: Console, search: Search, board: list[LeaderboardEntry]) -
     if unfinished := len(search.unfinished()):
         commands.append(f"raycnn tune --resume {folder}  # {unfinished} trials have not ended")
     elif best := next(iter(winners(board)), None):
-        commands.append(f"raycnn train {relative(search.best_job_path(best))}  # the best again, tested")
+        commands.append(
+            f"raycnn train {relative(search.best_job_path(best))}  # the best again, tested"
+        )
         commands.append(f"raycnn tune --resume {folder} --retrain  # on all images, tested")
     for command in commands:
         console.print(f"next: {command}", soft_wrap=True, highlight=False, markup=False)

@@ -56,9 +56,7 @@ def available_slots(spec: "TuneSpec") -> "list[Slot]":
     return tune.slots(spec, nodes)
 
 
-def search(
-    spec: "TuneSpec", open_search: "Callable[[], Search]", view: "SearchView"
-) -> "Search":
+def search(spec: "TuneSpec", open_search: "Callable[[], Search]", view: "SearchView") -> "Search":
     """Train the trials of a search that have not ended, and write the leaderboard and plots.
 
     `open_search` opens the folder, and is called once there are resources to train with. Raises

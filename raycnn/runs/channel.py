@@ -57,7 +57,10 @@ class HeartbeatChannel(ABC):
         time.sleep(SETTLE_S)
         beats, stack = self._reports()
         return diagnose_failure(
-            beats, distributed.world_size(), self.timeout_s, lambda rank: training_stack(stack(rank))
+            beats,
+            distributed.world_size(),
+            self.timeout_s,
+            lambda rank: training_stack(stack(rank)),
         )
 
     @abstractmethod

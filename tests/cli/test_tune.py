@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from raycnn.cli.search_view import (
     LiveSearchView,
     PlainSearchView,
+    SearchProgress,
     changes_text,
     duration,
     picture,

@@ -62,4 +62,6 @@ class SilentView:
 def go(search: Search, *trials: Trial, deadline: float | None = None) -> None:
     """Train trials here, one after another."""
     for one in trials:
-        trial.run_trial(one, partial(trial.fit_trial_alone, search, one, torch.device("cpu"), deadline))
+        trial.run_trial(
+            one, partial(trial.fit_trial_alone, search, one, torch.device("cpu"), deadline)
+        )

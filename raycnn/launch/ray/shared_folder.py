@@ -90,7 +90,10 @@ def open_shared_run(shared: SharedFolder, timeout_s: float) -> Iterator[Run]:
         yield Run(shared.folder)
     else:
         remote = _reach(shared, timeout_s)
-        with _temporary_folder(shared.token) as folder, _open_copy(remote, folder, timeout_s) as run:
+        with (
+            _temporary_folder(shared.token) as folder,
+            _open_copy(remote, folder, timeout_s) as run,
+        ):
             yield run
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable
-from raycnn.launch.ray import process_group, shared_folder, served_files
+from raycnn.launch.ray import process_group, served_files, shared_folder
 from raycnn.launch.ray.served_files import FileServer, ServedFolder
 from raycnn.runs.directory import Run
 from raycnn.runs.working_copy import WorkingCopy
@@ -34,9 +34,7 @@ class Node:
 
     def __init__(self, home: Run, folder: Path):
         self.server, self.full, self.calls = FileServer(str(home.folder)), False, 0
-        self.run = Run(
-            folder, WorkingCopy(ServedFolder(self._call, str(home.folder)), folder, 0.1)
-        )
+        self.run = Run(folder, WorkingCopy(ServedFolder(self._call, str(home.folder)), folder, 0.1))
 
     def _call(self, method: str, *arguments: Any) -> Any:
         self.calls += 1
