@@ -128,11 +128,12 @@ class ServedFolder(RemoteFolder):
 
     def files(self, below: str = "", recursive: bool = True) -> list[RemoteFile]:
         files: list[RemoteFile] = self.call("files", self._path(below), recursive)
-        return [file._replace(name=file.name.removeprefix(f"{self.path}/")) for file in files]
+        prefix = f"{self.path}/"
+        return [RemoteFile(file.name.removeprefix(prefix), *file[1:]) for file in files]
 
     def file(self, name: str) -> RemoteFile | None:
         file: RemoteFile | None = self.call("file", self._path(name))
-        return file and file._replace(name=name)
+        return RemoteFile(name, *file[1:]) if file else None
 
     def read(self, name: str) -> bytes:
         return b"".join(self._chunks(name))

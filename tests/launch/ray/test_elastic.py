@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import namespaces
 from benchmarks.cluster import WHY_NOT, Cluster, running
 from raycnn.config.schema import JobSpec
 from raycnn.errors import ClusterError, SpecError
@@ -30,7 +31,6 @@ from raycnn.training.callbacks import (
 )
 from tests.conftest import distance, ended, happened, wait_for, weights, workers
 from tests.launch.ray.test_trainer import pids
-from tests.support import network
 
 MakeJob = Callable[..., JobSpec]
 
@@ -177,7 +177,7 @@ def test_a_run_shrinks_and_grows_with_its_nodes_and_comes_to_the_same(
     wait_for(lambda: len(pids(run, 1)) == 2, driver)
     epochs = len(run.rows()) + 2
     wait_for(lambda: len(run.rows()) >= epochs, driver)
-    inside = network.child_of(driver.pid)
+    inside = namespaces.child_of(driver.pid)
     assert inside
     os.kill(inside, signal.SIGTERM)
     _, errors = driver.communicate(timeout=120)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import namespaces
 from benchmarks.cluster import WHY_NOT, Cluster, running
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
@@ -22,7 +23,6 @@ from raycnn.training import checkpoint
 from raycnn.training.callbacks import Resumed
 from tests.conftest import happened, mounted
 from tests.launch.ray.test_nodes import assert_unbroken
-from tests.support import network
 
 MakeJob = Callable[..., JobSpec]
 
@@ -132,7 +132,7 @@ class Soak:
         self.resume()
 
     def _signal(self, number: signal.Signals) -> None:
-        inside = network.child_of(self.driver.pid)
+        inside = namespaces.child_of(self.driver.pid)
         assert inside
         os.kill(inside, number)
 
