@@ -7,8 +7,8 @@ from contextlib import suppress
 
 from raycnn.runs.directory import STOP_POLL_INTERVAL_S, Run
 from raycnn.runs.heartbeats import (
-    Heartbeat,
     HangWatchdog,
+    Heartbeat,
     diagnose_failure,
     failure_of,
     new_heartbeat,
