@@ -75,7 +75,7 @@ class HeartbeatChannel(ABC):
 class FolderChannel(HeartbeatChannel):
     """Heartbeats, failures and stop requests as files in the run folder.
 
-    `stop_requested` reports requests to this process alone, such as a signal.
+    `stop_requested` reports requests to this process only, such as a signal.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class FolderChannel(HeartbeatChannel):
         super().__init__(timeout_s)
         self.run, self.stop_requested = run, stop_requested
         self._stop, self._checked = False, 0.0
-        if distributed.world_size() > 1:  # else no other worker waits for this one
+        if distributed.world_size() > 1:  # a single worker has no others that wait for it
             self.watch(run)
             self._send()
 
@@ -98,12 +98,12 @@ class FolderChannel(HeartbeatChannel):
         now = time.monotonic()
         if distributed.rank() == 0 and now - self._checked > STOP_POLL_INTERVAL_S:
             self._checked, self._stop = now, self.run.stop_requested()
-        requested = self.stop_requested()  # asked on every worker: it may be a barrier
+        requested = self.stop_requested()  # called on every worker, because it may be a barrier
         return self._stop or requested
 
     def _send(self) -> None:
         if self._beat:
-            with suppress(OSError):  # a full disk
+            with suppress(OSError):  # the heartbeat is lost on a full disk
                 self.run.write_heartbeat(self._beat)
 
     def _reports(self) -> tuple[dict[int, Heartbeat], Callable[[int], str]]:
