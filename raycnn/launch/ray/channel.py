@@ -1,7 +1,8 @@
 """The channel between the driver of a job on Ray and its workers: one small actor.
 
 Workers send it events, heartbeats and errors; the driver reads these, and leaves requests. The
-actor also counts retries. It does not import torch, so that it starts fast.
+actor also counts retries. Its process imports this file, which imports neither torch nor Ray Train,
+so that it starts fast.
 """
 
 import asyncio
@@ -10,11 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import ray
-import ray.train
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raycnn.errors import RaycnnError, WorkerLost, first_line
-from raycnn.launch.ray import compat
+from raycnn.errors import RaycnnError, WorkerLost
 from raycnn.training.callbacks import Event, WorkersRestarted, WorldResized
 
 Request = Literal["", "stop", "restart", "end"]
@@ -232,16 +231,3 @@ def open_channel(retries: int, size: int, wanted: str) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(ChannelActor).options(num_cpus=0, scheduling_strategy=here)
     return actor.remote(retries, size, wanted)
-
-
-class WorkerFailureReporter(ray.train.UserCallback):
-    """Callback in Ray's controller that reports the errors of workers to the channel."""
-
-    def __init__(self, channel: Any):
-        self.channel = channel
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        causes = {rank: compat.cause_of(error) for rank, error in worker_exceptions.items()}
-        preempted = any(getattr(cause, "preempted", False) for cause in causes.values())
-        errors = {rank: first_line(cause) for rank, cause in causes.items()}
-        self.channel.workers_failed.remote(errors, preempted)

@@ -2,8 +2,6 @@
 
 Ray's own backend would create it before a worker can choose its network interface, or see the
 devices of the other workers on its node, and after a loss it waits half a minute for dead ones.
-
-Ray's controller imports this file, so it imports as little as possible.
 """
 
 import fcntl
@@ -14,21 +12,12 @@ from collections.abc import Iterable
 
 import ray
 import ray.train
-from ray.train import BackendConfig
-from ray.train.torch import TorchConfig
 
 from raycnn.launch.ray.channel import Member
 from raycnn.runtime import distributed
 
 VISIBLE = {"GPU": "CUDA_VISIBLE_DEVICES", "NPU": "ASCEND_RT_VISIBLE_DEVICES"}
 SIOCGIFADDR = 0x8915  # of Linux: the address of an interface
-
-
-class NoBackend(TorchConfig):
-    """A TorchConfig that leaves the process group to the training function."""
-
-    backend_cls = BackendConfig.backend_cls
-    train_func_context = BackendConfig.train_func_context
 
 
 def own_member(resource: str) -> Member:

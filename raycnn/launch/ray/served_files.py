@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import ray
 
@@ -17,6 +17,24 @@ from raycnn.io import fsync
 
 CHUNK = 16 << 20  # bytes in one message
 TOKEN_FILE = ".here"  # distinguishes a folder from another one with the same path
+
+
+class SharedFolder(NamedTuple):
+    """A folder of the driver, or a URI, as workers on any node can open it."""
+
+    location: str
+    token: str = ""
+    """The content of a file in the folder, by which a node recognizes it."""
+    server: Any = None
+    """The actor that serves the folder; None where all workers are on the driver's machine."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.location)
+
+    def is_here(self) -> bool:
+        """Return whether this node sees the folder."""
+        return has_token(self.folder, self.token)
 
 
 class FileServer:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from filelock import FileLock, Timeout
@@ -22,7 +22,7 @@ from raycnn.launch.ray.served_files import (
     FileServer,
     RemoteCalls,
     ServedFolder,
-    has_token,
+    SharedFolder,
     this_node,
 )
 from raycnn.paths import cache_folder
@@ -32,24 +32,6 @@ from raycnn.runtime import distributed
 from raycnn.search.folder import Search, Trial
 
 LOCK_S = 60  # removing stale copies may take a while
-
-
-class SharedFolder(NamedTuple):
-    """A folder of the driver, or a URI, as workers on any node can open it."""
-
-    location: str
-    token: str = ""
-    """The content of a file in the folder, by which a node recognizes it."""
-    server: Any = None
-    """The actor that serves the folder; None where all workers are on the driver's machine."""
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.location)
-
-    def is_here(self) -> bool:
-        """Return whether this node sees the folder."""
-        return has_token(self.folder, self.token)
 
 
 def share_folder(location: Path | str, *, serve: bool) -> SharedFolder:

@@ -24,11 +24,12 @@ from raycnn.errors import ClusterError, Interrupted, WorkerLost, first_line
 from raycnn.launch.background import poll_in_background
 from raycnn.launch.launcher import address_of
 from raycnn.launch.ray import compat, entry
-from raycnn.launch.ray.channel import ChannelUpdate, WorkerFailureReporter, open_channel
-from raycnn.launch.ray.process_group import NoBackend
+from raycnn.launch.ray.channel import ChannelUpdate, open_channel
+from raycnn.launch.ray.controller import NoBackend, WorkerFailureReporter
 from raycnn.launch.ray.resource_watch import WATCH_INTERVAL_S, ResourceWatch
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
-from raycnn.launch.ray.shared_folder import SharedFolder, share_folder
+from raycnn.launch.ray.served_files import SharedFolder
+from raycnn.launch.ray.shared_folder import share_folder
 from raycnn.launch.signals import Stop
 from raycnn.launch.trial import TrialOutcome, is_past
 from raycnn.launch.worker import driver_paths

@@ -113,7 +113,7 @@ def test_a_trial_is_trained_and_stopped_by_a_node_that_reaches_only_the_server(
     server = FileServer(str(there.folder))
     shared = shared_folder.share_folder(there.folder, serve=False)._replace(server=server)
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(shared_folder.SharedFolder, "is_here", lambda self: False)
+        elsewhere.setattr(served_files.SharedFolder, "is_here", lambda self: False)
         for one in begin(there, [0.05, 0.001]):
             with shared_folder.open_shared_trial(shared, one.id, 60) as (search, trial):
                 assert search.folder != there.folder and trial.run.folder != one.run.folder
