@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 from raycnn.config import yaml_file
 from raycnn.config.changes import apply_changes, merge, parse_changes
 from raycnn.config.messages import validate
-from raycnn.config.packaged import find_job_file
+from raycnn.config.packaged import find_job_file, packaged_jobs, suggest_name
 from raycnn.config.schema import JobSpec
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
@@ -66,8 +66,14 @@ def _read(path: Path, shown: Path, depth: int) -> tuple[Tree, Where]:
     if not isinstance(base, str) or PurePath(base).is_absolute() or ".." in PurePath(base).parts:
         raise SpecError(f"{location}: extends: {base!r} is not a file beside this one, or below it")
     folder = path.resolve().parent
-    target = (folder / base).resolve()
+    target, name = (folder / base).resolve(), shown.parent / base
     if not target.is_relative_to(folder) or not target.is_file():
-        raise SpecError(f"{location}: extends: there is no {base} beside this file, or below it")
-    below, below_where = _read(target, shown.parent / base, depth + 1)
+        packaged = packaged_jobs()
+        if base not in packaged:
+            raise SpecError(
+                f"{location}: extends: there is no {base} beside this file, or below it, nor a "
+                f"packaged job of this name{suggest_name(base, {name: name for name in packaged})}"
+            )
+        target = name = packaged[base]
+    below, below_where = _read(target, name, depth + 1)
     return merge(below, tree), below_where | where

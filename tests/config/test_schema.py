@@ -184,6 +184,12 @@ def test_a_job_extends_nothing_outside_its_folder(tmp_path: Path, target: str) -
     assert "extends: " in refusal(tmp_path / "jobs", f"extends: {target}\n")
 
 
+def test_a_job_extends_a_packaged_one_by_name(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, "extends: quickstart\nname: mine\n"))
+    assert (job.name, job.model.name) == ("mine", load_job(Path("quickstart")).model.name)
+    assert "did you mean 'quickstart'" in refusal(tmp_path, "extends: quickstrat\n")
+
+
 def test_a_circle_of_extends_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "extends: b.yaml\n", "a.yaml")
     write(tmp_path, "extends: a.yaml\n", "b.yaml")

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -17,6 +19,15 @@ from raycnn.runs.directory import Run
 from raycnn.training.callbacks import EpochEnded, Progress, WorkersRestarted, WorldResized
 
 T = TypeVar("T")
+
+
+@pytest.mark.parametrize(
+    ("module", "slow"), [("channel", "torch ray.train"), ("controller", "torch")]
+)
+def test_a_process_that_workers_wait_for_imports_nothing_slow(module: str, slow: str) -> None:
+    code = f"import sys, raycnn.launch.ray.{module}; print({{*{slow.split()}}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 LOOP = asyncio.new_event_loop()  # one, as an actor has
