@@ -45,10 +45,10 @@ def check_uri(uri: str) -> str:
         raise ValueError("is neither a plain path nor a URI (s3://bucket/folder)")
     parts = urlsplit(uri)
     if parts.password is not None or (parts.username and parts.scheme.startswith("s3")):
-        raise ValueError("has credentials in it: they belong into the environment or a profile")
+        raise ValueError("has credentials in it: put them in the environment or a profile")
     for key, _ in parse_qsl(parts.query, keep_blank_values=True):
         if SECRET.search(key):
-            raise ValueError(f"has a credential in it ({key}): it belongs into the environment")
+            raise ValueError(f"has a credential in it ({key}): put it in the environment")
     if ".." in unquote(parts.path).split("/") or "\0" in unquote(uri):
         raise ValueError("is not a plain URI: `..` is not followed")
     return uri

@@ -28,6 +28,5 @@ def cache_folder() -> Path:
         if (folder := Path(user_cache_path("raycnn"))).is_absolute():
             return folder
     raise EnvironmentUnavailable(
-        "this user has no home folder, where decoded images would go: "
-        "RAYCNN_CACHE=/some/folder names another place"
+        "this user has no home folder, where decoded images would go: set RAYCNN_CACHE to a folder"
     )

@@ -34,7 +34,7 @@ def evaluate_run(
 
     They are computed from the run's stored predictions, or if it has none for these weights and
     this split, from new ones, which are stored for the best weights. A given `device` or `root`
-    always causes new predictions. Multi-label there is no confusion matrix. Raises DataError if
+    always causes new predictions. Multi-label data has no confusion matrix. Raises DataError if
     the data differ from the run's.
     """
     best = weights == "best"

@@ -174,7 +174,7 @@ def _train_and_kill(job: JobSpec) -> tuple[Run, int]:
             _kill(processes)
         if (done := _saved_steps(run)) and not run.result():
             return run, done
-    raise JobFailed(f"{MAX_ATTEMPTS} times the job ended before it could be killed: try again")
+    raise JobFailed(f"the job ended before it could be killed, {MAX_ATTEMPTS} times: try again")
 
 
 def _saved_steps(run: Run) -> int:

@@ -53,7 +53,7 @@ def follow(cluster: "Cluster", name: str, stop_on_interrupt: bool = False) -> No
             raise Interrupted(
                 f"the job continues: `raycnn logs -f {name}` watches, `raycnn stop {name}` stops it"
             ) from None
-        print("saving, then stopping; again to stop now", flush=True)
+        print("saving, then stopping; press Ctrl-C again to stop now", flush=True)
         cluster.stop(name)
         job = cluster.follow(name, lambda text: None)
     exit_like(job)

@@ -216,7 +216,7 @@ def can_change(key: str) -> bool:
 def _all_can_change(changes: Tree) -> Tree:
     for key in changes:
         if not can_change(key):
-            raise ValueError(f"{key} cannot change in mid-run: {CHANGEABLE} can")
+            raise ValueError(f"{key} cannot change during a run: {CHANGEABLE} can")
     return changes
 
 
@@ -349,8 +349,8 @@ class JobSpec(Frozen):
     def _enough_to_share(self) -> Self:
         if self.train.batch_size < self.workers.max_count:
             raise ValueError(
-                f"train.batch_size {self.train.batch_size} gives some of "
-                f"{self.workers.max_count} workers nothing to do"
+                f"train.batch_size {self.train.batch_size} is less than the number of workers, "
+                f"{self.workers.max_count}"
             )
         return self
 

@@ -99,12 +99,12 @@ def check_single_label(job: JobSpec, multi_label: bool) -> None:
     """Raise SpecError for settings that need one class per image if the data is multi-label."""
     if multi_label and job.train.distillation:
         raise SpecError(
-            "teaches classes that exclude one another, and an image of this data may have several",
+            "is for one class per image, and this data set is multi-label",
             "train.distillation",
         )
     if multi_label and job.train.balanced:
         raise SpecError(
-            "samples every class equally often, and an image of this data may have several: "
+            "is for one class per image, and this data set is multi-label: "
             "`train.class_weights: balanced` weights them",
             "train.balanced",
         )

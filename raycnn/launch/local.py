@@ -61,7 +61,7 @@ def _join_group(kind: DeviceKind, workers: Workers) -> None:
         if not distributed.is_peer_loss(error):
             raise
         raise ClusterError(
-            f"{distributed.launched_world_size()} workers did not meet within "
+            f"{distributed.launched_world_size()} workers did not all connect within "
             f"{workers.timeout_s} s (workers.timeout_s): {first_line(error)}"
         ) from None
 
@@ -72,5 +72,5 @@ def check_world(workers: Workers) -> None:
     if not workers.min_count <= started <= workers.max_count:
         how = "torchrun started" if distributed.is_launched() else "this process is"
         raise SpecError(
-            f"{workers.count_text} workers are asked for, {how} {started}", "workers.count"
+            f"{workers.count_text} workers are requested, {how} {started}", "workers.count"
         )

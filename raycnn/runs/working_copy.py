@@ -63,7 +63,7 @@ class WorkingCopy:
                 subfolder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentUnavailable(
-                f"cannot write the working copy of {remote.uri}: {error}; RAYCNN_CACHE moves it"
+                f"cannot write the working copy of {remote.uri}: {error}; set RAYCNN_CACHE to another folder"
             ) from None
 
     @property

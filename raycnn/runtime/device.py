@@ -149,8 +149,8 @@ def load_npu() -> None:
     npu_version, torch_minor = package("torch_npu"), minor(torch.__version__)
     if not npu_version:
         raise EnvironmentUnavailable(
-            "workers.device: npu: torch_npu is not installed: pip install 'raycnn[npu]' brings the "
-            f"one for torch {torch.__version__}"
+            "workers.device: npu: torch_npu is not installed: pip install 'raycnn[npu]' "
+            f"installs the one for torch {torch.__version__}"
         )
     if minor(npu_version) != torch_minor:
         raise EnvironmentUnavailable(

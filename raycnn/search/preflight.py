@@ -103,17 +103,19 @@ def _check_population(search: TuneSpec, architecture: Architecture, pbt: Pbt) ->
     if architecture.job.stages:
         raise search.error("stages", f"{name}: pbt sets them itself")
     if not architecture.space:
-        raise search.error("tune.space", f"{name} has none, and pbt nothing to change")
+        raise search.error(
+            "tune.space", f"{name} has no search space, so that pbt has nothing to change"
+        )
     for key in architecture.space:
         if not schema.can_change(key):
             raise search.error(
-                f"tune.space.{key}", f"pbt changes settings in mid-run: {schema.CHANGEABLE} can"
+                f"tune.space.{key}", f"pbt changes settings during a run: {schema.CHANGEABLE} can"
             )
     if architecture.trials(search.tune.trials) < 2:
-        raise search.error("tune.trials", f"1 of {name}: pbt needs some to compare")
+        raise search.error("tune.trials", f"pbt needs 2 or more trials of {name}")
     if pbt.interval >= epochs:
         raise search.error(
-            "tune.scheduler.interval", f"{pbt.interval} of the {epochs} epochs of {name} are all"
+            "tune.scheduler.interval", f"must be less than the {epochs} epochs of {name}"
         )
 
 
@@ -126,5 +128,5 @@ def _check_values(search: TuneSpec, architecture: Architecture, key: str, domain
             tree, _ = apply_changes(architecture.job.tree(), {}, {key: value})
             resolve_job(job_from_tree(tree))
         except SpecError as error:
-            message = f"{value!r} makes no job of {architecture.name}: {error}"
+            message = f"{value!r} gives an invalid job of {architecture.name}: {error}"
             raise search.error(place, message) from None

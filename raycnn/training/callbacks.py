@@ -312,7 +312,7 @@ class MicroBatchHalved(Event):
     def message(self) -> str:
         return (
             f"out of memory on the device: micro-batches of {self.size} images from here on, "
-            "which a batch norm takes for the batch"
+            "which are what batch norm takes its statistics of"
         )
 
 
@@ -397,7 +397,7 @@ class StopRequested(Event):
 
     @property
     def message(self) -> str:
-        return "saving, then stopping; again to stop now"
+        return "saving, then stopping; press Ctrl-C again to stop now"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -544,7 +544,7 @@ class StorageReached(Event):
 
     @property
     def message(self) -> str:
-        return f"storage.path: {self.uri} is reached again, after {self.waited_s:.0f} s"
+        return f"storage.path: {self.uri} is reachable again, after {self.waited_s:.0f} s"
 
 
 EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in Event.__subclasses__()}

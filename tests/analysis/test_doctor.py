@@ -36,9 +36,9 @@ def test_what_is_here_is_shown_and_fits_together(call: Call, tmp_path: Path) -> 
         (("--device", "npu"), 3, "torch_npu is not installed"),
         (("--device", "gpu"), 2, "unknown device 'gpu'"),
         (("--address", "127.0.0.1:1"), 5, "no Ray cluster at 127.0.0.1:1"),
-        (("--address", "localhost"), 2, "'localhost' is no address of a Ray head: host:port"),
-        (("--address", "localhost:²"), 2, "'localhost:²' is no address of a Ray head"),
-        (("--address", "localhost:99999"), 2, "'localhost:99999' is no address of a Ray head"),
+        (("--address", "localhost"), 2, "'localhost' is not the address of a Ray head: host:port"),
+        (("--address", "localhost:²"), 2, "'localhost:²' is not the address of a Ray head"),
+        (("--address", "localhost:99999"), 2, "'localhost:99999' is not the address of a Ray head"),
     ],
 )
 def test_what_is_asked_for_and_cannot_work_has_its_exit_code(

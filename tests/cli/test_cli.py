@@ -42,7 +42,7 @@ HERE = ("workers.count=1", "train.epochs=1")
         ("workers.device=cuda", 3, "workers.device: cuda: this machine has none"),
         ("workers.device=npu", 3, "workers.device: npu: torch_npu is not installed"),
         ("storage.path=file/runs", 3, "storage.path: "),
-        ("workers.count=99", 2, "gives some of 99 workers nothing to do"),
+        ("workers.count=99", 2, "is less than the number of workers, 99"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("verb", ["check", "train"])

@@ -156,4 +156,4 @@ def test_workers_that_do_not_all_come_are_waited_for_no_longer_than_said(
     alone = workers(1, run.folder, cwd=tmp_path, verb="resume", missing=1)
     codes, said = ended(alone)
     assert codes == {5} and "Traceback" not in said
-    assert "2 workers did not meet within 10 s (workers.timeout_s)" in said
+    assert "2 workers did not all connect within 10 s (workers.timeout_s)" in said

@@ -117,7 +117,7 @@ def test_a_wrong_number_of_processes_is_said(job: MakeJob, tmp_path: Path) -> No
         "train", spec_file(job()), "workers.count=2", "workers.launcher=local", cwd=tmp_path
     )
     assert done.returncode == 2
-    assert "workers.count: 2 workers are asked for, this process is 1" in done.stderr
+    assert "workers.count: 2 workers are requested, this process is 1" in done.stderr
 
 
 def long(job: MakeJob) -> JobSpec:

@@ -243,7 +243,7 @@ def test_the_command_line_names_the_classes(call: Call, data: Path, run: Run) ->
 def test_what_needs_one_class_per_image_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"train\.class_weights: balanced"):
         resolve_job(spec(data, tmp_path, train__balanced=True))
-    with pytest.raises(SpecError, match="exclude one another"):
+    with pytest.raises(SpecError, match="is for one class per image"):
         resolve_job(spec(data, tmp_path, train__distillation={"teacher": "another"}))
 
 

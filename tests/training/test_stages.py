@@ -105,10 +105,10 @@ train: {epochs: 3, batch_size: 32}
 @pytest.mark.parametrize(
     ("stages", "said"),
     [
-        ("[{epoch: 1, changes: {model.dropout: 0.1}}]", ":6: stages.0.changes: model.dropout cannot change in mid-run: options of the optimizer, train.label_smoothing and train.clip_norm can"),
-        ("[{epoch: 1, changes: {optimizer.name: adam}}]", "optimizer.name cannot change in mid-run"),
-        ("[{epoch: 1, changes: {optimizer: adam}}]", "optimizer cannot change in mid-run"),
-        ("[{epoch: 1, changes: {train.batch_size: 8}}]", "train.batch_size cannot change in mid-run"),
+        ("[{epoch: 1, changes: {model.dropout: 0.1}}]", ":6: stages.0.changes: model.dropout cannot change during a run: options of the optimizer, train.label_smoothing and train.clip_norm can"),
+        ("[{epoch: 1, changes: {optimizer.name: adam}}]", "optimizer.name cannot change during a run"),
+        ("[{epoch: 1, changes: {optimizer: adam}}]", "optimizer cannot change during a run"),
+        ("[{epoch: 1, changes: {train.batch_size: 8}}]", "train.batch_size cannot change during a run"),
         ("[{epoch: 1, changes: {}}]", ":6: stages.0.changes: "),
         ("[{epoch: 0, changes: {optimizer.lr: 1}}]", ":6: stages.0.epoch: must be greater than 0"),
         ("[{epoch: 3, changes: {optimizer.lr: 1}}]", "stages: begin after [3] epochs: each must begin later than the one before, and before train.epochs 3"),

@@ -220,7 +220,7 @@ def _conversions(image: Image.Image, channels: int) -> tuple[str, ...]:
         "color pictures made gray (`data.mode: rgb` keeps the color)": not gray and channels == 1,
         "pictures with an alpha channel, which is dropped": has_alpha and channels < 4,
         f"{image.mode} pictures made RGB": image.mode in ("CMYK", "YCbCr", "LAB", "HSV"),
-        "pictures of several frames, of which the first is taken": animated,
+        "pictures of several frames, of which only the first is used": animated,
     }
     return tuple(text for text, is_true in applies.items() if is_true)
 

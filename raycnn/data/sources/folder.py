@@ -232,7 +232,9 @@ def _list(top: Path) -> Listing:
     labels = np.repeat(np.arange(len(folders)), [len(tree.pictures) for tree in trees.values()])
     classes = tuple(unicodedata.normalize("NFC", _shown(os.fsencode(name))) for name in folders)
     if len({*classes}) < len(classes):
-        raise DataError(f"{top} has class folders of the same name, written in two ways")
+        raise DataError(
+            f"{top} has class folders whose names differ only in their Unicode normalization"
+        )
     warnings = []
     if ignored:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in ignored.most_common())

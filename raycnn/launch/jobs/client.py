@@ -66,7 +66,7 @@ def server_of(address: str | None) -> str | None:
     except ValueError:  # an incomplete IPv6 address, or an invalid port
         port = 0
     if port == 0 or parts.scheme not in ("http", "https") or not parts.hostname or text == "auto":
-        raise SpecError(f"{text!r} is no address of a job server, such as http://host:{PORT}")
+        raise SpecError(f"{text!r} is not the address of a job server, such as http://host:{PORT}")
     return url.rstrip("/")
 
 

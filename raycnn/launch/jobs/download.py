@@ -34,7 +34,7 @@ def fetch(cluster: Cluster, name: str, to: Path | None = None) -> Path:
     if not job.ended:
         raise EnvironmentUnavailable(f"{folder} is being trained by {job.submission_id}")
     if to and os.path.lexists(to):
-        raise EnvironmentUnavailable(f"{to} is there already: --to names another folder")
+        raise EnvironmentUnavailable(f"{to} already exists: set another folder with --to")
     to = to or _free(Path("runs", *PurePosixPath(folder).parts[-2:]))
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,9 @@ def _pack(cluster: Cluster, folder: str) -> JobDetails:
     if packed.driver_exit_code == NOT_THERE:
         raise ClusterError(f"the head node of {cluster.server} has no {folder}")
     if packed.driver_exit_code != 0:
-        raise ClusterError(f"{folder} could not be read whole: has it changed meanwhile?")
+        raise ClusterError(
+            f"{folder} could not be read completely: it may have changed during the copy"
+        )
     return packed
 
 

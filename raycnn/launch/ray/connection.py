@@ -128,7 +128,7 @@ def _probe(address: str, from_spec: bool) -> None:
     host, _, port = address.rpartition(":")
     is_port = re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65_536
     if not host or not is_port or "://" in address:
-        wrong = f"{address!r} is no address of a Ray head: host:port, as `ray start` prints it"
+        wrong = f"{address!r} is not the address of a Ray head: host:port, as `ray start` prints it"
         if from_spec:
             raise SpecError(wrong, "workers.address")
         raise EnvironmentUnavailable(f"RAY_ADDRESS: {wrong}")
@@ -141,4 +141,4 @@ def _probe(address: str, from_spec: bool) -> None:
     except OSError as error:
         raise ClusterError(f"no Ray cluster at {address}: {error}") from None
     if len(answer) < FRAME_HEADER or answer[3] != SETTINGS_FRAME:
-        raise ClusterError(f"no Ray cluster at {address}: what answers there is no Ray head")
+        raise ClusterError(f"no Ray cluster at {address}: the server there is not a Ray head")

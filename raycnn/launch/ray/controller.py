@@ -1,6 +1,6 @@
-"""What raycnn has in the process of Ray's controller, which restarts lost workers.
+"""The part of raycnn that runs in the process of Ray's controller, which restarts lost workers.
 
-It imports neither torch nor what does, which would take it seconds while the workers wait.
+It imports neither torch nor modules that do: that takes seconds, for which the workers would wait.
 """
 
 from typing import Any

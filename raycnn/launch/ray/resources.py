@@ -45,7 +45,7 @@ def resources_per_worker(workers: Workers, kind: DeviceKind, nodes: list[Node]) 
     if count < workers.min_count:
         raise ClusterError(
             f"{workers.count_text} workers of {format_resources(minimum)} each do not fit into "
-            f"what there is:\n{table(nodes)}"
+            f"the available nodes:\n{table(nodes)}"
         )
     most = int(max(node.total.get("CPU", 0) for node in nodes))
     candidates = ({"CPU": float(cpus)} | device for cpus in range(workers.cpus or most, 0, -1))

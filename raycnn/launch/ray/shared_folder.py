@@ -123,9 +123,7 @@ def _reach(shared: SharedFolder, timeout_s: float) -> RemoteFolder:
         )
     call = RemoteCalls(shared.server, timeout_s)
     if not call("has_token", shared.token):
-        raise ClusterError(
-            f"the Ray of the machine that has {shared.location} does not see it either"
-        )
+        raise ClusterError(f"Ray on the machine that has {shared.location} does not see it either")
     return ServedFolder(call, shared.location)
 
 

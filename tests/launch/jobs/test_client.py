@@ -135,7 +135,7 @@ def test_two_jobs_of_one_name_end_with_their_own_codes_in_their_own_folders(
     assert same(weights(run, "best"), weights(Run(copy), "best"))
     assert Run(copy).state() == "done" and numbers(Run(copy)) == numbers(run)
     assert [path.name for path in copy.parent.iterdir()] == ["first"]
-    with pytest.raises(EnvironmentUnavailable, match="is there already"):
+    with pytest.raises(EnvironmentUnavailable, match="already exists"):
         fetch(head.cluster, run.name, copy)
     logs = head.home.parent / "ray" / "session_latest" / "logs"
     sizes = [path.stat().st_size for path in logs.glob("job-driver-*.log")]
@@ -235,7 +235,9 @@ def test_an_address_is_a_job_servers(given: str, url: str | None) -> None:
     if url:
         assert server_of(given) == url
     else:
-        with pytest.raises(SpecError, match=re.escape(f"'{given}' is no address of a job server")):
+        with pytest.raises(
+            SpecError, match=re.escape(f"'{given}' is not the address of a job server")
+        ):
             server_of(given)
 
 

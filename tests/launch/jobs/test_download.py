@@ -77,8 +77,8 @@ def test_what_is_not_whole_or_leaves_its_folder_is_not_kept(
 @pytest.mark.parametrize(
     ("to", "said"),
     [
-        ("there", "there is there already: --to names another folder"),
-        ("dangling", "dangling is there already"),
+        ("there", "there already exists: set another folder with --to"),
+        ("dangling", "dangling already exists"),
         ("file/below", "cannot write file/below"),
         ("a" * 300, "File name too long"),
     ],

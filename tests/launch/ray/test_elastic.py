@@ -137,7 +137,7 @@ def test_without_ray_a_range_is_whatever_is_started_in_it(
         assert launcher_of(asked) == "local"
         local.check_world(asked)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(SpecError, match="2 to 3 workers are asked for, torchrun started 4"):
+    with pytest.raises(SpecError, match="2 to 3 workers are requested, torchrun started 4"):
         local.check_world(asked)
 
 
