@@ -63,7 +63,8 @@ class WorkingCopy:
                 subfolder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentUnavailable(
-                f"cannot write the working copy of {remote.uri}: {error}; set RAYCNN_CACHE to another folder"
+                f"cannot write the working copy of {remote.uri}: {error}; "
+                "set RAYCNN_CACHE to another folder"
             ) from None
 
     @property
