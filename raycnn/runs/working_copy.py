@@ -57,7 +57,7 @@ class WorkingCopy:
         self.remote_index: Index = {}
         """The remote index of checkpoints, as last read or written."""
         self._uploader: Uploader | None = None
-        self._refreshed = 0.0
+        self._refreshed_at = 0.0
         try:
             for subfolder in (self.checkpoints, folder / "logs"):
                 subfolder.mkdir(parents=True, exist_ok=True)
@@ -86,9 +86,9 @@ class WorkingCopy:
 
     def refresh(self) -> None:
         """Download the status files that workers on other machines have changed."""
-        if time.monotonic() - self._refreshed < self.sync_interval_s or self._is_in_use():
+        if time.monotonic() - self._refreshed_at < self.sync_interval_s or self._is_in_use():
             return
-        self._refreshed = time.monotonic()
+        self._refreshed_at = time.monotonic()
         with suppress(*filesystem_errors()), self._sync_lock():  # the next refresh may succeed
             self._pull([file for name in STATUS_FILES if (file := self.remote.file(name))])
 
@@ -258,7 +258,8 @@ class WorkingCopy:
                 self.remote.write(INDEX_PATH, json.dumps(index).encode())
             self.remote_index = index
             if index_file := self.remote.file(INDEX_PATH):
-                # If training has saved again since `index` was read, 0 has it uploaded later.
+                # If training has saved again since `index` was read, a time of 0 marks the index as
+                # changed, so that the next push uploads it.
                 index_unchanged = checkpoint.read_index(self.checkpoints) == index
                 local_mtime_ns = mtime_ns(self.checkpoints / INDEX) if index_unchanged else 0
                 self.manifest.update({INDEX_PATH: SyncRecord.of(index_file, local_mtime_ns)})

@@ -39,7 +39,7 @@ from raycnn.training.callbacks import Event
 ENDED = ("done", "stopped", "failed")
 log = logging.getLogger("raycnn")
 
-TRIAL_LOCK_S = 60  # a worker that outlives its driver needs a while to release its trial
+TRIAL_LOCK_TIMEOUT_S = 60  # a worker that outlives its driver needs a while to release its trial
 
 
 class SearchView(Protocol):
@@ -79,9 +79,10 @@ class Trial:
     def lock(self) -> AbstractContextManager[None]:
         """Lock the run for training.
 
-        A working copy needs no lock: its driver, on another machine, starts a trial once at a time.
+        A working copy needs no lock: its driver, on another machine, never starts a trial twice at
+        the same time.
         """
-        return nullcontext() if self.run.copy else self.run.lock(TRIAL_LOCK_S)
+        return nullcontext() if self.run.copy else self.run.lock(TRIAL_LOCK_TIMEOUT_S)
 
     @property
     def ended(self) -> bool:

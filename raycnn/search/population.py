@@ -13,7 +13,7 @@ import shutil
 from raycnn.config.search import Architecture, TrialKey
 from raycnn.config.yaml_file import Tree
 from raycnn.io import atomic_path
-from raycnn.search.folder import TRIAL_LOCK_S, Search, Trial
+from raycnn.search.folder import TRIAL_LOCK_TIMEOUT_S, Search, Trial
 from raycnn.search.samplers import keyed_uniform
 from raycnn.search.schedulers import Pbt
 from raycnn.training import checkpoint
@@ -81,7 +81,7 @@ class _Population:
         changes = self._perturb(member, info["changes"])
         job = parent.run.job()
         stages = [*job.tree()["stages"], {"epoch": epoch, "changes": changes}]
-        with member.run.lock(TRIAL_LOCK_S):
+        with member.run.lock(TRIAL_LOCK_TIMEOUT_S):
             checkpoint.copy_all(parent.run.checkpoints, member.run.checkpoints)
             with atomic_path(member.run.folder / "metrics.csv") as temporary:
                 shutil.copy(parent.run.folder / "metrics.csv", temporary)

@@ -225,7 +225,7 @@ def _build(
             count = _write(
                 building / name, split, source.shape, with_images, digest, progress, reader
             )
-            # Too many unreadable images may be why it is empty: the check below names them.
+            # If too many images are unreadable, the check below gives the better error..
             if not count and len(unreadable) <= max_bad:
                 raise DataError(f"the {name} split is empty")
         _check_unreadable_limit(unreadable, max_bad)

@@ -138,7 +138,7 @@ class ChannelActor:
         """End the current group, some of whose ranks ended with these errors."""
         if self.group:
             self.group.errors.update(errors)
-            self._close(self.group, preempted)
+            self._close_group(self.group, preempted)
 
     # Called by the workers.
 
@@ -148,7 +148,7 @@ class ChannelActor:
         """Return the group once all its workers have joined, or the outcome of an ended job."""
         if self.group is None or self.group.id != group_id:
             if self.group:
-                self._close(self.group)
+                self._close_group(self.group)
             if self.request == "restart":
                 self.request = ""
             self.group = Group(group_id, size)
@@ -200,7 +200,7 @@ class ChannelActor:
     async def get_outcome(self) -> Outcome | None:
         return self.outcome
 
-    def _close(self, group: Group, preempted: bool = False) -> None:
+    def _close_group(self, group: Group, preempted: bool = False) -> None:
         """Record why a group ended, and count it as a retry if it was unplanned; once per group."""
         if group.ended or self.outcome:
             group.ended = True

@@ -47,10 +47,10 @@ from raycnn.training.callbacks import (
 
 CHANNEL_TIMEOUT_S = 10  # timeout of the channel, which is on this machine
 MAX_START_ATTEMPTS = 3  # to start workers: Ray gives up when one dies during its start
-START_S = 30.0  # for Ray to find room for a group, before it counts how many workers fit
-START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+GROUP_START_TIMEOUT_S = 30.0  # after which Ray counts anew how many workers fit
+GROUP_START_TIMEOUT_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 # Timeouts of the barrier in ray.train.report: newer versions of Ray have the first name.
-TIMEOUTS = ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_REPORT_BARRIER_TIMEOUT_S")
+BARRIER_TIMEOUT_VARIABLES = ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_REPORT_BARRIER_TIMEOUT_S")
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's record of the reports of an earlier fit
 
 
@@ -127,8 +127,8 @@ class Driver:
 
         `trial_config` is what the workers of a trial need in addition; {} for other jobs.
         """
-        config = self._config(kind, trial_config)
-        fit_thread = threading.Thread(target=self._fit, args=(kind, config), daemon=True)
+        config = self._worker_config(kind, trial_config)
+        fit_thread = threading.Thread(target=self._run_trainer, args=(kind, config), daemon=True)
         fit_thread.start()
         try:
             with poll_in_background(self._poll_resources, WATCH_INTERVAL_S):
@@ -150,33 +150,35 @@ class Driver:
             raise Interrupted(f"stopped on request: `raycnn resume {self.run.location}` continues")
         raise self._trainer_error or ClusterError("Ray ended the workers without giving a reason")
 
-    def _fit(self, kind: DeviceKind, config: dict[str, Any]) -> None:
+    def _run_trainer(self, kind: DeviceKind, config: dict[str, Any]) -> None:
         """Run Ray's trainer; called in a background thread.
 
         Ray does not retry when a worker dies during its start, so this does.
         """
         limit_s = self.job.workers.timeout_s
-        for key in TIMEOUTS:
+        for key in BARRIER_TIMEOUT_VARIABLES:
             os.environ.setdefault(key, str(limit_s))
         for _ in range(MAX_START_ATTEMPTS):
             began = time.monotonic()
             try:
-                self._trainer(kind, config).fit()
+                self._build_trainer(kind, config).fit()
                 return
             except ray.train.ControllerError as error:
                 message = f"Ray could not start the workers: {first_line(error)}"
                 self._trainer_error = ClusterError(message)
-                if time.monotonic() - began > limit_s:
+                if time.monotonic() - began > limit_s:  # it has waited as long as it may
                     return
             except Exception as error:
                 self._trainer_error = error
                 return
 
-    def _trainer(self, kind: DeviceKind, config: dict[str, Any]) -> TorchTrainer:
+    def _build_trainer(self, kind: DeviceKind, config: dict[str, Any]) -> TorchTrainer:
         workers, folder = self.job.workers, self.run.folder
         (folder / "checkpoints" / SNAPSHOT).unlink(missing_ok=True)
         callbacks: list[Any] = [WorkerFailureReporter(self.channel)]
-        start_s = os.environ.setdefault(START_TIMEOUT, str(min(START_S, workers.timeout_s / 2)))
+        start_s = os.environ.setdefault(
+            GROUP_START_TIMEOUT_VARIABLE, str(min(GROUP_START_TIMEOUT_S, workers.timeout_s / 2))
+        )
         return TorchTrainer(
             entry.worker_main,
             train_loop_config=config,
@@ -189,6 +191,8 @@ class Driver:
             run_config=RunConfig(
                 storage_path=str(folder),
                 name="checkpoints",  # Ray does not copy a checkpoint in its own folder
+                # The channel counts retries. Every start that times out is a failure of Ray's
+                # controller: together they may last workers.timeout_s.
                 failure_config=FailureConfig(
                     max_failures=-1,
                     controller_failure_limit=math.ceil(workers.timeout_s / float(start_s)),
@@ -197,7 +201,7 @@ class Driver:
             ),
         )
 
-    def _config(self, kind: DeviceKind, trial_config: dict[str, Any]) -> dict[str, Any]:
+    def _worker_config(self, kind: DeviceKind, trial_config: dict[str, Any]) -> dict[str, Any]:
         """Return the configuration for the workers."""
         root = self.job.data.root and str(data_root(self.job.data.root))
         job = self.job.change({"workers.device": kind.name, "data.root": root})
@@ -252,7 +256,7 @@ class Driver:
             self.view.on_event(event)
 
     def _should_abort(self) -> bool:
-        """Return whether to stop waiting for Ray, which would restart workers in vain."""
+        """Return whether to give up on Ray, which would otherwise keep restarting workers."""
         outcome, training = self.update.outcome, bool(self.update.workers)
         lost = bool(outcome and isinstance(outcome.error, WorkerLost))
         return lost or bool(self.resources.error) or (self._stop_sent and not training)
