@@ -39,7 +39,8 @@ def pods(cluster: Any) -> list[Any]:
 def test_there_is_a_cluster_and_a_job_for_every_kind_of_device() -> None:
     names = {f"{what}-{kind}.yaml" for what in ("cluster", "job") for kind in CARDS}
     assert {path.name for path in KUBERAY.iterdir()} == names | {"storage.yaml"}
-    assert set(DEVICES.values()) == set(DEVICE_KINDS)
+    # Neither Intel's nor Apple's GPUs have been tried on Kubernetes.
+    assert set(DEVICES.values()) == set(DEVICE_KINDS) - {"xpu", "mps"}
 
 
 @pytest.mark.parametrize("path", sorted(KUBERAY.glob("*-*.yaml")), ids=lambda path: path.stem)

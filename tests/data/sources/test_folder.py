@@ -99,7 +99,7 @@ def test_all_real_flowers_are_listed(real_data: Path) -> None:
 def test_faulty_folders_are_refused(tmp_path: Path) -> None:
     assert "No such file" in refusal("folder", tmp_path / "absent")
     (tmp_path / "file").touch()
-    assert "Not a directory" in refusal("folder", tmp_path, path="file")
+    assert "is a file" in refusal("folder", tmp_path, path="file")
     assert "no class folders" in refusal("folder", tmp_path)
     write_pictures(tmp_path / "x", ["a"], 2)
     assert "fewer than two classes (a)" in refusal("folder", tmp_path / "x")

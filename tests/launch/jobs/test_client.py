@@ -52,6 +52,7 @@ class Head:
             f"--temp-dir={folder / 'ray'}",
         ]  # fmt: skip
         own = AUTH | {"HOME": str(self.home), "RAY_USAGE_STATS_ENABLED": "0"}
+        own["PATH"] = f"{ray.parent}:{os.environ['PATH']}"  # where a job finds `python`
         with (folder / "log").open("w") as log:
             self.process = subprocess.Popen(
                 command, env=os.environ | own, stdout=log, stderr=subprocess.STDOUT
