@@ -58,11 +58,13 @@ def write_pictures(recipe: str, limit: int | None, folder: Path) -> None:
     changes = ["data.val=0", "data.transforms=[]"] + ([f"data.limit={limit}"] if limit else [])
     splits = open_splits(load_job(JOBS / f"{name}.yaml", changes))
     for split in ("train", "test"):
-        images, labels = splits.cache.splits[split].images, splits.labels(split)
-        for row in splits.members[split]:
-            path = folder / split / splits.classes[labels[row]] / f"{row:05d}.png"
+        stored, rows = splits.cache.splits[split], splits.members[split][1]
+        if limit and split == "test":
+            rows = rows[:limit]
+        for row in rows:
+            path = folder / split / splits.classes[stored.labels[row]] / f"{row:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture = Image.fromarray(images[row].squeeze()).convert("RGB")
+            picture = Image.fromarray(stored.images[row].squeeze()).convert("RGB")
             picture.resize((size, size)).save(path)
 
 
@@ -70,7 +72,7 @@ def measure(command: list[str], folder: Path, run: Path | None) -> dict[str, Any
     """Run a command, and return what it did; `run` is the run folder where raycnn trains."""
     measured, start = Measured(), time.time()
     environment = os.environ | {"RAYCNN_CACHE": str(folder / "cache")}
-    with (folder / "log").open("w") as log:
+    with (folder / "log").open("a") as log:  # shared with the process
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
         )
@@ -85,8 +87,7 @@ def measure(command: list[str], folder: Path, run: Path | None) -> dict[str, Any
         watch.join()
     seconds = time.time() - start
     if process.returncode:
-        lines = (folder / "log").read_text().strip().splitlines()
-        return {"failed": lines[-1] if lines else process.returncode}
+        return {"failed": (folder / "log").read_text().strip()[-500:] or process.returncode}
     if run:
         rows = (run / "metrics.csv").read_text().splitlines()
         column = rows[0].split(",").index("images_per_s")

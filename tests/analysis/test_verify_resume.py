@@ -15,6 +15,7 @@ from tests.conftest import raycnn, train
 MakeJob = Callable[..., JobSpec]
 
 
+@pytest.mark.slow
 def test_a_job_is_verified_and_damaged_checkpoints_of_its_run_are_not(
     job: MakeJob, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ def test_every_example_is_run_here() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_seeds_are_trained_and_their_network_sorts_pictures(tmp_path: Path) -> None:
     quick = ["workers.count=1", "workers.device=cpu", "train.epochs=1", "data.limit=200"]
     said = script("seeds.py", ROOT / "jobs/quickstart.yaml", *quick, cwd=tmp_path)

@@ -48,6 +48,7 @@ ray.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_a_programs_own_ray_is_used_and_left_running(job: MakeJob, tmp_path: Path) -> None:
     """Called beside a running event loop, from another thread than the main one."""
     run = Run.create(job(workers__count=2, workers__cpus=1, train__epochs=2))
