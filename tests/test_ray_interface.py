@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "raycnn"
 RAY = sorted(p for p in (PACKAGE / "launch").rglob("*.py"))
 PRIVATE_PARTS = {"v2", "generated", "core", "dashboard", "scripts"}
 DOCUMENTED_BASES = {  # what Ray's documentation offers to build on
-    "ray.train.UserCallback", "ray.train.torch.TorchConfig", "ray.tune.Callback",
+    "ray.train.BackendConfig", "ray.train.UserCallback", "ray.tune.Callback",
     "ray.tune.Stopper", "ray.tune.search.Searcher", "ray.tune.schedulers.TrialScheduler",
 }  # fmt: skip
 OWN = {"self", "cls", "os", "sys"}  # names whose underscore attributes are no matter of Ray's

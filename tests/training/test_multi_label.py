@@ -295,7 +295,7 @@ def test_an_export_with_other_answers_is_not_written(run: Run, tmp_path: Path) -
     tree["per_class"][0]["predicted"] += 1
     path.write_text(json.dumps(tree))
     try:
-        with pytest.raises(JobFailed, match="as labeled"):
+        with pytest.raises(JobFailed, match="are correct"):
             export(run, "safetensors", folder=tmp_path / "out")
     finally:
         path.write_text(before)
