@@ -28,6 +28,7 @@ from PIL import Image
 from raycnn.config import yaml_file
 from raycnn.config.load import load_job
 from raycnn.data.splits import open_splits
+from raycnn.runs.directory import Run
 
 SCRIPTS = Path(__file__).parent / "peer_scripts"
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -89,10 +90,8 @@ def measure(command: list[str], folder: Path, run: Path | None) -> dict[str, Any
     if process.returncode:
         return {"failed": (folder / "log").read_text().strip()[-500:] or process.returncode}
     if run:
-        rows = (run / "metrics.csv").read_text().splitlines()
-        column = rows[0].split(",").index("images_per_s")
-        measured.rates = [float(row.split(",")[column]) for row in rows[1:]]
-        measured.acc1 = json.loads((run / "result.json").read_text())["test"]["acc1"]
+        measured.rates = [float(row["images_per_s"]) for row in Run(run).rows()]
+        measured.acc1 = (Run(run).result() or {})["test"]["acc1"]
     return {
         "images_per_s": round(statistics.median(measured.rates[1:] or measured.rates)),
         "first_step_s": measured.first_step_s and round(measured.first_step_s, 1),

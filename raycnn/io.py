@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from raycnn.errors import EnvironmentUnavailable
 
 NOTICE_S = 3  # seconds of waiting before `on_wait` is called
@@ -81,6 +79,8 @@ def lock(
     with `busy` as its message if another process holds it for longer, or if the lock cannot be
     written. The kernel frees the lock of a process that dies.
     """
+    from filelock import FileLock, Timeout  # imports asyncio, which reading a spec need not
+
     file_lock = FileLock(path)
     gives_notice = on_wait and not 0 <= timeout_s <= NOTICE_S
     try:
@@ -104,6 +104,8 @@ def lock(
 
 def is_locked(path: Path) -> bool:
     """Return whether another process holds the lock file; False if that cannot be checked."""
+    from filelock import FileLock, Timeout
+
     try:
         with FileLock(path, timeout=0):
             return False

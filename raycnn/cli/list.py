@@ -11,6 +11,7 @@ import typer
 
 from raycnn.cli.arguments import Address, AsJson, Runs
 from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
+from raycnn.filesystem import is_uri
 
 if TYPE_CHECKING:
     from raycnn.config.registry import Registry
@@ -40,11 +41,9 @@ def show(
         return
     if sort not in SORTS:
         raise SpecError(unknown("order", sort, SORTS))
-    if what == "runs":
-        _show_runs(runs, sort, as_json)
-        return
-    if what == "searches":
-        _show_searches(str(Path(runs).expanduser()) if "://" not in runs else runs, as_json)
+    if what in ("runs", "searches"):
+        root = runs if is_uri(runs) else str(Path(runs).expanduser())
+        _show_runs(root, sort, as_json) if what == "runs" else _show_searches(root, as_json)
         return
     if what and what not in TABLES:
         raise SpecError(unknown("table", what, [*TABLES, "runs", "searches"]))
@@ -97,12 +96,12 @@ def _options(table: "Registry[Any]", entry: str) -> str:
 def _show_runs(root: str, sort: str, as_json: bool) -> None:
     from raycnn.runs.listing import run_folders, summarize_runs
 
-    if "://" in root:
+    if is_uri(root):
         from raycnn.runs.directory import Run
 
         folders = [run.folder for run in Run.all(root)]
     else:
-        folders = run_folders(Path(root).expanduser())
+        folders = run_folders(root)
     runs = summarize_runs(folders)
     if sort != "name":
         runs.sort(key=lambda run: (getattr(run, sort) is None, getattr(run, sort)))
@@ -111,7 +110,7 @@ def _show_runs(root: str, sort: str, as_json: bool) -> None:
         return
     if runs:
         _print_table([HEADER, *map(_row, runs)])
-    if "://" in root or any(Path(root).expanduser().glob("*/*/search.yaml")):
+    if is_uri(root) or any(Path(root).glob("*/*/search.yaml")):
         _show_searches(root)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 from raycnn.config import yaml_file
 from raycnn.config.changes import apply_changes, merge, parse_changes
 from raycnn.config.messages import validate
-from raycnn.config.packaged import find_job_file, packaged_jobs, suggest_name
+from raycnn.config.packaged import find_job_file, no_packaged_job, packaged_jobs
 from raycnn.config.schema import JobSpec
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
@@ -71,8 +71,8 @@ def _read(path: Path, shown: Path, depth: int) -> tuple[Tree, Where]:
         packaged = packaged_jobs()
         if base not in packaged:
             raise SpecError(
-                f"{location}: extends: there is no {base} beside this file, or below it, nor a "
-                f"packaged job of this name{suggest_name(base, {name: name for name in packaged})}"
+                f"{location}: extends: there is no {base} beside this file, or below it, nor "
+                f"{no_packaged_job(base)}"
             )
         target = name = packaged[base]
     below, below_where = _read(target, name, depth + 1)

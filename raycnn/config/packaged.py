@@ -32,15 +32,17 @@ def find_job_file(path: Path) -> Path:
         return packaged[str(path)]
     if path.suffix in SUFFIXES or len(path.parts) > 1:
         siblings = [file.name for file in path.parent.glob("*.y*ml") if file.is_file()]
-        hint = suggest_name(path.stem, {name.rpartition(".")[0]: name for name in siblings})
+        hint = _hint(path.stem, {name.rpartition(".")[0]: name for name in siblings})
         raise SpecError(f"cannot read {path}: there is no such file{hint}")
-    hint = suggest_name(path.name, {name: name for name in packaged})
-    raise SpecError(
-        f"cannot read {path}: there is no such file, nor a packaged job of this name{hint}"
-    )
+    raise SpecError(f"cannot read {path}: there is no such file, nor {no_packaged_job(path.name)}")
 
 
-def suggest_name(stem: str, names: dict[str, str]) -> str:
+def no_packaged_job(name: str) -> str:
+    """Return the end of a message that no packaged job has this name, with the nearest one."""
+    return f"a packaged job of this name{_hint(name, {job: job for job in packaged_jobs()})}"
+
+
+def _hint(stem: str, names: dict[str, str]) -> str:
     """Return a "did you mean" suggestion for the nearest name; `names` maps stems to names."""
     near = get_close_matches(stem, names, n=1, cutoff=0.75)
     return did_you_mean(names[near[0]], [names[near[0]]]) if near else ""

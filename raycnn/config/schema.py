@@ -244,6 +244,9 @@ def _one_or_a_range(value: Any, check: Any) -> Any:
 Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
+DeviceName = Literal["auto", "cpu", "cuda", "npu", "xpu", "mps"]
+
+
 def check_count(device: str, workers: int) -> None:
     """Raise ValueError where devices of this type cannot train with so many workers."""
     if device == "mps" and workers > 1:
@@ -256,7 +259,7 @@ class Workers(Frozen):
     count: Annotated[PositiveInt | Range, WrapValidator(_one_or_a_range)] = 1
     """Number of data-parallel processes, one device each. [min, max]: elastic; on Ray as many as
     the cluster has resources for, adapting as nodes leave and join; else as many as are started."""
-    device: Literal["auto", "cpu", "cuda", "npu", "xpu", "mps"] = "auto"
+    device: DeviceName = "auto"
     """Device type; auto: the first of cuda, npu, xpu and cpu that is available."""
     cpus: PositiveInt | None = None
     """CPUs and threads per worker; by default an equal share (without Ray: torch's default)."""

@@ -5,7 +5,7 @@ job of its own), or `{name: wide, model: ..., optimizer: ..., space: ...}`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
@@ -26,6 +26,7 @@ from raycnn.config.messages import describe_error, locate, validate
 from raycnn.config.packaged import find_job_file
 from raycnn.config.schema import (
     ComponentConfig,
+    DeviceName,
     Frozen,
     JobSpec,
     Positive,
@@ -149,7 +150,7 @@ Space = dict[str, Domain]
 class Pool(Frozen):
     """A pool of devices of one kind to run trials on."""
 
-    device: Literal["auto", "cpu", "cuda", "npu", "xpu", "mps"] = "auto"
+    device: DeviceName = "auto"
     """Device type; auto: the first of cuda, npu, xpu and cpu that is available."""
     cpus: PositiveInt = 1
     """CPUs and threads per worker."""
@@ -286,6 +287,11 @@ class TuneSpec(Frozen):
             if number < count
             for fold in self.folds
         ]
+
+    def map_jobs(self, change: Callable[[JobSpec], JobSpec]) -> "TuneSpec":
+        """Return the search with each of its jobs changed by `change`."""
+        changed = [one.model_copy(update={"job": change(one.job)}) for one in self.architectures]
+        return self.model_copy(update={"architectures": changed})
 
     def tree(self) -> Tree:
         """Return the search as plain values, with all defaults filled in."""

@@ -51,8 +51,7 @@ def check_search(search: TuneSpec, *, remote: bool = False) -> TuneSpec:
         check_reachable(path)
     else:
         check_writable(Path(path).absolute())
-    pinned = [a.model_copy(update={"job": pin_teacher(a.job)}) for a in search.architectures]
-    return search.model_copy(update={"architectures": pinned})
+    return search.map_jobs(pin_teacher)
 
 
 def _check_search(search: TuneSpec) -> None:

@@ -128,11 +128,11 @@ def files_of(source: Source) -> list[File]:
     try:
         return [_stat(str(name)) for name in source.files()]
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"cannot read the data: {error}") from None
+        raise unreadable(error) from None
 
 
-def unreadable(error: OSError) -> DataError:
-    """Return the error of a data set for one of the file system."""
+def unreadable(error: Exception) -> DataError:
+    """Return the error of a data set for one of the file system, or of pyarrow."""
     if isinstance(error, NotADirectoryError):
         return DataError(f"{error.filename} is a file: name the folder that holds the images")
     return DataError(f"cannot read the data: {error}")

@@ -41,6 +41,7 @@ from raycnn.data.sources.base import (
     Split,
     common_class_names,
     spread_rows,
+    unreadable,
     with_test,
 )
 from raycnn.data.sources.labels import (
@@ -401,7 +402,7 @@ class Parquet(PictureSource):
             system, path = system_of(folder + mark + query)
             infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"cannot read the data: {error}") from None
+            raise unreadable(error) from None
         names = sorted(info.base_name for info in infos if info.is_file)
         return [f"{folder}/{n}{mark}{query}" for n in names if fnmatchcase(n, name)]
 

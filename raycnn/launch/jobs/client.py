@@ -72,10 +72,7 @@ def server_of(address: str | None) -> str | None:
 
 def map_jobs(spec: JobSpec | TuneSpec, change: Callable[[JobSpec], JobSpec]) -> JobSpec | TuneSpec:
     """Return the job, or the search with each of its jobs, changed by `change`."""
-    if isinstance(spec, JobSpec):
-        return change(spec)
-    changed = [one.model_copy(update={"job": change(one.job)}) for one in spec.architectures]
-    return spec.model_copy(update={"architectures": changed})
+    return change(spec) if isinstance(spec, JobSpec) else spec.map_jobs(change)
 
 
 class JobDetails(BaseModel):

@@ -6,6 +6,9 @@ from raycnn.config.schema import Workers
 from raycnn.errors import ClusterError
 from raycnn.runtime.device import DEVICE_KINDS, DeviceKind
 
+RESOURCES = [*dict.fromkeys(kind.resource for kind in DEVICE_KINDS.values())]
+"""Ray's names of the resources of all device types, each once."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -59,7 +62,7 @@ def capacity(nodes: list[Node], worker_resources: dict[str, float]) -> int:
 
 def table(nodes: list[Node]) -> str:
     """Return the resources of each node as a table, for display."""
-    resources = [*dict.fromkeys(kind.resource for kind in reversed(DEVICE_KINDS.values()))]
+    resources = RESOURCES[::-1]
     lines = ["node".ljust(20) + "".join(name.rjust(8) for name in resources)]
     for node in nodes:
         amounts = (f"{node.total.get(name, 0):g}".rjust(8) for name in resources)
@@ -69,9 +72,7 @@ def table(nodes: list[Node]) -> str:
 
 def total(nodes: list[Node]) -> str:
     """Return the devices and CPUs of all nodes, for display."""
-    sums = {
-        k.resource: sum(n.total.get(k.resource, 0) for n in nodes) for k in DEVICE_KINDS.values()
-    }
+    sums = {name: sum(node.total.get(name, 0) for node in nodes) for name in RESOURCES}
     available = {name: amount for name, amount in sums.items() if amount}
     return f"{format_resources(available)} on {len(nodes)} node{'s' * (len(nodes) > 1)}"
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
+from benchmarks.cluster import TOKEN
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
 from raycnn.search.folder import Search
@@ -37,8 +38,6 @@ from tests.support.searches import Read, read  # noqa: F401
 pytestmark = pytest.mark.ray
 
 MakeJob = Callable[..., JobSpec]
-
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def long(job: MakeJob) -> JobSpec:
