@@ -3,15 +3,29 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
+from io import StringIO
 from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 from raycnn import io
+from raycnn.config import yaml_file
+from raycnn.config.components import DATASETS, MODELS, OPTIMIZERS, SCHEDULES
+from raycnn.config.load import saved_job_from_tree
+from raycnn.config.registry import Registry
+from raycnn.errors import EnvironmentUnavailable
 from raycnn.runs.events import read_events
 from raycnn.runs.metrics_file import read_metrics
 from raycnn.training.callbacks import Failed
 from raycnn.training.main_metric import main_metric, val_metric
 
 NOT_COMPARED = ("name", "storage.", "workers.", "data.root", "data.download")
+COMPONENTS: dict[str, Registry[Any]] = {
+    "data": DATASETS, "model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES,
+}  # fmt: skip
+REQUIRED = "required"  # stands for the values that a spec must set
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,9 @@ class RunSummary:
     start: str
     """Local time of creation: `2025-01-31 12:00`."""
     changed: dict[str, str]
-    """Keys and values of the spec that differ from the job's first run, as written in YAML."""
+    """Keys and values of the spec that differ from the job's first run, as written in YAML.
+
+    A default is no change, whether it is written or not."""
 
 
 def run_folders(root: str | Path) -> list[Path]:
@@ -57,11 +73,6 @@ def _summary(folder: Path, keys: dict[str, str], base: dict[str, str]) -> RunSum
     rows = read_metrics(folder / "metrics.csv")
     result = io.read_json(folder / "result.json")
     values = [float(row[metric]) for row in rows if (metric := val_metric(row))]
-    changed = {
-        key: keys.get(key, "")
-        for key in sorted({*keys, *base})
-        if keys.get(key) != base.get(key) and not key.startswith(NOT_COMPARED)
-    }
     return RunSummary(
         name=f"{folder.parent.name}/{folder.name}",
         state="done" if result else _state(folder),
@@ -71,8 +82,55 @@ def _summary(folder: Path, keys: dict[str, str], base: dict[str, str]) -> RunSum
         test=result["test"][main_metric(result["test"])] if result else None,
         seconds=float(rows[-1].get("time_s") or 0) if rows else 0.0,
         start=_start(folder / "environment.json"),
-        changed=changed,
+        changed=_changes(keys, base),
     )
+
+
+def _changes(keys: dict[str, str], base: dict[str, str]) -> dict[str, str]:
+    """Return the keys of a spec whose values differ from those of `base`.
+
+    A key that only one of them has is at its default in the other, which a version wrote that did
+    not have the key yet, or whose author left the option out.
+    """
+    missing = keys.keys() ^ base.keys()
+    keys, base = ({key: _default(key, each) for key in missing} | each for each in (keys, base))
+    return {
+        key: value
+        for key, value in sorted(keys.items())
+        if value != base[key] and not key.startswith(NOT_COMPARED)
+    }
+
+
+def _default(key: str, keys: dict[str, str]) -> str:
+    """Return the value in a spec of a key that it does not have; empty without a default."""
+    section, _, option = key.partition(".")
+    options = _option_defaults(section, keys.get(f"{section}.name", ""))
+    return _spec_defaults().get(key) or options.get(option, "")
+
+
+@cache
+def _spec_defaults() -> dict[str, str]:
+    """Return the dotted keys of a saved spec that have a default, and their values."""
+    tree = {key: {"name": REQUIRED} for key in COMPONENTS} | {"name": REQUIRED}
+    distillation = {"distillation": {"teacher": REQUIRED}}
+    keys: dict[str, str] = {}
+    for train in (distillation, dict[str, Any]()):
+        keys |= _keys_of_tree(saved_job_from_tree(tree | {"train": {"epochs": 1} | train}).tree())
+    return {key: value for key, value in keys.items() if value != REQUIRED}
+
+
+@cache
+def _option_defaults(section: str, name: str) -> dict[str, str]:
+    """Return the options of a component that have a default, and their values."""
+    table = COMPONENTS.get(section)
+    if not table or name not in table.names():
+        return {}
+    try:
+        fields = table.described(name).model_fields
+    except EnvironmentUnavailable:  # the package that has the component cannot be imported
+        return {}
+    defaults = {key: field.default for key, field in fields.items() if not field.is_required()}
+    return _keys_of_tree(to_jsonable_python(defaults, fallback=str))
 
 
 def _state(folder: Path) -> str:
@@ -91,12 +149,22 @@ def spec_keys(file: Path) -> dict[str, str]:
     unreadable file. A YAML parser would take 20 ms for each run.
     """
     try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        return _keys_of(file.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return {}
+
+
+def _keys_of_tree(tree: yaml_file.Tree) -> dict[str, str]:
+    """Return the dotted keys and values of a spec as `spec_keys` reads them from its file."""
+    file = StringIO()
+    yaml_file.dump(tree, file)
+    return _keys_of(file.getvalue())
+
+
+def _keys_of(text: str) -> dict[str, str]:
     scalars: dict[str, str] = {}
     lists: dict[str, list[str]] = {}
-    for key, value, in_list in _values(lines):
+    for key, value, in_list in _values(text.splitlines()):
         if in_list:
             lists.setdefault(key, []).append(value)
         else:

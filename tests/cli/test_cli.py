@@ -10,6 +10,7 @@ import pytest
 
 from raycnn.cli.commands import COMMANDS
 from raycnn.config.schema import JobSpec
+from raycnn.config.yaml_file import load_yaml, write
 from raycnn.runs.directory import Run
 from tests.conftest import JOBS, ROOT, Call, train
 
@@ -183,6 +184,24 @@ def test_what_changed_in_a_list_is_listed_as_one_change(call: Call, job: MakeJob
     assert changed["data.transforms"] == "[resize, horizontal_flip]"
     assert changed["data.transforms.p"] == "[0.3]" and "data.transforms.size" not in changed
     assert changed["optimizer.betas"] == "[0.8, 0.9]" and changed["trackers"] == "[]"
+
+
+def test_a_default_is_no_change_where_it_is_not_written(call: Call, job: MakeJob) -> None:
+    """The first run is of a version without these keys, in which biases decayed as well."""
+    file = Run.create(job()).folder / "job.yaml"
+    tree, _ = load_yaml(file, "job.yaml")
+    del tree["trackers"], tree["optimizer"]["decay_norm_and_bias"], tree["train"]["deterministic"]
+    write(file, tree)
+    written = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
+    Run.create(job(optimizer=written, train__compile="auto", train__ema=0.9))
+    teacher = {"teacher": "another", "alpha": 0.5}
+    Run.create(job(train__deterministic=True, train__distillation=teacher))
+    _, out, _ = call("list", "runs", "--json")
+    _, second, third = (run["changed"] for run in json.loads(out))
+    was_other = {"optimizer.decay_norm_and_bias": "false"}
+    assert second == was_other | {"train.compile": "auto", "train.ema": "0.9"}
+    told = {"train.deterministic": "true", "train.distillation.teacher": "another"}
+    assert third == was_other | told
 
 
 def test_a_run_that_may_not_be_read_is_listed_with_the_others(call: Call, job: MakeJob) -> None:
