@@ -1,14 +1,18 @@
 """Estimate the duration of trials on this machine from one timed step per architecture."""
 
 import time
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
+from raycnn.config.components import SCHEDULES
 from raycnn.config.schema import JobSpec
 from raycnn.config.search import TuneSpec
 from raycnn.data.splits import open_splits
+from raycnn.runs.teacher import load_job_teacher
 from raycnn.training.loop import new_training_state
-from raycnn.training.step import forward, unlabeled_batch
+from raycnn.training.step import TrainStep, forward, unlabeled_batch
 
 SAMPLE = 32  # images of the timed step
 
@@ -23,13 +27,30 @@ def _epoch_s(job: JobSpec, device: torch.device) -> float:
     state = new_training_state(job, splits, device)
     size = min(SAMPLE, job.train.batch_size)
     batch = unlabeled_batch(torch.zeros(size, *splits.shape, device=device), size)
-    state.model.train()
-    for _ in range(2):  # the first step includes one-time initialization
-        start = time.perf_counter()
-        _, loss = forward(state.model, batch, job.train)
+    step = TrainStep(
+        replica=state.model, state=state, job=job, schedule=SCHEDULES.build(job.schedule, 100),
+        micro_batch=size, class_weights=None, teacher=load_job_teacher(job, splits, device),
+    )  # fmt: skip
+
+    def train() -> Tensor:
+        _, loss = step.loss(batch)
         loss.backward()
-        loss.item()
-        took = time.perf_counter() - start
-    # A validation image costs a third of a training image: the backward pass takes two thirds.
-    images = len(splits.labels("train")) + len(splits.labels("val")) / 3
-    return took / size * images
+        return loss
+
+    def validate() -> Tensor:
+        with torch.inference_mode():
+            return forward(state.model, batch, job.train)[1]
+
+    train_s = _seconds(train)
+    state.model.eval()
+    images = {split: len(splits.labels(split)) / size for split in ("train", "val")}
+    return train_s * images["train"] + _seconds(validate) * images["val"]
+
+
+def _seconds(work: Callable[[], Tensor]) -> float:
+    """Return the duration of the second call: the first includes one-time initialization."""
+    for _ in range(2):
+        start = time.perf_counter()
+        work().item()
+        seconds = time.perf_counter() - start
+    return seconds

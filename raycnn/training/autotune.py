@@ -1,8 +1,9 @@
 """Measure which memory format, precision and compilation train a network fastest on its device.
 
 A job requests it by `auto`. All workers measure at once, as they train at once, and the slowest
-counts. The timings are kept in the cache folder, for this machine, network, batch and these
-versions; the run records what was chosen, so that a resumed run computes as it did before.
+counts; with distillation the teacher's forward pass is part of a step. The timings are kept in the
+cache folder, for this machine, network, batch and these versions; the run records what was chosen,
+so that a resumed run computes as it did before.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from raycnn.runtime import distributed
 from raycnn.runtime.device import DEVICE_KINDS, layout
 from raycnn.training.callbacks import Autotuned, Callback
 from raycnn.training.checkpoint import TrainingState
+from raycnn.training.distillation import Teacher
 from raycnn.training.step import TrainStep, micro_batch_size, unlabeled_batch
 
 SETTINGS = ("channels_last", "precision", "compile")
@@ -86,21 +88,23 @@ def autotune(
     shape: tuple[int, ...],
     device: torch.device,
     new_state: NewState,
+    teacher: Teacher | None,
     callbacks: Callback,
 ) -> JobSpec:
     """Return the job with each `auto` replaced by the fastest setting for a run of `steps` steps.
 
     `shape` is that of an image (C, H, W); `new_state` returns a new training state for a job.
+    A `teacher` is measured with it, and converted to its memory format.
     """
     if "auto" not in (getattr(job.train, key) for key in SETTINGS):
         return job
-    path = _path(job, shape, device)
+    path = _path(job, shape, device, teacher)
     timings: Timings = distributed.broadcast_from_rank_zero(lambda: _read(path))
     cached = len(timings)
 
     def measure(candidate: Candidate) -> Timing:
         if candidate.name not in timings:
-            timings[candidate.name] = _measure(job, candidate, shape, device, new_state)
+            timings[candidate.name] = _measure(job, candidate, shape, device, new_state, teacher)
         return timings[candidate.name]
 
     chosen = fastest(list(_candidates(job, device)), job.train.compile, steps, measure)
@@ -110,7 +114,10 @@ def autotune(
         _write(path, finite)
     seconds = {name: timing.step_s for name, timing in finite.items()}
     callbacks.on_event(Autotuned(settings=chosen.changes(), seconds=seconds))
-    return job.change(chosen.changes())
+    job = job.change(chosen.changes())
+    if teacher:
+        teacher.set_layout(job.train.channels_last)
+    return job
 
 
 def fastest(
@@ -166,11 +173,12 @@ def _measure(
     shape: tuple[int, ...],
     device: torch.device,
     new_state: NewState,
+    teacher: Teacher | None,
 ) -> Timing:
     """Return the timing of a candidate on the slowest worker."""
     job = job.change(candidate.changes() | {"train.sync_batch_norm": False})
     try:
-        first_s, step_s = _time_steps(job, shape, device, new_state)
+        first_s, step_s = _time_steps(job, shape, device, new_state, teacher)
     except Exception as error:  # without a compiler or memory torch raises many types
         if not candidate.compile and not isinstance(error, torch.OutOfMemoryError):
             raise
@@ -181,16 +189,22 @@ def _measure(
 
 
 def _time_steps(
-    job: JobSpec, shape: tuple[int, ...], device: torch.device, new_state: NewState
+    job: JobSpec,
+    shape: tuple[int, ...],
+    device: torch.device,
+    new_state: NewState,
+    teacher: Teacher | None,
 ) -> tuple[float, float]:
     """Return the seconds of the first step, and of the fastest of at least two later ones."""
     share = math.ceil(job.train.batch_size / distributed.world_size())
     state = new_state(job)
     if job.train.compile:
         state.model.compile()
+    if teacher:
+        teacher.set_layout(job.train.channels_last)
     train_step = TrainStep(
         replica=state.model, state=state, job=job, schedule=SCHEDULES.build(job.schedule, 100),
-        micro_batch=micro_batch_size(job.train), class_weights=None,
+        micro_batch=micro_batch_size(job.train), class_weights=None, teacher=teacher,
     )  # fmt: skip
     batch = unlabeled_batch(torch.randn(share, *shape, device=device), job.train.batch_size)
     module, seconds = torch.get_device_module(device), list[float]()
@@ -202,13 +216,16 @@ def _time_steps(
     return seconds[0], min(seconds[1:])
 
 
-def _path(job: JobSpec, shape: tuple[int, ...], device: torch.device) -> Path | None:
+def _path(
+    job: JobSpec, shape: tuple[int, ...], device: torch.device, teacher: Teacher | None
+) -> Path | None:
     """Return the file of the timings; None without a cache folder."""
     names = DEVICE_KINDS[device.type].names() or [platform.processor(), platform.node()]
     measured_on = [
         __version__, torch.__version__, names, torch.get_num_threads(), distributed.world_size(),
         shape, job.tree()["model"], job.tree()["optimizer"], job.train.batch_size,
         job.train.micro_batch, job.train.ema, job.train.deterministic,
+        teacher and teacher.loaded.sha256,
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(measured_on).encode()).hexdigest()[:16]
     try:

@@ -42,6 +42,10 @@ class Teacher:
     loaded: TeacherLoaded
     """The event that describes it."""
 
+    def set_layout(self, channels_last: bool | str | None) -> None:
+        """Convert the weights to the memory format of `train.channels_last`."""
+        self.network.to(memory_format=layout(self.scale.device, channels_last))
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Return the logits (B, K) for images (B, C, H, W) as the student gets them."""

@@ -136,11 +136,11 @@ def _fit(
         raise SpecError("needs images that are held out: data.val is 0", "train.patience")
     total_steps = job.train.epochs * math.ceil(len(splits.labels("train")) / job.train.batch_size)
     new_state = partial(new_training_state, splits=splits, device=device)
-    job = autotune(job, total_steps, splits.shape, device, new_state, callbacks)
     teacher = None
     if job.train.distillation:
         teacher = agree_on_teacher(lambda: hooks.load_teacher(job, splits, device))
         callbacks.on_event(teacher.loaded)
+    job = autotune(job, total_steps, splits.shape, device, new_state, teacher, callbacks)
     lr_backoffs: list[float] = []
     while True:
         has_rolled_back = bool(lr_backoffs)

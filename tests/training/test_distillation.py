@@ -1,5 +1,6 @@
 """A job that learns the outputs of another run's network."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -15,16 +16,19 @@ from raycnn.errors import DataError, Interrupted, SpecError
 from raycnn.runs.compatibility import validate_resume
 from raycnn.runs.directory import Run
 from raycnn.runs.teacher import load_job_teacher, teacher_digest
+from raycnn.search.estimate import epoch_s
 from raycnn.search.folder import Search
 from raycnn.search.preflight import check_search
-from raycnn.training.callbacks import TeacherLoaded
-from raycnn.training.distillation import soft_loss
+from raycnn.training import autotune
+from raycnn.training.callbacks import Autotuned, TeacherLoaded
+from raycnn.training.distillation import Teacher, soft_loss
 from raycnn.training.preflight import check_job
 from tests.conftest import TINY, Call, distance, happened, numbers, same, train, weights
 from tests.support.searches import Read, begin, go
 
 MakeJob = Callable[..., JobSpec]
 
+SLOW_S = 0.05  # seconds by which a teacher is slowed down: far more than a step takes
 MIXED = [{"name": "resize", "size": 12}, {"name": "random_crop", "padding": 2}, "mixup"]
 FLAT = {"label_smoothing": 0.1, "epochs": 1, "batch_size": 32}
 
@@ -182,3 +186,47 @@ def test_the_trials_of_a_search_learn_from_the_run_that_was_the_latest_when_it_b
     assert loaded.teacher == str(teacher.folder)
     assert loaded.sha256 == teacher_digest(trial.run.job())
     assert trial.info["state"] == "done"
+
+
+def slow_down_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each forward pass of a teacher take SLOW_S seconds longer."""
+    original = Teacher.__call__
+
+    def slow(self: Teacher, images: torch.Tensor) -> torch.Tensor:
+        time.sleep(SLOW_S)
+        return original(self, images)
+
+    monkeypatch.setattr(Teacher, "__call__", slow)
+
+
+def test_settings_are_measured_with_the_teacher_whose_weights_take_the_layout(
+    job: MakeJob, teacher: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(autotune, "MIN_TRAINING_S", 0)
+    monkeypatch.setattr(autotune, "MEASURED_S", 0.01)
+    monkeypatch.setenv("RAYCNN_CACHE", str(tmp_path / "cache"))
+    alone = train(job(train__channels_last="auto"))
+    slow_down_teachers(monkeypatch)
+    both = train(job(train__channels_last="auto", train__distillation=taught(teacher)))
+    seconds, seconds_alone = (
+        list(happened(run, Autotuned)[0].seconds.values()) for run in (both, alone)
+    )
+    assert len(seconds) == 2 and min(seconds) > SLOW_S > max(seconds_alone)
+    settings = {"train__channels_last": both.job().train.channels_last}
+    same_job = train(job(**settings, train__distillation=taught(teacher)))
+    assert same(weights(both), weights(same_job))
+
+
+def test_the_estimate_of_a_search_counts_the_teacher(
+    read: Read, teacher: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, cpu = read(), torch.device("cpu")
+    (only,) = spec.architectures
+    learning = only.job.change({"train.distillation": taught(teacher)})
+    slow_down_teachers(monkeypatch)
+    alone, both = (
+        epoch_s(spec.map_jobs(change), cpu)[only.name]
+        for change in (lambda job: job, lambda job: learning)
+    )
+    steps = 180 / 32  # of an epoch: 200 images, of which a tenth is held out
+    assert both > steps * SLOW_S > alone
