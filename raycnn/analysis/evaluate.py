@@ -14,6 +14,7 @@ from raycnn.errors import DataError
 from raycnn.runs.directory import Run
 from raycnn.runtime.device import find
 from raycnn.training import checkpoint, metrics
+from raycnn.training.bootstrap import map_interval
 from raycnn.training.loop import new_training_state, predict_split
 from raycnn.training.metrics import TOP, Confusion, confidence_interval
 from raycnn.training.multi_label import multi_label_scores, named_rows
@@ -100,12 +101,14 @@ def _store(run: Run, new: Predictions, stored: Predictions | None) -> Prediction
 def split_metrics(predictions: SplitPredictions) -> dict[str, Any]:
     """Return accuracy with its 95 % interval, cross-entropy (no smoothing), ECE and the count.
 
-    The cross-entropy is None if not all probabilities were stored. Multi-label these are mAP,
-    micro and macro F1, binary cross-entropy and the count.
+    The cross-entropy is None if not all probabilities were stored. Multi-label these are mAP with
+    its interval, micro and macro F1, binary cross-entropy and the count.
     """
     if predictions.multi_label:
         means = multi_label_scores(predictions.labels, predictions.probabilities).means
-        return means | {"loss": _binary_loss(predictions), "count": len(predictions)}
+        interval = map_interval(predictions.labels, predictions.probabilities)
+        counted = {"loss": _binary_loss(predictions), "count": len(predictions)}
+        return means | {"interval95": list(interval)} | counted
     hits, count = int((predictions.predicted == predictions.labels).sum()), len(predictions)
     top5 = sum(int((top == labels[:, None]).sum()) for top, labels in _top5(predictions))
     loss = None

@@ -57,7 +57,9 @@ def card(description: dict[str, Any], config: dict[str, Any]) -> str:
     timm_model = timm_name(spec["model"], Shape(*metadata["shape"]))
     metric = main_metric(test)
     interval = (
-        " (95 % interval {:.2%} to {:.2%})".format(*test["interval95"]) if "acc1" in test else ""
+        " (95 % interval {:.2%} to {:.2%})".format(*test["interval95"])
+        if "interval95" in test
+        else ""
     )
     images = ", ".join(f"{count:,} {split}" for split, count in metadata["images"].items())
     model, version = spec["model"]["name"], metadata["versions"]["raycnn"]

@@ -166,11 +166,12 @@ def _chosen(result: dict[str, Any]) -> str:
 
 
 def tested(test: dict[str, Any], split: str = "test") -> str:
-    count = test["count"]
-    if main_metric(test) == "map":
-        f1 = f" (F1 {test['f1']:.2%}, macro {test['f1_macro']:.2%})" if "f1" in test else ""
-        return f"{split} mAP {test['map']:.2%}{f1}, {count:,} of {count:,} images"
-    low, high = test["interval95"]
-    return (
-        f"{split} {test['acc1']:.2%} (95 %: {low:.2%} to {high:.2%}), {count:,} of {count:,} images"
-    )
+    count, details = test["count"], []
+    if "interval95" in test:
+        details.append("95 %: {:.2%} to {:.2%}".format(*test["interval95"]))
+    metric = main_metric(test)
+    if metric == "map" and "f1" in test:
+        details.append(f"F1 {test['f1']:.2%}, macro {test['f1_macro']:.2%}")
+    name = " mAP" if metric == "map" else ""
+    described = f" ({'; '.join(details)})" if details else ""
+    return f"{split}{name} {test[metric]:.2%}{described}, {count:,} of {count:,} images"

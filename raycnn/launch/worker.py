@@ -80,8 +80,7 @@ def finish(result: TrainResult, recorder: Recorder) -> None:
         except OSError as error:
             text = f"the predictions cannot be written: {error}"
             recorder.callbacks.on_event(Warned(text=text))
-    assert result.test
-    recorder.finish(result_of(result.state, result.test))
+    recorder.finish(result_of(result))
 
 
 def driver_paths() -> dict[str, str]:

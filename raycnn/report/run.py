@@ -247,9 +247,8 @@ def _notes(
     metric = val_metric(rows[-1]) if rows else None
     if rows and not metric:
         notes.append("No image was held out: the last epoch counts as the best.")
-    elif val and val < FEW_IMAGES and metric == "val/acc1":
-        best = max(row.get("val/acc1", 0.0) for row in rows)
-        low, high = confidence_interval(round(best * val), val)
+    elif val and val < FEW_IMAGES and metric and (bounds := _val_interval(rows, val, result)):
+        best, (low, high) = max(row.get(metric, 0.0) for row in rows), bounds
         notes.append(
             f"Only {val} validation images choose the best epoch: its {percent(best, 1)} could be "
             f"anything from {percent(low, 1)} to {percent(high, 1)}. Raise data.val."
@@ -258,6 +257,16 @@ def _notes(
         interval = ": see its interval" if "interval95" in result["test"] else ""
         notes.append(f"The test has only {result['test']['count']} images{interval}.")
     return notes
+
+
+def _val_interval(
+    rows: Sequence[dict[str, float]], count: int, result: dict[str, Any] | None
+) -> Sequence[float] | None:
+    """Return the interval of the best validation accuracy, or of the mAP of a tested run."""
+    if val_metric(rows[-1]) == "val/acc1":
+        best = max(row.get("val/acc1", 0.0) for row in rows)
+        return confidence_interval(round(best * count), count)
+    return ((result or {}).get("val") or {}).get("interval95")
 
 
 def _leak_notes(section: duplicates.DuplicateSection | None) -> list[str]:

@@ -2,22 +2,26 @@
 
 from typing import Any
 
+from raycnn.training.bootstrap import map_interval
 from raycnn.training.checkpoint import TrainingState
+from raycnn.training.loop import TrainResult
 from raycnn.training.main_metric import val_metric
 from raycnn.training.metrics import EpochMetrics, class_metrics, confidence_interval
 from raycnn.training.multi_label import named_rows
+from raycnn.training.predictions import SplitPredictions
 
 RESULT, PER_CLASS = "result.json", "per_class.json"
 
 
-def result_of(state: TrainingState, test: EpochMetrics) -> dict[str, Any]:
-    """Return the content of result.json and per_class.json for a trained state and its test."""
-    best = state.history[state.best - 1] if state.best else None
+def result_of(trained: TrainResult) -> dict[str, Any]:
+    """Return the content of result.json and per_class.json for a tested training, on rank 0."""
+    state, test = trained.state, trained.test
+    assert test
     return {
-        "test": _test(test),
+        "test": _test(test, trained.predictions.get("test")),
         "best_epoch": state.best,
-        "best": best,
-        "val": _validation(best, state.metadata["images"]["val"]),
+        "best": state.history[state.best - 1] if state.best else None,
+        "val": _validation(state, trained.predictions.get("val")),
         "epochs": state.epoch,
         "time_s": state.history[-1]["time_s"] if state.history else 0.0,
         "confusion": test.confusion,
@@ -25,18 +29,26 @@ def result_of(state: TrainingState, test: EpochMetrics) -> dict[str, Any]:
     }
 
 
-def _test(test: EpochMetrics) -> dict[str, Any]:
-    """Return the test metrics; the interval is that of the accuracy, and mAP has none."""
+def _test(test: EpochMetrics, predictions: SplitPredictions | None) -> dict[str, Any]:
+    """Return the test metrics; the interval is that of the accuracy, or of the mAP."""
     counts = {
         "count": test.count,
         "images_per_s": test.count / test.seconds,
         "ms_per_image": test.ms_per_image,
     }
     if test.multi_label:
-        return test.multi_label.means | {"loss": test.mean_loss} | counts
+        means = test.multi_label.means | _map_interval(predictions)
+        return means | {"loss": test.mean_loss} | counts
     low, high = confidence_interval(test.hits, test.count)
     accuracies = {"acc1": test.acc1, "interval95": [low, high], "acc5": test.acc5}
     return accuracies | {"loss": test.mean_loss} | counts
+
+
+def _map_interval(predictions: SplitPredictions | None) -> dict[str, Any]:
+    """Return `interval95` of the mAP; nothing without the predictions, which rank 0 has."""
+    if not predictions:
+        return {}
+    return {"interval95": list(map_interval(predictions.labels, predictions.probabilities))}
 
 
 def _per_class(test: EpochMetrics, classes: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -45,12 +57,15 @@ def _per_class(test: EpochMetrics, classes: tuple[str, ...]) -> list[dict[str, A
     return class_metrics(test.confusion, classes)
 
 
-def _validation(best: dict[str, float] | None, count: int) -> dict[str, Any] | None:
-    """Return the validation accuracy of the best epoch, with its interval, or its mAP."""
-    metric = best and val_metric(best)
+def _validation(
+    state: TrainingState, predictions: SplitPredictions | None
+) -> dict[str, Any] | None:
+    """Return the validation accuracy or mAP of the best epoch, with its interval."""
+    best = state.history[state.best - 1] if state.best else None
+    metric, count = best and val_metric(best), state.metadata["images"]["val"]
     if not best or not metric:
         return None
     if metric == "val/map":
-        return {"map": best[metric], "count": count}
+        return {"map": best[metric]} | _map_interval(predictions) | {"count": count}
     low, high = confidence_interval(round(best["val/acc1"] * count), count)
     return {"acc1": best["val/acc1"], "interval95": [low, high], "count": count}

@@ -22,6 +22,7 @@ from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec, Train
 from raycnn.data.loader import Batch
 from raycnn.errors import Interrupted, JobFailed, SpecError
+from raycnn.report.page import percent
 from raycnn.runs.directory import Run
 from raycnn.runtime import distributed
 from raycnn.search.preflight import check_search
@@ -157,6 +158,9 @@ def test_a_run_tests_every_image_once_and_says_so(data: Path, run: Run) -> None:
     assert result["best_epoch"] == int(best["epoch"]) and "val/acc1" not in best
     again = evaluate_run(run, "test")
     assert again["test"]["map"] == result["test"]["map"]
+    low, high = again["test"]["interval95"]
+    assert [low, high] == result["test"]["interval95"] and low < expected < high
+    assert result["val"]["interval95"] == evaluate_run(run, "val")["val"]["interval95"]
     assert again["test"]["loss"] == pytest.approx(result["test"]["loss"], rel=1e-4)
     own = (run.per_class() or {})["per_class"]
     assert [row["class"] for row in own] == [row["class"] for row in again["per_class"]]
@@ -228,7 +232,9 @@ def test_lists_in_parquet_are_trained_on(tmp_path: Path) -> None:
 
 def test_the_command_line_names_the_classes(call: Call, data: Path, run: Run) -> None:
     code, out, _ = call("eval", run.folder)
-    assert code == 0 and "mAP" in out and all(name in out for name in CLASSES)
+    low, high = (run.result() or {})["test"]["interval95"]
+    assert code == 0 and f"(95 %: {low:.2%} to {high:.2%}; F1 " in out
+    assert "mAP" in out and all(name in out for name in CLASSES)
     test = kept(run)
     files, found = test.files["test"], test.splits["test"]
     assert files is not None
@@ -250,6 +256,8 @@ def test_what_needs_one_class_per_image_is_refused(data: Path, tmp_path: Path) -
 def test_the_report_has_average_precisions_and_no_confusion(run: Run) -> None:
     page = (run.folder / "report.html").read_text()
     assert "test mAP" in page and "<th>AP</th>" in page
+    low, high = (run.result() or {})["test"]["interval95"]
+    assert f"95 % interval {percent(low)} to {percent(high)}" in page
     assert all(word not in page for word in ("Confusion matrix", "Reliability", "worst mistakes"))
     assert {path.stem for path in run.folder.glob("*.png")} == {"map", "f1", "loss", "augmented"}
 
@@ -264,7 +272,9 @@ def test_runs_are_listed_and_compared_by_map_without_mcnemar(
     (pair,) = found.paired
     assert code == 0 and found.runs[0].test == (run.result() or {})["test"]["map"]
     assert pair.p_value is None and "McNemar" in pair.refused
-    assert "Validation mAP" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    low, high = (run.result() or {})["test"]["interval95"]
+    assert "Validation mAP" in page and f"{percent(low)} to {percent(high)}" in page
     code, out, _ = call("list", "runs", "--runs", run.folder.parent.parent)
     assert code == 0 and value in out
 
