@@ -10,6 +10,7 @@ from rich.console import Console
 from typing_extensions import Self
 
 from raycnn.runs.directory import Run
+from raycnn.runs.result import times_per_image
 from raycnn.training.callbacks import (
     CheckpointSaved,
     Decoding,
@@ -148,6 +149,10 @@ def show_result(console: Console, run: Run) -> None:
     assert result, "a launcher returns when the run is done"
     console.print(_chosen(result), highlight=False)
     console.print(tested(result["test"]), style="bold", highlight=False)
+    for title, (work, durations) in zip(
+        ("per image:", ""), times_per_image(result).items(), strict=False
+    ):
+        console.print(f"{title:<10} {work} {durations}", highlight=False)
     console.print(f"{run.folder}", soft_wrap=True, highlight=False)
     report = run.folder / "report.html"
     if report.is_file():

@@ -29,6 +29,7 @@ from raycnn.report.history import HistoryEntry, history_entries
 from raycnn.report.images import ReportInput, Thumbnail
 from raycnn.report.page import clip, percent
 from raycnn.runs.directory import Run
+from raycnn.runs.result import times_per_image
 from raycnn.runtime import rng
 from raycnn.runtime.device import find
 from raycnn.training import checkpoint
@@ -225,8 +226,8 @@ def _facts(
         facts.append(("Parameters", f"{count_parameters(report_input.model):,}"))
         flops = count_flops(report_input.model, report_input.splits.shape)
         facts.append(("Operations per image", format_flops(flops)))
-    if result and (ms := result["test"].get("ms_per_image")):
-        facts.append(("Inference per image", f"{ms:.3g} ms"))
+    times = times_per_image(result) if result else {}
+    facts += [(f"{work.capitalize()} per image", text) for work, text in times.items()]
     devices = environment.get("devices") or []
     device = devices[0] if devices else f"CPU, {environment.get('cpus', '?')} cores"
     if (workers := job.workers.max_count) > 1:

@@ -18,6 +18,7 @@ def result_of(trained: TrainResult) -> dict[str, Any]:
     state, test = trained.state, trained.test
     assert test
     return {
+        "train": _ms_per_image(trained.last_epoch) if trained.last_epoch else None,
         "test": _test(test, trained.predictions.get("test")),
         "best_epoch": state.best,
         "best": state.history[state.best - 1] if state.best else None,
@@ -31,10 +32,9 @@ def result_of(trained: TrainResult) -> dict[str, Any]:
 
 def _test(test: EpochMetrics, predictions: SplitPredictions | None) -> dict[str, Any]:
     """Return the test metrics; the interval is that of the accuracy, or of the mAP."""
-    counts = {
+    counts = _ms_per_image(test) | {
         "count": test.count,
         "images_per_s": test.count / test.seconds,
-        "ms_per_image": test.ms_per_image,
     }
     if test.multi_label:
         means = test.multi_label.means | _map_interval(predictions)
@@ -42,6 +42,14 @@ def _test(test: EpochMetrics, predictions: SplitPredictions | None) -> dict[str,
     low, high = confidence_interval(test.hits, test.count)
     accuracies = {"acc1": test.acc1, "interval95": [low, high], "acc5": test.acc5}
     return accuracies | {"loss": test.mean_loss} | counts
+
+
+def _ms_per_image(metrics: EpochMetrics) -> dict[str, float | None]:
+    """Return the times per image of steps or forward passes, and of waiting for images."""
+    return {
+        "ms_per_image": metrics.ms_per_image,
+        "data_ms_per_image": metrics.data_ms_per_image,
+    }
 
 
 def _map_interval(predictions: SplitPredictions | None) -> dict[str, Any]:
@@ -69,3 +77,17 @@ def _validation(
         return {"map": best[metric]} | _map_interval(predictions) | {"count": count}
     low, high = confidence_interval(round(best["val/acc1"] * count), count)
     return {"acc1": best["val/acc1"], "interval95": [low, high], "count": count}
+
+
+def times_per_image(result: dict[str, Any]) -> dict[str, str]:
+    """Return the times per image of training and test on one device, where result.json has them.
+
+    `data` is the time in which the device waited for images or prepared them.
+    """
+    texts = {}
+    for split, work, name in (("train", "training", "step"), ("test", "test", "inference")):
+        times = result.get(split) or {}
+        named = {"data": times.get("data_ms_per_image"), name: times.get("ms_per_image")}
+        if known := [f"{ms:.3g} ms {part}" for part, ms in named.items() if ms is not None]:
+            texts[work] = ", ".join(known)
+    return texts

@@ -101,6 +101,8 @@ class TrainResult:
     splits: Splits
     predictions: dict[str, SplitPredictions] = field(default_factory=dict)
     """Predictions of the best weights for val and test; on rank 0 only, after a test."""
+    last_epoch: EpochMetrics | None = None
+    """Training metrics of the last epoch; None if no epoch was left to train."""
 
 
 def fit(
@@ -257,7 +259,7 @@ def run_epochs(
     """Train, validate and save each remaining epoch, then run the test."""
     state, job = train_step.state, train_step.job
     train, val = loaders["train"], loaders["val"]
-    consensus = distributed.StopConsensus()
+    consensus, train_metrics = distributed.StopConsensus(), None
     while state.epoch < job.train.epochs and not out_of_patience(state, job):
         hooks.begin_epoch(state)
         train_step = apply_stage(train_step, job)
@@ -280,7 +282,8 @@ def run_epochs(
         copy_tensors(src=state.ema.tensors, dst=state.ema.parameters)
     if not run_test:
         return TrainResult(state, None, splits)
-    return _test(train_step, job, splits, loaders, hooks)
+    tested = _test(train_step, job, splits, loaders, hooks)
+    return replace(tested, last_epoch=train_metrics)
 
 
 def _validate(train_step: TrainStep, loader: Loader) -> Row:
@@ -444,8 +447,10 @@ def train_epoch(
     steps, first_global_step = len(loader), state.epoch * len(loader)
     interval, last_sent = IntervalAccumulator(state), 0.0
     reader = LossReader(next(state.model.parameters()).device)
-    for batch in loader.epoch(state.epoch, state.step):
-        logits, loss = train_step(batch, first_global_step + state.step)
+    timer = PassTimer(loader.device)
+    for batch in timer.waiting(loader.epoch(state.epoch, state.step)):
+        with timer.timing(batch.count):
+            logits, loss = train_step(batch, first_global_step + state.step)
         interval.metrics.add(loss, logits, batch.labels, batch.count)
         state.step += 1
 
@@ -469,7 +474,13 @@ def train_epoch(
             callbacks.on_event(stopped)
             raise Interrupted(stopped.message)
     interval.sync_metrics(state)
-    return state.epoch_metrics
+    return _timed(state.epoch_metrics, timer)
+
+
+def _timed(metrics: EpochMetrics, timer: PassTimer) -> EpochMetrics:
+    return replace(
+        metrics, ms_per_image=timer.ms_per_image(), data_ms_per_image=timer.data_ms_per_image()
+    )
 
 
 class IntervalAccumulator:
@@ -528,7 +539,7 @@ def evaluate(
     multi_label = is_multi_label(loader.labels)
     accumulator = build_metric_accumulator(classes, multi_label, evaluating=True)
     timer = PassTimer(loader.device)
-    for batch_index, batch in enumerate(loader.epoch(0)):
+    for batch_index, batch in enumerate(timer.waiting(loader.epoch(0))):
         for part in split_micro_batches(batch, micro_batch) if batch.count else ():
             with timer.timing(part.count):
                 logits, loss = forward(model, part, settings)
@@ -536,7 +547,7 @@ def evaluate(
             if predictions:
                 predictions.add(batch_index * loader.batch_size + part.first, logits)
     metrics = accumulator.all_reduce(time.perf_counter() - start_time)
-    return replace(metrics, ms_per_image=timer.ms_per_image())
+    return _timed(metrics, timer)
 
 
 def predict_split(

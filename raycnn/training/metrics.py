@@ -39,7 +39,9 @@ class EpochMetrics:
     seconds: float = 0.0
     """Wall-clock time."""
     ms_per_image: float | None = None
-    """Median time of a forward pass per image, on this rank's device; in evaluation only."""
+    """Median time of a step, or in evaluation a forward pass, per image on this rank's device."""
+    data_ms_per_image: float | None = None
+    """Mean time of waiting for images and preparing them, per image on this rank's device."""
     bad_step: int | None = None
     """First step with a loss that is not finite, from 0 at the last synchronization."""
     confusion: Confusion = field(default_factory=list)

@@ -52,3 +52,8 @@ def test_few_validation_images_are_warned_of_and_their_interval_shown(
     show_result(console, trained)
     low, high = found["interval95"]
     assert low <= found["acc1"] <= high and f"{low:.2%} to {high:.2%}" in shown(console)
+    for split in ("train", "test"):
+        times = (trained.result() or {})[split]
+        assert f"{times['data_ms_per_image']:.3g} ms data, {times['ms_per_image']:.3g} ms " in (
+            shown(console)
+        )

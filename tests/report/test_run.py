@@ -125,7 +125,9 @@ def test_the_verdict_is_the_result(trained: Run) -> None:
     assert f"{100 * result['test']['acc1']:.2f} %" in text
     assert f"{page.percent(low)} to {page.percent(high)}".replace("\xa0", " ") in text
     assert "357 of 357 images" in text and f"{result['best_epoch']} of 2" in text
-    assert f"{result['test']['ms_per_image']:.3g} ms" in text
+    for split, work in (("train", "step"), ("test", "inference")):
+        data, passes = (result[split][key] for key in ("data_ms_per_image", "ms_per_image"))
+        assert f"{data:.3g} ms data, {passes:.3g} ms {work}" in text
     (began,) = happened(trained, TrainingStarted)
     assert began.flops and format_flops(began.flops) in text and f"{began.parameters:,}" in text
 

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from raycnn.config.schema import JobSpec
+from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.errors import DataError, Diverged, Interrupted, SpecError
 from raycnn.runs.directory import Run
 from tests.conftest import numbers, same, train, weights
@@ -182,6 +184,7 @@ def test_the_loop_runs_where_ray_cannot_be_imported(job: MakeJob, tmp_path: Path
     spec = job(train__epochs=1)
     code = f"""
 import sys
+import time
 sys.modules["ray"] = None  # importing it raises ImportError
 from raycnn.cli import main
 sys.argv = ["raycnn", "train", {str(Run.create(spec).folder / "job.yaml")!r}]
@@ -202,3 +205,18 @@ def test_threads_do_not_change_what_is_drawn(job: MakeJob) -> None:
     two = train(job())
     torch.set_num_threads(1)
     assert max((weights(one)[k] - weights(two)[k]).abs().max().item() for k in weights(one)) < 1e-4
+
+
+def test_the_time_of_waiting_for_images_is_apart_from_that_of_the_network(
+    job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = Pipeline.__call__
+
+    def slow(self: Pipeline, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.001 * len(images))
+        return prepare(self, images, numbers)
+
+    monkeypatch.setattr(Pipeline, "__call__", slow)
+    result = train(job(train__epochs=1)).result() or {}
+    for split in ("train", "test"):
+        assert 0 < result[split]["ms_per_image"] < 1 <= result[split]["data_ms_per_image"] < 3
