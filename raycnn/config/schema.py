@@ -178,7 +178,7 @@ class Train(Frozen):
     """Precision of the network under autocast; weights stay in fp32. fp16 uses loss scaling. auto:
     fp32, or the 16-bit precision that suits the device where a measurement finds it faster."""
     label_smoothing: Fraction = 0.0
-    """Fraction of each label that is spread evenly over all classes."""
+    """Fraction of each label that is spread evenly over all classes, in training only."""
     clip_norm: Positive | None = None
     """Clip the gradients to this L2 norm over all parameters."""
     class_weights: ClassWeights = None

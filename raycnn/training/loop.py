@@ -532,8 +532,11 @@ def evaluate(
 ) -> EpochMetrics:
     """Return the metrics over all workers, evaluating every image of the loader once.
 
-    A forward pass has at most `micro_batch` images. All logits are added to `predictions`.
+    The loss is the plain cross-entropy: with the label smoothing of training it could not be
+    compared between the stages of a job, or between jobs. A forward pass has at most `micro_batch`
+    images. All logits are added to `predictions`.
     """
+    settings = settings.model_copy(update={"label_smoothing": 0.0})
     model.eval()
     start_time = time.perf_counter()
     multi_label = is_multi_label(loader.labels)

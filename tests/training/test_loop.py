@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from raycnn.analysis.evaluate import evaluate_run
 from raycnn.config.schema import JobSpec
 from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.errors import DataError, Diverged, Interrupted, SpecError
@@ -119,6 +120,14 @@ def test_labels_are_smoothed_and_gradients_clipped(job: MakeJob) -> None:
         (weights(clipped)[k] - weights(still)[k]).abs().max().item() for k in weights(still)
     )
     assert moved < 1e-6
+
+
+def test_losses_of_validation_and_test_are_plain_cross_entropy(job: MakeJob) -> None:
+    run = train(job(train__label_smoothing=0.3))
+    result = run.result() or {}
+    for split, loss in (("val", result["best"]["val/loss"]), ("test", result["test"]["loss"])):
+        plain = evaluate_run(run, split)[split]["loss"]
+        assert loss == pytest.approx(plain, rel=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_the_job_and_names_the_step(job: MakeJob) -> None:

@@ -51,6 +51,16 @@ def test_whatever_a_stage_says_is_trained_with(job: MakeJob, change: dict[str, f
     assert not same(weights(plain), weights(staged))
 
 
+def test_validation_losses_of_stages_with_different_smoothing_can_be_compared(job: MakeJob) -> None:
+    smoothed = [stage(1, train__label_smoothing=0.5)]
+    rows = train(job(optimizer__lr=1e-12, schedule="constant", stages=smoothed)).rows()
+    trained, validated = (
+        [float(row[f"{split}/loss"]) for row in rows] for split in ("train", "val")
+    )
+    assert trained[1] != pytest.approx(trained[0], rel=1e-5)
+    assert validated == pytest.approx([validated[0]] * 3, rel=1e-6), "the weights stay as they are"
+
+
 def test_stages_build_on_one_another(job: MakeJob) -> None:
     staged = job(stages=STAGED)
     assert staged.after(0) == staged
