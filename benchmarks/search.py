@@ -36,8 +36,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 def train(config):
     from raycnn.config.load import job_from_tree
     from raycnn.launch.worker import train_worker
-    from raycnn.runs.channel import FolderChannel
     from raycnn.runs.directory import Run
+    from raycnn.runs.heartbeat_channel import FolderChannel
     job = job_from_tree(config["job"]).change({"optimizer.lr": config["lr"]})
     run = Run.create(job)
     train_worker(job, run, torch.device("cpu"), FolderChannel(run, 60))

@@ -17,8 +17,8 @@ from raycnn.cli import main
 from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.launch.worker import train_worker
-from raycnn.runs.channel import FolderChannel
 from raycnn.runs.directory import Run
+from raycnn.runs.heartbeat_channel import FolderChannel
 from raycnn.training.callbacks import Event
 from tests.support.searches import read  # noqa: F401
 

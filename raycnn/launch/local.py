@@ -9,8 +9,8 @@ from raycnn.config.schema import JobSpec, Workers
 from raycnn.errors import ClusterError, SpecError, WorkerLost, first_line
 from raycnn.launch.signals import Stop
 from raycnn.launch.worker import train_worker
-from raycnn.runs.channel import FolderChannel
 from raycnn.runs.directory import Run
+from raycnn.runs.heartbeat_channel import FolderChannel
 from raycnn.runtime import device, distributed
 from raycnn.runtime.device import DeviceKind
 from raycnn.training.callbacks import Callback, Failed

@@ -13,7 +13,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.errors import ClusterError, Interrupted, RaycnnError
 from raycnn.launch.signals import Stop
 from raycnn.models import count_parameters
-from raycnn.runs.channel import FolderChannel
+from raycnn.runs.heartbeat_channel import FolderChannel
 from raycnn.runs.heartbeats import Channel
 from raycnn.runs.recorder import Recorder
 from raycnn.runtime import device, distributed

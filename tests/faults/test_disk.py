@@ -9,8 +9,8 @@ import torch
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.launch.worker import train_worker
-from raycnn.runs.channel import FolderChannel
 from raycnn.runs.directory import Run
+from raycnn.runs.heartbeat_channel import FolderChannel
 from raycnn.training.preflight import check_job
 from tests.conftest import mounted, numbers, same, train, weights
 

@@ -19,7 +19,7 @@ from raycnn.errors import (
     WorkerLost,
     first_line,
 )
-from raycnn.launch.ray.channel import JoinedGroup, Member, Outcome, PeerLost, PlannedRestart
+from raycnn.launch.ray.channel_actor import JoinedGroup, Member, Outcome, PeerLost, PlannedRestart
 from raycnn.launch.ray.process_group import join_process_group, own_member, share_devices
 from raycnn.launch.ray.shared_folder import open_shared_run, open_shared_search
 from raycnn.launch.ray.worker_channel import WorkerChannel

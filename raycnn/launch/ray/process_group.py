@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import ray
 import ray.train
 
-from raycnn.launch.ray.channel import Member
+from raycnn.launch.ray.channel_actor import Member
 from raycnn.runtime import distributed
 
 VISIBLE = {"GPU": "CUDA_VISIBLE_DEVICES", "NPU": "ASCEND_RT_VISIBLE_DEVICES"}

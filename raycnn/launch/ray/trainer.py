@@ -1,8 +1,8 @@
 """Train a job on Ray: TorchTrainer (Train V2) starts its workers, and restarts them when lost.
 
-Ray retries every error of a worker without limit; channel.py decides which errors to raise, and
-counts retries. Ray's `fit` runs in a background thread, so that this one can show events, forward a
-request to stop, and give up.
+Ray retries every error of a worker without limit; channel_actor.py decides which errors to raise,
+and counts retries. Ray's `fit` runs in a background thread, so that this one can show events,
+forward a request to stop, and give up.
 """
 
 import math
@@ -24,7 +24,7 @@ from raycnn.errors import ClusterError, Interrupted, WorkerLost, first_line
 from raycnn.launch.background import poll_in_background
 from raycnn.launch.launcher import address_of
 from raycnn.launch.ray import compat, entry
-from raycnn.launch.ray.channel import ChannelUpdate, open_channel
+from raycnn.launch.ray.channel_actor import ChannelUpdate, open_channel
 from raycnn.launch.ray.controller import NoBackend, WorkerFailureReporter
 from raycnn.launch.ray.resource_watch import WATCH_INTERVAL_S, ResourceWatch
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker

@@ -1,4 +1,4 @@
-"""The worker's side of the channel of a job on Ray; channel.py is the actor."""
+"""The worker's side of the channel of a job on Ray; channel_actor.py is the actor."""
 
 import os
 import threading
@@ -13,9 +13,9 @@ from ray.exceptions import ActorDiedError, RayError
 
 from raycnn.errors import OutOfMemory, RaycnnError
 from raycnn.launch.ray import compat
-from raycnn.launch.ray.channel import JoinedGroup, Member, Outcome, Request
-from raycnn.runs.channel import HeartbeatChannel
+from raycnn.launch.ray.channel_actor import JoinedGroup, Member, Outcome, Request
 from raycnn.runs.directory import STOP_POLL_INTERVAL_S, Run
+from raycnn.runs.heartbeat_channel import HeartbeatChannel
 from raycnn.runs.heartbeats import Heartbeat
 from raycnn.training.callbacks import Event, RestartPlanned
 

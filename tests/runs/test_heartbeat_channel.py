@@ -4,8 +4,8 @@ from collections.abc import Callable
 from contextlib import closing
 
 from raycnn.config.schema import JobSpec
-from raycnn.runs.channel import FolderChannel
 from raycnn.runs.directory import Run
+from raycnn.runs.heartbeat_channel import FolderChannel
 
 
 def test_a_request_in_the_folder_leaves_no_other_one_unread(job: Callable[..., JobSpec]) -> None:

@@ -1,4 +1,8 @@
-"""Channels between a worker and its launcher; here for those that have access to the run folder."""
+"""The channel that brings a worker's heartbeats and failures to the others, and requests to it.
+
+Here are what all channels do, and the one through the run folder, for workers that have access to
+it; launch/ray/worker_channel.py has the one through an actor of Ray.
+"""
 
 import time
 from abc import ABC, abstractmethod

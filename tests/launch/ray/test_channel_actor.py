@@ -13,7 +13,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.errors import DataError, WorkerLost
 from raycnn.launch import worker
 from raycnn.launch.ray import entry
-from raycnn.launch.ray.channel import ChannelActor, JoinedGroup, Member, Outcome, Request
+from raycnn.launch.ray.channel_actor import ChannelActor, JoinedGroup, Member, Outcome, Request
 from raycnn.launch.ray.worker_channel import NOTICE_STEPS, WorkerChannel
 from raycnn.runs.directory import Run
 from raycnn.training.callbacks import EpochEnded, Progress, WorkersRestarted, WorldResized
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @pytest.mark.parametrize(
-    ("module", "slow"), [("channel", "torch ray.train"), ("controller", "torch")]
+    ("module", "slow"), [("channel_actor", "torch ray.train"), ("controller", "torch")]
 )
 def test_a_process_that_workers_wait_for_imports_nothing_slow(module: str, slow: str) -> None:
     code = f"import sys, raycnn.launch.ray.{module}; print({{*{slow.split()}}} & set(sys.modules))"
