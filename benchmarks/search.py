@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from raycnn.runs.directory import Run
+
 JOB = """\
 name: tiny
 data: {name: digits, transforms: [{name: resize, size: 12}]}
@@ -86,12 +88,10 @@ def raycnn(folder: Path, trials: int) -> list[list[float]]:
     command = [sys.executable, "-m", "raycnn", "tune", "tiny.tune.yaml"]
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     found = (folder / "runs" / "tiny" / "1" / "trials").iterdir()
-    return [[(one / "trial.json").stat().st_mtime, trained(one / "metrics.csv")] for one in found]
-
-
-def trained(table: Path) -> float:
-    head, *_, last = table.read_text().splitlines()
-    return float(last.split(",")[head.split(",").index("time_s")])
+    return [
+        [(one / "trial.json").stat().st_mtime, float(Run(one).rows()[-1]["time_s"])]
+        for one in found
+    ]
 
 
 def nested(folder: Path, trials: int) -> list[list[float]]:

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from raycnn.runs.directory import Run
+
 JOBS = Path(__file__).parent.parent / "jobs"
 RECIPES = {  # job, images of an epoch, epochs
     "lenet": ("lenet-mnist-published", 51_200, 4),
@@ -70,9 +72,8 @@ def raycnn_rate(job: str, limit: int, epochs: int) -> float:
         changes = [f"data.limit={limit}", "data.val=0", f"train.epochs={epochs}"]
         command = [sys.executable, "-m", "raycnn", "train", str(JOBS / f"{job}.yaml"), *changes]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        table = Path(folder, "runs", job, "1", "metrics.csv").read_text().splitlines()
-    column = table[0].split(",").index("images_per_s")
-    return statistics.median(float(row.split(",")[column]) for row in table[2:])
+        rows = Run(Path(folder, "runs", job, "1")).rows()
+    return statistics.median(float(row["images_per_s"]) for row in rows[1:])
 
 
 def start() -> None:
