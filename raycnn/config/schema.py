@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,7 @@ from raycnn.config.messages import locate, validate
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
 from raycnn.filesystem import check_uri, is_uri, local_path
+from raycnn.runtime.device import DEVICE_KINDS
 
 CHANGEABLE = "options of the optimizer, train.label_smoothing and train.clip_norm"
 
@@ -244,13 +245,16 @@ def _one_or_a_range(value: Any, check: Any) -> Any:
 Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
-DeviceName = Literal["auto", "cpu", "cuda", "npu", "xpu", "mps"]
+if TYPE_CHECKING:
+    DeviceName = str  # a type checker takes no computed Literal
+else:
+    DeviceName = Literal[("auto", *DEVICE_KINDS)]
 
 
 def check_count(device: str, workers: int) -> None:
     """Raise ValueError where devices of this type cannot train with so many workers."""
-    if device == "mps" and workers > 1:
-        raise ValueError("device mps is for one worker: torch has no all-reduce for it")
+    if workers > 1 and device != "auto" and not DEVICE_KINDS[device].all_reduce:
+        raise ValueError(f"device {device} is for one worker: torch has no all-reduce for it")
 
 
 class Workers(Frozen):
@@ -271,7 +275,7 @@ class Workers(Frozen):
     """Seconds that a worker waits for the other workers, and a job for cluster resources."""
 
     @model_validator(mode="after")
-    def _one_on_mps(self) -> Self:
+    def _check_count(self) -> Self:
         check_count(self.device, self.max_count)
         return self
 

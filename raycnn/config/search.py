@@ -158,7 +158,7 @@ class Pool(Frozen):
     """Workers per trial; more than one take Ray half a minute to start, for every trial."""
 
     @model_validator(mode="after")
-    def _one_on_mps(self) -> Self:
+    def _check_count(self) -> Self:
         check_count(self.device, self.workers)
         return self
 

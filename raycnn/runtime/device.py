@@ -16,11 +16,28 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raycnn.config.schema import Train
 from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
 
 if TYPE_CHECKING:
     import torch
+
+    from raycnn.config.schema import Train
+
+
+def _peak_bytes(device: torch.device) -> int:
+    import torch
+
+    module = torch.get_device_module(device)
+    peak = int(module.max_memory_allocated(device))
+    module.reset_peak_memory_stats(device)
+    return peak
+
+
+def _mps_peak_bytes(device: torch.device) -> int:
+    import torch
+
+    # No peak is counted, but the allocator keeps what it has had.
+    return torch.mps.driver_allocated_memory()
 
 
 @dataclass(frozen=True)
@@ -43,6 +60,16 @@ class DeviceKind:
     """Whether copies from pinned host memory run beside the computation."""
     automatic: bool = True
     """Whether `auto` chooses it where it is available."""
+    numbered: bool = True
+    """Whether there may be several, each with a number; else there is one."""
+    all_reduce: bool = True
+    """Whether torch has an all-reduce for this device type; else a job has one worker."""
+    sync_batch_norm: bool = True
+    """Whether torch has SyncBatchNorm for this device type."""
+    product: str | None = None
+    """The product name of every device, where torch has no function that returns it."""
+    peak_bytes: Callable[[torch.device], int] = _peak_bytes
+    """Function that returns the peak tensor memory on the device since the last call."""
 
     def select(self, local_rank: int, threads: int | None = None) -> torch.device:
         """Make device `local_rank` the current one and return it; set torch's CPU threads."""
@@ -50,7 +77,7 @@ class DeviceKind:
 
         if threads:
             torch.set_num_threads(threads)
-        if self.name in ("cpu", "mps"):  # there is one of them
+        if not self.numbered:
             return torch.device(self.name)
         device = torch.device(self.name, local_rank % max(1, self.count()))
         torch.get_device_module(device).set_device(device)
@@ -61,8 +88,8 @@ class DeviceKind:
         import torch
 
         count = self.count() if self.name != "cpu" else 0
-        if self.name == "mps":
-            return ["Apple GPU"] * count
+        if self.product:
+            return [self.product] * count
         return [torch.get_device_module(self.name).get_device_name(k) for k in range(count)]
 
 
@@ -105,13 +132,23 @@ def _npus() -> int:
 
 
 DEVICE_KINDS = {
-    "cuda": DeviceKind("cuda", "cpu:gloo,cuda:nccl", "GPU", _gpus, True, True),
-    "npu": DeviceKind("npu", "cpu:gloo,npu:hccl", "NPU", _npus, False, False),
-    "xpu": DeviceKind("xpu", "cpu:gloo,xpu:xccl", "GPU", _xpus, True, True),
-    # Ray has no resource for Apple's GPUs in all versions: a worker asks for CPUs.
-    "mps": DeviceKind("mps", "gloo", "CPU", _mps, False, False, False, automatic=False),
-    "cpu": DeviceKind("cpu", "gloo", "CPU", _cpus, True, False, False),
-}
+    kind.name: kind
+    for kind in (
+        DeviceKind("cuda", "cpu:gloo,cuda:nccl", "GPU", _gpus, fused=True, channels_last=True),
+        DeviceKind("npu", "cpu:gloo,npu:hccl", "NPU", _npus, fused=False, channels_last=False),
+        DeviceKind("xpu", "cpu:gloo,xpu:xccl", "GPU", _xpus, fused=True, channels_last=True),
+        # Ray has no resource for Apple's GPUs in all versions: a worker asks for CPUs.
+        DeviceKind(
+            "mps", "gloo", "CPU", _mps, fused=False, channels_last=False, pins_memory=False,
+            automatic=False, numbered=False, all_reduce=False, sync_batch_norm=False,
+            product="Apple GPU", peak_bytes=_mps_peak_bytes,
+        ),
+        DeviceKind(
+            "cpu", "gloo", "CPU", _cpus, fused=True, channels_last=False, pins_memory=False,
+            numbered=False, sync_batch_norm=False,
+        ),
+    )
+}  # fmt: skip
 
 
 def find(name: str) -> DeviceKind:
@@ -193,14 +230,7 @@ def minor(version: str) -> str:
 
 def peak_mib(device: torch.device) -> float:
     """Return the peak tensor memory on the device since the last call, in MiB."""
-    import torch
-
-    module = torch.get_device_module(device)
-    if device.type == "mps":  # no peak is counted, but its allocator keeps what it has had
-        return float(module.driver_allocated_memory() / 2**20)
-    peak = module.max_memory_allocated(device) / 2**20
-    module.reset_peak_memory_stats(device)
-    return float(peak)
+    return DEVICE_KINDS[device.type].peak_bytes(device) / 2**20
 
 
 def layout(device: torch.device, channels_last: bool | str | None) -> torch.memory_format:
@@ -214,9 +244,10 @@ def layout(device: torch.device, channels_last: bool | str | None) -> torch.memo
 
 def check_training(settings: Train, kind: str) -> None:
     """Raise SpecError if this device type does not support these training settings."""
-    if settings.sync_batch_norm and kind in ("cpu", "mps"):
+    with_sync = [name for name, row in DEVICE_KINDS.items() if row.sync_batch_norm]
+    if settings.sync_batch_norm and kind not in (*with_sync, "auto"):
         raise SpecError(
-            f"is for cuda, npu and xpu: torch has none for {kind}", "train.sync_batch_norm"
+            f"is for {', '.join(with_sync)}: torch has none for {kind}", "train.sync_batch_norm"
         )
     if settings.precision != "bf16" or kind in ("cpu", "auto") or not DEVICE_KINDS[kind].count():
         return

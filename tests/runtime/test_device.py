@@ -46,6 +46,11 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
         device.find(name)
 
 
+def test_a_spec_may_name_every_device_of_the_table() -> None:
+    for name in ("auto", *device.DEVICE_KINDS):
+        assert Workers(device=name).device == name
+
+
 def test_apples_gpu_is_for_one_worker_and_never_chosen_unnamed(
     job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,7 +64,7 @@ def test_apples_gpu_is_for_one_worker_and_never_chosen_unnamed(
     assert job(**{"workers.device": "mps"}).workers.max_count == 1
     with pytest.raises(SpecError, match="workers: .*mps is for one worker"):
         job(**{"workers.device": "mps", "workers.count": 2})
-    with pytest.raises(SpecError, match="for cuda, npu and xpu: torch has none for mps"):
+    with pytest.raises(SpecError, match="for cuda, npu, xpu: torch has none for mps"):
         device.check_training(job(**{"train.sync_batch_norm": True}).train, "mps")
     device.check_training(job(**{"train.precision": "bf16"}).train, "mps")
 

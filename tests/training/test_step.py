@@ -198,7 +198,7 @@ def test_a_batch_too_large_for_the_device_is_halved_until_it_fits() -> None:
 def test_batch_norm_over_workers_is_refused_on_a_cpu(job: MakeJob, tmp_path: Path) -> None:
     from raycnn.runtime.device import check_training
 
-    with pytest.raises(SpecError, match="train.sync_batch_norm: is for cuda, npu and xpu"):
+    with pytest.raises(SpecError, match="train.sync_batch_norm: is for cuda, npu, xpu"):
         check_training(Train(epochs=1, batch_size=1, sync_batch_norm=True), "cpu")
 
 
