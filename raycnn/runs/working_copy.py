@@ -117,6 +117,7 @@ class WorkingCopy:
                 index = self._read_remote_index()
             for name in dict.fromkeys(filter(None, map(index.get, names))):
                 self._pull_checkpoint(name, self.checkpoints / name)
+            # The index comes last, so that a download that was interrupted is begun again.
             if index_file and not local_is_current:
                 checkpoint.write_index(index, self.checkpoints)
                 checkpoint.delete_except(self.checkpoints, index.values())
@@ -126,7 +127,7 @@ class WorkingCopy:
     def _pull_checkpoint(self, name: str, target: Path) -> None:
         remote_dir = f"{CHECKPOINTS}/{name}"
         files = {Path(file.name).name for file in self.remote.files(remote_dir)}
-        if STATE not in files:
+        if STATE not in files:  # which is uploaded last: the checkpoint is incomplete
             return
         if has_content(target / STATE, self.remote.read(f"{remote_dir}/{STATE}")):
             return
@@ -141,9 +142,11 @@ class WorkingCopy:
         checkpoint.commit_checkpoint(temporary, target)
 
     def _pull(self, remote_files: list[RemoteFile] | None = None) -> None:
-        removable = {*TRANSIENT} if remote_files is None else {*TRANSIENT} & {*STATUS_FILES}
+        removable = {*TRANSIENT}  # if the listing lacks them
         if remote_files is None:
             remote_files = self.remote.files("", recursive=True)
+        else:  # of the transient files, a caller lists only these
+            removable &= {*STATUS_FILES}
         synced = [file for file in remote_files if is_synced_file(file.name)]
         for name in removable - {file.name for file in synced}:
             if name in self.manifest.read():
@@ -201,7 +204,7 @@ class WorkingCopy:
             name = path.relative_to(self.folder).as_posix()
             if not (is_synced_file(name) and is_included(name) and path.is_file()):
                 continue
-            local_mtime_ns = mtime_ns(path)
+            local_mtime_ns = mtime_ns(path)  # before the upload, to notice changes during it
             if records.get(name, NEVER_SYNCED).local_mtime_ns != local_mtime_ns:
                 self._push_file(path, name)
                 file = self.remote.file(name) or RemoteFile(name, 0, 0)
@@ -249,6 +252,7 @@ class WorkingCopy:
             return
         old_index = self._read_remote_index() if self.remote.file(INDEX_PATH) else {}
         for name in sorted({name for name in index.values() if name}):
+            # One that is not listed may be incomplete; one that is listed, another machine's.
             is_listed = name in old_index.values()
             if not (is_listed and self._is_uploaded(name)):
                 self._push_checkpoint(name)
@@ -275,6 +279,7 @@ class WorkingCopy:
         return not local_state.exists() or has_content(local_state, remote_state)
 
     def _push_checkpoint(self, name: str) -> None:
+        # The state comes last: a remote checkpoint that has one is complete.
         files = sorted((self.checkpoints / name).iterdir(), key=lambda path: path.name == STATE)
         for path in files:
             self.remote.upload(path, f"{CHECKPOINTS}/{name}/{path.name}")
@@ -300,7 +305,7 @@ class WorkingCopy:
                     if not isinstance(error, RaycnnError) or isinstance(error, Interrupted):
                         raise
                 raise
-            except BaseException:
+            except BaseException:  # such as a second Ctrl-C: whoever sent it does not want to wait
                 uploader.give_up()
                 raise
             else:
@@ -320,7 +325,7 @@ class WorkingCopy:
             self.lease.acquire()
             with self._sync_lock():
                 self._pull()
-            self.remote.delete(STOP)
+            self.remote.delete(STOP)  # left over from an earlier training of the run
         with self.lease.renewing():
             yield
 

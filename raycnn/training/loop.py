@@ -223,7 +223,7 @@ def init_or_restore(
 ) -> TrainingState:
     """Return the training state: restored from the last checkpoint, else initialized."""
     state = new_training_state(job, splits, device)
-    if teacher:
+    if teacher:  # before `restore`, which refuses another teacher than the checkpoint's
         state.metadata["teacher"] = teacher.loaded.sha256
     if distributed.raise_on_any_rank(lambda: hooks.restore(state)):
         callbacks.on_event(Resumed(epoch=state.epoch, step=state.step, history=state.history))
@@ -267,7 +267,7 @@ def run_epochs(
         row: Row = {"epoch": state.epoch + 1, "step": (state.epoch + 1) * len(train)}
         row |= _row("train", train_metrics.training_values)
         row |= _validate(train_step, val)
-        rates = train_step.schedule(state.epoch * len(train))
+        rates = train_step.schedule(state.epoch * len(train))  # of the first step of the epoch
         row |= {"lr": state.optimizer.lr * rates.factor}
         row |= {"images_per_s": train_metrics.count / train_metrics.seconds}
         seconds_before = state.history[-1]["time_s"] if state.history else 0.0
@@ -278,7 +278,7 @@ def run_epochs(
 
     if state.epoch < job.train.epochs and job.train.patience:
         callbacks.on_event(StoppedEarly(patience=job.train.patience))
-    if state.ema:
+    if state.ema:  # the trained network is the average, also if the best cannot be restored
         copy_tensors(src=state.ema.tensors, dst=state.ema.parameters)
     if not run_test:
         return TrainResult(state, None, splits)
@@ -313,6 +313,7 @@ def _test(
     """Test the best weights once, and keep their predictions for val and test."""
     state, predictions = train_step.state, {}
     distributed.raise_on_any_rank(lambda: hooks.restore_best(state))
+    # The test comes last, because the metrics of the last split are returned.
     for split in ("val", "test") if loaders["val"].samples else ("test",):
         metrics, predicted = predict_split(
             state.model, loaders[split], job.train, len(splits.classes), train_step.micro_batch
@@ -341,7 +342,7 @@ def new_training_state(job: JobSpec, splits: Splits, device: torch.device) -> Tr
 def load_initial_weights(state: TrainingState, job: JobSpec) -> pretrained.Adapted:
     """Load the weights that the job names into a new state; return which were loaded."""
     loaded = pretrained.load_pretrained(state.model, job.model)
-    if state.ema:
+    if state.ema:  # the average starts from the loaded weights, not from the random ones
         copy_tensors(src=state.ema.parameters, dst=state.ema.tensors)
     return loaded
 
@@ -360,7 +361,8 @@ def prepare(
     """
     device = next(state.model.parameters()).device
     replica = distributed.replicate(state.model, torch.zeros(1, *splits.shape, device=device))
-    if job.train.compile is True:
+    if job.train.compile:
+        # In place: the replica uses the same module, and the names of the weights do not change.
         state.model.compile()
     train_step = TrainStep(
         replica=replica, state=state, job=job,
@@ -368,7 +370,7 @@ def prepare(
         micro_batch=micro_batch_size(job.train),
         class_weights=loss_weights(job, splits, device), teacher=teacher,
     )  # fmt: skip
-    if device.type == "cpu":
+    if device.type == "cpu":  # there a lack of memory ends the process, or swaps: no error tells
         return train_step
     attempt = partial(try_step, train_step, splits.shape)
     size = find_micro_batch_size(attempt, train_step.micro_batch, callbacks)
@@ -497,6 +499,7 @@ class IntervalAccumulator:
         interval_metrics = self.metrics.all_reduce(time.perf_counter() - self.start_time)
         if interval_metrics.bad_step is not None:
             raise _divergence_error(state, self.first_step + interval_metrics.bad_step + 1)
+        # Batch norm has gathered statistics of each rank's own images: all go on with rank 0's.
         distributed.broadcast_buffers(state.model)
         # The last update may have made weights non-finite that no loss has used yet.
         _check_finite(sum(p.detach().sum() for p in state.model.parameters()), state)
@@ -542,7 +545,9 @@ def evaluate(
     multi_label = is_multi_label(loader.labels)
     accumulator = build_metric_accumulator(classes, multi_label, evaluating=True)
     timer = PassTimer(loader.device)
-    for batch_index, batch in enumerate(timer.waiting(loader.epoch(0))):
+    batches = timer.waiting(loader.epoch(0))  # unshuffled: every epoch is the same
+    for batch_index, batch in enumerate(batches):
+        # A worker without a share of the batch has one image that does not count.
         for part in split_micro_batches(batch, micro_batch) if batch.count else ():
             with timer.timing(part.count):
                 logits, loss = forward(model, part, settings)

@@ -38,7 +38,7 @@ ProgressCallback = Callable[[int, int], None]
 MessageCallback = Callable[[str], None]
 """Called with a message for the user, such as what is being waited for."""
 
-FORMAT = 3
+FORMAT = 3  # version of the files in a cache folder; another one is another folder
 LOCK_S = 3600  # the longest that another process may take to decode the same source
 MIN_FREE_BYTES = 2**30  # disk space that `auto` leaves free
 CHUNK_BYTES, CHUNK_IMAGES = 2**25, 1024  # maximum size of the images decoded at once
@@ -69,7 +69,10 @@ class CachedSplit:
 
 
 class ConcatImages:
-    """The images of two splits concatenated, each of `shape` (channels, height, width)."""
+    """The images of two splits concatenated, each of `shape` (channels, height, width).
+
+    They stay where they are: `np.concatenate` would read the memory-mapped ones into memory.
+    """
 
     def __init__(self, first: Images, second: Images, shape: Shape):
         self.first, self.second, self.shape = first, second, shape
@@ -147,6 +150,7 @@ def open_cache(
                 return _open(cache_path, None, max_bad)
             splits = source.read()
             with_images = _stores_images(mode, splits, source.shape)
+            # A name of its own: images may be stored later, once there is room for them.
             stream_path = cache_path.with_name(f"{cache_path.name}-stream")
             folder = cache_path if with_images else stream_path
             if not folder.exists():
@@ -209,6 +213,7 @@ def _build(
     max_bad: int,
     on_progress: ProgressCallback | None,
 ) -> None:
+    # Twice: the decoded image, and its copy in the array of a chunk.
     memory.require_memory(2 * math.prod(source.shape), f"one image of {source.shape}")
     building = folder.with_name(f".{folder.name}.{os.getpid()}")
     for stale in folder.parent.glob(f".{folder.name}.*"):  # left by a process that was killed
@@ -225,7 +230,7 @@ def _build(
             count = _write(
                 building / name, split, source.shape, with_images, digest, progress, reader
             )
-            # If too many images are unreadable, the check below gives the better error..
+            # If too many images are unreadable, the check below gives the better error.
             if not count and len(unreadable) <= max_bad:
                 raise DataError(f"the {name} split is empty")
         _check_unreadable_limit(unreadable, max_bad)
@@ -322,7 +327,7 @@ def _write(
                 sums[rows], hashes[rows], readable[rows] = _sums(images), _hashes(images), True
                 file.write(images.tobytes())
             progress.add(len(chunk))
-        file.seek(0)
+        file.seek(0)  # now that the number of readable images is known
         _npy_header(file, int(readable.sum()), shape)
     rows = np.flatnonzero(readable)
     digest.update(split.labels[rows])
@@ -348,7 +353,7 @@ def _chunks(count: int, shape: Shape) -> Iterator[NDArray[np.int64]]:
 
 def _sums(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
     pixels = images.reshape(len(images), -1, images.shape[-1])
-    squares = np.square(pixels, dtype=np.uint16)
+    squares = np.square(pixels, dtype=np.uint16)  # the smallest type that holds 255 squared
     return np.stack([pixels.sum(1, np.uint64), squares.sum(1, np.uint64)], 1)
 
 
@@ -367,6 +372,7 @@ def _open(folder: Path, streamed: dict[str, Split] | None, max_bad: int) -> Imag
         if streamed:
             images: Images = Subset(streamed[name].images, np.load(folder / name / "rows.npy"))
         else:
+            # A plain array over the mapped file: np.memmap does more work at every indexing.
             images = np.asarray(np.load(folder / name / "images.npy", mmap_mode="r"))
         labels, sums, hashes = (
             np.load(folder / name / f"{array}.npy") for array in ("labels", "sums", "hashes")
