@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from raycnn.config.search import TuneSpec
     from raycnn.runs import directory
     from raycnn.search import folder as searches
-    from raycnn.training.callbacks import Callback
     from raycnn.training.from_folder import FolderJob
 
 Job = str | PathLike[str] | Mapping[str, Any] | JobSpec
@@ -72,25 +71,11 @@ def train(job: Job, *, progress: bool = True, **changes: Any) -> "Run":
     """
     from rich.console import Console
 
-    from raycnn.cli.train import launch
-    from raycnn.launch import launcher
-    from raycnn.runs.directory import Run as Directory
-    from raycnn.training.callbacks import SpecWritten
-    from raycnn.training.preflight import check_job
+    from raycnn.cli.train import train_new
 
     generated = _from_folder(job, changes)
     spec = generated.job if generated else load(job, **changes)
-    spec = check_job(spec, remote=launcher.is_remote(spec.workers)).job
-
-    def create(view: "Callback") -> "directory.Run":
-        run = Directory.create(spec)
-        if generated:
-            view.on_event(
-                SpecWritten(found=generated.summary, path=str(generated.write(run.folder)))
-            )
-        return run
-
-    return Run(launch(spec, create, Console(quiet=not progress)).location)
+    return Run(train_new(spec, generated, Console(quiet=not progress)).location)
 
 
 def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes: Any) -> "Run":
@@ -101,25 +86,14 @@ def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes
     """
     from rich.console import Console
 
-    from raycnn.cli.train import launch
-    from raycnn.launch import launcher
-    from raycnn.runs.compatibility import validate_resume
-    from raycnn.training.preflight import check_job
+    from raycnn.cli.train import train_further
+    from raycnn.runs.compatibility import completed_epochs
 
     earlier = _find(run)
     spec = load(earlier.job(), **changes)
-    done = validate_resume(earlier, spec)
-    if earlier.result() and (done >= spec.train.epochs or spec == earlier.job()):
+    if completed_epochs(earlier, spec):
         return Run(earlier.location)
-    remote = launcher.is_remote(spec.workers)
-    spec = check_job(spec, remote=remote, checkpoints=earlier.checkpoints).job
-
-    def reopen(view: "Callback") -> "directory.Run":
-        for change in earlier.reopen(spec):
-            view.on_event(change)
-        return earlier
-
-    return Run(launch(spec, reopen, Console(quiet=not progress)).location)
+    return Run(train_further(earlier, spec, Console(quiet=not progress)).location)
 
 
 def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) -> "Search":

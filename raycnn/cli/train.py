@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,8 +15,9 @@ from raycnn.cli.arguments import (
     is_rank_zero,
     job_of_pictures,
 )
-from raycnn.config import schema, yaml_file
+from raycnn.config import yaml_file
 from raycnn.config.load import load_job
+from raycnn.config.schema import JobSpec
 from raycnn.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
     from raycnn.runs.directory import Run
     from raycnn.training.callbacks import Callback
+    from raycnn.training.from_folder import FolderJob
+
+    OpenRun = Callable[[JobSpec, Callback], Run]
 
 
 def train(
@@ -34,81 +39,87 @@ def train(
 ) -> None:
     """Train a job: a new run folder, validation after each epoch, one test at the end."""
     generated = job_of_pictures(job, changes)
-    resolved = generated.job if generated else load_job(job.expanduser(), changes or [])
-    from raycnn.launch import launcher
-    from raycnn.runs.directory import Run
-    from raycnn.training.callbacks import SpecWritten
-    from raycnn.training.preflight import check_job, resolve_job
-
+    spec = generated.job if generated else load_job(job.expanduser(), changes or [])
     if show:
-        resolve_job(resolved)
-        yaml_file.dump(resolved.tree(), sys.stdout)
+        from raycnn.training.preflight import resolve_job
+
+        resolve_job(spec)
+        yaml_file.dump(spec.tree(), sys.stdout)
         return
-    resolved = check_job(resolved, remote=launcher.is_remote(resolved.workers)).job
-
-    def create(view: "Callback") -> Run:
-        run = Run.create(resolved)
-        if generated:
-            view.on_event(
-                SpecWritten(found=generated.summary, path=str(generated.write(run.folder)))
-            )
-        return run
-
-    _launch(resolved, create)
+    _show_result(lambda console: train_new(spec, generated, console))
 
 
 def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
     """Resume a run from its last checkpoint; `train.epochs=N` trains a finished one longer."""
-    from raycnn.launch import launcher
-    from raycnn.runs.compatibility import validate_resume
+    from raycnn.runs.compatibility import completed_epochs
     from raycnn.runs.directory import Run
-    from raycnn.training.preflight import check_job
 
     earlier = Run.find(run, runs)
-    resolved = earlier.job().change(changes or [])
-    done = validate_resume(earlier, resolved)
-    if earlier.result() and (done >= resolved.train.epochs or resolved == earlier.job()):
-        longer = (
-            f"train.epochs={done + 1}" if done == resolved.train.epochs else "train.patience=null"
-        )
+    spec = earlier.job().change(changes or [])
+    if done := completed_epochs(earlier, spec):
+        longer = f"train.epochs={done + 1}" if done == spec.train.epochs else "train.patience=null"
         print(f"{earlier.name} is done: {done} epochs; {longer} continues it")
         return
-    remote = launcher.is_remote(resolved.workers)
-    resolved = check_job(resolved, remote=remote, checkpoints=earlier.checkpoints).job
-    with earlier.lock():  # fail early if another process trains it
-        pass
-
-    def reopen(view: "Callback") -> Run:
-        for change in earlier.reopen(resolved):
-            view.on_event(change)
-        return earlier
-
-    _launch(resolved, reopen)
+    _show_result(lambda console: train_further(earlier, spec, console))
 
 
-def _launch(job: schema.JobSpec, open_run: "Callable[[Callback], Run]") -> None:
+def _show_result(train: "Callable[[Console], Run]") -> None:
     from rich.console import Console
 
     from raycnn.cli.training_view import show_result
 
     console = Console(quiet=not is_rank_zero())
-    show_result(console, launch(job, open_run, console))
+    show_result(console, train(console))
 
 
-def launch(job: schema.JobSpec, open_run: "Callable[[Callback], Run]", console: "Console") -> "Run":
-    """Train a checked job in the run that `open_run` opens, and show progress on a console."""
+def train_new(job: JobSpec, generated: "FolderJob | None", console: "Console") -> "Run":
+    """Check a job, train it in a new run folder, and show progress on a console."""
+
+    def create(checked: JobSpec, view: "Callback") -> "Run":
+        from raycnn.runs.directory import Run
+        from raycnn.training.callbacks import SpecWritten
+
+        run = Run.create(checked)
+        if generated:
+            path = str(generated.write(run.folder))
+            view.on_event(SpecWritten(found=generated.summary, path=path))
+        return run
+
+    return _launch(job, None, create, console)
+
+
+def train_further(earlier: "Run", job: JobSpec, console: "Console") -> "Run":
+    """Check a job, resume its run with it, and show progress on a console."""
+
+    def reopen(checked: JobSpec, view: "Callback") -> "Run":
+        for change in earlier.reopen(checked):
+            view.on_event(change)
+        return earlier
+
+    with earlier.lock():  # fail early if another process trains it
+        pass
+    return _launch(job, earlier.checkpoints, reopen, console)
+
+
+def _launch(
+    job: JobSpec, checkpoints: Path | None, open_run: "OpenRun", console: "Console"
+) -> "Run":
     from raycnn.cli.training_view import view_for
-    from raycnn.launch import dispatch
+    from raycnn.launch import dispatch, launcher
     from raycnn.training.callbacks import RunOpened
+    from raycnn.training.preflight import check_job
+
+    remote = launcher.is_remote(job.workers)
+    checked = check_job(job, remote=remote, checkpoints=checkpoints).job
 
     def opened() -> "Run":
-        run = open_run(view)
+        run = open_run(checked, view)
         view.on_event(RunOpened(folder=str(run.folder)))
         return run
 
-    with view_for(console, job.train.epochs) as view, job.located():
+    with view_for(console, checked.train.epochs) as view, checked.located():
         try:
-            return dispatch.train(job, opened, view)
+            return dispatch.train(checked, opened, view)
         except KeyboardInterrupt:
             raise Interrupted(
                 "stopped at once; `raycnn resume` continues from the last checkpoint"

@@ -46,6 +46,16 @@ def validate_resume(run: Run, job: JobSpec) -> int:
     return int(saved["epoch"])
 
 
+def completed_epochs(run: Run, job: JobSpec) -> int | None:
+    """Return the number of epochs of a completed run; None if the job would train it further.
+
+    Raises as `validate_resume` does.
+    """
+    done = validate_resume(run, job)
+    ended = run.result() and (done >= job.train.epochs or job == run.job())
+    return done if ended else None
+
+
 def check_same_job(saved: dict[str, Any], spec: dict[str, Any]) -> None:
     """Raise SpecError unless a spec may resume from a checkpoint's saved state."""
     # Validation fills in the defaults of keys that are newer than the checkpoint.
