@@ -37,7 +37,7 @@ PACKAGES = {
 }  # fmt: skip
 WAYS = ["raycnn", *PACKAGES, "raycnn-ray"]
 RECIPES = {  # job whose images are used, their size here (Ultralytics needs 32), learning rate
-    "lenet": ("lenet-mnist", 32, 0.05),
+    "lenet": ("lenet-mnist", 32, 0.02),
     "resnet18": ("alexnet-cifar10-published", 32, 0.05),
 }
 BATCH, MOMENTUM = 128, 0.9
@@ -72,8 +72,12 @@ def write_pictures(recipe: str, limit: int | None, folder: Path) -> None:
 def measure(command: list[str], folder: Path, run: Path | None) -> dict[str, Any]:
     """Run a command, and return what it did; `run` is the run folder where raycnn trains."""
     measured, start = Measured(), time.time()
-    environment = os.environ | {"RAYCNN_CACHE": str(folder / "cache")}
-    with (folder / "log").open("a") as log:  # shared with the process
+    environment = os.environ | {
+        "RAYCNN_CACHE": str(folder / "cache"),
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else each of Ray's workers builds an environment
+    }
+    errors = folder / "errors.log"
+    with errors.open("w") as log:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
         )
@@ -81,14 +85,13 @@ def measure(command: list[str], folder: Path, run: Path | None) -> dict[str, Any
         watch.start()
         assert process.stdout
         for line in process.stdout:
-            log.write(line)
             if line.startswith("MARK "):
                 _note(measured, json.loads(line.removeprefix("MARK ")), start)
         process.wait()
         watch.join()
     seconds = time.time() - start
     if process.returncode:
-        return {"failed": (folder / "log").read_text().strip()[-500:] or process.returncode}
+        return {"failed": errors.read_text().strip()[-500:] or process.returncode}
     if run:
         measured.rates = [float(row["images_per_s"]) for row in Run(run).rows()]
         measured.acc1 = (Run(run).result() or {})["test"]["acc1"]

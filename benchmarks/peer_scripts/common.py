@@ -54,4 +54,4 @@ def loader(args: argparse.Namespace, split: str) -> "DataLoader[Any]":
 
 def mark(**facts: Any) -> None:
     """Tell peers.py of progress: `step`, `images_per_s` of an epoch, or `acc1` of the test."""
-    print("MARK", json.dumps(facts), flush=True)
+    print("\nMARK", json.dumps(facts), flush=True)  # a progress bar may have begun the line

@@ -21,6 +21,7 @@ class Classifier(BaseModel):
         super().__init__()
         self.model = nn.Sequential(network(args.network, args.size))
         self.save, self.stride = list[int](), torch.tensor([1])
+        self.criterion = None  # the trainer asks for it after each epoch
         self.names, self.yaml = {k: str(k) for k in range(CLASSES)}, {"nc": CLASSES, "channels": 3}
 
     def predict(self, x: Tensor, *rest: Any, **options: Any) -> Any:
