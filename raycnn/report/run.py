@@ -183,6 +183,8 @@ def _values(
         "data": _data(report_input, job.data.name), "warnings": _warnings(report_input),
         "duplicates": duplicate_section,
         "batch": _batch(report_input, draw.folder),
+        "augmented": bool(report_input and report_input.splits.pipeline.numbers),
+        "distilled": bool(job.train.distillation),
         "changed": [(key, page.plain(value)) for key, value in spec.items() if key in changed],
         "defaults": [(key, page.plain(value)) for key, value in spec.items() if key not in changed],
         "environment": _environment(run), "commands": _commands(run, result),
@@ -227,7 +229,8 @@ def _facts(
         flops = count_flops(report_input.model, report_input.splits.shape)
         facts.append(("Operations per image", format_flops(flops)))
     times = times_per_image(result) if result else {}
-    facts += [(f"{work.capitalize()} per image", text) for work, text in times.items()]
+    one = " and worker" if job.workers.max_count > 1 else ""
+    facts += [(f"{work.capitalize()} per image{one}", text) for work, text in times.items()]
     devices = environment.get("devices") or []
     device = devices[0] if devices else f"CPU, {environment.get('cpus', '?')} cores"
     if (workers := job.workers.max_count) > 1:

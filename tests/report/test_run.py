@@ -132,6 +132,20 @@ def test_the_verdict_is_the_result(trained: Run) -> None:
     assert began.flops and format_flops(began.flops) in text and f"{began.parameters:,}" in text
 
 
+def test_what_training_is_measured_on_is_said(trained: Run, tmp_path: Path) -> None:
+    from raycnn.config.load import job_from_tree
+    from tests.conftest import TINY
+
+    student = {
+        "storage.path": str(tmp_path), "storage.report": True, "train.epochs": 1,
+        "train.distillation": {"teacher": str(trained.folder)},
+        "data.transforms": [{"name": "resize", "size": 12}, "horizontal_flip"],
+    }  # fmt: skip
+    text, plain = read(train(job_from_tree(TINY).change(student))).text, read(trained).text
+    for words in ("divergence from the teacher", "on augmented images", "augmented as the network"):
+        assert words in text and words not in plain
+
+
 def test_every_class_stands_in_the_table_with_its_numbers(trained: Run) -> None:
     found = evaluate.stored_predictions(trained)
     assert found
