@@ -22,16 +22,19 @@ from raycnn.runs.directory import Run
 from raycnn.search.folder import Search
 from raycnn.training.callbacks import Resumed, WorkersRestarted
 from tests.conftest import (
+    distance,
     ended,
     free_port,
     happened,
     numbers,
     raycnn,
     same,
+    train,
     wait_for,
     weights,
     workers,
 )
+from tests.support.multi_label import write_csv
 from tests.support.s3 import Server
 from tests.support.searches import Read, read  # noqa: F401
 
@@ -136,6 +139,27 @@ def test_a_job_runs_on_a_cluster_that_is_there_and_a_wrong_token_is_refused(
     done = raycnn("train", file, address, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(Run.all(spec.storage.path)) == before + 1
+
+
+def test_students_and_multi_label_jobs_come_to_the_same_on_two_workers(
+    job: MakeJob, tmp_path: Path, address: str
+) -> None:
+    """Two workers differ from one process by the order of sums, and here in no prediction."""
+    teacher = train(job(name="teacher"))
+    write_csv(tmp_path / "marked")
+    csv = {"name": "csv", "root": str(tmp_path / "marked"), "test": 0.25}
+    student = job(name="student", train__distillation={"teacher": str(teacher.folder)})
+    for spec in (student, job(name="marked", data=csv)):
+        alone = train(spec)
+        run = Run.create(spec.change({"workers.count": 2, "workers.cpus": 1}))
+        done = raycnn("resume", run.folder, address, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert distance(weights(alone), weights(run)) < 1e-5
+        tests = [(each.result() or {})["test"] for each in (alone, run)]
+        loss, expected = (test.pop("loss") for test in tests)
+        assert loss == pytest.approx(expected, rel=1e-4)
+        clock = {"images_per_s", "ms_per_image", "data_ms_per_image"}
+        assert all(tests[0][key] == tests[1][key] for key in tests[0].keys() - clock)
 
 
 def test_a_users_mistake_is_said_once_and_not_tried_again(
