@@ -26,5 +26,12 @@ def fetch(
 
     folder = download.fetch(connect(address), run, to).absolute()
     print(folder)
-    what = "resume" if (folder / "job.yaml").is_file() else "tune --resume"
-    print(f"next: raycnn {what} {folder}")
+    if (report := folder / "report.html").is_file():
+        print(f"report {report}")
+    print(f"next: raycnn {_next_verb(folder)} {folder}")
+
+
+def _next_verb(folder: Path) -> str:
+    if not (folder / "job.yaml").is_file():
+        return "tune --resume"
+    return "eval" if (folder / "result.json").is_file() else "resume"

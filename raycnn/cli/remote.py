@@ -45,7 +45,10 @@ def show_jobs(cluster: "Cluster") -> None:
 
 
 def follow(cluster: "Cluster", name: str, stop_on_interrupt: bool = False) -> None:
-    """Print a job's output, and exit with its code; Ctrl-C stops the job only if asked to."""
+    """Print a job's output, and exit with its code; Ctrl-C stops the job only if asked to.
+
+    A job that Ctrl-C does not stop is on another machine: after it, print how to copy its run.
+    """
     try:
         job = cluster.follow(name, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
@@ -57,6 +60,8 @@ def follow(cluster: "Cluster", name: str, stop_on_interrupt: bool = False) -> No
         cluster.stop(name)
         job = cluster.follow(name, lambda text: None)
     exit_like(job)
+    if not stop_on_interrupt:
+        print(f"on this machine: raycnn fetch {name}")
 
 
 def exit_like(job: "JobDetails") -> None:

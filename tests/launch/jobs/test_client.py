@@ -123,6 +123,7 @@ def test_two_jobs_of_one_name_end_with_their_own_codes_in_their_own_folders(
     assert re.match(rf"raycnn-tiny-[\d-]+-\w+ at {head.server}\n", said)
     assert "epoch 3  step" in said and "357 of 357 images" in said
     assert "Running entrypoint" not in said and errors == ""
+    assert said.splitlines()[-1] == f"on this machine: raycnn fetch {said.split()[0]}"
 
     failed, errors = bad.communicate(timeout=300)
     assert bad.returncode == 1
@@ -253,6 +254,10 @@ def test_workers_and_trials_are_started_on_the_cluster_that_was_asked(
     assert "connecting to Ray at" in wide.stdout and "357 of 357 images" in wide.stdout
     run = Run(Path(re.findall(r"^run (/.+)$", wide.stdout, re.MULTILINE)[0]))
     assert (run.folder / "report.html").is_file(), "its templates were sent along"
+    fetched = head.raycnn("fetch", wide.stdout.split()[0], cwd=tmp_path)
+    copy = tmp_path / "runs" / run.name
+    expected = [str(copy), f"report {copy / 'report.html'}", f"next: raycnn eval {copy}"]
+    assert fetched.stdout.splitlines() == expected, fetched.stderr
 
     search = tmp_path / "search.yaml"
     tune = {"trials": 2, "space": {"optimizer.lr": {"loguniform": [0.01, 0.1]}}}
