@@ -17,7 +17,7 @@ from raycnn.models.dropout import Dropout
 from raycnn.runs.teacher import load_job_teacher
 from raycnn.runtime import device
 from raycnn.training.loop import load_initial_weights, loss_weights, new_training_state
-from raycnn.training.optim import Schedule
+from raycnn.training.schedules import Schedule
 from raycnn.training.step import TrainStep
 
 

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
     from raycnn.data.sources.base import Source
     from raycnn.data.transforms.base import Transform
-    from raycnn.training.optim import Optimizer, Schedule
+    from raycnn.training.optim import Optimizer
+    from raycnn.training.schedules import Schedule
 
 
 def _import_paths(module: str, *names: str) -> dict[str, str]:
@@ -77,6 +78,6 @@ OPTIMIZERS: "Registry[Optimizer]" = Registry(
 SCHEDULES: "Registry[Schedule]" = Registry(
     "schedule",
     "schedule",
-    _import_paths("training.optim", "constant", "cosine", "one_cycle", "step"),
+    _import_paths("training.schedules", "constant", "cosine", "one_cycle", "step"),
 )
 """Learning-rate schedules; a builder takes (total steps, *, options)."""

@@ -49,8 +49,9 @@ from raycnn.training.metrics import (
     build_metric_accumulator,
     small_validation_warning,
 )
-from raycnn.training.optim import build_optimizer, scale_lr
+from raycnn.training.optim import build_optimizer
 from raycnn.training.predictions import PredictionAccumulator, SplitPredictions
+from raycnn.training.schedules import scale_lr
 from raycnn.training.step import (
     TrainStep,
     class_weights,

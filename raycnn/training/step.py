@@ -20,7 +20,7 @@ from raycnn.runtime.device import layout
 from raycnn.training.callbacks import Callback, MicroBatchHalved
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.distillation import Teacher, soft_loss
-from raycnn.training.optim import Schedule
+from raycnn.training.schedules import Schedule
 
 NOISE = 3  # key of the seed for dropout; others are LIMIT and VAL in raycnn/data
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

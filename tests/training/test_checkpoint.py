@@ -16,7 +16,7 @@ from raycnn.models import build_model
 from raycnn.shape import Shape
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import TrainingState
-from raycnn.training.optim import Rates
+from raycnn.training.schedules import Rates
 
 
 def state(epoch: int = 0, step: int = 0) -> TrainingState:

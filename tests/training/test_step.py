@@ -18,7 +18,8 @@ from raycnn.runs.directory import Run
 from raycnn.training.callbacks import Event, MicroBatchHalved, StoppedEarly
 from raycnn.training.ema import EMA
 from raycnn.training.loss_scale import LossScale
-from raycnn.training.optim import Rates, sgd
+from raycnn.training.optim import sgd
+from raycnn.training.schedules import Rates
 from raycnn.training.step import class_weights, find_micro_batch_size, forward
 from tests.conftest import distance, ended, happened, numbers, same, train, weights, workers
 
