@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "raycnn"
 FLOORS = [  # a package, or a module apart from its package, imports only from those before it
     "errors", "shape", "io", "paths", "filesystem",
     "runtime.device",  # its table has the names that a spec may use
-    "config", "runtime", "models", "data", "training", "runs",
+    "config", "runtime", "models", "data", "training", "runs.remote", "runs",
     "training.preflight", "training.from_folder",  # also look at where runs are kept
     "analysis", "search", "report", "launch", "cli", "api",
 ]  # fmt: skip

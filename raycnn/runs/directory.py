@@ -28,11 +28,12 @@ from raycnn.config.load import load_saved_job, saved_job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.errors import DataError, EnvironmentUnavailable, SpecError, unknown
 from raycnn.filesystem import base_name, is_uri, join, local_path, parent
-from raycnn.runs import events, heartbeats, metrics_file, storage
+from raycnn.runs import events, heartbeats, metrics_file
 from raycnn.runs.environment import environment
 from raycnn.runs.heartbeats import Heartbeat
+from raycnn.runs.remote import storage
+from raycnn.runs.remote.working_copy import WorkingCopy
 from raycnn.runs.result import PER_CLASS, RESULT
-from raycnn.runs.working_copy import WorkingCopy
 from raycnn.runtime import distributed
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Event, Failed, SettingChanged

@@ -24,7 +24,6 @@ from raycnn.config.yaml_file import Tree
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.filesystem import is_uri, local_path
 from raycnn.io import is_locked, lock, read_json, write_json
-from raycnn.runs import storage
 from raycnn.runs.directory import (
     RUN_LOCK_TIMEOUT_S,
     Run,
@@ -32,7 +31,8 @@ from raycnn.runs.directory import (
     list_folders,
     resolve_run,
 )
-from raycnn.runs.working_copy import SearchCopy
+from raycnn.runs.remote import storage
+from raycnn.runs.remote.working_copy import SearchCopy
 from raycnn.search.schedulers import SCHEDULERS, LearningCurve, Pbt, Scheduler
 from raycnn.training.callbacks import Event
 

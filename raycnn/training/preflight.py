@@ -20,7 +20,7 @@ from raycnn.data.splits import check_single_label, check_source, input_shape, so
 from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.filesystem import is_uri
 from raycnn.paths import cache_folder
-from raycnn.runs.storage import check_reachable
+from raycnn.runs.remote.storage import check_reachable
 from raycnn.runs.teacher import check_teacher, pin_teacher
 from raycnn.runs.trackers import check_installed
 from raycnn.runtime import device

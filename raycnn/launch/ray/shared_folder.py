@@ -1,7 +1,7 @@
 """Open the folders of runs and searches on nodes that may not see the driver's disk.
 
 Where a node does not, an actor serves the folder, and the node treats it like any other one at a
-remote location: see runs/storage.py.
+remote location: see runs/remote/storage.py.
 """
 
 import secrets
@@ -27,7 +27,7 @@ from raycnn.launch.ray.served_files import (
 )
 from raycnn.paths import cache_folder
 from raycnn.runs.directory import STOP_POLL_INTERVAL_S, Run
-from raycnn.runs.working_copy import SearchCopy, WorkingCopy
+from raycnn.runs.remote.working_copy import SearchCopy, WorkingCopy
 from raycnn.runtime import distributed
 from raycnn.search.folder import Search, Trial
 

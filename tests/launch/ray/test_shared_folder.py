@@ -13,7 +13,7 @@ from raycnn.errors import EnvironmentUnavailable
 from raycnn.launch.ray import process_group, served_files, shared_folder
 from raycnn.launch.ray.served_files import FileServer, ServedFolder
 from raycnn.runs.directory import Run
-from raycnn.runs.working_copy import WorkingCopy
+from raycnn.runs.remote.working_copy import WorkingCopy
 from raycnn.search.folder import Search
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Warned

@@ -26,8 +26,8 @@ import time
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.filesystem import OBJECT_STORES, RemoteFile, RemoteFolder, base_name, join, parent
 from raycnn.paths import cache_folder
-from raycnn.runs.manifest import STATUS_FILES, translate_errors
-from raycnn.runs.working_copy import WorkingCopy
+from raycnn.runs.remote.manifest import STATUS_FILES, translate_errors
+from raycnn.runs.remote.working_copy import WorkingCopy
 
 CLAIM = ".claim"
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from raycnn.errors import EnvironmentUnavailable, first_line
 from raycnn.filesystem import PERMANENT_ERRORS, filesystem_errors
-from raycnn.runs.manifest import STOP
+from raycnn.runs.remote.manifest import STOP
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Event, StorageReached, StorageUnreachable
 
 if TYPE_CHECKING:
-    from raycnn.runs.working_copy import WorkingCopy
+    from raycnn.runs.remote.working_copy import WorkingCopy
 
 Index = dict[str, str | None]
 """The names of the `last`, `previous` and `best` checkpoint: see training/checkpoint.py."""

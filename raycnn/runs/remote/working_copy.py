@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 from raycnn.errors import EnvironmentUnavailable, Interrupted, RaycnnError
 from raycnn.filesystem import RemoteFile, RemoteFolder, filesystem_errors
 from raycnn.io import is_locked
-from raycnn.runs.lease import Lease
-from raycnn.runs.manifest import (
+from raycnn.runs.remote.lease import Lease
+from raycnn.runs.remote.manifest import (
     CHECKPOINTS,
     EVENTS,
     INDEX_PATH,
@@ -36,7 +36,7 @@ from raycnn.runs.manifest import (
     mtime_ns,
     translate_errors,
 )
-from raycnn.runs.uploader import EventCallback, Index, Uploader
+from raycnn.runs.remote.uploader import EventCallback, Index, Uploader
 from raycnn.training import checkpoint
 from raycnn.training.checkpoint import INDEX, STATE
 

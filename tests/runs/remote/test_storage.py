@@ -16,8 +16,8 @@ from raycnn.config import yaml_file
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.launch import local
-from raycnn.runs import lease
 from raycnn.runs.directory import Run
+from raycnn.runs.remote import lease
 from raycnn.search.folder import Search
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Event, StorageReached, StorageUnreachable, Warned
