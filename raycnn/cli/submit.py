@@ -54,7 +54,12 @@ def submit(
     if (job is None) == (resume is None):
         raise SpecError("give a job to submit, or a run to resume: --resume RUN")
     generated = job_of_pictures(job, changes) if job else None
-    spec = generated.job if generated else _checked(job, changes or []) if job else None
+    if generated:
+        spec: JobSpec | TuneSpec | None = generated.job
+    else:
+        spec = _load(job, changes or []) if job else None
+    if spec:
+        _check(spec)
     from raycnn.cli.remote import connect, follow
     from raycnn.launch.jobs.client import server_of
 
@@ -73,14 +78,17 @@ def submit(
         follow(cluster, name)
 
 
-def _checked(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
-    """Load and check a spec, as far as that is possible without the cluster's files."""
+def _load(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
+    is_search = "tune" in read_spec(file, changes)[0]
+    return load_search(file, changes) if is_search else load_job(file, changes)
+
+
+def _check(spec: "JobSpec | TuneSpec") -> None:
+    """Check a spec, as far as that is possible without the cluster's files."""
     from raycnn.launch.jobs.client import map_jobs
     from raycnn.search import preflight
     from raycnn.training.preflight import resolve_job
 
-    is_search = "tune" in read_spec(file, changes)[0]
-    spec = load_search(file, changes) if is_search else load_job(file, changes)
     checked = map_jobs(spec, _without_weights)
     try:
         if isinstance(checked, JobSpec):
@@ -89,7 +97,6 @@ def _checked(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
             preflight.check_search(checked, remote=True)
     except DataError as error:
         print(f"not checked here, but on the cluster: {error}")
-    return spec
 
 
 def _without_weights(job: JobSpec) -> JobSpec:

@@ -218,6 +218,17 @@ def test_a_bad_spec_is_said_before_a_cluster_is_asked(
     assert ended.value.code == 2 and "did you mean 'lenet'?" in capsys.readouterr().err
 
 
+def test_a_job_of_pictures_is_checked_before_a_cluster_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = write_pictures(tmp_path / "pictures", ["cat", "dog"], 4)
+    words = ["submit", str(pictures), "model.freeze=[layer_1]", "--address", "http://127.0.0.1:1"]
+    monkeypatch.setattr("sys.argv", ["raycnn", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and "model.freeze" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "url"),
     [
