@@ -14,8 +14,8 @@ from raycnn.errors import DataError
 from raycnn.runs.directory import Run
 from raycnn.runtime.device import find
 from raycnn.training import checkpoint, metrics
-from raycnn.training.bootstrap import map_interval
 from raycnn.training.loop import new_training_state, predict_split
+from raycnn.training.map_interval import map_interval
 from raycnn.training.metrics import TOP, Confusion, confidence_interval
 from raycnn.training.multi_label import multi_label_scores, named_rows
 from raycnn.training.predictions import SplitPredictions

@@ -57,7 +57,7 @@ class Deployed(nn.Module):
 
     def __init__(self, network: Network):
         super().__init__()
-        self.network, self.transforms = network.module, network.pipeline.transforms
+        self.network, self.transforms = network.module, network.pipeline.image_transforms
         self.multi_label = network.multi_label
         scales = torch.tensor([network.pipeline.mean, network.pipeline.std]).mul(255)
         mean, std = scales.view(2, 1, -1, 1, 1).unbind()

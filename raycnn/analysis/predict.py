@@ -98,7 +98,9 @@ class Network:
         """The preprocessing of an image: by Pillow (size, fit, mode), then on the device."""
         return {
             **describe_format(self.image_format),
-            "transforms": [type(step).__name__ for step in self.pipeline.transforms],
+            "transforms": [
+                type(transform).__name__ for transform in self.pipeline.image_transforms
+            ],
             "mean": self.pipeline.mean,
             "std": self.pipeline.std,
         }

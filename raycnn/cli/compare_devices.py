@@ -15,7 +15,7 @@ def compare_devices(
     changes: Changes = None,
     devices: Annotated[
         str,
-        typer.Option("--devices", help="Two or more device types, by commas."),
+        typer.Option("--devices", help="Two or more device kinds, by commas."),
     ] = "cpu,cuda",
     steps: Annotated[int, typer.Option("--steps", min=1, help="How many are compared.")] = 10,
 ) -> None:

@@ -18,7 +18,7 @@ WIDTH = 16
 def doctor(
     device: Annotated[
         str | None,
-        typer.Option("--device", help="A device type: exit 3, and why, where it cannot work."),
+        typer.Option("--device", help="A device kind: exit 3, and why, where it cannot work."),
     ] = None,
     address: Annotated[
         str | None, typer.Option("--address", help="HOST:PORT of a Ray head: look at its nodes.")

@@ -42,15 +42,16 @@ class SearchProgress:
 
     def remaining_s(self, concurrency: int) -> float | None:
         """Estimate the remaining seconds from the ended trials; None while that is not possible."""
-        took: dict[str, list[float]] = {}
+        seconds_by_architecture: dict[str, list[float]] = {}
         for entry in self.ended.values():
-            took.setdefault(entry.architecture, []).append(entry.seconds)
-        left = [
+            seconds_by_architecture.setdefault(entry.architecture, []).append(entry.seconds)
+        unfinished = [
             architecture for name, architecture in self.trials.items() if name not in self.ended
         ]
-        if not concurrency or not set(left) <= took.keys():
+        if not concurrency or not set(unfinished) <= seconds_by_architecture.keys():
             return None
-        return sum(fmean(took[name]) for name in left) / concurrency
+        expected_s = sum(fmean(seconds_by_architecture[name]) for name in unfinished)
+        return expected_s / concurrency
 
 
 class PlainSearchView:
@@ -66,7 +67,7 @@ class PlainSearchView:
     def __exit__(self, *ending: object) -> None:
         pass
 
-    def note(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def show(self, search: Search, running: list[str]) -> None:
@@ -76,7 +77,7 @@ class PlainSearchView:
         ended, total = len(self.progress.ended), len(self.progress.trials)
         for number, entry in enumerate(self.progress.update(), ended + 1):
             row = Text(
-                f"{number:>{len(str(total))}}/{total}  {line(entry, search.spec.tune.metric)}"
+                f"{number:>{len(str(total))}}/{total}  {trial_line(entry, search.spec.tune.metric)}"
             )
             self.console.print(row, no_wrap=True, overflow="ellipsis")
 
@@ -95,20 +96,20 @@ class LiveSearchView(PlainSearchView):
     def __exit__(self, *ending: object) -> None:
         self.live.stop()
 
-    def note(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.live.console.print(text, style="dim", highlight=False, markup=False)
 
     def show(self, search: Search, running: list[str]) -> None:
         self.progress = self.progress or SearchProgress(search)
         self.progress.update()
-        self.live.update(picture(self.progress, search, running))
+        self.live.update(progress_table(self.progress, search, running))
 
 
 def search_view_for(console: Console) -> PlainSearchView:
     return LiveSearchView(console) if console.is_terminal else PlainSearchView(console)
 
 
-def picture(progress: SearchProgress, search: Search, running: list[str]) -> Text:
+def progress_table(progress: SearchProgress, search: Search, running: list[str]) -> Text:
     """Return the progress of each architecture, the running trials, and the remaining time."""
     best, metric = progress.best(), search.spec.tune.metric
     rows = [["architecture", "trials", "done", "stopped", "failed", "best", "with"]]
@@ -180,7 +181,7 @@ def show_next(console: Console, search: Search, board: list[LeaderboardEntry]) -
         console.print(f"next: {command}", soft_wrap=True, highlight=False, markup=False)
 
 
-def line(entry: LeaderboardEntry, metric: str) -> str:
+def trial_line(entry: LeaderboardEntry, metric: str) -> str:
     """Return one line about an ended trial."""
     name = f"{entry.trial:<12} {entry.state:<7}"
     if entry.state == "failed":

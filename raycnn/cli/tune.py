@@ -116,11 +116,11 @@ def _run(spec: TuneSpec, open_search: "Callable[[], Search]", to_stderr: bool) -
 
     def opened() -> "Search":
         search = open_search()
-        view.note(f"search {search.location}")
+        view.log(f"search {search.location}")
         for architecture in spec.architectures:
             count = architecture.trials(spec.tune.trials)
             if architecture.sampled and count < (spec.tune.trials or 0):
-                view.note(f"{architecture.name}: {count} trials: its space has no more values")
+                view.log(f"{architecture.name}: {count} trials: its space has no more values")
         return search
 
     with search_view_for(Console(file=sys.stderr if to_stderr else sys.stdout)) as view:

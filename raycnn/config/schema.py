@@ -264,7 +264,7 @@ class Workers(Frozen):
     """Number of data-parallel processes, one device each. [min, max]: elastic; on Ray as many as
     the cluster has resources for, adapting as nodes leave and join; else as many as are started."""
     device: DeviceName = "auto"
-    """Device type; auto: the first of cuda, npu, xpu and cpu that is available."""
+    """Device kind; auto: the first of cuda, npu, xpu and cpu that is available."""
     cpus: PositiveInt | None = None
     """CPUs and threads per worker; by default an equal share (without Ray: torch's default)."""
     launcher: Literal["auto", "ray", "local"] = "auto"

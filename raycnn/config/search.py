@@ -37,13 +37,13 @@ from raycnn.config.schema import (
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
 
-DEFAULT_SAMPLES = 10  # per architecture, if `trials` is absent
-PERTURBATION_FACTORS = (0.8, 1.2)  # Jaderberg et al. 2017, arXiv:1711.09846 (PBT)
+DEFAULT_CONFIGURATIONS = 10  # per architecture, if `trials` is absent
+SMALLER, LARGER = 0.8, 1.2  # perturbation factors (Jaderberg et al. 2017, arXiv:1711.09846)
 STEP_FROM_ZERO = 0.1  # fraction of the range by which zero is perturbed
 
 Values = Annotated[list[Any], Field(min_length=1)]
-Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
-WholeEnds = Annotated[list[int], Field(min_length=2, max_length=2)]
+Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
+IntBounds = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
 class Domain(Frozen):
@@ -53,11 +53,11 @@ class Domain(Frozen):
     """Sample one of these values with equal probability."""
     grid: Values | None = None
     """Try each of these values, combined with all values of the other grids."""
-    uniform: Ends | None = None
+    uniform: Bounds | None = None
     """Sample uniformly between two numbers."""
-    loguniform: Ends | None = None
+    loguniform: Bounds | None = None
     """Sample log-uniformly between two positive numbers."""
-    randint: WholeEnds | None = None
+    randint: IntBounds | None = None
     """Sample an integer from the first to the second, both included."""
 
     @model_validator(mode="after")
@@ -98,7 +98,7 @@ class Domain(Frozen):
             return len(self.ends)
         return self.ends[1] - self.ends[0] + 1 if self.kind == "randint" else math.inf
 
-    def value(self, u: float) -> Any:
+    def at_quantile(self, u: float) -> Any:
         """Return the value at quantile `u`, 0 ≤ u < 1, of the domain."""
         if self.is_list:
             return self.ends[int(u * len(self.ends))]
@@ -121,11 +121,11 @@ class Domain(Frozen):
         low, high = self.ends
         up = u >= 0.5
         if self.kind == "randint":
-            step = max(1, round(abs(value) * (PERTURBATION_FACTORS[1] - 1)))
+            step = max(1, round(abs(value) * (LARGER - 1)))
             return min(max(value + (step if up else -step), low), high)
         if not value:  # no factor changes zero
             return self.rounded((high - low) * STEP_FROM_ZERO * (1 if up else -1))
-        return self.rounded(value * PERTURBATION_FACTORS[up])
+        return self.rounded(value * (LARGER if up else SMALLER))
 
     def rounded(self, value: float) -> float:
         """Round to four significant digits, so that the value displayed is the value used.
@@ -151,7 +151,7 @@ class Pool(Frozen):
     """A pool of devices of one kind to run trials on."""
 
     device: DeviceName = "auto"
-    """Device type; auto: the first of cuda, npu, xpu and cpu that is available."""
+    """Device kind; auto: the first of cuda, npu, xpu and cpu that is available."""
     cpus: PositiveInt = 1
     """CPUs and threads per worker."""
     workers: PositiveInt = 1
@@ -174,9 +174,9 @@ class Tune(Frozen):
     space: Space = {}
     """Search space: dotted keys of the job, each with its domain."""
     trials: PositiveInt | None = None
-    """Samples per architecture, or per point of its grid, of the keys that are not in a grid; by
-    default 10. Trials are distinct: a pure grid runs once, and a small space has no more trials
-    than values."""
+    """Configurations per architecture, or per point of its grid, of the keys that are not in a
+    grid; by default 10. Trials are distinct: a pure grid runs once, and a small space has no more
+    trials than values."""
     metric: Literal[
         "val/acc1", "val/acc5", "val/loss", "train/acc1", "train/loss", "val/map", "val/f1",
         "val/f1_macro", "train/f1",
@@ -202,7 +202,7 @@ class Tune(Frozen):
 
     @property
     def sign(self) -> int:
-        """1 if a larger metric is better, -1 if a smaller one is."""
+        """The factor that makes larger metrics better: -1 if a smaller one is better, else 1."""
         return 1 if self.mode == "max" or (not self.mode and "loss" not in self.metric) else -1
 
 
@@ -213,10 +213,10 @@ class Architecture(Frozen):
     job: JobSpec
     space: Space
 
-    def job_of(self, search: str, changes: Tree, pool: Pool) -> JobSpec:
+    def job_of(self, search_name: str, changes: Tree, pool: Pool) -> JobSpec:
         """Return the job of one trial; trained outside the search, it gives the same result."""
         workers = pool.worker_config.model_dump() | {"timeout_s": self.job.workers.timeout_s}
-        fixed = {"name": f"{search}-{self.name}", "workers": workers}
+        fixed = {"name": f"{search_name}-{self.name}", "workers": workers}
         return job_from_tree(apply_changes(self.job.tree(), {}, changes | fixed)[0])
 
     @property
@@ -229,11 +229,11 @@ class Architecture(Frozen):
         """The keys whose values are sampled at each point of the grid."""
         return {key: domain for key, domain in self.space.items() if not domain.grid}
 
-    def trials(self, samples: int | None) -> int:
-        """Return the number of distinct trials for a number of samples (`tune.trials`)."""
+    def trials(self, configurations: int | None) -> int:
+        """Return the number of distinct trials for a number of configurations (`tune.trials`)."""
         points = math.prod(len(values) for values in self.grid.values())
         distinct = math.prod(domain.size for domain in self.sampled.values())
-        return points * int(min(samples or DEFAULT_SAMPLES, distinct))
+        return points * int(min(configurations or DEFAULT_CONFIGURATIONS, distinct))
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class TrialKey:
 
     architecture: Architecture
     number: int
-    """Index of its sample, from 0."""
+    """Index of its configuration, from 0."""
     fold: int | None = None
     """Index of the fold held out, from 0, in cross-validation."""
 
@@ -274,7 +274,7 @@ class TuneSpec(Frozen):
 
     @property
     def folds(self) -> list[int | None]:
-        """The folds of each sample; [None] without cross-validation."""
+        """The folds of each configuration; [None] without cross-validation."""
         return list(range(self.tune.folds)) if self.tune.folds else [None]
 
     def trials(self) -> list[TrialKey]:

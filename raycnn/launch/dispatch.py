@@ -73,11 +73,11 @@ def search(spec: "TuneSpec", open_search: "Callable[[], Search]", view: "SearchV
     where = address_of(workers[0])
     for pool in workers if not where else ():
         connection.require_resources(pool)  # fail before starting Ray
-    view.note(ConnectingToRay(address=where).message)
+    view.log(ConnectingToRay(address=where).message)
     with connection.connected(workers[0]) as nodes:
         from raycnn.launch.ray import tune
 
-        view.note(f"Ray has {total(nodes)}; starting the trials")
+        view.log(f"Ray has {total(nodes)}; starting the trials")
         return _search(open_search, view, lambda opened: tune.run(opened, nodes, view))
 
 
@@ -97,7 +97,7 @@ def _search(
         except ClusterError as error:
             raise ClusterError(f"{error}: {again} continues") from None
         finally:
-            write_search_report_or_warn(opened, write_leaderboard(opened), view.note)
+            write_search_report_or_warn(opened, write_leaderboard(opened), view.log)
     return opened
 
 

@@ -72,11 +72,13 @@ def train_worker(
 def finish(result: TrainResult, recorder: Recorder) -> None:
     """Write the predictions and then the result of a training: a run with a result is done."""
     if result.predictions:  # on rank 0
-        kept = predictions_file.from_training(
+        predictions = predictions_file.from_training(
             result.splits, result.state.best or 0, result.predictions
         )
         try:
-            predictions_file.write_predictions(recorder.run.folder / predictions_file.FILE, kept)
+            predictions_file.write_predictions(
+                recorder.run.folder / predictions_file.FILE, predictions
+            )
         except OSError as error:
             text = f"the predictions cannot be written: {error}"
             recorder.callbacks.on_event(Warned(text=text))

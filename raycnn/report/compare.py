@@ -38,7 +38,7 @@ def _values(comparison: Comparison) -> dict[str, Any]:
         ],
         "curves": _curves(comparison.runs),
         "classes": classes,
-        "class_picture": _classes(comparison, classes)
+        "class_plot": _classes(comparison, classes)
         if classes and len(comparison.runs) <= 7
         else None,
         "grouped": any(len(group.runs) > 1 for group in comparison.groups),
@@ -50,11 +50,11 @@ def color_of(index: int) -> str:
 
 
 def _curves(runs: Sequence[ComparedRun]) -> list[Markup]:
-    """Draw validation accuracy, or else training accuracy, by epoch and by training time."""
+    """Plot validation accuracy, or else training accuracy, by epoch and by training time."""
     figures = []
     for key, label in (("epoch", "epoch"), ("time_s", "seconds of training")):
 
-        def picture(axes: "Axes", key: str = key, label: str = label) -> None:
+        def plot(axes: "Axes", key: str = key, label: str = label) -> None:
             for index, run in enumerate(runs):
                 metric = _curve_metric(run)
                 rows = [row for row in run.rows if metric in row and key in row]
@@ -69,7 +69,7 @@ def _curves(runs: Sequence[ComparedRun]) -> list[Markup]:
 
         if any(run.rows for run in runs):
             title = f"{_curve_title(runs)} by {key}"
-            figures.append(Markup(style.svg(style.render_figure(picture), title)))
+            figures.append(Markup(style.svg(style.render_figure(plot), title)))
     return figures
 
 
@@ -84,9 +84,9 @@ def _curve_title(runs: Sequence[ComparedRun]) -> str:
 
 
 def _classes(comparison: Comparison, classes: Sequence[tuple[str, list[float]]]) -> Markup:
-    """Draw the recall of each class in each run, as dots on a line."""
+    """Plot the recall of each class in each run, as dots on a line."""
 
-    def picture(axes: "Axes") -> None:
+    def plot(axes: "Axes") -> None:
         for line, (_, recalls) in enumerate(classes):
             low, high = 100 * min(recalls), 100 * max(recalls)
             axes.plot([low, high], [line, line], color=style.LINE, lw=3, zorder=1)
@@ -104,5 +104,5 @@ def _classes(comparison: Comparison, classes: Sequence[tuple[str, list[float]]])
         axes.set(title="Recall of each class (%)")
 
     return Markup(
-        style.svg(style.render_figure(picture, (4.8, 1.1 + 0.24 * len(classes))), "Recall by class")
+        style.svg(style.render_figure(plot, (4.8, 1.1 + 0.24 * len(classes))), "Recall by class")
     )

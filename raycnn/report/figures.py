@@ -30,7 +30,7 @@ class Mark:
 def plot_curve(
     axes: "Axes", rows: Sequence[Row], metric: str, best: int | None, marks: Sequence[Mark]
 ) -> None:
-    """Draw `loss`, `acc1`, `map` or `f1` by epoch, for training and validation, with events."""
+    """Plot `loss`, `acc1`, `map` or `f1` by epoch, for training and validation, with events."""
     percent = 1 if metric == "loss" else 100
     shown = rows[:: max(1, -(-len(rows) // MAX_POINTS))]
     dot = "o" if len(shown) < 30 else None
@@ -63,7 +63,7 @@ def plot_curve(
 
 
 def plot_confusion(axes: "Axes", counts: NDArray[np.int64], classes: Sequence[str]) -> None:
-    """Draw a confusion matrix (K, K) by label and prediction, shaded by the share of each label."""
+    """Plot a confusion matrix (K, K) by label and prediction, shaded by the share of each label."""
     from matplotlib.patches import Rectangle
 
     size = len(classes)
@@ -99,7 +99,7 @@ def plot_confusion(axes: "Axes", counts: NDArray[np.int64], classes: Sequence[st
 def plot_most_confused(
     axes: "Axes", pairs: Sequence[Sequence[int]], classes: Sequence[str]
 ) -> None:
-    """Draw the most frequent confusions (label, prediction, count) as bars."""
+    """Plot the most frequent confusions (label, prediction, count) as bars."""
     names = [f"{short(classes[k])} → {short(classes[predicted])}" for k, predicted, _ in pairs]
     bars = axes.barh(range(len(pairs)), [count for *_, count in pairs], 0.7, color=WARN)
     axes.bar_label(bars, padding=3, fontsize=7.5, color=MUTED)
@@ -114,7 +114,7 @@ def plot_most_confused(
 
 
 def plot_reliability(axes: "Axes", calibration: Calibration) -> None:
-    """Draw a reliability diagram: accuracy in bins of confidence, the diagonal being perfect."""
+    """Plot a reliability diagram: accuracy in bins of confidence, the diagonal being perfect."""
     bins = len(calibration.counts)
     edges = (np.arange(bins) + 0.5) * 100 / bins
     full = calibration.counts > 0
@@ -135,7 +135,7 @@ def plot_reliability(axes: "Axes", calibration: Calibration) -> None:
 def plot_coverage(
     axes: "Axes", covered: NDArray[np.float64], accuracy: NDArray[np.float64]
 ) -> None:
-    """Draw accuracy against coverage (N,): the share of the most confident images."""
+    """Plot accuracy against coverage (N,): the share of the most confident images."""
     axes.plot(100 * covered, 100 * accuracy, color=ACCENT)
     axes.fill_between(100 * covered, 100 * accuracy, 0, color=ACCENT, alpha=0.08, lw=0)
     low = 100 * float(accuracy[covered >= 0.05].min(initial=1))

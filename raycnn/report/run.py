@@ -74,9 +74,9 @@ def write_report(
 
     Without a `report_input` the report has no images, and `missing` is the reason. Raises OSError.
     """
-    drawings = _Drawings(run.folder)
+    plots = _Plots(run.folder)
     with style.styled():
-        values = _values(run, predictions, report_input, missing, drawings)
+        values = _values(run, predictions, report_input, missing, plots)
     title = f"{run.name} · raycnn"
     html = page.render("run.html", title, **values)
     if len(html.encode()) > page.MAX_BYTES:  # images take most of the space
@@ -131,8 +131,8 @@ def write_from_folder(run: Run, device: str = "cpu", root: str | None = None) ->
     return write_report(run, predictions, report_input, missing)
 
 
-class _Drawings:
-    """Draws each figure once, for the page and as a PNG in the folder."""
+class _Plots:
+    """Plots each figure once, for the page and as a PNG in the folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -141,10 +141,10 @@ class _Drawings:
         self,
         name: str,
         title: str,
-        picture: Callable[["Axes"], None],
+        plot: Callable[["Axes"], None],
         size: tuple[float, float] = style.SIZE,
     ) -> Markup:
-        figure = style.render_figure(picture, size)
+        figure = style.render_figure(plot, size)
         svg = Markup(style.svg(figure, title))  # before the PNG, which fixes the layout
         style.save_png(figure, self.folder / f"{name}.png")
         return svg
@@ -155,7 +155,7 @@ def _values(
     predictions: Predictions | None,
     report_input: ReportInput | None,
     missing: str,
-    draw: _Drawings,
+    plots: _Plots,
 ) -> dict[str, Any]:
     """Return the values of the template."""
     job, result = run.job(), run.result()
@@ -171,18 +171,18 @@ def _values(
         "notes": _notes(rows, report_input, result) + _leak_notes(duplicate_section),
         "missing": missing,
         "events": history[-MAX_EVENTS:],
-        "curves": _curves(rows, best, history, draw),
+        "curves": _curves(rows, best, history, plots),
         "classes": _class_rows(test, predictions),
         "class_count": len(predictions.classes) if predictions else 0,
-        "confusion": _confusion(test, predictions, draw),
-        "mistakes": _mistakes(test, predictions, report_input, draw.folder),
-        "samples": _samples(test, predictions, report_input, draw.folder),
+        "confusion": _confusion(test, predictions, plots),
+        "mistakes": _mistakes(test, predictions, report_input, plots.folder),
+        "samples": _samples(test, predictions, report_input, plots.folder),
         "mistake_count": _mistake_count(test), "multi_label": bool(test and test.multi_label),
-        "issues": _issues(predictions, report_input, draw.folder),
-        **_confidence(test, draw),
+        "issues": _issues(predictions, report_input, plots.folder),
+        **_confidence(test, plots),
         "data": _data(report_input, job.data.name), "warnings": _warnings(report_input),
         "duplicates": duplicate_section,
-        "batch": _batch(report_input, draw.folder),
+        "batch": _batch(report_input, plots.folder),
         "augmented": bool(report_input and report_input.splits.pipeline.numbers),
         "distilled": bool(job.train.distillation),
         "changed": [(key, page.plain(value)) for key, value in spec.items() if key in changed],
@@ -287,7 +287,7 @@ def _curves(
     rows: Sequence[dict[str, float]],
     best: int | None,
     history: Sequence[HistoryEntry],
-    draw: _Drawings,
+    plots: _Plots,
 ) -> list[Markup]:
     if not rows:
         return []
@@ -297,11 +297,11 @@ def _curves(
         key: name for key, name in names.items() if any(f"{s}/{key}" in rows[-1] for s in SPLITS)
     }
 
-    def picture(metric: str) -> Callable[["Axes"], None]:
+    def plot_of(metric: str) -> Callable[["Axes"], None]:
         return lambda axes: figures.plot_curve(axes, rows, metric, best, marks)
 
     return [
-        draw(name.lower(), f"{name[0].upper()}{name[1:]} by epoch", picture(metric))
+        plots(name.lower(), f"{name[0].upper()}{name[1:]} by epoch", plot_of(metric))
         for metric, name in metrics.items()
     ]
 
@@ -334,7 +334,7 @@ def _class_rows(
 
 
 def _confusion(
-    test: SplitPredictions | None, predictions: Predictions | None, draw: _Drawings
+    test: SplitPredictions | None, predictions: Predictions | None, plots: _Plots
 ) -> Markup | None:
     if not test or not predictions or test.multi_label:
         return None
@@ -342,20 +342,20 @@ def _confusion(
     if len(classes) <= MAX_MATRIX_CLASSES:
         counts = evaluate.confusion_matrix(test, len(classes))
         side = 4.6 if len(classes) <= 16 else 6.4
-        return draw(
+        return plots(
             "confusion", "Confusion matrix",
             lambda axes: figures.plot_confusion(axes, counts, classes), (side, side),
         )  # fmt: skip
     pairs = evaluate.most_confused(test, len(classes), MAX_PAIRS)
     if not pairs:
         return None
-    return draw(
+    return plots(
         "confusion", "Most confused classes",
         lambda axes: figures.plot_most_confused(axes, pairs, classes), (4.8, 1 + 0.26 * len(pairs)),
     )  # fmt: skip
 
 
-def _confidence(test: SplitPredictions | None, draw: _Drawings) -> dict[str, Any]:
+def _confidence(test: SplitPredictions | None, plots: _Plots) -> dict[str, Any]:
     if not test or not len(test) or test.multi_label:
         return {"reliability": None, "coverage": None, "ece": None, "covered": []}
     calibration = evaluate.calibration(test)
@@ -364,11 +364,11 @@ def _confidence(test: SplitPredictions | None, draw: _Drawings) -> dict[str, Any
         (share, float(accuracy[np.searchsorted(covered, share)])) for share in (0.5, 0.8, 0.9, 1)
     ]
     return {
-        "reliability": draw(
+        "reliability": plots(
             "reliability", "Reliability diagram",
             lambda axes: figures.plot_reliability(axes, calibration),
         ),
-        "coverage": draw(
+        "coverage": plots(
             "coverage", "Accuracy against coverage",
             lambda axes: figures.plot_coverage(axes, covered, accuracy),
         ),

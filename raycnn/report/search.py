@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Board = Sequence[LeaderboardEntry]
-Picture = Callable[["Axes", Search, Board], bool]
+Plot = Callable[["Axes", Search, Board], bool]
 
 FILE = "report.html"
 MIN_TRIALS = 5  # of an architecture, to estimate the importance of its settings
@@ -49,16 +49,16 @@ def write_search_report_or_warn(
 
 def write_search_report(search: Search, board: Board) -> Path:
     """Write report.html and the PNGs; return the page's path. Raises OSError."""
-    pictures = _pictures(search, board)
+    plots = _plots(search, board)
     best = winners(list(board))
     overall = next(iter(best.values()), None)
     values: dict[str, Any] = {
         "search": search, "name": search.name, "state": search.state(), "tune": search.spec.tune,
         "metric": _metric_title(search), "is_accuracy": _is_accuracy(search),
         "board": board[:MAX_ROWS], "count": len(board),
-        "samples": len({(key.architecture.name, key.number) for key in search.spec.trials()}),
+        "configurations": len({(t.architecture.name, t.number) for t in search.spec.trials()}),
         "best": best, "overall": overall,
-        "pictures": pictures, "colors": dict(_colors(search)),
+        "plots": plots, "colors": dict(_colors(search)),
         "spaces": [_space(search, a, board) for a in search.spec.architectures],
         "ended_early": [e for e in board if e.state != "done"][:MAX_ROWS],
         "yaml": _yaml(search, overall), "seconds": sum(entry.seconds for entry in board),
@@ -70,10 +70,10 @@ def write_search_report(search: Search, board: Board) -> Path:
     return search.folder / FILE
 
 
-def _pictures(search: Search, board: Board) -> dict[str, Markup]:
-    """Draw all figures that have data, for the page and as PNGs."""
+def _plots(search: Search, board: Board) -> dict[str, Markup]:
+    """Plot all figures that have data, for the page and as PNGs."""
     measured = [entry for entry in board if entry.metric is not None]
-    pictures: dict[str, Picture] = {
+    plots: dict[str, Plot] = {
         "curves": _curves,
         "importance": _importance,
         "lr": partial(_against, key="optimizer.lr", log=True),
@@ -82,14 +82,14 @@ def _pictures(search: Search, board: Board) -> dict[str, Markup]:
     }
     figures = {}
     with style.styled():
-        for name, picture in pictures.items():
+        for name, plot in plots.items():
             path = search.folder / f"{name}.png"
             path.unlink(missing_ok=True)
             shown = False
 
-            def show(axes: "Axes", picture: Picture = picture) -> None:
+            def show(axes: "Axes", plot: Plot = plot) -> None:
                 nonlocal shown
-                shown = picture(axes, search, measured)
+                shown = plot(axes, search, measured)
 
             if measured:
                 figure = style.render_figure(show)
@@ -131,7 +131,7 @@ def _colors(search: Search) -> Iterator[tuple[str, str]]:
 def _points(
     axes: "Axes", search: Search, board: Board, x: Callable[[LeaderboardEntry], float]
 ) -> None:
-    """Draw a dot for each trial: hollow if it was stopped early, ringed for the winner."""
+    """Plot a dot for each trial: hollow if it was stopped early, ringed for the winner."""
     overall = next(iter(winners(list(board)).values()), None)
     for name, color in _colors(search):
         entries = [entry for entry in board if entry.architecture == name]
@@ -152,7 +152,7 @@ def _points(
 
 
 def _against(axes: "Axes", search: Search, board: Board, key: str, log: bool) -> bool:
-    """Draw the metric against one setting."""
+    """Plot the metric against one setting."""
     jobs = {a.name: a.job for a in search.spec.architectures}
     values = {e.trial: value_of(jobs[e.architecture], e, key) for e in board}
     if not all(isinstance(value, int | float) for value in values.values()):
@@ -168,7 +168,7 @@ def _against(axes: "Axes", search: Search, board: Board, key: str, log: bool) ->
 
 
 def _legend_below(axes: "Axes") -> None:
-    """Draw the legend below the axes: anywhere in them it may cover a trial."""
+    """Place the legend below the axes: anywhere in them it may cover a trial."""
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
 
 
@@ -195,7 +195,7 @@ def value_of(job: JobSpec, entry: LeaderboardEntry, key: str) -> Any:
 
 
 def _curves(axes: "Axes", search: Search, board: Board) -> bool:
-    """Draw the learning curve of each trial, with the best of each architecture emphasized."""
+    """Plot the learning curve of each trial, with the best of each architecture emphasized."""
     metric = search.spec.tune.metric
     best = {entry.trial for entry in winners(list(board)).values()}
     colors = dict(_colors(search))
@@ -222,7 +222,7 @@ def _curves(axes: "Axes", search: Search, board: Board) -> bool:
 
 
 def _importance(axes: "Axes", search: Search, board: Board) -> bool:
-    """Draw the importance of each key for the metric, by architecture."""
+    """Plot the importance of each key for the metric, by architecture."""
     shown = {}
     for name, color in _colors(search):
         entries = [entry for entry in board if entry.architecture == name]
@@ -272,7 +272,7 @@ def _numbers(values: list[Any]) -> NDArray[np.float64]:
 
 
 def _pareto(axes: "Axes", search: Search, board: Board) -> bool:
-    """Draw the metric against training time, with the Pareto front."""
+    """Plot the metric against training time, with the Pareto front."""
     board = [entry for entry in board if entry.seconds > 0]
     if not board:
         return False

@@ -58,12 +58,12 @@ def styled() -> Iterator[None]:
         yield
 
 
-def render_figure(picture: Callable[["Axes"], None], size: tuple[float, float] = SIZE) -> "Figure":
-    """Return a figure whose axes `picture` draws. Call it inside `styled`."""
+def render_figure(plot: Callable[["Axes"], None], size: tuple[float, float] = SIZE) -> "Figure":
+    """Return a figure whose axes `plot` fills. Call it inside `styled`."""
     from matplotlib.figure import Figure
 
     figure = Figure(size, layout="constrained")
-    picture(figure.add_subplot())
+    plot(figure.add_subplot())
     return figure
 
 

@@ -37,7 +37,7 @@ class Heartbeat:
     epoch: int = 0
     """Current epoch, from 1; 0 before the first."""
     step: int = 0
-    """Steps completed in this epoch."""
+    """Steps completed in this epoch; images decoded, before the first."""
     failure: Failure = ""
     """`error`: its own error; `timeout` or `peer_lost`: caused by another worker."""
     error: str = ""
@@ -87,7 +87,7 @@ class HeartbeatSender:
 class HangWatchdog:
     """A watchdog that dumps this process's stacks to a file if it hangs.
 
-    It hangs if `reset_timer` is not called for STACK_SHARE of the timeout.
+    The process counts as hung if `reset_timer` is not called for STACK_SHARE of the timeout.
     """
 
     def __init__(self, path: Path, timeout_s: float):
@@ -139,11 +139,16 @@ def diagnose_failure(
     for rank, beat in sorted(beats.items()):
         if beat.failure == "error":
             return f"rank {rank} failed: {beat.error}"
+    # A worker that hangs makes others time out; one whose process ends only closes connections.
     if not any(beat.failure == "timeout" for beat in beats.values()):
         return "another worker exited without an error: killed, or its machine is down"
-    silent = [rank for rank in range(world_size) if rank not in beats or not beats[rank].failure]
-    culprit = ", ".join(f"rank {rank}" for rank in silent) or "the network between the workers"
-    stacks = [f"\nstack of rank {rank}:\n{frames}" for rank in silent if (frames := stack(rank))]
+    failed = {rank for rank, beat in beats.items() if beat.failure}
+    unresponsive = [rank for rank in range(world_size) if rank not in failed]
+    ranks = ", ".join(f"rank {rank}" for rank in unresponsive)
+    culprit = ranks or "the network between the workers"
+    stacks = [
+        f"\nstack of rank {rank}:\n{frames}" for rank in unresponsive if (frames := stack(rank))
+    ]
     return f"{culprit} was unresponsive for {timeout_s} s (workers.timeout_s)" + "".join(stacks)
 
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from raycnn.training.bootstrap import map_interval
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.loop import TrainResult
 from raycnn.training.main_metric import val_metric
+from raycnn.training.map_interval import map_interval
 from raycnn.training.metrics import EpochMetrics, class_metrics, confidence_interval
 from raycnn.training.multi_label import named_rows
 from raycnn.training.predictions import SplitPredictions

@@ -1,4 +1,4 @@
-"""The table of supported device types, with everything that differs between them.
+"""The table of supported device kinds, with everything that differs between them.
 
 Importing this module does not import torch, which takes seconds: a client of a remote cluster needs
 only the names.
@@ -47,13 +47,13 @@ class DeviceKind:
     name: str
     """The value of `workers.device`, and torch's device type."""
     backend: str
-    """The backend of the process group; CPU tensors use gloo on every device type."""
+    """The backend of the process group; CPU tensors use gloo on every device kind."""
     resource: str
     """The name of the Ray resource."""
     count: Callable[[], int]
     """Function that returns the number of devices visible to this process."""
     fused: bool
-    """Whether torch has fused optimizer kernels for this device type."""
+    """Whether torch has fused optimizer kernels for this device kind."""
     channels_last: bool
     """Whether convolutions are faster on images and weights in the channels-last memory format."""
     pins_memory: bool = True
@@ -63,9 +63,9 @@ class DeviceKind:
     numbered: bool = True
     """Whether there may be several, each with a number; else there is one."""
     all_reduce: bool = True
-    """Whether torch has an all-reduce for this device type; else a job has one worker."""
+    """Whether torch has an all-reduce for this device kind; else a job has one worker."""
     sync_batch_norm: bool = True
-    """Whether torch has SyncBatchNorm for this device type."""
+    """Whether torch has SyncBatchNorm for this device kind."""
     product: str | None = None
     """The product name of every device, where torch has no function that returns it."""
     peak_bytes: Callable[[torch.device], int] = _peak_bytes
@@ -152,7 +152,7 @@ DEVICE_KINDS = {
 
 
 def find(name: str) -> DeviceKind:
-    """Return the device type of this name; `auto` is the first that is available.
+    """Return the device kind of this name; `auto` is the first that is available.
 
     Raises SpecError for an unknown name, EnvironmentUnavailable if no such device is visible.
     """
@@ -243,7 +243,7 @@ def layout(device: torch.device, channels_last: bool | str | None) -> torch.memo
 
 
 def check_training(settings: Train, kind: str) -> None:
-    """Raise SpecError if this device type does not support these training settings."""
+    """Raise SpecError if this device kind does not support these training settings."""
     with_sync = [name for name, row in DEVICE_KINDS.items() if row.sync_batch_norm]
     if settings.sync_batch_norm and kind not in (*with_sync, "auto"):
         raise SpecError(

@@ -45,7 +45,7 @@ TRIAL_LOCK_TIMEOUT_S = 60  # a worker that outlives its driver needs a while to 
 class SearchView(Protocol):
     """Protocol of what displays a search to the user."""
 
-    def note(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Show a message."""
 
     def show(self, search: "Search", running: list[str]) -> None:

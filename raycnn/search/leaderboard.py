@@ -13,7 +13,7 @@ from raycnn.training.metrics import confidence_interval
 
 @dataclass(frozen=True)
 class LeaderboardEntry:
-    """The result of a trial, or of all folds of a draw; None where a value is unknown."""
+    """The result of a trial, or of all folds of a configuration; None where a value is unknown."""
 
     trial: str
     architecture: str
@@ -44,20 +44,21 @@ class LeaderboardEntry:
 
 
 def leaderboard(search: Search) -> list[LeaderboardEntry]:
-    """Return all started draws, best first, then those without a metric, then failed ones.
+    """Return all started configurations, best first, then those without a metric, then failed ones.
 
-    The folds of a draw are one entry.
+    The folds of a configuration are one entry.
     """
-    draws: dict[tuple[str, int], list[Trial]] = {}
+    configurations: dict[tuple[str, int], list[Trial]] = {}
     for trial in search.trials():
         info = trial.info
-        draws.setdefault((info["architecture"], info["number"]), []).append(trial)
-    entries = [_entry(search, trials, len(search.spec.folds)) for trials in draws.values()]
+        configurations.setdefault((info["architecture"], info["number"]), []).append(trial)
+    folds = len(search.spec.folds)
+    entries = [_entry(search, trials, folds) for trials in configurations.values()]
     return ranked(entries, search.spec.tune.sign)
 
 
-def draw_entry(search: Search, architecture: str, number: int) -> LeaderboardEntry:
-    """Return the entry of one started draw."""
+def configuration_entry(search: Search, architecture: str, number: int) -> LeaderboardEntry:
+    """Return the entry of one started configuration."""
     keys = [
         key
         for key in search.spec.trials()
@@ -68,7 +69,7 @@ def draw_entry(search: Search, architecture: str, number: int) -> LeaderboardEnt
 
 
 def trial_entry(search: Search, trial: Trial) -> LeaderboardEntry:
-    """Return the entry of one started trial, which may be a single fold of a draw."""
+    """Return the entry of one started trial, which may be a single fold of a configuration."""
     return _entry(search, [trial], 1)
 
 
@@ -98,7 +99,7 @@ def ranked(entries: list[LeaderboardEntry], sign: int) -> list[LeaderboardEntry]
 
 
 def _entry(search: Search, trials: list[Trial], folds: int) -> LeaderboardEntry:
-    """Return the entry of a draw of `folds` trials, of which these have started."""
+    """Return the entry of a configuration of `folds` trials, of which these have started."""
     tune, infos = search.spec.tune, [trial.info for trial in trials]
     metric, first = tune.metric, infos[0]
     tables = [[row for row in trial.rows() if metric in row] for trial in trials]

@@ -33,7 +33,11 @@ def next_trials(search: Search) -> list[TrialKey]:
 def _paused(search: Search, trial: Trial) -> bool:
     """Return whether a trial waits for its next generation."""
     info = trial.info
-    return bool(info) and info["epochs"] > search.pause_epoch(trial) == len(trial.rows())
+    if not info:
+        return False
+    pause_epoch = search.pause_epoch(trial)
+    has_reached_it, has_more_epochs = len(trial.rows()) == pause_epoch, info["epochs"] > pause_epoch
+    return has_reached_it and has_more_epochs
 
 
 class _Population:
@@ -96,7 +100,7 @@ class _Population:
         perturbed = {}
         for key, domain in self.architecture.space.items():
             if self._uniform(member, key, "resample") < self.pbt.resample:
-                perturbed[key] = domain.value(self._uniform(member, key, "value"))
+                perturbed[key] = domain.at_quantile(self._uniform(member, key, "value"))
             else:
                 perturbed[key] = domain.perturb(changes[key], self._uniform(member, key, "perturb"))
         return perturbed

@@ -5,7 +5,7 @@ from collections import Counter
 from raycnn.config.search import Pool, TrialKey
 from raycnn.config.yaml_file import Tree
 from raycnn.search.folder import Search, Trial
-from raycnn.search.leaderboard import draw_entry
+from raycnn.search.leaderboard import configuration_entry
 from raycnn.search.population import next_trials
 from raycnn.search.samplers import make_sampler
 
@@ -19,7 +19,7 @@ class TrialQueue:
     def __init__(self, search: Search):
         self.search = search
         self.changes: dict[tuple[str, int], Tree] = {}
-        """The changes of each started draw, by architecture and number."""
+        """The changes of each started configuration, by architecture and number."""
         for trial in search.trials():
             info = trial.info
             self.changes[info["architecture"], info["number"]] = info["changes"]
@@ -35,10 +35,11 @@ class TrialQueue:
     def take(self, pool: Pool) -> Trial:
         """Start or continue the next trial, in a pool."""
         key = self.waiting.pop(0)
-        draw = key.architecture.name, key.number
-        if draw not in self.changes:
-            self.changes[draw] = self.samplers[draw[0]].changes(key.number)
-        trial = self.search.begin(key, self.changes[draw], pool)
+        configuration = key.architecture.name, key.number
+        if configuration not in self.changes:
+            sampler = self.samplers[key.architecture.name]
+            self.changes[configuration] = sampler.changes(key.number)
+        trial = self.search.begin(key, self.changes[configuration], pool)
         self.running[trial.id] = key
         return trial
 
@@ -53,7 +54,7 @@ class TrialQueue:
         self.waiting = [key for key in next_trials(self.search) if key.id not in self.running]
 
     def _tell(self, architecture: str, number: int) -> None:
-        entry = draw_entry(self.search, architecture, number)
+        entry = configuration_entry(self.search, architecture, number)
         if entry.state == "unfinished":
             return
         known = entry.metric is not None and entry.state != "failed"

@@ -1,8 +1,8 @@
 """Samplers of the changes of each trial: a Sobol sequence, or Optuna's TPE.
 
-No two trials of an architecture have the same changes. A draw of the Sobol sequence is a function
-of (seed, architecture, number), so neither other architectures nor the order of execution matter,
-and raising the number of trials keeps the earlier ones.
+No two trials of an architecture have the same changes. A configuration from the Sobol sequence is
+a function of (seed, architecture, number), so neither other architectures nor the order of
+execution matter, and raising the number of trials keeps the earlier ones.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ def make_sampler(search: TuneSpec, architecture: Architecture, sampled: int = 0)
 
 
 class RandomSampler:
-    """Cycles through the grid points, drawing the other keys from a scrambled Sobol sequence.
+    """Cycles through the grid points, sampling the other keys from a scrambled Sobol sequence.
 
     Sobol points cover a space more evenly than independent ones: Bergstra and Bengio, "Random
     search for hyper-parameter optimization", JMLR 2012, section 3.2.
@@ -52,26 +52,27 @@ class RandomSampler:
         grid = architecture.grid
         self.points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
         self.sequences = [
-            _distinct_draws(
+            _distinct_points(
                 architecture.sampled, rng.number(seed, _digest(architecture.name), index)
             )
             for index in range(len(self.points))
         ]
-        self.drawn: list[list[Tree]] = [[] for _ in self.points]
+        self.sampled: list[list[Tree]] = [[] for _ in self.points]
+        """The sampled values of the other keys, for each point of the grid."""
         self.order = list(architecture.space)
 
     def changes(self, number: int) -> Tree:
-        draw, point = divmod(number, len(self.points))
-        while len(self.drawn[point]) <= draw:
-            self.drawn[point].append(next(self.sequences[point]))
-        both = self.points[point] | self.drawn[point][draw]
+        index, point = divmod(number, len(self.points))
+        while len(self.sampled[point]) <= index:
+            self.sampled[point].append(next(self.sequences[point]))
+        both = self.points[point] | self.sampled[point][index]
         return {key: both[key] for key in self.order}
 
     def tell(self, changes: Tree, value: float | None) -> None:
         pass
 
 
-def _distinct_draws(space: Space, seed: int) -> Iterator[Tree]:
+def _distinct_points(space: Space, seed: int) -> Iterator[Tree]:
     """Yield distinct points of a space."""
     if not space:
         yield {}
@@ -81,12 +82,13 @@ def _distinct_draws(space: Space, seed: int) -> Iterator[Tree]:
     sobol, seen = qmc.Sobol(len(space), rng=seed), set[str]()
     while True:
         for point in sobol.random(BLOCK).tolist():
-            draw = {
-                key: domain.value(u) for (key, domain), u in zip(space.items(), point, strict=True)
+            changes = {
+                key: domain.at_quantile(u)
+                for (key, domain), u in zip(space.items(), point, strict=True)
             }
-            if (text := _text(draw)) not in seen:
+            if (text := _text(changes)) not in seen:
                 seen.add(text)
-                yield draw
+                yield changes
 
 
 class OptunaSampler:
@@ -104,22 +106,22 @@ class OptunaSampler:
         self.distributions = {key: _distribution(domain) for key, domain in self.space.items()}
         self.running: dict[str, Any] = {}
         self.seen: set[str] = set()
-        self.others = _distinct_draws(self.space, rng.number(seed, _digest(architecture.name)))
+        self.others = _distinct_points(self.space, rng.number(seed, _digest(architecture.name)))
 
     def changes(self, number: int) -> Tree:
         from optuna.trial import TrialState
 
         for _ in range(ATTEMPTS):
             trial = self.study.ask(self.distributions)
-            drawn = {key: _value(domain, trial.params[key]) for key, domain in self.space.items()}
-            if (text := _text(drawn)) not in self.seen:
+            changes = {key: _value(domain, trial.params[key]) for key, domain in self.space.items()}
+            if (text := _text(changes)) not in self.seen:
                 self.running[text] = trial
                 break
             self.study.tell(trial, state=TrialState.FAIL)
         else:  # few values are left: take any new one
-            drawn = next(draw for draw in self.others if _text(draw) not in self.seen)
-        self.seen.add(_text(drawn))
-        return drawn
+            changes = next(other for other in self.others if _text(other) not in self.seen)
+        self.seen.add(_text(changes))
+        return changes
 
     def tell(self, changes: Tree, value: float | None) -> None:
         import optuna

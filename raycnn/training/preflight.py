@@ -66,7 +66,7 @@ class CheckedJob(ResolvedJob):
     files: list[File]
     """Data files that are read."""
     kind: str
-    """Device type."""
+    """Device kind."""
     warnings: list[str]
     """Warnings about the data: what is ignored, converted, or cannot be learned."""
 

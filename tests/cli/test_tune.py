@@ -17,7 +17,7 @@ from raycnn.cli.search_view import (
     SearchProgress,
     changes_text,
     duration,
-    picture,
+    progress_table,
     show_leaderboard,
     show_next,
 )
@@ -130,14 +130,14 @@ def test_on_a_terminal_one_table_says_how_far_it_is(search: Search) -> None:
     console = Console(record=True, width=120, force_terminal=True)
     progress = SearchProgress(search)
     progress.update()
-    console.print(picture(progress, search, ["lenet-002"]))
+    console.print(progress_table(progress, search, ["lenet-002"]))
     table = console.export_text().splitlines()
     assert table[1].split()[:5] == ["lenet", "3", "1", "0", "1"]
     assert table[1].endswith("lr=0.05")
     assert table[2].strip() == "lenet-002  epoch 0/1"
     assert table[3].startswith("2 of 3 trials have ended, about ")
     with LiveSearchView(console) as view:
-        view.note("said above it")
+        view.log("said above it")
         view.show(search, ["lenet-002"])
 
 

@@ -102,7 +102,7 @@ def test_without_a_number_there_are_ten_draws_or_each_point_once(
 @pytest.mark.parametrize("ends", [(1000.0, 1001.0), (1e-9, 2e-9), (-3.0, 5.0)])
 def test_a_narrow_range_still_has_many_values(ends: tuple[float, float]) -> None:
     domain = Domain(uniform=list(ends))
-    values = [domain.value(u) for u in np.linspace(0, 1 - 1e-9, 500)]
+    values = [domain.at_quantile(u) for u in np.linspace(0, 1 - 1e-9, 500)]
     assert len(set(values)) > 400 and ends[0] <= min(values) and max(values) <= ends[1]
 
 

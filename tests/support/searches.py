@@ -52,7 +52,7 @@ def begin(search: Search, rates: list[float]) -> list[Trial]:
 class SilentView:
     """A view of a search that shows nothing."""
 
-    def note(self, text: str) -> None:
+    def log(self, text: str) -> None:
         pass
 
     def show(self, search: Search, running: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Decode images from files or bytes to pixels of one shape, one at a time or in parallel.
 
-Training and prediction both decode here, so both see the same pixels.
+A picture is an encoded image, as a file or as bytes; an image may also be decoded. Training and
+prediction both decode here, so both see the same pixels.
 """
 
 import io
@@ -26,7 +27,7 @@ from raycnn.shape import Shape
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.int64]
 NamedImage = tuple[str, Path | str | bytes | None]
-"""The display name of an image, and its file or its bytes; None if it has neither."""
+"""A picture: its display name, and its file or its bytes; None if it has neither."""
 Fit = Literal["crop", "stretch"]
 Mode = Literal["rgb", "gray", "grey"]
 Side = Annotated[int, Field(gt=0, le=4096)]

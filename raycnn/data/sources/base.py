@@ -187,10 +187,10 @@ def common_class_names(classes: dict[str, tuple[str, ...]], where: object) -> tu
                 f"{_differing(classes[first], classes[split])}; {split} has "
                 f"{_differing(classes[split], classes[first])}"
             )
-    return at_least_two(classes[first], where)
+    return require_two_classes(classes[first], where)
 
 
-def at_least_two(classes: tuple[str, ...], where: object) -> tuple[str, ...]:
+def require_two_classes(classes: tuple[str, ...], where: object) -> tuple[str, ...]:
     """Return the classes. Raises DataError for fewer than two."""
     if len(classes) < 2:
         names = ", ".join(classes) or "none"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from raycnn.data.images.decode import ImageFormat, Pictures
 from raycnn.data.sources.base import Source, Split, find_or_download, first_of
-from raycnn.data.sources.labels import check_labels
+from raycnn.data.sources.labels import to_class_indices
 from raycnn.data.sources.parquet import Table
 from raycnn.errors import DataError
 from raycnn.shape import Shape
@@ -130,7 +130,7 @@ class Cifar:
             raise DataError(f"{path} is not a batch of {self.variant.vision}: {error}") from None
         if len(images) != len(labels):
             raise DataError(f"{path} has {len(images):,} images and {len(labels):,} labels")
-        return images.transpose(0, 2, 3, 1), check_labels(labels, len(self.classes), path)
+        return images.transpose(0, 2, 3, 1), to_class_indices(labels, len(self.classes), path)
 
 
 class _Unpickler(pickle.Unpickler):

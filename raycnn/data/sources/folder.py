@@ -33,9 +33,9 @@ from raycnn.data.sources.base import (
     Share,
     Source,
     Split,
-    at_least_two,
     common_class_names,
     listed,
+    require_two_classes,
     spread_rows,
     unreadable,
     with_test,
@@ -99,7 +99,7 @@ class Folder(PictureSource):
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        return at_least_two(self.listings["train"].classes, self.root)
+        return require_two_classes(self.listings["train"].classes, self.root)
 
     def _sample(self) -> list[NamedImage]:
         train = self.listings["train"]

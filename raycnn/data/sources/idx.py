@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycnn.data.sources.base import Source, Split, find_or_download, first_of
-from raycnn.data.sources.labels import check_labels
+from raycnn.data.sources.labels import to_class_indices
 from raycnn.errors import DataError
 from raycnn.runtime import memory
 from raycnn.shape import Shape
@@ -64,7 +64,7 @@ class Idx:
     def _split(self, images: Path, labels: Path) -> Split:
         indices = read_idx(labels)
         pixels = read_idx(images, self.shape[1:], (labels, len(indices)))
-        return Split(pixels[..., None], check_labels(indices, len(self.classes), labels))
+        return Split(pixels[..., None], to_class_indices(indices, len(self.classes), labels))
 
 
 def read_idx(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycnn.data.label_arrays import LabelArray
-from raycnn.data.sources.base import at_least_two, listed
+from raycnn.data.sources.base import listed, require_two_classes
 from raycnn.errors import DataError
 from raycnn.runtime import memory
 
@@ -37,7 +37,7 @@ class Labels:
 
 
 def encode_labels(
-    columns: Mapping[str, Sequence[Column]], names: tuple[str, ...] | None, where: object
+    columns: Mapping[str, Sequence[Column]], names: tuple[str, ...] | None, source_name: object
 ) -> Labels:
     """Return the labels of `train` and other splits as class indices.
 
@@ -48,13 +48,13 @@ def encode_labels(
     warnings: list[str] = []
     plain = {
         split: [Column(file, _plain(values, file, warnings)) for file, values in files]
-        for split, files in _labeled(columns, _unlabeled, where, warnings)
+        for split, files in _labeled(columns, _unlabeled, source_name, warnings)
     }
     train = [column.values for column in plain["train"]]
     are_indices = all(values.dtype.kind in "iu" for values in train)
     if names is None:
-        names, are_indices = _find_names(train, are_indices, where, warnings)
-    at_least_two(names, where)
+        names, are_indices = _find_names(train, are_indices, source_name, warnings)
+    require_two_classes(names, source_name)
     index = None if are_indices else {name: k for k, name in enumerate(names)}
     encoded = {
         split: np.concatenate([_encode(column, names, index) for column in files])
@@ -64,7 +64,7 @@ def encode_labels(
 
 
 def encode_label_sets(
-    columns: Mapping[str, Sequence[Column]], names: tuple[str, ...] | None, where: object
+    columns: Mapping[str, Sequence[Column]], names: tuple[str, ...] | None, source_name: object
 ) -> Labels:
     """Return the lists of labels of `train` and other splits as (N, K) uint8.
 
@@ -73,15 +73,15 @@ def encode_label_sets(
     warnings: list[str] = []
     for column in (column for files in columns.values() for column in files):
         _check_lists(column)
-    labeled = dict(_labeled(columns, lambda values: not any(values), where, warnings))
+    labeled = dict(_labeled(columns, lambda values: not any(values), source_name, warnings))
     train = [label for _, values in labeled["train"] for cell in values for label in cell or ()]
     if not train:
-        raise DataError(f"{where}: no image has a label")
+        raise DataError(f"{source_name}: no image has a label")
     are_indices = all(type(label) is int for label in train)
     if names is None:
         plain = np.array(train, np.int64 if are_indices else object)
-        names, are_indices = _find_names([plain], are_indices, where, warnings)
-    at_least_two(names, where)
+        names, are_indices = _find_names([plain], are_indices, source_name, warnings)
+    require_two_classes(names, source_name)
     index = {str(k) if are_indices else name: k for k, name in enumerate(names)}
     encoded = {
         split: np.concatenate([_encode_sets(column, names, index) for column in files])
@@ -93,14 +93,15 @@ def encode_label_sets(
 def _labeled(
     columns: Mapping[str, Sequence[Column]],
     unlabeled: Callable[[Values], bool],
-    where: object,
+    source_name: object,
     warnings: list[str],
 ) -> Iterator[tuple[str, Sequence[Column]]]:
     """Yield train and each other split that has labels; append a warning for one that has none."""
     for split, files in columns.items():
         if split != "train" and all(unlabeled(column.values) for column in files):
             count = sum(len(column.values) for column in files)
-            warnings.append(f"{where}: the {count:,} images of {split} have no labels: not used")
+            text = f"{source_name}: the {count:,} images of {split} have no labels: not used"
+            warnings.append(text)
         else:
             yield split, files
 
@@ -127,8 +128,8 @@ def _encode_sets(
     return encoded
 
 
-def check_labels(labels: Values, classes: int, path: object) -> NDArray[np.int64]:
-    """Return integer labels (N,) as int64. Raises DataError at the first invalid class index."""
+def to_class_indices(labels: Values, classes: int, path: object) -> NDArray[np.int64]:
+    """Return integer labels (N,) as class indices. Raises DataError at the first invalid one."""
     if not len(labels):
         raise DataError(f"{path} holds no labels")
     if labels.dtype.kind not in "iu":
@@ -207,7 +208,7 @@ def _text(cell: Any) -> Any:
 
 
 def _find_names(
-    train: Sequence[Values], are_numbers: bool, where: object, warnings: list[str]
+    train: Sequence[Values], are_numbers: bool, source_name: object, warnings: list[str]
 ) -> tuple[tuple[str, ...], bool]:
     """Return class names for labels without names, and whether the labels are class indices."""
     if not are_numbers:
@@ -215,12 +216,16 @@ def _find_names(
     distinct = np.unique(np.concatenate(train))
     least, largest = int(distinct[0]), int(distinct[-1])
     if largest >= MAX_CLASSES:
-        raise DataError(f"{where}: label {largest} exceeds the maximum of {MAX_CLASSES:,} classes")
+        raise DataError(
+            f"{source_name}: label {largest} exceeds the maximum of {MAX_CLASSES:,} classes"
+        )
+    # Encoding reports a negative label with its row; else all of 0 to `largest` occur, and labels
+    # are indices already.
     if least < 0 or len(distinct) > largest:
         return tuple(map(str, range(largest + 1))), True
     warnings.append(
-        f"{where}: labels are {len(distinct):,} of the numbers {least} to {largest}: each that "
-        f"occurs in train is a class ({listed(distinct.tolist())})"
+        f"{source_name}: labels are {len(distinct):,} of the numbers {least} to {largest}: each "
+        f"that occurs in train is a class ({listed(distinct.tolist())})"
     )
     return tuple(map(str, distinct.tolist())), False
 
@@ -230,7 +235,7 @@ def _encode(
 ) -> NDArray[np.int64]:
     file, values = column
     if index is None:
-        return check_labels(values, len(names), file)
+        return to_class_indices(values, len(names), file)
     try:
         return np.array([index[str(value)] for value in values.tolist()], np.int64)
     except KeyError:

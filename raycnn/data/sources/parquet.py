@@ -48,9 +48,9 @@ from raycnn.data.sources.labels import (
     Column,
     Labels,
     Values,
-    check_labels,
     encode_label_sets,
     encode_labels,
+    to_class_indices,
 )
 from raycnn.data.sources.pictures import PictureOptions, PictureSource
 from raycnn.errors import DataError
@@ -131,7 +131,9 @@ class Table:
 
     def labels(self, classes: int) -> NDArray[np.int64]:
         """Return the class indices (N,). Raises DataError naming file and row of a wrong label."""
-        return np.concatenate([check_labels(values, classes, file) for file, values in self.values])
+        return np.concatenate(
+            [to_class_indices(values, classes, file) for file, values in self.values]
+        )
 
     def __len__(self) -> int:
         return self._starts[-1]

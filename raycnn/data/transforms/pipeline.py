@@ -25,21 +25,21 @@ from raycnn.shape import Shape
 class Pipeline:
     """The transforms of a job and its normalization, for training or for evaluation."""
 
-    def __init__(self, steps: Sequence[Transform], mean: list[float], std: list[float]):
-        self.steps, self.mean, self.std = steps, mean, std
-        self.transforms = [step for step in steps if isinstance(step, ImageTransform)]
-        self.mixes = [step for step in steps if isinstance(step, Mix)]
+    def __init__(self, transforms: Sequence[Transform], mean: list[float], std: list[float]):
+        self.transforms, self.mean, self.std = transforms, mean, std
+        self.image_transforms = [each for each in transforms if isinstance(each, ImageTransform)]
+        self.mixes = [each for each in transforms if isinstance(each, Mix)]
         self._scales: tuple[Tensor, Tensor] | None = None
 
     def evaluation(self) -> "Pipeline":
         """Return the pipeline for evaluation, without random transforms."""
-        steps = (step.evaluation() for step in self.steps)
-        return Pipeline([step for step in steps if step], self.mean, self.std)
+        transforms = (transform.evaluation() for transform in self.transforms)
+        return Pipeline([each for each in transforms if each], self.mean, self.std)
 
     @property
     def numbers(self) -> int:
         """The number of random numbers per image: first the transforms', then the mixes'."""
-        return sum(step.numbers for step in self.transforms) + mix.count(self.mixes)
+        return sum(each.numbers for each in self.image_transforms) + mix.count(self.mixes)
 
     def random_numbers(
         self, seed: int, epoch: int, samples: NDArray[np.integer]
@@ -53,7 +53,7 @@ class Pipeline:
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
         """Return normalized (B, C, H', W') float32 of (B, C, H, W) uint8 and (B, self.numbers)."""
         start = 0
-        for transform in self.transforms:
+        for transform in self.image_transforms:
             stop = start + transform.numbers
             images = transform(images, numbers[:, start:stop])
             start = stop
@@ -88,12 +88,12 @@ def shape_after(choices: Sequence[ComponentConfig], shape: Shape) -> Shape:
     """
     last = ""
     for choice in choices:
-        step = TRANSFORMS.build(choice)
-        if last and not isinstance(step, Mix):
+        transform = TRANSFORMS.build(choice)
+        if last and not isinstance(transform, Mix):
             raise SpecError(
                 f"{choice.name} follows {last}: transforms that mix images come last",
                 "data.transforms",
             )
-        last = choice.name if isinstance(step, Mix) else ""
-        shape = step.shape(shape)
+        last = choice.name if isinstance(transform, Mix) else ""
+        shape = transform.shape(shape)
     return shape

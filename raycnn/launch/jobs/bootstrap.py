@@ -1,6 +1,6 @@
 """Start a submitted job: this file is sent with it, and run on the cluster by any Python 3.
 
-    begin.py VERSION FOLDER WORD...
+    bootstrap.py VERSION FOLDER WORD...
 
 Re-executes itself with the Python that runs Ray on that node, since the job's PATH may lead to
 another one: the Python of the environment from which the parent process has loaded Ray.

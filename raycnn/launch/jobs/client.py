@@ -102,7 +102,7 @@ class Cluster:
     """A Ray cluster, accessed only through its job server."""
 
     def __init__(self, server: str, token: str | None = None):
-        """Connect. Raises ClusterError when no server answers, or it rejects the token."""
+        """Connect to a job server. Raises ClusterError if none answers, or it rejects the token."""
         self.server = server
         secret = token or own_token()
         self._headers = {"Authorization": f"Bearer {secret}"} if secret else {}
@@ -223,11 +223,11 @@ class Cluster:
             return self._send("GET", path, headers=headers, stream=True).raw
 
     def _start(self, name: str, words: list[str], sent: Path, folder: str, code: bool) -> str:
-        shutil.copy(bootstrap.__file__, sent / "begin.py")
+        shutil.copy(bootstrap.__file__, sent / "bootstrap.py")
         if code:
             _copy_code(sent)
-        # Any Python 3 on the job's PATH will do: begin.py re-executes with the one that runs Ray.
-        command = ["python3", "begin.py", raycnn.__version__, folder, *words]
+        # Any Python 3 on the PATH will do: bootstrap.py re-executes with the one that runs Ray.
+        command = ["python3", "bootstrap.py", raycnn.__version__, folder, *words]
         now = datetime.now(timezone.utc)
         with self._translate_errors():
             return _submit(

@@ -7,7 +7,7 @@ from raycnn.errors import ClusterError
 from raycnn.runtime.device import DEVICE_KINDS, DeviceKind
 
 RESOURCES = [*dict.fromkeys(kind.resource for kind in DEVICE_KINDS.values())]
-"""Ray's names of the resources of all device types, each once."""
+"""Ray's names of the resources of all device kinds, each once."""
 
 
 @dataclass(frozen=True)

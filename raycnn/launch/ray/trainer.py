@@ -138,7 +138,7 @@ class Driver:
             self._poll_channel()
         finally:
             ray.kill(self.channel)  # workers that start later find it dead, and end
-        # From the cause to its consequences: the outcome is the workers' own word; without one,
+        # From the cause to its consequences: the outcome comes from the workers; without one,
         # this driver has given up or was to stop, and either makes Ray's trainer fail too.
         if self.update.outcome:
             if self.update.outcome.error:

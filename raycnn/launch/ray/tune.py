@@ -223,7 +223,7 @@ class _Executor:
         except ClusterError as error:
             new = []
             if not self._training() and self.actors:
-                self.view.note(f"waiting for nodes: {error}")
+                self.view.log(f"waiting for nodes: {error}")
         for actor in list(self.actors):
             if actor.slot in new:
                 new.remove(actor.slot)

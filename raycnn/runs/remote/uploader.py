@@ -79,7 +79,7 @@ class Uploader:
                 )
             closed, index = self._closed.is_set(), self._pending
             try:
-                self.retry("save a checkpoint", partial(self._upload, index))
+                self.call_until_reachable("save a checkpoint", partial(self._upload, index))
             except Exception as error:  # `wait` and `close` raise it
                 self.error = error
             with self._wake:
@@ -103,7 +103,7 @@ class Uploader:
                 "lease; stopping"
             )
 
-    def retry(self, action: str, work: Callable[[], None]) -> None:
+    def call_until_reachable(self, action: str, work: Callable[[], None]) -> None:
         """Call `work`, retrying while storage fails; `action` names it in messages.
 
         Raises EnvironmentUnavailable after `timeout_s` seconds, or at once on a full disk.

@@ -104,7 +104,9 @@ class WorkingCopy:
                 if not is_locked(self.folder / ".rank-0.lock"):
                     self._pull_checkpoints(names)
         elif self._uploader.rank or not self._uploader.has_pulled:
-            self._uploader.retry("read the checkpoints", partial(self._pull_checkpoints, names))
+            self._uploader.call_until_reachable(
+                "read the checkpoints", partial(self._pull_checkpoints, names)
+            )
             self._uploader.has_pulled = True
 
     def _pull_checkpoints(self, names: Iterable[str]) -> None:

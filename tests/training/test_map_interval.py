@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from raycnn.training.bootstrap import map_interval
+from raycnn.training.map_interval import map_interval
 from raycnn.training.multi_label import multi_label_scores
 
 Sample = tuple[NDArray[np.uint8], NDArray[np.float32]]
