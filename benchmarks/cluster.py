@@ -32,7 +32,7 @@ class Cluster:
         self._start(self.head, "--head", f"--port={PORT}", "--include-dashboard=false", cpus=0)
 
     def fill(self, count: int = NODES) -> None:
-        """Have as many nodes as there are to be."""
+        """Replace the nodes that were lost, until there are `count`."""
         for node in self.nodes:
             if node.is_up and not node.runs(RAYLET):
                 node.kill()
@@ -44,7 +44,7 @@ class Cluster:
             self.nodes.append(node)
 
     def hide(self, folder: Path) -> None:
-        """Have every node see an empty one of its own there."""
+        """Mount an empty folder of its own there on every node."""
         for node in self.nodes:
             node.hide(folder)
 
@@ -79,7 +79,7 @@ print(control.drain_node(its, preempted, "taken away", int(time.time() + 30) * 1
         return [node for node in self.nodes if node.is_up and node.runs("RayTrainWorker")]
 
     def _start(self, machine: Machine, *options: str, cpus: int) -> None:
-        """Ray gives itself 30 s for it, which on a busy machine is not always enough."""
+        """Start Ray, which gives itself 30 s: on a busy machine not always enough."""
         temporary = self.own / machine.address
         temporary.mkdir()
         machine.run(

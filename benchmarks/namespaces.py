@@ -20,7 +20,7 @@ LIFE_S = 4 * 3600  # should nobody end it
 
 
 def why_not() -> str | None:
-    """What keeps this machine from having machines in it."""
+    """Return what keeps this machine from having machines in it; None if nothing does."""
     lacking = [tool for tool in TOOLS if not shutil.which(tool)]
     if lacking:
         return f"needs {', '.join(lacking)} of Linux"
@@ -44,7 +44,7 @@ class Machine:
         self.network = os.readlink(f"/proc/{self.pid}/ns/net")
 
     def inside(self, *words: str | Path) -> list[str]:
-        """The command line that runs another one in here."""
+        """Return the command line that runs another one in here."""
         return ["nsenter", "-t", str(self.pid), *INTO, "-n", "-m", "-p", "--", *map(str, words)]
 
     def run(self, script: str) -> str:
@@ -53,11 +53,11 @@ class Machine:
         ).stdout
 
     def hide(self, folder: Path) -> None:
-        """Have an empty folder there, of its own."""
+        """Mount an empty folder of its own there."""
         self.run(f"mount -t tmpfs none '{folder}'")
 
     def runs(self, word: str) -> list[int]:
-        """Its processes that call themselves so, by their numbers outside."""
+        """Return its processes with this word in their command line, by their numbers outside."""
         return [
             pid for pid, network, name in _processes() if self.network == network and word in name
         ]
@@ -67,7 +67,7 @@ class Machine:
         return self.process.poll() is None
 
     def kill(self) -> None:
-        """All its processes at once, and its network."""
+        """Kill all its processes at once, and its network with them."""
         os.kill(self.pid, signal.SIGKILL)
         self.process.wait()
 
@@ -97,7 +97,7 @@ class Network:
         return added
 
     def _pid(self, machine: Machine) -> str:
-        """Its number on the first machine."""
+        """Return the number of a machine's process on the first machine."""
         lines = Path(f"/proc/{machine.pid}/status").read_text().splitlines()
         *_, on_first, _ = next(line for line in lines if line.startswith("NSpid:")).split()
         return on_first
@@ -116,7 +116,7 @@ def network() -> Iterator[Network]:
 
 
 def child_of(pid: int) -> int | None:
-    """The process that one runs, and waits for."""
+    """Return the first child of a process, None if it has none."""
     return next(iter(children_of(pid)), None)
 
 
@@ -125,7 +125,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def _processes() -> Iterator[tuple[int, str, str]]:
-    """The number, the network and the name of each."""
+    """Yield the number, the network and the command line of each process."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             network, name = os.readlink(process / "ns" / "net"), (process / "cmdline").read_text()

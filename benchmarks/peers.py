@@ -45,7 +45,7 @@ BATCH, MOMENTUM = 128, 0.9
 
 @dataclass
 class Measured:
-    """What a way of training was seen to do."""
+    """The measurements of one way of training."""
 
     first_step_s: float | None = None
     rates: list[float] = field(default_factory=list)

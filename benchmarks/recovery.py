@@ -1,4 +1,4 @@
-"""How soon a job on Ray goes on after a loss, and how many steps it does again.
+"""Measure how soon a job on Ray continues after a loss, and how many steps it does again.
 
     uv run python -m benchmarks.recovery [worker|node] [--kills N]
 
@@ -43,7 +43,7 @@ JOB = {
 
 
 class Watched:
-    """A run under way, as its folder tells."""
+    """A run that is training, observed through its folder."""
 
     def __init__(self, run: Run, driver: "subprocess.Popen[str]"):
         self.run, self.driver = run, driver
@@ -58,17 +58,17 @@ class Watched:
             time.sleep(0.01)
 
     def step(self) -> int:
-        """Steps done, as last said: at most a quarter of a second ago."""
+        """Return the steps done, as last reported: at most a quarter of a second ago."""
         where = self.run.progress()
         return (where["epoch"] - 1) * self.epoch + where["step"] if where.get("epoch") else 0
 
     def gone_on(self) -> list[tuple[float, int]]:
-        """When, and after how many steps, each time."""
+        """Return the time and the steps done at each resume."""
         resumed = [event for event in self.run.events() if isinstance(event, Resumed)]
         return [(event.time, event.epoch * self.epoch + event.step) for event in resumed]
 
     def kill(self, how: Callable[[Machine], None], victim: Machine) -> tuple[float, int]:
-        """Seconds to the next step, and the steps lost."""
+        """Kill a machine or worker; return the seconds to the next step, and the steps lost."""
         count, killed = len(self.gone_on()), time.time()
         how(victim)
         reached = 0

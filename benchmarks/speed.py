@@ -67,7 +67,7 @@ def peer(folder: Path, recipe: str, name: str) -> dict[str, object]:
 
 
 def raycnn_rate(job: str, limit: int, epochs: int) -> float:
-    """Of the median epoch after the first."""
+    """Return the images per second of the median epoch after the first."""
     with tempfile.TemporaryDirectory() as folder:
         changes = [f"data.limit={limit}", "data.val=0", f"train.epochs={epochs}"]
         command = [sys.executable, "-m", "raycnn", "train", str(JOBS / f"{job}.yaml"), *changes]

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 HERE = Path(__file__).parent
 ABOUT = json.loads((HERE / "export.json").read_text())
 HEIGHT, WIDTH = ABOUT["preprocessing"]["size"]
-MODE = {"rgb": "RGB", "grey": "L"}[ABOUT["preprocessing"]["mode"]]
+MODE = {"rgb": "RGB", "gray": "L", "grey": "L"}[ABOUT["preprocessing"]["mode"]]
 
 
 def pixels(path):  # -> (1, C, HEIGHT, WIDTH) uint8

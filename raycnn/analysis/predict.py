@@ -33,7 +33,7 @@ from raycnn.training.predictions import probabilities_of
 from raycnn.training.step import autocast
 
 BATCH_SIZE = 64
-MODES = {3: "rgb", 1: "grey"}  # the names of modes in export.json, by channels
+MODES = {3: "rgb", 1: "gray"}  # the names of modes in export.json, by channels
 
 Pictures = str | Path | Image.Image | NDArray[np.uint8]
 """An image file, a folder, a PIL image, or a uint8 array (H, W), (H, W, C) or (B, H, W, C)."""

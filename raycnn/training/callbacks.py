@@ -32,7 +32,7 @@ class Event:
 
     @property
     def message(self) -> str:
-        """What happened, as one line for display."""
+        """The event as one line for display."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:

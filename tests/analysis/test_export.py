@@ -169,7 +169,7 @@ def test_timm_knows_the_keys_that_are_said_to_be_its_own(name: str) -> None:
     assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in other.items()}
 
 
-@pytest.mark.parametrize("mode", ["rgb", "grey"])
+@pytest.mark.parametrize("mode", ["rgb", "gray"])
 def test_timm_loads_what_was_exported(pictures: Path, tmp_path: Path, mode: str) -> None:
     timm = pytest.importorskip("timm")
     data = {"name": "folder", "root": str(pictures), "size": 48, "mode": mode, "test": 0.5}

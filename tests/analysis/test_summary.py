@@ -14,7 +14,7 @@ from raycnn.models.flops import count_flops
 from raycnn.shape import Shape
 from tests.conftest import ROOT, Call
 
-COLOUR, PHOTO = Shape(3, 32, 32), Shape(3, 224, 224)
+COLOR, PHOTO = Shape(3, 32, 32), Shape(3, 224, 224)
 
 
 def on_meta(build: Callable[..., nn.Module], *args: object, **options: object) -> nn.Module:
@@ -74,7 +74,7 @@ def test_the_field_of_a_stack_is_the_closed_formula(stages: tuple[int, ...]) -> 
 
 
 class Branches(nn.Module):
-    """Unequal, uneven, dilated, pooled, added, laid side by side, and one off the centre."""
+    """Unequal, uneven, dilated, pooled, added, laid side by side, and one off the center."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Squeeze(nn.Module):
         return x * self.weigh(x)
 
 
-def seen_by_the_centre(net: nn.Module, shape: Shape) -> tuple[int, int]:
+def seen_by_the_center(net: nn.Module, shape: Shape) -> tuple[int, int]:
     """Rows and columns of the pixels that change the output in the middle, by its gradient."""
     for parameter in net.parameters():
         nn.init.uniform_(parameter, 0.5, 1)
@@ -126,16 +126,16 @@ def seen_by_the_centre(net: nn.Module, shape: Shape) -> tuple[int, int]:
     ],
     ids=["branches", "same", "nested", "adaptive"],
 )
-def test_the_field_is_what_the_gradient_of_the_centre_covers(net: nn.Module) -> None:
+def test_the_field_is_what_the_gradient_of_the_center_covers(net: nn.Module) -> None:
     shape = Shape(2, 65, 65)
     field = summarize(net, shape).layers[-1].receptive_field
-    assert field == seen_by_the_centre(net, shape)
+    assert field == seen_by_the_center(net, shape)
 
 
 def test_what_a_global_mean_weighs_sees_the_whole_image() -> None:
     net, shape = Squeeze(), Shape(2, 12, 20)
     found = summarize(nn.Sequential(net, nn.Conv2d(4, 1, 1)), shape).layers[-1]
-    assert seen_by_the_centre(net, shape) == (12, 20)
+    assert seen_by_the_center(net, shape) == (12, 20)
     assert (
         found.receptive_field
         and found.receptive_field[0] >= 12
@@ -177,11 +177,11 @@ def test_what_is_not_followed_says_so() -> None:
 
 def test_a_summary_leaves_no_hooks_behind() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 2, 2))
-    first = summarize(net, COLOUR)
-    assert summarize(net, COLOUR) == first and not net[0]._forward_hooks
+    first = summarize(net, COLOR)
+    assert summarize(net, COLOR) == first and not net[0]._forward_hooks
 
 
-def test_the_verb_shows_a_network_of_the_catalogue(call: Call) -> None:
+def test_the_verb_shows_a_network_of_the_catalog(call: Call) -> None:
     ended, out, _ = call("summary", "lenet", "pool=max", "--image", "1x28x28", "--classes", "10")
     rows = [line.split() for line in out.splitlines()]
     assert ended == 0

@@ -17,7 +17,7 @@ from raycnn.models.resnet import ResNet
 from raycnn.models.vgg import VGG
 from raycnn.shape import Shape
 
-GRAY, COLOUR, PHOTO = Shape(1, 28, 28), Shape(3, 32, 32), Shape(3, 224, 224)
+GRAY, COLOR, PHOTO = Shape(1, 28, 28), Shape(3, 32, 32), Shape(3, 224, 224)
 
 
 def build(name: str, shape: Shape, classes: int = 10, **options: object) -> nn.Module:
@@ -32,7 +32,7 @@ def parameters(model: nn.Module) -> int:
     ("name", "shape", "classes", "options", "count"),
     [
         ("lenet", GRAY, 10, {}, 61_706),
-        ("alexnet", COLOUR, 10, {}, 67_004_746),
+        ("alexnet", COLOR, 10, {}, 67_004_746),
         ("alexnet", PHOTO, 1000, {}, 61_100_840),
         ("vgg11", PHOTO, 1000, {}, 132_863_336),
         ("vgg13", PHOTO, 1000, {}, 133_047_848),
@@ -65,7 +65,7 @@ def noted(comment: str, names: dict[str, int]) -> tuple[int, ...]:
     ("kind", "name", "shape", "options"),
     [
         (LeNet, "lenet", GRAY, {}),
-        (SmallAlexNet, "alexnet", COLOUR, {"form": "small"}),
+        (SmallAlexNet, "alexnet", COLOR, {"form": "small"}),
         (AlexNet, "alexnet", PHOTO, {"form": "large"}),
         (VGG, "vgg11", PHOTO, {}),
         (GoogLeNet, "googlenet", PHOTO, {}),
@@ -144,7 +144,7 @@ def test_torchvisions_googlenet_gives_logits_and_nothing_else() -> None:
 
 
 def test_one_lone_value_does_not_break_torchvisions_batch_norm() -> None:
-    assert build("torchvision:resnet18", COLOUR).train()(torch.rand(1, *COLOUR)).isfinite().all()
+    assert build("torchvision:resnet18", COLOR).train()(torch.rand(1, *COLOR)).isfinite().all()
 
 
 def test_a_torchvision_name_that_does_not_exist_is_refused_with_the_nearest() -> None:
@@ -157,7 +157,7 @@ def test_images_that_a_torchvision_network_cannot_take_are_refused() -> None:
         pytest.raises(SpecError, match="vit_b_32 cannot take 3x32x32 images"),
         torch.device("meta"),
     ):
-        build("torchvision:vit_b_32", COLOUR)
+        build("torchvision:vit_b_32", COLOR)
 
 
 @pytest.mark.parametrize(("name", "least"), [("lenet", 12), ("alexnet", 12), ("vgg11", 32)])
@@ -181,22 +181,22 @@ def test_the_large_forms_say_their_least_size_too() -> None:
 
 def test_small_images_keep_their_size_through_the_stem() -> None:
     for name in ("resnet18", "googlenet"):
-        features = build(name, COLOUR)
+        features = build(name, COLOR)
         assert features.get_submodule("maxpool1" if name == "googlenet" else "maxpool")(
-            features.conv1(torch.zeros(1, *COLOUR))
+            features.conv1(torch.zeros(1, *COLOR))
         ).shape[2:] == (32, 32)
 
 
 def test_one_lone_value_does_not_break_batch_norm() -> None:
     """A last batch of one image, of which one pixel is left: torch's own raises."""
-    model = build("resnet18", COLOUR, stem="large").train()
-    logits = model(torch.rand(1, *COLOUR))
+    model = build("resnet18", COLOR, stem="large").train()
+    logits = model(torch.rand(1, *COLOR))
     assert logits.isfinite().all()
 
 
 def test_frozen_parts_are_not_trained_and_keep_their_statistics() -> None:
     model = models.build_model(
-        Model(name="resnet18", freeze=["conv1", "bn1", "layer1.0"]), COLOUR, 5
+        Model(name="resnet18", freeze=["conv1", "bn1", "layer1.0"]), COLOR, 5
     )
     models.begin_training(model)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
@@ -205,7 +205,7 @@ def test_frozen_parts_are_not_trained_and_keep_their_statistics() -> None:
     }
     assert not model.bn1.training and model.layer2[0].bn1.training
     with pytest.raises(SpecError, match="did you mean 'layer1'"):
-        models.build_model(Model(name="resnet18", freeze=["layer_1"]), COLOUR, 5)
+        models.build_model(Model(name="resnet18", freeze=["layer_1"]), COLOR, 5)
     with pytest.raises(SpecError, match="nothing is left to train"):
         models.build_model(
             Model(name="lenet", freeze=["stage1", "stage2", "hidden", "head"]), GRAY, 5

@@ -214,7 +214,7 @@ def test_a_damaged_file_of_weights_is_refused(content: bytes, tmp_path: Path) ->
         load(build(), tmp_path / "w.pt")
 
 
-def test_images_are_normalised_as_the_weights_expect(job: Callable[..., JobSpec]) -> None:
+def test_images_are_normalized_as_the_weights_expect(job: Callable[..., JobSpec]) -> None:
     from torchvision import models as theirs
 
     for name in theirs.list_models(module=theirs):

@@ -43,7 +43,7 @@ class Member(NamedTuple):
 
 
 class JoinedGroup(NamedTuple):
-    """What a worker learns when all workers of its group have joined."""
+    """The group that a worker has joined, once all its workers have."""
 
     members: list[Member]
     """All workers, in the order of their ranks."""
@@ -53,7 +53,7 @@ class JoinedGroup(NamedTuple):
 
 @dataclass
 class Outcome:
-    """How a job ended: the return value of rank 0, or the error to raise."""
+    """The end of a job: the return value of rank 0, or the error to raise."""
 
     value: Any = None
     error: RaycnnError | None = None
@@ -99,7 +99,7 @@ class ChannelUpdate(NamedTuple):
 
 
 class ChannelActor:
-    """The actor."""
+    """The actor that passes events, heartbeats and requests between workers and their driver."""
 
     def __init__(self, retries: int, size: int, wanted: str):
         """Expect at most `size` workers (`wanted` in messages), and allow `retries` losses."""

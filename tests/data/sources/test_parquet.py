@@ -65,7 +65,7 @@ def test_files_can_be_named_by_globs(tmp_path: Path) -> None:
 
 def test_pictures_are_brought_to_the_size_asked_for(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", [*SIX, png((40, 9), 7, "L")], [0, 1, 0, 1, 0, 1, 1])
-    for mode in (None, "grey"):
+    for mode in (None, "gray"):
         said = refusal("parquet", tmp_path, mode=mode)
         assert "row 6 is 40x9, not 5x4" in said and "`data.size`" in said
     made = source("parquet", tmp_path, size=[6, 7], mode="rgb")

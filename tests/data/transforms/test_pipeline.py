@@ -70,7 +70,7 @@ def test_resize_is_torchvisions(size: int | list[int]) -> None:
 
 
 @pytest.mark.parametrize("size", [9, 4, [3, 11]])
-def test_a_centre_crop_is_torchvisions(size: int | list[int]) -> None:
+def test_a_center_crop_is_torchvisions(size: int | list[int]) -> None:
     sides = [size, size] if isinstance(size, int) else size
     cropped = transform("center_crop", size=size)(images(4), NONE[:4])
     assert torch.equal(cropped, functional.center_crop(images(4), sides))
@@ -194,7 +194,7 @@ def test_an_image_is_augmented_alike_in_any_batch() -> None:
     assert torch.equal(whole, torch.cat(parts))
 
 
-def test_normalised_images_are_on_the_scale_of_their_statistics() -> None:
+def test_normalized_images_are_on_the_scale_of_their_statistics() -> None:
     bare = Pipeline([], [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
     found = bare(images(4), NONE[:4])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (bare.mean, bare.std))
