@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import ray
 
@@ -16,25 +16,7 @@ from raycnn.filesystem import RemoteFile, RemoteFolder, join
 from raycnn.io import fsync
 
 CHUNK = 16 << 20  # bytes in one message
-TOKEN_FILE = ".here"  # distinguishes a folder from another one with the same path
-
-
-class SharedFolder(NamedTuple):
-    """A folder of the driver, or a URI, as workers on any node can open it."""
-
-    location: str
-    token: str = ""
-    """The content of a file in the folder, by which a node recognizes it."""
-    server: Any = None
-    """The actor that serves the folder; None where all workers are on the driver's machine."""
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.location)
-
-    def is_here(self) -> bool:
-        """Return whether this node sees the folder."""
-        return has_token(self.folder, self.token)
+FOLDER_ID_FILE = ".here"  # distinguishes a folder from another one with the same path
 
 
 class FileServer:
@@ -47,8 +29,8 @@ class FileServer:
     def __init__(self, folder: str):
         self.folder = Path(folder)
 
-    def has_token(self, token: str) -> bool:
-        return has_token(self.folder, token)
+    def has_id(self, folder_id: str) -> bool:
+        return has_id(self.folder, folder_id)
 
     def file(self, path: str) -> RemoteFile | None:
         """Return the listing of a file; None where there is none."""
@@ -196,10 +178,10 @@ class ServedFolder(RemoteFolder):
         self.call("install", self._path(name))
 
 
-def has_token(folder: Path, token: str) -> bool:
-    """Return whether this node sees the folder with this token."""
+def has_id(folder: Path, folder_id: str) -> bool:
+    """Return whether this node sees the folder with this id."""
     try:
-        return (folder / TOKEN_FILE).read_text() == token
+        return (folder / FOLDER_ID_FILE).read_text() == folder_id
     except OSError:
         return False
 

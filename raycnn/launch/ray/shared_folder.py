@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from filelock import FileLock, Timeout
@@ -18,11 +18,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raycnn.errors import ClusterError, EnvironmentUnavailable
 from raycnn.filesystem import RemoteFolder, is_uri
 from raycnn.launch.ray.served_files import (
-    TOKEN_FILE,
+    FOLDER_ID_FILE,
     FileServer,
     RemoteCalls,
     ServedFolder,
-    SharedFolder,
+    has_id,
     this_node,
 )
 from raycnn.paths import cache_folder
@@ -34,6 +34,24 @@ from raycnn.search.folder import Search, Trial
 LOCK_S = 60  # removing stale copies may take a while
 
 
+class SharedFolder(NamedTuple):
+    """A folder of the driver, or a URI, as workers on any node can open it."""
+
+    location: str
+    folder_id: str = ""
+    """The content of a file in the folder, by which a node recognizes it."""
+    server: Any = None
+    """The actor that serves the folder; None where all workers are on the driver's machine."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.location)
+
+    def is_here(self) -> bool:
+        """Return whether this node sees the folder."""
+        return has_id(self.folder, self.folder_id)
+
+
 def share_folder(location: Path | str, *, serve: bool) -> SharedFolder:
     """Return a folder or URI for workers; with `serve` also for those that cannot see the folder.
 
@@ -41,12 +59,12 @@ def share_folder(location: Path | str, *, serve: bool) -> SharedFolder:
     """
     if is_uri(str(location)):
         return SharedFolder(str(location))
-    token = secrets.token_hex(16)
+    folder_id = secrets.token_hex(16)
     try:
-        (Path(location) / TOKEN_FILE).write_text(token)
+        (Path(location) / FOLDER_ID_FILE).write_text(folder_id)
     except OSError as error:
         raise EnvironmentUnavailable(f"cannot write to {location}: {error}") from None
-    return SharedFolder(str(location), token, _start_server(str(location)) if serve else None)
+    return SharedFolder(str(location), folder_id, _start_server(str(location)) if serve else None)
 
 
 def _start_server(folder: str) -> Any:
@@ -73,7 +91,7 @@ def open_shared_run(shared: SharedFolder, timeout_s: float) -> Iterator[Run]:
     else:
         remote = _reach(shared, timeout_s)
         with (
-            _temporary_folder(shared.token) as folder,
+            _temporary_folder(shared.folder_id) as folder,
             _open_copy(remote, folder, timeout_s) as run,
         ):
             yield run
@@ -89,7 +107,7 @@ def open_shared_search(shared: SharedFolder, timeout_s: float) -> Iterator[Searc
         yield Search(shared.folder)
         return
     remote = _reach(shared, timeout_s)
-    with _temporary_folder(f"{shared.token}-{secrets.token_hex(4)}") as folder:
+    with _temporary_folder(f"{shared.folder_id}-{secrets.token_hex(4)}") as folder:
         copy = SearchCopy(remote, folder)
         copy.pull_records()
         yield Search(folder, copy)
@@ -122,7 +140,7 @@ def _reach(shared: SharedFolder, timeout_s: float) -> RemoteFolder:
             "folder that all nodes share"
         )
     call = RemoteCalls(shared.server, timeout_s)
-    if not call("has_token", shared.token):
+    if not call("has_id", shared.folder_id):
         raise ClusterError(f"Ray on the machine that has {shared.location} does not see it either")
     return ServedFolder(call, shared.location)
 

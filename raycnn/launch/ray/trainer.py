@@ -28,8 +28,7 @@ from raycnn.launch.ray.channel_actor import ChannelUpdate, open_channel
 from raycnn.launch.ray.controller import NoBackend, WorkerFailureReporter
 from raycnn.launch.ray.resource_watch import WATCH_INTERVAL_S, ResourceWatch
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
-from raycnn.launch.ray.served_files import SharedFolder
-from raycnn.launch.ray.shared_folder import share_folder
+from raycnn.launch.ray.shared_folder import SharedFolder, share_folder
 from raycnn.launch.signals import Stop
 from raycnn.launch.trial import TrialOutcome, is_past
 from raycnn.launch.worker import driver_paths

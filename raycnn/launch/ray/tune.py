@@ -20,8 +20,7 @@ from raycnn.errors import ClusterError, EnvironmentUnavailable, Interrupted
 from raycnn.launch.launcher import address_of
 from raycnn.launch.ray.connection import alive_nodes
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
-from raycnn.launch.ray.served_files import SharedFolder
-from raycnn.launch.ray.shared_folder import open_shared_trial, share_folder
+from raycnn.launch.ray.shared_folder import SharedFolder, open_shared_trial, share_folder
 from raycnn.launch.signals import Stop
 from raycnn.launch.trial import TrialOutcome, fit_trial_alone, is_past, run_trial
 from raycnn.launch.worker import driver_paths, set_data_root

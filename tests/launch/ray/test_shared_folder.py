@@ -91,7 +91,7 @@ def test_a_folder_with_the_same_path_is_not_taken_for_the_runs(tmp_path: Path) -
     with shared_folder.open_shared_run(shared, 10) as run:
         assert run.folder == run.location == tmp_path
     above = shared_folder.share_folder(tmp_path.parent, serve=False)
-    assert not shared._replace(token=above.token).is_here()
+    assert not shared._replace(folder_id=above.folder_id).is_here()
     assert not shared._replace(location=str(tmp_path / "nowhere")).is_here()
 
 
@@ -113,7 +113,7 @@ def test_a_trial_is_trained_and_stopped_by_a_node_that_reaches_only_the_server(
     server = FileServer(str(there.folder))
     shared = shared_folder.share_folder(there.folder, serve=False)._replace(server=server)
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(served_files.SharedFolder, "is_here", lambda self: False)
+        elsewhere.setattr(shared_folder.SharedFolder, "is_here", lambda self: False)
         for one in begin(there, [0.05, 0.001]):
             with shared_folder.open_shared_trial(shared, one.id, 60) as (search, trial):
                 assert search.folder != there.folder and trial.run.folder != one.run.folder
