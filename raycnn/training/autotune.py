@@ -31,7 +31,8 @@ from raycnn.runtime.device import DEVICE_KINDS, layout
 from raycnn.training.callbacks import Autotuned, Callback
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.distillation import Teacher
-from raycnn.training.step import TrainStep, micro_batch_size, unlabeled_batch
+from raycnn.training.micro_batch import micro_batch_size
+from raycnn.training.step import TrainStep, unlabeled_batch
 
 SETTINGS = ("channels_last", "precision", "compile")
 FOLDER = "autotune"  # name of the folder of timings in the cache folder

@@ -17,7 +17,7 @@ from raycnn.config.schema import JobSpec, Train
 from raycnn.data.label_arrays import class_counts, is_multi_label
 from raycnn.data.loader import Loader
 from raycnn.data.splits import Splits, open_splits
-from raycnn.errors import Diverged, Interrupted, OutOfMemory, SpecError
+from raycnn.errors import Diverged, Interrupted, SpecError
 from raycnn.models.flops import count_flops
 from raycnn.runtime import distributed
 from raycnn.runtime.deterministic import deterministic
@@ -49,19 +49,21 @@ from raycnn.training.metrics import (
     build_metric_accumulator,
     small_validation_warning,
 )
+from raycnn.training.micro_batch import (
+    find_micro_batch_size,
+    halve_micro_batch,
+    micro_batch_size,
+    try_step,
+)
 from raycnn.training.optim import build_optimizer
 from raycnn.training.predictions import PredictionAccumulator, SplitPredictions
 from raycnn.training.schedules import scale_lr
 from raycnn.training.step import (
     TrainStep,
     class_weights,
-    find_micro_batch_size,
     forward,
-    halve_micro_batch,
-    micro_batch_size,
     positive_weights,
     split_micro_batches,
-    try_step,
 )
 
 PROGRESS_INTERVAL_S = 0.25  # seconds between progress events
@@ -165,7 +167,7 @@ def _fit(
                 raise
             callbacks.on_event(_rollback_event(error, lr_backoffs, job))
         except torch.OutOfMemoryError:
-            job = _halve_micro_batch(job, train_step.micro_batch, callbacks)
+            job = halve_micro_batch(job, train_step.micro_batch, callbacks)
         del train_step, state  # free their memory for the next attempt
 
 
@@ -184,19 +186,6 @@ def _rollback_event(error: Diverged, lr_backoffs: list[float], job: JobSpec) -> 
         rollback=len(lr_backoffs),
         rollbacks=job.failure.rollbacks,
     )
-
-
-def _halve_micro_batch(job: JobSpec, micro_batch: int, callbacks: Callback) -> JobSpec:
-    """Return the job with half the micro-batch, to be trained again from the last checkpoint.
-
-    Raises EnvironmentUnavailable if a single image does not fit, and OutOfMemory if there are
-    several workers: the others wait in the middle of a step, so all processes must restart.
-    """
-    size = halve_micro_batch(micro_batch, callbacks)
-    if distributed.world_size() > 1:
-        text = f"rank {distributed.rank()} was out of memory on its device"
-        raise OutOfMemory(text, size) from None
-    return job.change({"train.micro_batch": size})
 
 
 def _started_event(

@@ -1,7 +1,6 @@
 """The training step: one optimizer update on one global batch, shared among the workers."""
 
-import math
-from collections.abc import Callable, Sized
+from collections.abc import Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +12,10 @@ from torch.nn import functional as F
 
 from raycnn.config.schema import JobSpec, Train
 from raycnn.data.loader import Batch
-from raycnn.errors import EnvironmentUnavailable, SpecError
+from raycnn.errors import SpecError
 from raycnn.models import dropout
 from raycnn.runtime import distributed, rng
 from raycnn.runtime.device import layout
-from raycnn.training.callbacks import Callback, MicroBatchHalved
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.distillation import Teacher, soft_loss
 from raycnn.training.schedules import Schedule
@@ -88,12 +86,6 @@ class TrainStep:
         soft = soft_loss(logits, teacher_logits, settings.distillation.temperature)
         # A worker without a share has an image that does not count: forward ignores its label.
         return logits, torch.lerp(hard, soft * bool(part.count), settings.distillation.alpha)
-
-
-def micro_batch_size(settings: Train) -> int:
-    """Return the number of images per forward pass: `micro_batch`, at most a worker's share."""
-    share = math.ceil(settings.batch_size / distributed.world_size())
-    return min(settings.micro_batch or share, share)
 
 
 def unlabeled_batch(images: Tensor, total: int) -> Batch:
@@ -195,52 +187,3 @@ def class_weights(setting: Any, counts: NDArray[np.int64]) -> Tensor | None:
     _check_length(setting, len(counts))
     weights = np.asarray(setting, np.float64)
     return torch.from_numpy(weights * counts.sum() / (weights * counts).sum()).float()
-
-
-def find_micro_batch_size(attempt: Callable[[int], None], size: int, callbacks: Callback) -> int:
-    """Return `size`, halved until `attempt` with it fits into the memory of every device.
-
-    Raises EnvironmentUnavailable if a single image does not fit.
-    """
-    while True:
-        out_of_memory = False
-        try:
-            attempt(size)
-        except torch.OutOfMemoryError:
-            out_of_memory = True
-        failures = torch.tensor([out_of_memory], dtype=torch.int32)
-        if not distributed.all_reduce_sum(failures).item():
-            return size
-        size = halve_micro_batch(size, callbacks)
-
-
-def halve_micro_batch(size: int, callbacks: Callback) -> int:
-    """Return half the micro-batch size, rounded up, and send the event.
-
-    Raises EnvironmentUnavailable if the size is 1: a single image does not fit.
-    """
-    if size == 1:
-        raise EnvironmentUnavailable(
-            "one image is too much for the memory of the device: take a smaller network"
-        )
-    size = (size + 1) // 2
-    callbacks.on_event(MicroBatchHalved(size=size))
-    return size
-
-
-def try_step(train_step: TrainStep, shape: tuple[int, ...], size: int) -> None:
-    """Run a forward and a backward pass over `size` images without changing any state.
-
-    Memory for the optimizer state, which a step allocates later, is reserved meanwhile. Raises
-    torch.OutOfMemoryError if it does not fit.
-    """
-    optimizer = train_step.state.optimizer
-    device = next(train_step.state.model.parameters()).device
-    torch.get_device_module(device).empty_cache()
-    reserved = [torch.empty_like(p) for p in optimizer.parameters.values() for _ in optimizer.state]
-    batch = unlabeled_batch(torch.zeros(size, *shape, device=device), size)
-    train_step.replica.eval()  # batch norm statistics stay as they are
-    with distributed.no_sync(train_step.replica, enabled=True):
-        train_step.loss(batch)[1].backward()
-    optimizer.zero_grad()
-    del reserved

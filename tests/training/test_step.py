@@ -13,14 +13,14 @@ from raycnn.config import yaml_file
 from raycnn.config.schema import JobSpec, Train
 from raycnn.data.loader import Batch
 from raycnn.data.splits import open_splits
-from raycnn.errors import EnvironmentUnavailable, SpecError
+from raycnn.errors import SpecError
 from raycnn.runs.directory import Run
-from raycnn.training.callbacks import Event, MicroBatchHalved, StoppedEarly
+from raycnn.training.callbacks import StoppedEarly
 from raycnn.training.ema import EMA
 from raycnn.training.loss_scale import LossScale
 from raycnn.training.optim import sgd
 from raycnn.training.schedules import Rates
-from raycnn.training.step import class_weights, find_micro_batch_size, forward
+from raycnn.training.step import class_weights, forward
 from tests.conftest import distance, ended, happened, numbers, same, train, weights, workers
 
 MakeJob = Callable[..., JobSpec]
@@ -176,24 +176,6 @@ def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
         scale.update()
         assert weight.tolist() == [expected] * 2
     assert scale.factor.item() == scale.INIT_SCALE / 2
-
-
-def test_a_batch_too_large_for_the_device_is_halved_until_it_fits() -> None:
-    """The device is a fake that holds ten images: no other is at hand in every test run."""
-    events: list[Event] = []
-
-    class Collector:
-        def on_event(self, event: Event) -> None:
-            events.append(event)
-
-    def attempt(size: int) -> None:
-        if size > 10:
-            raise torch.OutOfMemoryError
-
-    assert find_micro_batch_size(attempt, 64, Collector()) == 8
-    assert [event.size for event in events if isinstance(event, MicroBatchHalved)] == [32, 16, 8]
-    with pytest.raises(EnvironmentUnavailable, match="one image is too much"):
-        find_micro_batch_size(lambda size: attempt(11), 64, Collector())
 
 
 def test_batch_norm_over_workers_is_refused_on_a_cpu(job: MakeJob, tmp_path: Path) -> None:
