@@ -1,8 +1,8 @@
 """The channel between the driver of a job on Ray and its workers: one small actor.
 
 Workers send it events, heartbeats and errors; the driver reads these, and leaves requests. The
-actor also counts retries. Its process imports this file, which imports neither torch nor Ray Train,
-so that it starts fast.
+actor also counts restarts: see retries.py. Its process imports this file, which imports neither
+torch nor Ray Train, so that it starts fast.
 """
 
 import asyncio
@@ -14,7 +14,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycnn.errors import RaycnnError, WorkerLost
-from raycnn.training.callbacks import Event, WorkersRestarted, WorldResized
+from raycnn.launch.ray.retries import Retries
+from raycnn.training.callbacks import Event, WorldResized
 
 Request = Literal["", "stop", "restart", "end"]
 """A request to the workers: save and end; save and restart as another group; end at once."""
@@ -103,13 +104,12 @@ class ChannelActor:
 
     def __init__(self, retries: int, size: int, wanted: str):
         """Expect at most `size` workers (`wanted` in messages), and allow `retries` losses."""
-        self.retries, self.size, self.wanted = retries, size, wanted
+        self.retries, self.size, self.wanted = Retries(retries), size, wanted
         self.events: list[tuple[Event, bool]] = []
         self.transient: Event | None = None
         self.request: Request = ""
         self.group: Group | None = None
         self.outcome: Outcome | None = None
-        self.retries_used = 0
         self.micro_batch: int | None = None
         """The largest micro-batch for later groups, after a device ran out of memory."""
         self.joined = asyncio.Condition()
@@ -202,28 +202,20 @@ class ChannelActor:
 
     def _close_group(self, group: Group, preempted: bool = False) -> None:
         """Record why a group ended, and count it as a retry if it was unplanned; once per group."""
-        if group.ended or self.outcome:
-            group.ended = True
-            return
+        is_unplanned = not (group.ended or group.saved or self.outcome)
         group.ended = True
-        if group.saved:
+        if not is_unplanned:
             return
         rank, error = min(group.errors.items(), default=(None, NO_ERROR))
         text = error if rank is None else f"rank {rank}: {error}"
-        cause = "memory" if group.out_of_memory else "preempted" if preempted else "lost"
-        self.retries_used += cause == "lost"
-        if self.retries_used > self.retries:
-            self.outcome = Outcome(
-                error=WorkerLost(
-                    f"workers were lost more than {self.retries} times (failure.retries): "
-                    f"{text}; the last checkpoint is intact"
-                )
+        try:
+            restarted = self.retries.count_restart(
+                text, preempted=preempted, out_of_memory=group.out_of_memory
             )
-            return
-        restarted = WorkersRestarted(
-            error=text, cause=cause, retry=self.retries_used, retries=self.retries
-        )
-        self.events.append((restarted, True))
+        except WorkerLost as lost:
+            self.outcome = Outcome(error=lost)
+        else:
+            self.events.append((restarted, True))
 
 
 def open_channel(retries: int, size: int, wanted: str) -> Any:

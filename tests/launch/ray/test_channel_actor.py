@@ -100,9 +100,9 @@ def test_a_loss_is_counted_once_whoever_tells_of_it() -> None:
     now(channel.workers_failed({1: "gone"}, False))
     now(channel.workers_failed({0: "peer gone"}, False))
     now(joined(channel, "second", 2))
-    assert channel.retries_used == 1
+    assert channel.retries.used == 1
     channel = channel_after("first", "second")
-    assert channel.retries_used == 1, "of the first, the next group alone tells"
+    assert channel.retries.used == 1, "of the first, the next group alone tells"
 
 
 def test_workers_that_went_with_a_node_that_was_taken_away_cost_no_retry() -> None:
@@ -110,7 +110,7 @@ def test_workers_that_went_with_a_node_that_was_taken_away_cost_no_retry() -> No
     for group in ("second", "third", "fourth"):
         now(channel.workers_failed({1: "gone"}, True))
         now(joined(channel, group, 2))
-    assert channel.retries_used == 0 and causes(channel) == ["preempted"] * 3
+    assert channel.retries.used == 0 and causes(channel) == ["preempted"] * 3
 
 
 def test_smaller_micro_batches_cost_no_retry_as_long_as_they_shrink() -> None:
@@ -148,7 +148,7 @@ def test_workers_that_were_asked_to_make_way_cost_no_retry() -> None:
     now(channel.workers_failed({0: "saved", 1: "gone"}, False))
     now(joined(channel, "second", 1))
     assert now(channel.beat("second", 0, {}, "")) == "", "it is asked of one group alone"
-    assert channel.retries_used == 0 and channel.outcome is None and not causes(channel)
+    assert channel.retries.used == 0 and channel.outcome is None and not causes(channel)
     resized = [event for event, _ in channel.events if isinstance(event, WorldResized)]
     assert [event.workers for event in resized] == [1]
 
@@ -178,7 +178,7 @@ def test_the_first_error_of_a_user_ends_the_job_and_no_loss_follows_from_it() ->
     assert now(channel.end(Outcome(error=DataError("another")))) is bad
     now(channel.workers_failed({0: "connection closed by peer"}, False))
     assert now(channel.beat("first", 0, {}, "")) == "end"
-    assert now(channel.update(0)).outcome is bad and not channel.retries_used
+    assert now(channel.update(0)).outcome is bad and not channel.retries.used
 
 
 def test_news_have_each_event_once_and_of_passing_ones_the_last() -> None:
