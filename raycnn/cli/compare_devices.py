@@ -24,14 +24,16 @@ def compare_devices(
     Initial weights and batches are the same, and dropout is disabled. Every device is compared with
     the first.
     """
-    resolved = load_job(job, changes or [])
+    spec = load_job(job, changes or [])
     from raycnn.analysis.compare_devices import compare_steps
+    from raycnn.training.preflight import resolve_job
 
+    resolve_job(spec)
     names = [name.strip() for name in devices.split(",")]
-    with resolved.located():
-        for row, gap in enumerate(compare_steps(resolved, names, steps)):
+    with spec.located():
+        for row, gap in enumerate(compare_steps(spec, names, steps)):
             if not row:
-                print(f"{resolved.name}, {resolved.train.precision}, against {names[0]}")
+                print(f"{spec.name}, {spec.train.precision}, against {names[0]}")
                 print(HEADER)
             print(
                 f"{gap.step:>4}  {gap.name:<6} {gap.loss:>10.4g}  {gap.loss_gap:>10.1e}  "

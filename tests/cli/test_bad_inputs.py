@@ -94,6 +94,14 @@ def test_a_change_that_makes_no_sense_is_refused(call: Call, change: str, said: 
     assert ended == 2 and said in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize("command", ["check", "compare-devices", "lr-finder"])
+def test_a_mistake_in_a_later_stage_is_found_by_every_command(call: Call, command: str) -> None:
+    devices = ["--devices", "cpu,cpu"] if command == "compare-devices" else []
+    stage = "{epoch: 1, changes: {optimizer.lr_by_prefix: {nowhere: 0.1}}}"
+    ended, _, err = call(command, "quickstart", f"stages=[{stage}]", *devices)
+    assert ended == 2 and "stages.0.changes: optimizer.lr_by_prefix.nowhere: unknown" in err
+
+
 def test_of_very_many_mistakes_ten_are_shown_and_the_others_counted(
     call: Call, tmp_path: Path
 ) -> None:
