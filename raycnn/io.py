@@ -1,10 +1,11 @@
-"""Local files: written atomically, complete or not at all, and locks between processes.
+"""Local files and folders: written atomically, complete or not at all, and locks between processes.
 
 Folders at a URI are in filesystem.py; paths.py has the folders of data sets and caches.
 """
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,31 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if durable:
+        fsync(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Yield a new hidden folder next to `path`; it is renamed to `path` when the block ends.
+
+    A folder that is there is deleted just before: readers see it, none, or the complete new one.
+    With `durable` all files are synced to disk before the rename, and survive a power loss. If the
+    block raises, `path` is unchanged. One process at a time may write the same folder.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+    temporary.mkdir()
+    try:
+        yield temporary
+        if durable:
+            for written in (*temporary.rglob("*"), temporary):
+                fsync(written)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     if durable:
         fsync(path.parent)
 

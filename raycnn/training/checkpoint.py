@@ -125,23 +125,17 @@ def prune(folder: Path) -> None:
 
 def copy_all(source: Path, target: Path) -> None:
     """Replace the checkpoints in `target` by the last and the best one of `source`."""
-    temporary = target.with_name(f".{target.name}")
-    for path in (temporary, target):
-        shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)  # first, for there may be no room for both
     index = read_index(source) | {"previous": None}
-    for name in {name for name in index.values() if name}:
-        shutil.copytree(source / name, temporary / name)
-        for path in (*(temporary / name).iterdir(), temporary / name):
-            io.fsync(path)
-    write_index(index, temporary)
-    temporary.rename(target)
-    io.fsync(target.parent)
+    with io.atomic_folder(target, durable=True) as temporary:
+        for name in {name for name in index.values() if name}:
+            shutil.copytree(source / name, temporary / name)
+        write_index(index, temporary)
 
 
 def _write(state: TrainingState, folder: Path) -> None:
-    temporary, final = folder / f".{state.name}", folder / state.name
-    temporary.mkdir()
-    try:
+    # A checkpoint of this name is damaged: a valid one would have been resumed from.
+    with io.atomic_folder(folder / state.name, durable=True) as temporary:
         for name, tensors in ((MODEL, weights(state)), (OPTIMIZER, _training_tensors(state))):
             on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             _save_tensors(on_cpu, temporary / name)
@@ -152,19 +146,6 @@ def _write(state: TrainingState, folder: Path) -> None:
         body = {"files": files, "about": state.metadata, "seen": asdict(state.epoch_metrics)}
         body |= saved
         io.write_json(temporary / STATE, {"sha256": _digest(body), **body})
-        commit_checkpoint(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def commit_checkpoint(temporary: Path, final: Path) -> None:
-    """Sync a completely written checkpoint to disk and rename it to its final name."""
-    for path in (*temporary.iterdir(), temporary):
-        io.fsync(path)
-    if final.exists():  # it is damaged: a valid one would have been resumed from
-        shutil.rmtree(final)
-    temporary.rename(final)
-    io.fsync(final.parent)
 
 
 def weights(state: TrainingState) -> dict[str, Tensor]:

@@ -215,11 +215,7 @@ def _build(
 ) -> None:
     # Twice: the decoded image, and its copy in the array of a chunk.
     memory.require_memory(2 * math.prod(source.shape), f"one image of {source.shape}")
-    building = folder.with_name(f".{folder.name}.{os.getpid()}")
-    for stale in folder.parent.glob(f".{folder.name}.*"):  # left by a process that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    building.mkdir()
-    try:
+    with io.atomic_folder(folder) as building:
         digest = hashlib.sha256(json.dumps([source.shape, source.classes]).encode())
         total = sum(len(split.labels) for split in splits.values())
         progress = DecodeProgress(total, on_progress)
@@ -246,9 +242,6 @@ def _build(
             "max_value": getattr(source, "max_value", None),
         }
         (building / INDEX).write_text(json.dumps(index))
-        building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def _check_unreadable_limit(unreadable: list[str], max_bad: int) -> None:

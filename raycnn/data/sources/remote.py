@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from raycnn import io
@@ -110,13 +109,8 @@ def _copy(remote: RemoteFolder, files: list[RemoteFile], folder: Path) -> None:
         if folder.exists():
             return
         log.info(f"copying {len(files):,} files, {size / 1e6:,.1f} MB, from {remote.uri}")
-        with (
-            TemporaryDirectory(prefix=".copy-", dir=parent) as temporary,
-            ThreadPoolExecutor(THREADS) as pool,
-        ):
-            copy = Path(temporary) / "files"
+        with io.atomic_folder(folder) as copy, ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda file: _copy_file(remote, file, copy), files))
-            copy.rename(folder)
 
 
 def _copy_file(remote: RemoteFolder, file: RemoteFile, folder: Path) -> None:

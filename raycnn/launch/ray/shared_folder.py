@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycnn.errors import ClusterError, EnvironmentUnavailable
 from raycnn.filesystem import RemoteFolder, is_uri
+from raycnn.io import is_locked
 from raycnn.launch.ray.served_files import (
     FOLDER_ID_FILE,
     FileServer,
@@ -180,10 +181,5 @@ def _temporary_folder(name: str) -> Iterator[Path]:
 def _clear(copies: Path) -> None:
     """Remove unused folders, including those of killed workers."""
     for folder in (path for path in copies.iterdir() if path.is_dir()):
-        try:
-            for lock in folder.glob(".used-*.lock"):
-                with FileLock(lock, timeout=0):
-                    pass
-        except Timeout:
-            continue
-        shutil.rmtree(folder, ignore_errors=True)
+        if not any(is_locked(path) for path in folder.glob(".used-*.lock")):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,16 +1,14 @@
 """The files of a run at a URI: which are synchronized, and when each one last was."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
-
 from raycnn.errors import EnvironmentUnavailable, first_line
 from raycnn.filesystem import RemoteFile, filesystem_errors
+from raycnn.io import lock, write_json
 from raycnn.training.checkpoint import INDEX
 
 CHECKPOINTS, EVENTS, STOP, TRIALS = "checkpoints", "events.jsonl", ".stop", "trials"
@@ -61,11 +59,11 @@ class Manifest:
     def update(self, changes: Mapping[str, SyncRecord | None]) -> None:
         """Update the records of synchronized files; None removes that of a deleted file."""
         if changes:
-            with FileLock(self.folder / ".synced.lock", timeout=SYNC_LOCK_TIMEOUT_S):
+            path = self.folder / MANIFEST
+            busy = f"another process has held {path} for {SYNC_LOCK_TIMEOUT_S} s"
+            with lock(self.folder / ".synced.lock", busy, SYNC_LOCK_TIMEOUT_S):
                 records = {name: row for name, row in {**self.read(), **changes}.items() if row}
-                temporary = self.folder / f"{MANIFEST}.new"
-                temporary.write_text(json.dumps(records))
-                os.replace(temporary, self.folder / MANIFEST)
+                write_json(path, records)
 
     def is_unchanged(self, file: RemoteFile) -> bool:
         """Return whether a remote file is unchanged since it was last synchronized."""

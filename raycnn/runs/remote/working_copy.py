@@ -4,19 +4,16 @@ See storage.py for the consistency guarantees.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from raycnn.errors import EnvironmentUnavailable, Interrupted, RaycnnError
 from raycnn.filesystem import RemoteFile, RemoteFolder, filesystem_errors
-from raycnn.io import is_locked
+from raycnn.io import atomic_folder, atomic_path, is_locked, lock
 from raycnn.runs.remote.lease import Lease
 from raycnn.runs.remote.manifest import (
     CHECKPOINTS,
@@ -133,15 +130,13 @@ class WorkingCopy:
             return
         if has_content(target / STATE, self.remote.read(f"{remote_dir}/{STATE}")):
             return
-        temporary = target.with_name(f".{name}")
-        temporary.mkdir(exist_ok=True)
+        with atomic_folder(target, durable=True) as temporary:
 
-        def download(file: str) -> None:
-            self.remote.download(f"{remote_dir}/{file}", temporary / file)
+            def download(file: str) -> None:
+                self.remote.download(f"{remote_dir}/{file}", temporary / file)
 
-        with ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
-            list(pool.map(download, files))
-        checkpoint.commit_checkpoint(temporary, target)
+            with ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
+                list(pool.map(download, files))
 
     def _pull(self, remote_files: list[RemoteFile] | None = None) -> None:
         removable = {*TRANSIENT}  # if the listing lacks them
@@ -163,11 +158,10 @@ class WorkingCopy:
     def _pull_file(self, file: RemoteFile) -> tuple[str, SyncRecord]:
         target = self._path(file.name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}")
-        self.remote.download(file.name, temporary)
-        if file.name == EVENTS and target.exists():
-            temporary.write_bytes(merge_events(temporary.read_bytes(), target.read_bytes()))
-        os.replace(temporary, target)
+        with atomic_path(target) as temporary:
+            self.remote.download(file.name, temporary)
+            if file.name == EVENTS and target.exists():
+                temporary.write_bytes(merge_events(temporary.read_bytes(), target.read_bytes()))
         return file.name, SyncRecord.of(file, mtime_ns(target))
 
     def _read_remote_index(self) -> Index:
@@ -294,7 +288,8 @@ class WorkingCopy:
 
         All files are uploaded at the end. Raises EnvironmentUnavailable if that failed.
         """
-        with FileLock(self.folder / f".rank-{rank}.lock", timeout=SYNC_LOCK_TIMEOUT_S):
+        busy = f"another process has been training {self.uri} for {SYNC_LOCK_TIMEOUT_S} s"
+        with lock(self.folder / f".rank-{rank}.lock", busy, SYNC_LOCK_TIMEOUT_S):
             self._uploader = uploader = Uploader(self, rank, timeout_s, on_event)
             try:
                 yield
@@ -339,16 +334,10 @@ class WorkingCopy:
         with translate_errors(self.uri):
             self.remote.write(STOP, b"stop")
 
-    @contextmanager
-    def _sync_lock(self) -> Iterator[None]:
+    def _sync_lock(self) -> AbstractContextManager[None]:
         """Lock out other processes of this machine that sync the same run."""
-        try:
-            with FileLock(self.folder / ".sync.lock", timeout=SYNC_LOCK_TIMEOUT_S):
-                yield
-        except Timeout:
-            raise EnvironmentUnavailable(
-                f"another process has been copying {self.uri} for {SYNC_LOCK_TIMEOUT_S} s"
-            ) from None
+        busy = f"another process has been copying {self.uri} for {SYNC_LOCK_TIMEOUT_S} s"
+        return lock(self.folder / ".sync.lock", busy, SYNC_LOCK_TIMEOUT_S)
 
     def _is_in_use(self) -> bool:
         """Return whether a worker on this machine is writing to the working copy."""
