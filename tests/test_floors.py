@@ -12,7 +12,7 @@ FLOORS = [  # a package, or a module apart from its package, imports only from t
     "errors", "shape", "io", "paths", "filesystem",
     "runtime.device",  # its table has the names that a spec may use
     "config", "runtime", "models", "data", "training", "runs.remote", "runs",
-    "training.preflight", "training.from_folder",  # also look at where runs are kept
+    "training.preflight",  # also looks at where runs are kept
     "analysis", "search", "report", "launch", "cli", "api",
 ]  # fmt: skip
 MODULES = sorted(
