@@ -15,8 +15,9 @@ from PIL import Image
 import raycnn
 from raycnn import api
 from raycnn.errors import DataError, RaycnnError, SpecError
-from tests.conftest import TINY, numbers
 from tests.support.images import write_pictures
+from tests.support.jobs import TINY
+from tests.support.runs import numbers
 from tests.support.s3 import Server
 from tests.support.searches import BASE as SPEC
 

@@ -15,8 +15,9 @@ from raycnn.cli.commands import COMMANDS, app
 from raycnn.config.components import DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS
 from raycnn.config.load import load_job
 from raycnn.config.search import load_search
-from tests.conftest import ROOT, Call, raycnn
 from tests.support.docs import PAGES, blocks, commands
+from tests.support.jobs import ROOT
+from tests.support.processes import Call, raycnn
 
 MANUAL = [page for page in PAGES if page.parent == ROOT / "docs"]
 SHORT = {"train": ("check",), "tune": ("tune", "--dry-run"), "verify": ("check",)}

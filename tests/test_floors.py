@@ -83,6 +83,12 @@ def test_a_spec_is_read_without_torch_or_ray(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
 
 
+def test_tests_import_what_they_share_from_support_and_not_from_one_another() -> None:
+    for path in Path(__file__).parent.rglob("*.py"):
+        for name in imported(path):
+            assert not name.startswith("tests.") or name.startswith("tests.support."), path
+
+
 def test_modules_do_not_import_one_another_in_a_circle() -> None:
     """Inside a package too: what a module imports, however late, never leads back to it."""
     modules = {module_of(path): path for path in MODULES}

@@ -10,7 +10,8 @@ from raycnn.config.schema import JobSpec
 from raycnn.config.search import load_search
 from raycnn.search.preflight import check_search
 from raycnn.training.preflight import check_job
-from tests.conftest import JOBS, ROOT, SEARCHES, train
+from tests.support.jobs import JOBS, ROOT, SEARCHES
+from tests.support.runs import train
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from raycnn.config.load import load_job
-from tests.conftest import ROOT, raycnn
 from tests.support.docs import blocks, commands
+from tests.support.jobs import ROOT
+from tests.support.processes import raycnn
 
 README = ROOT / "README.md"
 

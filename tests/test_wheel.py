@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import JOBS, ROOT, SEARCHES
+from tests.support.jobs import JOBS, ROOT, SEARCHES
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from raycnn.analysis.evaluate import stored_predictions
 from raycnn.config.schema import JobSpec
 from raycnn.errors import SpecError
 from raycnn.runs.directory import Run
-from tests.conftest import Call, train
+from tests.support.processes import Call
+from tests.support.runs import train
 
 MakeJob = Callable[..., JobSpec]
 OTHER_DATA = {
@@ -27,7 +28,7 @@ OTHER_DATA = {
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     """Three runs of one job, two of them with seeds of their own, and one on fewer images."""
     from raycnn.config.load import job_from_tree
-    from tests.conftest import TINY
+    from tests.support.jobs import TINY
 
     root = tmp_path_factory.mktemp("compared")
     plain = job_from_tree(TINY).change({"storage.path": str(root), "train.epochs": 2})

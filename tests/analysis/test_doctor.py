@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raycnn.analysis.doctor import cann, check_environment, version_conflicts
-from tests.conftest import Call
+from tests.support.processes import Call
 
 FITTING = {"torch": "2.14.0+cu130", "torchvision": "0.29.2", "torch_npu": None, "ray": "2.60.0"}
 

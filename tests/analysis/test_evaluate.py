@@ -10,7 +10,8 @@ from raycnn.analysis import evaluate, predictions_file
 from raycnn.config.schema import JobSpec
 from raycnn.training.metrics import confidence_interval
 from raycnn.training.predictions import SplitPredictions
-from tests.conftest import Call, train
+from tests.support.processes import Call
+from tests.support.runs import train
 
 MakeJob = Callable[..., JobSpec]
 NAMES = ("a", "b", "c", "d")

@@ -24,8 +24,10 @@ from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, JobFailed, SpecError
 from raycnn.runs.directory import Run
 from raycnn.shape import Shape
-from tests.conftest import TINY, Call, train
 from tests.support.images import write_pictures
+from tests.support.jobs import TINY
+from tests.support.processes import Call
+from tests.support.runs import train
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'raycnn[onnx]'")
 

@@ -9,7 +9,8 @@ import torch
 from raycnn.analysis.lr_finder import RangeTest, find_lr
 from raycnn.config.load import load_job
 from raycnn.errors import JobFailed
-from tests.conftest import ROOT, Call
+from tests.support.jobs import ROOT
+from tests.support.processes import Call
 
 CPU = torch.device("cpu")
 

@@ -15,8 +15,10 @@ from raycnn.data.sources.digits import Digits
 from raycnn.data.splits import open_splits
 from raycnn.errors import DataError
 from raycnn.runs.directory import Run
-from tests.conftest import TINY, Call, train
 from tests.support.images import write_pictures
+from tests.support.jobs import TINY
+from tests.support.processes import Call
+from tests.support.runs import train
 
 MakeJob = Callable[..., JobSpec]
 

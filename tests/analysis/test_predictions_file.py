@@ -18,7 +18,8 @@ from raycnn.errors import DataError
 from raycnn.runs.directory import Run
 from raycnn.training.callbacks import Warned
 from raycnn.training.predictions import TOP, PredictionAccumulator, SplitPredictions
-from tests.conftest import ended, happened, train, workers
+from tests.support.processes import ended, workers
+from tests.support.runs import happened, train
 
 MakeJob = Callable[..., JobSpec]
 

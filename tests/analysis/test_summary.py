@@ -12,7 +12,8 @@ from raycnn.analysis.summary import Layer, Summary, summarize
 from raycnn.config.schema import Model
 from raycnn.models.flops import count_flops
 from raycnn.shape import Shape
-from tests.conftest import ROOT, Call
+from tests.support.jobs import ROOT
+from tests.support.processes import Call
 
 COLOR, PHOTO = Shape(3, 32, 32), Shape(3, 224, 224)
 

@@ -10,7 +10,8 @@ from raycnn.analysis import verify_resume
 from raycnn.config.schema import JobSpec
 from raycnn.errors import JobFailed, SpecError
 from raycnn.training import checkpoint
-from tests.conftest import raycnn, train
+from tests.support.processes import raycnn
+from tests.support.runs import train
 
 MakeJob = Callable[..., JobSpec]
 

@@ -12,8 +12,10 @@ from raycnn.errors import DataError
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import CheckpointSkipped, VersionDiffers
-from tests.conftest import ROOT, Call, happened, numbers, raycnn, same, train, weights
 from tests.support.images import refusal, write_pictures
+from tests.support.jobs import ROOT
+from tests.support.processes import Call, raycnn
+from tests.support.runs import happened, numbers, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
 QUICK = (ROOT / "jobs" / "quickstart.yaml").read_bytes()

@@ -12,7 +12,9 @@ from raycnn.cli.commands import COMMANDS
 from raycnn.config.schema import JobSpec
 from raycnn.config.yaml_file import load_yaml, write
 from raycnn.runs.directory import Run
-from tests.conftest import JOBS, ROOT, Call, train
+from tests.support.jobs import JOBS, ROOT
+from tests.support.processes import Call
+from tests.support.runs import train
 
 MakeJob = Callable[..., JobSpec]
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from raycnn.cli.training_view import TerminalView, show_result
 from raycnn.config.schema import JobSpec
 from raycnn.training.callbacks import EpochEnded, Evaluated, Progress, StartingWorkers, Warned
-from tests.conftest import happened, train
+from tests.support.runs import happened, train
 
 MakeJob = Callable[..., JobSpec]
 ROW = {"epoch": 2.0, "train/loss": 0.5, "train/acc1": 0.9, "val/loss": 0.6, "val/acc1": 0.8}

@@ -25,7 +25,8 @@ from raycnn.config.search import Pool, TrialKey
 from raycnn.launch import trial
 from raycnn.search.folder import Search
 from raycnn.search.leaderboard import leaderboard, write_leaderboard
-from tests.conftest import ROOT, SEARCHES, Call
+from tests.support.jobs import ROOT, SEARCHES
+from tests.support.processes import Call
 from tests.support.searches import BASE, Read
 
 QUICK = ROOT / "jobs" / "quickstart.tune.yaml"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import CLUSTER, locked
-from tests.conftest import ROOT
+from tests.support.cluster import CLUSTER, locked
+from tests.support.jobs import ROOT
 
 FILES = sorted((CLUSTER / "docker").iterdir())
 KNOWN = {"ARG", "FROM", "RUN", "WORKDIR", "COPY", "USER", "ENV", "CMD"}

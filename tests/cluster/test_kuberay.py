@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator, ValidationError
 from raycnn.cli.commands import COMMANDS
 from raycnn.config.load import load_job
 from raycnn.runtime.device import DEVICE_KINDS
-from tests.cluster.conftest import CLUSTER, locked, read
-from tests.conftest import ROOT
+from tests.support.cluster import CLUSTER, locked, read
+from tests.support.jobs import ROOT
 
 KUBERAY = CLUSTER / "kuberay"
 SCHEMA = json.loads(Path(__file__).with_name("kuberay-1.7.0.json").read_text())

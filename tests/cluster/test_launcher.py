@@ -8,8 +8,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.cluster.conftest import CLUSTER, read
-from tests.conftest import ROOT
+from tests.support.cluster import CLUSTER, read
+from tests.support.jobs import ROOT
 
 FILES = ["onprem", "aws"]
 

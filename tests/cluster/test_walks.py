@@ -8,8 +8,8 @@ from typer.main import get_command
 
 from raycnn.cli.commands import app
 from raycnn.config.load import load_job
-from tests.cluster.conftest import CLUSTER
-from tests.conftest import ROOT
+from tests.support.cluster import CLUSTER
+from tests.support.jobs import ROOT
 
 README = (CLUSTER / "README.md").read_text()
 WALKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)

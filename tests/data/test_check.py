@@ -8,8 +8,8 @@ import torch
 from raycnn import models
 from raycnn.config.schema import Model
 from raycnn.shape import Shape
-from tests.conftest import Call
 from tests.support.images import png, write_parquet, write_pictures
+from tests.support.processes import Call
 
 
 def spec(tmp_path: Path, data: str, model: str = "{name: lenet, activation: relu}") -> Path:

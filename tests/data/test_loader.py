@@ -11,7 +11,7 @@ from raycnn.config.schema import ComponentConfig
 from raycnn.data.loader import IGNORE_INDEX, Batch, Loader, prefetch
 from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.runtime import distributed
-from tests.data.conftest import EVERY
+from tests.support.transforms import EVERY
 
 PLAIN = [ComponentConfig(name="horizontal_flip"), ComponentConfig(name="random_crop", padding=1)]
 MIXED = [

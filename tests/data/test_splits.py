@@ -7,8 +7,8 @@ import pytest
 
 from raycnn.config.load import job_from_tree
 from raycnn.data.splits import Splits, open_splits
-from tests.conftest import TINY
 from tests.support.images import write_pictures
+from tests.support.jobs import TINY
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from raycnn.launch.worker import train_worker
 from raycnn.runs.directory import Run
 from raycnn.runs.heartbeat_channel import FolderChannel
 from raycnn.training.preflight import check_job
-from tests.conftest import mounted, numbers, same, train, weights
+from tests.support.faults import mounted
+from tests.support.runs import numbers, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
 

@@ -12,8 +12,9 @@ import pytest
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
 from raycnn.training.callbacks import Failed, Resumed
-from tests.conftest import distance, ended, happened, numbers, train, wait_for, weights, workers
 from tests.support.faults import two_with
+from tests.support.processes import ended, wait_for, workers
+from tests.support.runs import distance, happened, numbers, train, weights
 
 MakeJob = Callable[..., JobSpec]
 

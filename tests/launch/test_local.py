@@ -13,7 +13,8 @@ import pytest
 from raycnn.config.schema import JobSpec
 from raycnn.errors import Interrupted
 from raycnn.runs.directory import Run
-from tests.conftest import distance, ended, numbers, raycnn, same, train, wait_for, weights, workers
+from tests.support.processes import ended, raycnn, wait_for, workers
+from tests.support.runs import distance, numbers, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
 

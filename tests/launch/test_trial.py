@@ -11,8 +11,8 @@ from raycnn.config.load import load_job
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.search import leaderboard
 from raycnn.search.folder import Search
-from tests.conftest import numbers, same, train, weights
-from tests.support.searches import CPU, SPACE, Read, begin, go, read  # noqa: F401
+from tests.support.runs import numbers, same, train, weights
+from tests.support.searches import Read, begin, go
 
 
 @pytest.fixture

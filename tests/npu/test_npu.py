@@ -23,8 +23,9 @@ import pytest
 from raycnn.analysis.evaluate import evaluate_run
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
-from tests.conftest import distance, ended, raycnn, train, weights, workers
 from tests.support.npu import WITHOUT_CANN
+from tests.support.processes import ended, raycnn, workers
+from tests.support.runs import distance, train, weights
 
 MakeJob = Callable[..., JobSpec]
 

@@ -24,7 +24,8 @@ from raycnn.training.callbacks import (
     WorkersRestarted,
     format_flops,
 )
-from tests.conftest import Call, happened, train
+from tests.support.processes import Call
+from tests.support.runs import happened, train
 
 MakeJob = Callable[..., JobSpec]
 PNGS = {
@@ -75,7 +76,7 @@ def read(found: Run) -> Page:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of two epochs with its report, as every job ends."""
     from raycnn.config.load import job_from_tree
-    from tests.conftest import TINY
+    from tests.support.jobs import TINY
 
     root = str(tmp_path_factory.mktemp("reported"))
     changes = {"storage.path": root, "storage.report": True, "train.epochs": 2}
@@ -86,7 +87,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run on a folder of pictures whose classes and files have the worst of names."""
     from raycnn.config.load import job_from_tree
-    from tests.conftest import TINY
+    from tests.support.jobs import TINY
 
     root = tmp_path_factory.mktemp("hostile")
     numbers = np.random.default_rng(0)
@@ -134,7 +135,7 @@ def test_the_verdict_is_the_result(trained: Run) -> None:
 
 def test_what_training_is_measured_on_is_said(trained: Run, tmp_path: Path) -> None:
     from raycnn.config.load import job_from_tree
-    from tests.conftest import TINY
+    from tests.support.jobs import TINY
 
     student = {
         "storage.path": str(tmp_path), "storage.report": True, "train.epochs": 1,

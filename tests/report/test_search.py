@@ -19,7 +19,8 @@ from raycnn.report.search import (
 )
 from raycnn.search.folder import Search
 from raycnn.search.leaderboard import LeaderboardEntry
-from tests.conftest import TINY, Call
+from tests.support.jobs import TINY
+from tests.support.processes import Call
 from tests.support.searches import Read
 
 PLAIN = LeaderboardEntry(

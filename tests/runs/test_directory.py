@@ -11,7 +11,8 @@ from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.runs.directory import Run
 from raycnn.runs.metrics_file import COLUMNS
 from raycnn.training.callbacks import EpochEnded, Evaluated, Warned
-from tests.conftest import happened, raycnn, same, train, weights
+from tests.support.processes import raycnn
+from tests.support.runs import happened, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
 

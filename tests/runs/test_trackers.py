@@ -13,7 +13,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.runs import trackers
 from raycnn.runs.directory import Run
-from tests.conftest import train
+from tests.support.runs import train
 
 MakeJob = Callable[..., JobSpec]
 

@@ -11,7 +11,8 @@ from raycnn.errors import SpecError
 from raycnn.models.lenet import LeNet
 from raycnn.runs.directory import Run
 from raycnn.runtime.deterministic import CUBLAS, deterministic
-from tests.conftest import Call, train
+from tests.support.processes import Call
+from tests.support.runs import train
 
 MakeJob = Callable[..., JobSpec]
 Forward = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]

@@ -16,8 +16,8 @@ from raycnn.launch.ray.resources import resources_per_worker
 from raycnn.runs.directory import Run
 from raycnn.runs.environment import environment
 from raycnn.runtime import device
-from tests.conftest import raycnn
 from tests.support.npu import WITHOUT_CANN, installed
+from tests.support.processes import raycnn
 
 MakeJob = Callable[..., JobSpec]
 HERE = device.minor(torch.__version__)

@@ -12,8 +12,8 @@ from raycnn.launch import trial
 from raycnn.search import leaderboard
 from raycnn.search.folder import Search, Trial
 from raycnn.training.callbacks import TrialExploited
-from tests.conftest import happened, numbers, same, train, weights
-from tests.support.searches import BASE, SilentView
+from tests.support.runs import happened, numbers, same, train, weights
+from tests.support.searches import BASE, run_all
 
 TEXT = """\
 tune:
@@ -27,12 +27,6 @@ tune:
 """
 
 
-def go(search: Search) -> Search:
-    """Train all trials here, without Ray."""
-    trial.run_here(search, SilentView())
-    return search
-
-
 def made(folder: Path, *changes: str, text: str = TEXT) -> Search:
     path = folder / "tiny.tune.yaml"
     path.write_text(BASE.replace("STORAGE", str(folder)) + text)
@@ -41,7 +35,7 @@ def made(folder: Path, *changes: str, text: str = TEXT) -> Search:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Search:
-    return go(made(tmp_path_factory.mktemp("done")))
+    return run_all(made(tmp_path_factory.mktemp("done")))
 
 
 def said(search: Search) -> list[Any]:
@@ -126,16 +120,16 @@ def test_killed_anywhere_it_resumes_to_the_same(
     search = made(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(owner, name, fatal)
-        go(search)
+        run_all(search)
         pytest.fail("it was never called so often")
-    assert said(go(Search(search.folder))) == said(done)
+    assert said(run_all(Search(search.folder))) == said(done)
 
 
 def test_a_member_that_fails_leaves_the_population(tmp_path: Path) -> None:
     text = (
         "tune: {scheduler: {name: pbt, interval: 1}, space: {optimizer.lr: {grid: [0.1, 1e30]}}}\n"
     )
-    search = go(made(tmp_path, "train.epochs=2", text=text))
+    search = run_all(made(tmp_path, "train.epochs=2", text=text))
     good, bad = search.trials()
     assert (good.info["state"], bad.info["state"]) == ("done", "failed")
     assert good.run.job().stages == [] and "scores" not in bad.info
@@ -172,7 +166,7 @@ def test_a_setting_is_perturbed_to_a_value_near_it(
 def test_some_settings_are_drawn_anew(tmp_path: Path) -> None:
     """With resample 1 a rate that no member had is everywhere in its range."""
     search = made(tmp_path, "tune.scheduler.resample=1", "train.epochs=2")
-    go(search)
+    run_all(search)
     changed = [one.info["changes"]["optimizer.lr"] for one in exploited(search)]
     firsts = [one.run.job().optimizer.options["lr"] for one in exploited(search)]
     ratios = [now / first for now, first in zip(changed, firsts, strict=True)]

@@ -65,3 +65,9 @@ def go(search: Search, *trials: Trial, deadline: float | None = None) -> None:
         trial.run_trial(
             one, partial(trial.fit_trial_alone, search, one, torch.device("cpu"), deadline)
         )
+
+
+def run_all(search: Search) -> Search:
+    """Train all trials here, without Ray."""
+    trial.run_here(search, SilentView())
+    return search

@@ -12,7 +12,7 @@ from raycnn.runs.directory import Run
 from raycnn.training import autotune
 from raycnn.training.autotune import Candidate, Timing, fastest
 from raycnn.training.callbacks import Autotuned
-from tests.conftest import happened, same, train, weights
+from tests.support.runs import happened, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
 USUAL, OTHER = Candidate(False, "fp32"), Candidate(True, "fp32")

@@ -23,7 +23,9 @@ from raycnn.training import autotune
 from raycnn.training.callbacks import Autotuned, TeacherLoaded
 from raycnn.training.distillation import Teacher, soft_loss
 from raycnn.training.preflight import check_job
-from tests.conftest import TINY, Call, distance, happened, numbers, same, train, weights
+from tests.support.jobs import TINY
+from tests.support.processes import Call
+from tests.support.runs import distance, happened, numbers, same, train, weights
 from tests.support.searches import Read, begin, go
 
 MakeJob = Callable[..., JobSpec]

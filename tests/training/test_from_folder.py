@@ -10,8 +10,8 @@ from raycnn.errors import DataError, SpecError
 from raycnn.runs.directory import Run
 from raycnn.training.from_folder import job_for_folder
 from raycnn.training.preflight import resolve_job
-from tests.conftest import Call
 from tests.support.images import write_pictures
+from tests.support.processes import Call
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.errors import DataError, Diverged, Interrupted, SpecError
 from raycnn.runs.directory import Run
-from tests.conftest import numbers, same, train, weights
+from tests.support.runs import numbers, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
 

@@ -30,19 +30,10 @@ from raycnn.training.metrics import build_metric_accumulator
 from raycnn.training.multi_label import multi_label_scores
 from raycnn.training.preflight import resolve_job
 from raycnn.training.step import forward, positive_weights
-from tests.conftest import (
-    TINY,
-    Call,
-    distance,
-    ended,
-    free_port,
-    numbers,
-    same,
-    train,
-    weights,
-    workers,
-)
+from tests.support.jobs import TINY
 from tests.support.multi_label import CLASSES, write_csv, write_lists
+from tests.support.processes import Call, ended, free_port, workers
+from tests.support.runs import distance, numbers, same, train, weights
 from tests.support.searches import BASE, Read
 
 EPOCHS = 4

@@ -17,7 +17,7 @@ from raycnn.models.weights import published_normalization
 from raycnn.shape import Shape
 from raycnn.training import pretrained
 from raycnn.training.callbacks import WeightsLoaded
-from tests.conftest import distance, happened, same, train, weights
+from tests.support.runs import distance, happened, same, train, weights
 
 IMAGE = Shape(3, 32, 32)
 

@@ -11,7 +11,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.errors import Interrupted, SpecError
 from raycnn.runs.directory import Run
 from raycnn.training.preflight import resolve_job
-from tests.conftest import numbers, same, train, weights
+from tests.support.runs import numbers, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
 

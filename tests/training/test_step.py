@@ -21,7 +21,8 @@ from raycnn.training.loss_scale import LossScale
 from raycnn.training.optim import sgd
 from raycnn.training.schedules import Rates
 from raycnn.training.step import class_weights, forward
-from tests.conftest import distance, ended, happened, numbers, same, train, weights, workers
+from tests.support.processes import ended, workers
+from tests.support.runs import distance, happened, numbers, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
 MIXED = [{"name": "resize", "size": 12}, {"name": "mixup"}, {"name": "cutmix"}]

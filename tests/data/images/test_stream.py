@@ -10,8 +10,8 @@ import torch
 from raycnn.config.schema import JobSpec
 from raycnn.data.images.cache import open_cache
 from raycnn.data.splits import open_splits
-from tests.conftest import numbers, same, train, weights
 from tests.support.images import MakeJob, pixels, source, write_pictures
+from tests.support.runs import numbers, same, train, weights
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import Call
 from tests.support.images import write_pictures
+from tests.support.processes import Call
 
 
 @pytest.fixture

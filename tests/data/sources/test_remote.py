@@ -10,7 +10,7 @@ from raycnn.config.schema import Data
 from raycnn.data.sources.base import Source, files_of
 from raycnn.data.splits import source_of
 from raycnn.errors import DataError
-from tests.data.sources.test_hdf5 import TWO, both, noise
+from tests.support.hdf5 import TWO, both, noise
 from tests.support.images import pixels, png, write_parquet, write_pictures
 from tests.support.s3 import Server
 

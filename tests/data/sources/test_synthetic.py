@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 
 from raycnn.data.images.cache import open_cache
-from tests.conftest import train
 from tests.support.images import MakeJob, pixels, source
+from tests.support.runs import train
 
 
 def test_images_are_a_function_of_the_seed_and_their_row(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from raycnn.data.transforms.pipeline import Pipeline, shape_after
 from raycnn.errors import SpecError
 from raycnn.runtime import rng
 from raycnn.shape import Shape
-from tests.data.conftest import EVERY
+from tests.support.transforms import EVERY
 
 NONE = torch.zeros(50, 0)
 

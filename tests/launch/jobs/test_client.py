@@ -23,8 +23,10 @@ from raycnn.config import yaml_file
 from raycnn.config.load import job_from_tree
 from raycnn.errors import ClusterError, EnvironmentUnavailable, SpecError
 from raycnn.runs.directory import Run
-from tests.conftest import ROOT, TINY, free_port, numbers, raycnn, same, train, weights
 from tests.support.images import write_pictures
+from tests.support.jobs import ROOT, TINY
+from tests.support.processes import free_port, raycnn
+from tests.support.runs import numbers, same, train, weights
 
 pytestmark = pytest.mark.ray
 

@@ -29,8 +29,9 @@ from raycnn.training.callbacks import (
     StoppedOnRequest,
     WaitingForResources,
 )
-from tests.conftest import distance, ended, happened, wait_for, weights, workers
-from tests.launch.ray.test_trainer import pids
+from tests.support.processes import ended, wait_for, workers
+from tests.support.ray_runs import pids
+from tests.support.runs import distance, happened, weights
 
 MakeJob = Callable[..., JobSpec]
 

@@ -12,8 +12,9 @@ from benchmarks.namespaces import children_of
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
 from raycnn.training.callbacks import WorkersRestarted
-from tests.conftest import ended, happened, numbers, raycnn, same, wait_for, weights, workers
-from tests.launch.ray.test_trainer import long, pids, start
+from tests.support.processes import ended, raycnn, wait_for, workers
+from tests.support.ray_runs import long, pids, start
+from tests.support.runs import happened, numbers, same, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 

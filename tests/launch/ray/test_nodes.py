@@ -18,8 +18,9 @@ from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
 from raycnn.search.folder import Search
 from raycnn.training.callbacks import RestartPlanned, Resumed, StoppedOnRequest, WorkersRestarted
-from tests.conftest import ended, happened, numbers, same, wait_for, weights, workers
-from tests.launch.ray.test_trainer import pids
+from tests.support.processes import wait_for
+from tests.support.ray_runs import assert_unbroken, pids
+from tests.support.runs import happened
 
 pytestmark = [
     pytest.mark.ray, pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=str(WHY_NOT)),
@@ -65,17 +66,6 @@ def lose_a_node(run: Run, cluster: Cluster, lose: Callable[[Machine], None]) -> 
     _, said = driver.communicate(timeout=300)
     assert driver.returncode == 0, said
     assert happened(run, WorkersRestarted), run.events()
-
-
-def assert_unbroken(run: Run, tmp_path: Path, limit_s: float = 300) -> None:
-    """Its end is that of two processes here that nothing happened to."""
-    other = Run.create(run.job().change({"workers.address": None}))
-    two = workers(2, other.folder, cwd=tmp_path, verb="resume")
-    assert ended(two, limit_s)[0] == {0}
-    assert same(weights(other), weights(run)) and same(weights(other, "best"), weights(run, "best"))
-    assert numbers(other) == numbers(run)
-    own, others = run.per_class(), other.per_class()
-    assert own and others and own["confusion"] == others["confusion"]
 
 
 def test_a_job_outlives_a_node_though_nothing_is_shared(

@@ -13,7 +13,8 @@ from raycnn.errors import Diverged, EnvironmentUnavailable, Interrupted, WorkerL
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import MicroBatchHalved, Resumed, RolledBack
-from tests.conftest import distance, ended, happened, numbers, same, train, weights, workers
+from tests.support.processes import ended, workers
+from tests.support.runs import distance, happened, numbers, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
 

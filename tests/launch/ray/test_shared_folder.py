@@ -17,8 +17,8 @@ from raycnn.runs.remote.working_copy import WorkingCopy
 from raycnn.search.folder import Search
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Warned
-from tests.conftest import happened, numbers, same, train, weights
-from tests.support.searches import Read, begin, go, read  # noqa: F401
+from tests.support.runs import happened, numbers, same, train, weights
+from tests.support.searches import Read, begin, go
 
 MakeJob = Callable[..., JobSpec]
 

@@ -21,8 +21,9 @@ from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Resumed
-from tests.conftest import happened, mounted
-from tests.launch.ray.test_nodes import assert_unbroken
+from tests.support.faults import mounted
+from tests.support.ray_runs import assert_unbroken
+from tests.support.runs import happened
 
 MakeJob = Callable[..., JobSpec]
 

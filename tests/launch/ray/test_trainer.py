@@ -21,49 +21,16 @@ from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
 from raycnn.search.folder import Search
 from raycnn.training.callbacks import Resumed, WorkersRestarted
-from tests.conftest import (
-    distance,
-    ended,
-    free_port,
-    happened,
-    numbers,
-    raycnn,
-    same,
-    train,
-    wait_for,
-    weights,
-    workers,
-)
 from tests.support.multi_label import write_csv
+from tests.support.processes import ended, free_port, raycnn, wait_for, workers
+from tests.support.ray_runs import long, pids, start
+from tests.support.runs import distance, happened, numbers, same, train, weights
 from tests.support.s3 import Server
-from tests.support.searches import Read, read  # noqa: F401
+from tests.support.searches import Read
 
 pytestmark = pytest.mark.ray
 
 MakeJob = Callable[..., JobSpec]
-
-
-def long(job: MakeJob) -> JobSpec:
-    """Some seconds of training by two workers, with a checkpoint now and then."""
-    return job(
-        data__limit=None, train__epochs=60, storage__every_steps=7, train__batch_size=64,
-        schedule="constant", workers__count=2, workers__cpus=1,
-    )  # fmt: skip
-
-
-def start(run: Run, folder: Path, *changes: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "raycnn", "resume", str(run.location), *changes],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-
-
-def pids(run: Run, rank: int) -> list[int]:
-    """Of every process that was this rank, in order."""
-    log = run.folder / "logs" / f"rank-{rank}.log"
-    text = log.read_text() if log.exists() else ""
-    return [int(pid) for pid in re.findall(r"rank \d of \d, process (\d+)", text)]
 
 
 def test_killed_workers_and_a_stopped_driver_end_with_the_unbroken_weights(

@@ -19,9 +19,9 @@ from raycnn.errors import ClusterError
 from raycnn.launch.ray.resources import Node
 from raycnn.launch.ray.tune import slots
 from raycnn.search.folder import Search
-from tests.conftest import numbers, raycnn, train, wait_for
-from tests.search.test_population import go
-from tests.support.searches import Read
+from tests.support.processes import raycnn, wait_for
+from tests.support.runs import numbers, train
+from tests.support.searches import Read, run_all
 
 TEXT = """\
 name: two
@@ -197,7 +197,7 @@ def test_a_population_is_spread_over_cpu_and_npu_and_comes_to_what_it_does_in_on
     alone = found.spec.model_copy(update={"name": "alone"})
     tree = alone.tree()
     tree["tune"]["pools"] = [{"device": "cpu"}]
-    alone = go(Search.create(TuneSpec.model_validate(tree)))
+    alone = run_all(Search.create(TuneSpec.model_validate(tree)))
     for one, other in zip(found.trials(), alone.trials(), strict=True):
         assert numbers(one.run) == numbers(other.run)
         assert one.run.job().stages == other.run.job().stages

@@ -21,8 +21,9 @@ from raycnn.runs.remote import lease
 from raycnn.search.folder import Search
 from raycnn.training import checkpoint
 from raycnn.training.callbacks import Event, StorageReached, StorageUnreachable, Warned
-from tests.conftest import Call, happened, numbers, same, train, weights
 from tests.support.images import png
+from tests.support.processes import Call
+from tests.support.runs import happened, numbers, same, train, weights
 from tests.support.s3 import Server
 
 MakeJob = Callable[..., JobSpec]

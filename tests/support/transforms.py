@@ -1,4 +1,4 @@
-"""What the tests of the transforms share."""
+"""The transforms, each with the options that it needs."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the tests of cluster/ share."""
+"""The files of cluster/, and the versions that uv.lock has."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tests.conftest import ROOT
+from tests.support.jobs import ROOT
 
 CLUSTER = ROOT / "cluster"
 
