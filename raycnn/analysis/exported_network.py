@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raycnn.analysis.predict import Classifier, Pictures, Prediction, build, classify
+from raycnn.analysis.predict import Classifier, ImageInput, Prediction, build, classify
 from raycnn.data.images.decode import ImageFormat
 from raycnn.errors import DataError, EnvironmentUnavailable, SpecError
 from raycnn.shape import Shape
@@ -33,7 +33,7 @@ class ExportedNetwork(ABC):
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities and logits, each (B, K), of (B, C, H, W) uint8 images."""
 
-    def predict(self, images: Pictures | Sequence[Pictures]) -> list[Prediction]:
+    def predict(self, images: ImageInput | Sequence[ImageInput]) -> list[Prediction]:
         """Classify pictures: files, folders, PIL images or uint8 arrays."""
         return classify(self, images)
 

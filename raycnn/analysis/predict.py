@@ -35,7 +35,7 @@ from raycnn.training.step import autocast
 BATCH_SIZE = 64
 MODES = {3: "rgb", 1: "gray"}  # the names of modes in export.json, by channels
 
-Pictures = str | Path | Image.Image | NDArray[np.uint8]
+ImageInput = str | Path | Image.Image | NDArray[np.uint8]
 """An image file, a folder, a PIL image, or a uint8 array (H, W), (H, W, C) or (B, H, W, C)."""
 
 
@@ -54,7 +54,7 @@ class Classifier(Protocol):
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities and logits, each (B, K), of (B, C, H, W) uint8 images."""
 
-    def predict(self, images: "Pictures | Sequence[Pictures]") -> "list[Prediction]":
+    def predict(self, images: "ImageInput | Sequence[ImageInput]") -> "list[Prediction]":
         """Classify pictures: files, folders, PIL images or uint8 arrays."""
 
 
@@ -114,7 +114,7 @@ class Network:
         logits = logits.float().cpu()
         return probabilities_of(logits, self.multi_label), logits
 
-    def predict(self, images: Pictures | Sequence[Pictures]) -> list[Prediction]:
+    def predict(self, images: ImageInput | Sequence[ImageInput]) -> list[Prediction]:
         """Classify pictures: files, folders, PIL images or uint8 arrays.
 
         Raises DataError, naming the image, for one that is missing or cannot be read.
@@ -186,7 +186,7 @@ def predict(
             yield name, image if isinstance(image, BadImage) else next(rows)
 
 
-def classify(classifier: Classifier, images: Pictures | Sequence[Pictures]) -> list[Prediction]:
+def classify(classifier: Classifier, images: ImageInput | Sequence[ImageInput]) -> list[Prediction]:
     """Return a prediction for each image. Raises DataError for one that cannot be read."""
     if isinstance(images, str | Path | Image.Image | np.ndarray):
         images = [images]
@@ -207,7 +207,7 @@ def prediction_of(name: str, probabilities: Tensor, classes: Sequence[str]) -> P
     return Prediction(name, dict(zip(names, ranked.values.tolist(), strict=True)))
 
 
-def _named_images(image: Pictures) -> list[NamedImage]:
+def _named_images(image: ImageInput) -> list[NamedImage]:
     """Return the images to decode; the name is empty if an image is not a file."""
     if isinstance(image, str | Path):
         return [(str(path), path) for path in find_pictures([Path(image)])]

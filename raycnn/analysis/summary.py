@@ -28,7 +28,7 @@ POOLS = {aten.max_pool2d_with_indices, aten.avg_pool2d}
 ADAPTIVE = {aten._adaptive_avg_pool2d, aten.adaptive_max_pool2d}
 RESHAPES = {aten.view, aten._unsafe_view, aten.mean, aten.sum, aten.amax}
 
-Pair = tuple[int, int]
+Extent = tuple[int, int]
 InputFields = list[tuple[Tensor, "ReceptiveField"]]
 """Those inputs of an operation that depend on the image."""
 
@@ -45,9 +45,9 @@ class Layer:
     parameters: int
     """The number of its own parameters, counted only at its first call."""
     multiply_adds: int
-    receptive_field: Pair | None
+    receptive_field: Extent | None
     """Receptive field: rows and columns of pixels, padding included; None if not followed."""
-    stride: Pair | None
+    stride: Extent | None
     """Cumulative stride in pixels; None also where there are no rows and columns."""
 
 
@@ -94,11 +94,11 @@ class ReceptiveField:
     """The axes of rows and columns, from the end; empty if all elements share one field."""
 
     @property
-    def receptive_field(self) -> Pair:
+    def receptive_field(self) -> Extent:
         return self.rows.size, self.columns.size
 
     @property
-    def stride(self) -> Pair | None:
+    def stride(self) -> Extent | None:
         return (self.rows.stride, self.columns.stride) if self.axes else None
 
     def through(self, *windows: Sequence[int]) -> "ReceptiveField":
@@ -243,7 +243,7 @@ def _gathered(
     return field if sides == out_sides else None
 
 
-def _adaptive(size: int, places: int) -> Pair:
+def _adaptive(size: int, places: int) -> Extent:
     """Return the largest window of an adaptive pool, and the largest step between two windows."""
     starts = [place * size // places for place in range(places + 1)]
     ends = [-(-place * size // places) for place in range(1, places + 1)]
@@ -268,7 +268,7 @@ def _moved(field: ReceptiveField, order: Sequence[int]) -> ReceptiveField:
     return replace(field, axes=tuple(places.index(axis % count) - count for axis in field.axes))
 
 
-def _pair(value: Any) -> Pair:
+def _pair(value: Any) -> Extent:
     values = [value] if isinstance(value, int) else list(value)
     return values[0], values[-1]
 

@@ -16,7 +16,7 @@ from raycnn.errors import SpecError
 if TYPE_CHECKING:
     from raycnn.training.from_folder import FolderJob
 
-Job = Annotated[Path, typer.Argument(metavar="JOB", help="A job spec: a YAML file.")]
+JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job spec: a YAML file.")]
 JobOrPictures = Annotated[
     Path, typer.Argument(metavar="JOB", help="A job spec (a YAML file), or a folder of pictures.")
 ]
@@ -42,12 +42,12 @@ Address = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.")]
-Weights = Annotated[str, typer.Option("--checkpoint", help="best or last.")]
+WhichWeights = Annotated[str, typer.Option("--checkpoint", help="best or last.")]
 
 Entry = TypeVar("Entry", bound=schema.ComponentConfig)
 
 
-def is_rank_zero() -> bool:
+def is_printing() -> bool:
     """Return whether this process prints, among those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 

@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from raycnn.cli.arguments import Changes, Job
+from raycnn.cli.arguments import Changes, JobFile
 from raycnn.config.load import load_job
 
 HEADER = "step  device       loss  difference  largest gradient  difference  relative  where"
 
 
 def compare_devices(
-    job: Job,
+    job: JobFile,
     changes: Changes = None,
     devices: Annotated[
         str,

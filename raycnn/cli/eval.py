@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from raycnn.cli.arguments import RunName, Runs, Weights
+from raycnn.cli.arguments import RunName, Runs, WhichWeights
 from raycnn.errors import SpecError, unknown
 
 SPLITS = ["test", "val", "train"]
@@ -14,7 +14,7 @@ SPLITS = ["test", "val", "train"]
 def evaluate(
     run: RunName,
     split: Annotated[str, typer.Option("--split", help="test, val or train.")] = "test",
-    weights: Weights = "best",
+    weights: WhichWeights = "best",
     device: Annotated[
         str | None,
         typer.Option("--device", help="Predict anew on it: auto, cpu, cuda or npu."),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from raycnn.cli.arguments import RunName, Runs, Weights
+from raycnn.cli.arguments import RunName, Runs, WhichWeights
 
 
 def export(
@@ -17,7 +17,7 @@ def export(
         Path | None,
         typer.Option("--output", "-o", metavar="FOLDER", help="Else export/FORMAT in the run."),
     ] = None,
-    weights: Weights = "best",
+    weights: WhichWeights = "best",
     root: Annotated[
         str | None, typer.Option("--root", help="Folder that holds the data, if it has moved.")
     ] = None,

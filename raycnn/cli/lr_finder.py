@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from raycnn.cli.arguments import Changes, Device, Job
+from raycnn.cli.arguments import Changes, Device, JobFile
 from raycnn.config.load import load_job
 from raycnn.errors import EnvironmentUnavailable, SpecError
 
 
 def lr_finder(
-    job: Job,
+    job: JobFile,
     changes: Changes = None,
     low: Annotated[float, typer.Option("--min", help="First learning rate.")] = 1e-6,
     high: Annotated[float, typer.Option("--max", help="Last learning rate.")] = 10.0,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn.cli.arguments import Device, Runs, Weights
+from raycnn.cli.arguments import Device, Runs, WhichWeights
 from raycnn.errors import DataError, EnvironmentUnavailable
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def predict(
         float,
         typer.Option("--threshold", min=0, max=1, help="Least probability of a multi-label class."),
     ] = 0.5,
-    weights: Weights = "best",
+    weights: WhichWeights = "best",
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     runs: Runs = "runs",

@@ -139,7 +139,7 @@ def _running(search: Search, ids: list[str]) -> Iterator[str]:
 def _remaining(progress: SearchProgress, running: list[str]) -> str:
     remaining = progress.remaining_s(len(running))
     ended = f"{len(progress.ended)} of {len(progress.trials)} trials have ended"
-    return f"{ended}, about {duration(remaining)} left" if remaining else ended
+    return f"{ended}, about {rounded_duration(remaining)} left" if remaining else ended
 
 
 def show_leaderboard(console: Console, search: Search, board: list[LeaderboardEntry]) -> None:
@@ -154,7 +154,7 @@ def show_leaderboard(console: Console, search: Search, board: list[LeaderboardEn
         rows.append([
             str(rank), entry.trial, entry.state, metric_text(entry, metric),
             f"{entry.low:.1%} to {entry.high:.1%}".replace("% to", " to") if has_interval else "",
-            f"{entry.epochs}/{entry.of_epochs}", duration(entry.seconds),
+            f"{entry.epochs}/{entry.of_epochs}", rounded_duration(entry.seconds),
             changes_text(entry.changes),
         ])  # fmt: skip
     for row in _fitted(rows, console.width):
@@ -186,7 +186,7 @@ def trial_line(entry: LeaderboardEntry, metric: str) -> str:
     name = f"{entry.trial:<12} {entry.state:<7}"
     if entry.state == "failed":
         return f"{name} {entry.reason.partition(chr(10))[0]}"
-    epochs = f"{entry.epochs}/{entry.of_epochs} epochs {duration(entry.seconds)}"
+    epochs = f"{entry.epochs}/{entry.of_epochs} epochs {rounded_duration(entry.seconds)}"
     return f"{name} {metric_text(entry, metric):>7}  {epochs}  {changes_text(entry.changes)}"
 
 
@@ -215,7 +215,7 @@ def metric_text(entry: LeaderboardEntry, metric: str) -> str:
     return f"{entry.metric:{form}}{spread}"
 
 
-def duration(seconds: float) -> str:
+def rounded_duration(seconds: float) -> str:
     minutes = seconds / 60
     if minutes < 2:
         return f"{seconds:.0f} s"

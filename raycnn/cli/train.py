@@ -12,7 +12,7 @@ from raycnn.cli.arguments import (
     JobOrPictures,
     RunName,
     Runs,
-    is_rank_zero,
+    is_printing,
     job_of_pictures,
 )
 from raycnn.config import yaml_file
@@ -68,7 +68,7 @@ def _show_result(train: "Callable[[Console], Run]") -> None:
 
     from raycnn.cli.training_view import show_result
 
-    console = Console(quiet=not is_rank_zero())
+    console = Console(quiet=not is_printing())
     show_result(console, train(console))
 
 

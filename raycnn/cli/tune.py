@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from raycnn.search.folder import Search
 
-File = Annotated[
+SearchFile = Annotated[
     Path | None, typer.Argument(metavar="SEARCH", help="A job spec with `tune:`: a YAML file.")
 ]
 DRY_RUN_TRIALS = 12  # trials per architecture that --dry-run lists
 
 
 def tune(
-    file: File = None,
+    file: SearchFile = None,
     changes: Changes = None,
     resume: Annotated[
         str | None,
@@ -82,7 +82,7 @@ def _print_unfinished(search: "Search") -> None:
 
 
 def _print_plan(spec: TuneSpec) -> None:
-    from raycnn.cli.search_view import changes_text, duration
+    from raycnn.cli.search_view import changes_text, rounded_duration
     from raycnn.launch import dispatch, launcher
     from raycnn.runtime import device
     from raycnn.search.estimate import epoch_s
@@ -105,7 +105,7 @@ def _print_plan(spec: TuneSpec) -> None:
                 print(f"  {architecture.name}-{number:03d}  {changes_text(changes)}".rstrip())
     print(f"{len(slots)} at once, on {', '.join(kinds)}")
     if is_local:
-        print(f"about {duration(seconds / len(slots))} of training, if no trial is stopped")
+        print(f"about {rounded_duration(seconds / len(slots))} of training, if no trial is stopped")
 
 
 def _run(spec: TuneSpec, open_search: "Callable[[], Search]", to_stderr: bool) -> "Search":

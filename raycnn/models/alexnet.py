@@ -16,19 +16,19 @@ from raycnn.models.dropout import Dropout
 from raycnn.shape import Shape
 
 # (channels, kernel, stride, padding) of a convolution, or (kernel, stride) of a max pool.
-Row = tuple[int, int, int, int] | tuple[int, int]
-SMALL: list[Row] = [
+ConvOrPool = tuple[int, int, int, int] | tuple[int, int]
+SMALL: list[ConvOrPool] = [
     (64, 4, 2, 0), (2, 1), (256, 3, 1, 1), (2, 2),
     (384, 3, 1, 1), (384, 3, 1, 1), (256, 3, 1, 1), (2, 1),
 ]  # fmt: skip
-LARGE: list[Row] = [
+LARGE: list[ConvOrPool] = [
     (64, 11, 4, 2), (3, 2), (192, 5, 1, 2), (3, 2),
     (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1), (3, 2),
 ]  # fmt: skip
 SMALL_BELOW = 63  # pixels: the smallest side that the large form accepts
 
 
-def _features(channels: int, rows: list[Row], batch_norm: bool) -> nn.Sequential:
+def _features(channels: int, rows: list[ConvOrPool], batch_norm: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for row in rows:
         if len(row) == 2:

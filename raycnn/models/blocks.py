@@ -8,15 +8,15 @@ from torch.nn import functional as F
 
 from raycnn.shape import Shape
 
-Layer = Callable[..., nn.Module]
+LayerFactory = Callable[..., nn.Module]
 
-ACTIVATIONS: dict[str, Layer] = {
+ACTIVATIONS: dict[str, LayerFactory] = {
     "relu": nn.ReLU,
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }
 SMALL_BELOW = 48  # pixels: a large stem reduces by 32 overall, which would leave one pixel
-POOLS: dict[str, Layer] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
+POOLS: dict[str, LayerFactory] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
 
 
 class BatchNorm(nn.BatchNorm2d):

@@ -16,8 +16,8 @@ from raycnn.models.dropout import Dropout
 from raycnn.shape import Shape
 
 # Output channels of 1x1, (3x3 reduce, 3x3), (5x5 reduce, 5x5) and the pool projection.
-Row = tuple[int, tuple[int, int], tuple[int, int], int]
-INCEPTION: dict[str, Row] = {
+InceptionWidths = tuple[int, tuple[int, int], tuple[int, int], int]
+INCEPTION: dict[str, InceptionWidths] = {
     "3a": (64, (96, 128), (16, 32), 32),
     "3b": (128, (128, 192), (32, 96), 64),
     "4a": (192, (96, 208), (16, 48), 64),
@@ -46,7 +46,7 @@ class Conv(nn.Module):
 class Inception(nn.Module):
     """Four parallel branches over one input, concatenated along the channels (figure 2b)."""
 
-    def __init__(self, c: int, row: Row, kernel: int, bias: bool):
+    def __init__(self, c: int, row: InceptionWidths, kernel: int, bias: bool):
         super().__init__()
         one, three, five, pool = row
         self.branch1 = Conv(c, one, 1, bias)

@@ -9,14 +9,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from raycnn.models.blocks import ACTIVATIONS, POOLS, Layer, width
+from raycnn.models.blocks import ACTIVATIONS, POOLS, LayerFactory, width
 from raycnn.shape import Shape
 
 
 class LeNet(nn.Module):
     """LeNet-5 with plain pooling, full connections and a linear output."""
 
-    def __init__(self, shape: Shape, classes: int, activation: Layer, pool: Layer):
+    def __init__(self, shape: Shape, classes: int, activation: LayerFactory, pool: LayerFactory):
         super().__init__()
         self.stage1 = nn.Sequential(
             nn.Conv2d(shape.channels, 6, 5, padding=2), activation(), pool(2)

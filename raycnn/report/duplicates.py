@@ -15,7 +15,7 @@ MAX_IMAGES = 10_000  # with more images, near-duplicates take too long for every
 
 
 @dataclass(frozen=True)
-class Side:
+class DuplicateSide:
     """One image of a pair."""
 
     image: Thumbnail
@@ -28,7 +28,7 @@ class Side:
 class PairCard:
     """Two images that are duplicates of each other."""
 
-    sides: list[Side]
+    sides: list[DuplicateSide]
     difference: float
     """0 for equal pixels."""
     kind: str
@@ -79,8 +79,10 @@ def _two(occurrences: Sequence[Occurrence]) -> tuple[Occurrence, Occurrence]:
     return first, other
 
 
-def _side(report_input: ReportInput, occurrence: Occurrence) -> Side:
+def _side(report_input: ReportInput, occurrence: Occurrence) -> DuplicateSide:
     inputs = report_input.inputs(occurrence.split, np.array([occurrence.row]))
     pixels = images.pixels_of(inputs, report_input.splits.pipeline)[0]
     thumbnail = images.thumbnail(pixels)
-    return Side(thumbnail, occurrence.split, clip(occurrence.label, 40), clip(occurrence.name))
+    return DuplicateSide(
+        thumbnail, occurrence.split, clip(occurrence.label, 40), clip(occurrence.name)
+    )

@@ -23,7 +23,7 @@ FOLDER = "heartbeats"
 STACK_SHARE = 0.7  # fraction of the timeout after which an unresponsive worker dumps its stacks
 FRAMES = 6  # number of stack frames shown in a message
 
-Failure = Literal["", "error", "timeout", "peer_lost"]
+FailureKind = Literal["", "error", "timeout", "peer_lost"]
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Heartbeat:
     """Current epoch, from 1; 0 before the first."""
     step: int = 0
     """Steps completed in this epoch; images decoded, before the first."""
-    failure: Failure = ""
+    failure: FailureKind = ""
     """`error`: its own error; `timeout` or `peer_lost`: caused by another worker."""
     error: str = ""
     """The error as one line; empty without a failure."""
 
 
-def failure_of(error: BaseException) -> tuple[Failure, str]:
+def failure_of(error: BaseException) -> tuple[FailureKind, str]:
     """Return the kind of a worker's failure, and its error as one line."""
     if isinstance(error, RuntimeError) and distributed.is_peer_loss(error):
         return ("timeout" if distributed.is_timeout(error) else "peer_lost"), first_line(error)

@@ -16,8 +16,8 @@ from raycnn.cli.search_view import (
     PlainSearchView,
     SearchProgress,
     changes_text,
-    duration,
     progress_table,
+    rounded_duration,
     show_leaderboard,
     show_next,
 )
@@ -146,7 +146,7 @@ def test_on_a_terminal_one_table_says_how_far_it_is(search: Search) -> None:
     ("seconds", "said"), [(3, "3 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h")]
 )
 def test_times_are_said_as_people_do(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+    assert rounded_duration(seconds) == said
 
 
 def test_the_schema_of_a_search_accepts_every_search_and_no_slip(call: Call) -> None:

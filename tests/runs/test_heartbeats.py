@@ -1,9 +1,9 @@
 """Heartbeats: from the last one of each worker follows who failed, or no longer answers."""
 
-from raycnn.runs.heartbeats import Failure, Heartbeat, diagnose_failure
+from raycnn.runs.heartbeats import FailureKind, Heartbeat, diagnose_failure
 
 
-def beat(rank: int, failure: Failure = "", error: str = "") -> Heartbeat:
+def beat(rank: int, failure: FailureKind = "", error: str = "") -> Heartbeat:
     return Heartbeat(rank, pid=100 + rank, time=0.0, failure=failure, error=error)
 
 

@@ -31,7 +31,7 @@ NamedImage = tuple[str, Path | str | bytes | None]
 Fit = Literal["crop", "stretch"]
 Mode = Literal["rgb", "gray", "grey"]
 Side = Annotated[int, Field(gt=0, le=4096)]
-Size = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
+TargetSize = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
 """The side of a square, or [height, width]."""
 MaxValue = Annotated[float, Field(gt=0, le=2**32)]
 """The value of white, if pixels are not 0 to 255."""
@@ -84,7 +84,7 @@ class Header(NamedTuple):
 
 
 def find_image_format(
-    size: Size | None,
+    size: TargetSize | None,
     fit: Fit,
     mode: Mode | None,
     max_value: float | None,

@@ -26,7 +26,7 @@ from raycnn.data.images.decode import (
     NamedImage,
     Pictures,
     Rows,
-    Size,
+    TargetSize,
 )
 from raycnn.data.sources.base import (
     Share,
@@ -334,7 +334,7 @@ def csv(
     separator: str | None = None,
     multi_label: bool = True,
     test: Share = 0.2,
-    size: Size | None = None,
+    size: TargetSize | None = None,
     fit: Fit = FIT,
     mode: Mode | None = None,
     max_value: MaxValue | None = None,

@@ -27,7 +27,7 @@ from raycnn.data.images.decode import (
     NamedImage,
     Pictures,
     Rows,
-    Size,
+    TargetSize,
 )
 from raycnn.data.sources.base import (
     Share,
@@ -53,7 +53,7 @@ IGNORED_NAMES = {"__macosx", "@eadir", "$recycle.bin", "system volume informatio
 
 
 @dataclass
-class Tree:
+class FolderTree:
     """The images below a folder, and the counts of what is ignored."""
 
     pictures: list[str] = field(default_factory=list)
@@ -274,15 +274,15 @@ def _with_classes(listing: Listing, train: Listing, split: str) -> Listing:
     return replace(listing, classes=train.classes, labels=labels, warnings=warnings)
 
 
-def walk_pictures(top: Path) -> Tree:
+def walk_pictures(top: Path) -> FolderTree:
     """Find the images below a folder, following links but not into a folder above."""
-    tree = Tree()
+    tree = FolderTree()
     _walk_into(tree, os.fspath(top), "", frozenset())
     tree.pictures.sort()
     return tree
 
 
-def _walk_into(tree: Tree, folder: str, below: str, above: frozenset[str]) -> None:
+def _walk_into(tree: FolderTree, folder: str, below: str, above: frozenset[str]) -> None:
     real = os.path.realpath(folder)
     if real in above:
         tree.ignored["links to a folder above"] += 1
@@ -317,7 +317,7 @@ def folder(
     *,
     path: PathOrUri | None = None,
     test: Share = 0.2,
-    size: Size | None = None,
+    size: TargetSize | None = None,
     fit: Fit = FIT,
     mode: Mode | None = None,
     max_value: MaxValue | None = None,

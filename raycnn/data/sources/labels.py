@@ -15,14 +15,14 @@ from raycnn.runtime import memory
 MAX_CLASSES = 100_000  # a larger label without class names is taken for a mistake
 UNLABELED = -1  # Hugging Face's value for withheld labels
 
-Values = NDArray[Any]
+RawLabels = NDArray[Any]
 
 
 class Column(NamedTuple):
     """The labels of one file."""
 
     file: str
-    values: Values
+    values: RawLabels
     """(N,), or (N, K) one-hot."""
 
 
@@ -92,7 +92,7 @@ def encode_label_sets(
 
 def _labeled(
     columns: Mapping[str, Sequence[Column]],
-    unlabeled: Callable[[Values], bool],
+    unlabeled: Callable[[RawLabels], bool],
     source_name: object,
     warnings: list[str],
 ) -> Iterator[tuple[str, Sequence[Column]]]:
@@ -128,7 +128,7 @@ def _encode_sets(
     return encoded
 
 
-def to_class_indices(labels: Values, classes: int, path: object) -> NDArray[np.int64]:
+def to_class_indices(labels: RawLabels, classes: int, path: object) -> NDArray[np.int64]:
     """Return integer labels (N,) as class indices. Raises DataError at the first invalid one."""
     if not len(labels):
         raise DataError(f"{path} holds no labels")
@@ -146,7 +146,7 @@ def to_class_indices(labels: Values, classes: int, path: object) -> NDArray[np.i
     return labels.astype(np.int64)
 
 
-def _unlabeled(values: Values) -> bool:
+def _unlabeled(values: RawLabels) -> bool:
     if values.dtype.kind == "O":
         return all(value in (None, UNLABELED, "") for value in values.ravel().tolist())
     if values.dtype.kind == "f":
@@ -154,7 +154,7 @@ def _unlabeled(values: Values) -> bool:
     return values.dtype.kind == "i" and bool((values == UNLABELED).all())
 
 
-def _plain(values: Values, file: str, warnings: list[str]) -> Values:
+def _plain(values: RawLabels, file: str, warnings: list[str]) -> RawLabels:
     """Return labels (N,) as integers or str."""
     if not values.size:
         raise DataError(f"{file} holds no labels")
@@ -175,7 +175,7 @@ def _plain(values: Values, file: str, warnings: list[str]) -> Values:
     return values
 
 
-def _one_axis(values: Values, file: str, warnings: list[str]) -> Values:
+def _one_axis(values: RawLabels, file: str, warnings: list[str]) -> RawLabels:
     """Return labels (N,) of (N, 1, ...), (1, N), or one-hot (N, K)."""
     if values.size == max(values.shape):
         return values.ravel()
@@ -190,7 +190,7 @@ def _one_axis(values: Values, file: str, warnings: list[str]) -> Values:
     raise DataError(f"{file}: the labels are {values.shape}, expected (N,)")
 
 
-def _from_objects(values: Values, file: str) -> Values:
+def _from_objects(values: RawLabels, file: str) -> RawLabels:
     """Return names as str, and integers among objects as int64."""
     cells = [_text(cell) for cell in values.tolist()]
     kinds = {type(cell) for cell in cells}
@@ -208,7 +208,7 @@ def _text(cell: Any) -> Any:
 
 
 def _find_names(
-    train: Sequence[Values], are_numbers: bool, source_name: object, warnings: list[str]
+    train: Sequence[RawLabels], are_numbers: bool, source_name: object, warnings: list[str]
 ) -> tuple[tuple[str, ...], bool]:
     """Return class names for labels without names, and whether the labels are class indices."""
     if not are_numbers:

@@ -33,7 +33,7 @@ from raycnn.data.images.decode import (
     NamedImage,
     Pictures,
     Rows,
-    Size,
+    TargetSize,
 )
 from raycnn.data.sources.base import (
     Share,
@@ -47,7 +47,7 @@ from raycnn.data.sources.base import (
 from raycnn.data.sources.labels import (
     Column,
     Labels,
-    Values,
+    RawLabels,
     encode_label_sets,
     encode_labels,
     to_class_indices,
@@ -73,7 +73,7 @@ CACHE_BYTES = 2**28  # maximum size of the row groups cached for the next batch
 SAMPLED_GROUPS = 4  # row groups that pictures are sampled from
 
 
-PathOrUri = SafePath | Uri
+SafePathOrUri = SafePath | Uri
 
 
 class Table:
@@ -118,7 +118,7 @@ class Table:
         """The list of labels of each image, by file."""
         return self._label_columns(_to_objects)
 
-    def _label_columns(self, convert: Callable[[Any], Values]) -> list[Column]:
+    def _label_columns(self, convert: Callable[[Any], RawLabels]) -> list[Column]:
         label = self.columns[1]
         read = (self._open(file, lambda opened: opened.read([label])) for file in self.files)
         pairs = zip(self.files, read, strict=True)
@@ -302,7 +302,7 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
         return None  # the file has no such metadata, or metadata of another kind
 
 
-def _to_numpy(column: Any) -> Values:
+def _to_numpy(column: Any) -> RawLabels:
     """Return labels (N,), or (N, K) for lists of equal length."""
     kind = column.type
     if _is_list(kind):
@@ -316,7 +316,7 @@ def _to_numpy(column: Any) -> Values:
     return _to_objects(column)
 
 
-def _to_objects(column: Any) -> Values:
+def _to_objects(column: Any) -> RawLabels:
     values = np.empty(len(column), object)
     for row, value in enumerate(column.to_pylist()):
         values[row] = value
@@ -413,7 +413,7 @@ def parquet(
     root: Path,
     download: bool,
     *,
-    path: PathOrUri | None = None,
+    path: SafePathOrUri | None = None,
     train_files: SafePath | None = None,
     val_files: SafePath | None = None,
     test_files: SafePath | None = None,
@@ -421,7 +421,7 @@ def parquet(
     label: str | None = None,
     multi_label: bool = False,
     test: Share = 0.2,
-    size: Size | None = None,
+    size: TargetSize | None = None,
     fit: Fit = FIT,
     mode: Mode | None = None,
     max_value: MaxValue | None = None,

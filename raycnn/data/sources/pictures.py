@@ -10,7 +10,7 @@ from raycnn.data.images.decode import (
     ImageFormat,
     Mode,
     NamedImage,
-    Size,
+    TargetSize,
     find_image_format,
 )
 from raycnn.shape import Shape
@@ -19,7 +19,7 @@ from raycnn.shape import Shape
 class PictureOptions(NamedTuple):
     """Options of decoding, as `find_image_format` takes them."""
 
-    size: Size | None
+    size: TargetSize | None
     fit: Fit
     mode: Mode | None
     max_value: float | None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from raycnn.config.schema import Fraction
-from raycnn.data.images.decode import Size
+from raycnn.data.images.decode import TargetSize
 from raycnn.data.sources.base import Source, Split
 from raycnn.runtime import rng
 from raycnn.shape import Shape
@@ -92,7 +92,7 @@ def synthetic(
     download: bool,
     *,
     classes: Annotated[int, Field(ge=2, le=100_000)] = 10,
-    size: Size = 32,
+    size: TargetSize = 32,
     channels: Literal[1, 3, 4] = 3,
     train: PositiveInt = 1000,
     test: PositiveInt = 200,

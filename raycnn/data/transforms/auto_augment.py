@@ -19,9 +19,9 @@ from raycnn.errors import SpecError
 from raycnn.shape import Shape
 
 Bins = Annotated[int, Field(ge=2, le=1000)]
-Row = dict[str, float]
+Augmentation = dict[str, float]
 
-UNCHANGED: Row = {
+UNCHANGED: Augmentation = {
     # The pixel at (x, y) from the center comes from (xx * x + xy * y + dx, yx * x + yy * y + dy).
     "xx": 1, "xy": 0, "dx": 0, "yx": 0, "yy": 1, "dy": 0,
     # A value becomes scale * value + mean * the image's mean, is rounded down to a multiple of
@@ -80,7 +80,7 @@ class AutoAugment(ImageTransform):
             self._tables[key] = torch.tensor(rows, device=device)
         return self._tables[key]
 
-    def rows(self, height: int, width: int) -> dict[str, list[Row]]:
+    def rows(self, height: int, width: int) -> dict[str, list[Augmentation]]:
         """Return the settings of each operation: two for each level, one per sign."""
 
         def signed(largest: float) -> list[float]:
@@ -138,7 +138,7 @@ class TrivialAugment(AutoAugment):
         return 32.0
 
 
-def _rotation(angle: float) -> Row:
+def _rotation(angle: float) -> Augmentation:
     cosine, sine = math.cos(angle), math.sin(angle)
     return {"xx": cosine, "xy": -sine, "yx": sine, "yy": cosine}
 
