@@ -3,9 +3,12 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PACKAGE = Path(__file__).parent.parent / "raycnn"
 FLOORS = [  # a package, or a module apart from its package, imports only from those before it
@@ -18,6 +21,10 @@ FLOORS = [  # a package, or a module apart from its package, imports only from t
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or "__" not in path.stem
 )
+
+PART_OF = {"markupsafe": "jinja2", "pydantic_core": "pydantic", "urllib3": "requests"}
+"""Packages that belong to the interface of a dependency."""
+IF_INSTALLED = {"pandas"}
 
 
 def module_of(path: Path) -> str:
@@ -118,3 +125,14 @@ def _module(found: str, modules: dict[str, Path]) -> str | None:
     while found not in modules and "." in found:
         found = found.rpartition(".")[0]
     return found if found in modules else None
+
+
+def test_every_imported_package_is_a_declared_dependency() -> None:
+    """The tests' own environment has more packages than a user's."""
+    declared = {canonicalize_name(Requirement(text).name) for text in requires("raycnn") or []}
+    packages = {name.partition(".")[0] for path in MODULES for name in imported(path)}
+    distributions = packages_distributions()
+    for package in packages - sys.stdlib_module_names - {"raycnn"} - IF_INSTALLED:
+        owner = PART_OF.get(package, package)
+        names = {canonicalize_name(name) for name in distributions.get(owner, [owner])}
+        assert declared & names, f"{package} is imported, and not a dependency"
