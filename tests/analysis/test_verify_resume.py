@@ -56,7 +56,7 @@ def test_an_image_seen_twice_is_found(job: MakeJob, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_job_that_cannot_be_shortened_or_trained_says_so(job: MakeJob) -> None:
-    with pytest.raises(SpecError, match="train.batch_size: leaves one step per epoch"):
+    with pytest.raises(SpecError, match="train.batch_size: "):
         verify_resume.verify_resume(job(train__batch_size=200), None, str)
-    with pytest.raises(JobFailed, match="cannot be trained here: .*the loss is not finite"):
+    with pytest.raises(JobFailed, match="not finite"):
         verify_resume.verify_resume(job(optimizer__lr=1e30, schedule="constant"), None, str)

@@ -50,9 +50,7 @@ def train_and_fill(job: JobSpec, run: Run, disk: Path, step: int) -> None:
 
 def test_too_small_a_disk_is_refused_before_anything_starts(job: MakeJob, disk: Path) -> None:
     spec = job(model={"name": "alexnet", "form": "small"}, storage__path=str(disk / "runs"))
-    with pytest.raises(
-        EnvironmentUnavailable, match=r"has 1.0 MB for checkpoints, and they take [\d,.]+ MB: 4 of"
-    ):
+    with pytest.raises(EnvironmentUnavailable, match=r"1.0 MB .*[\d,.]+ MB: 4 "):
         check_job(spec)
     assert not any(disk.iterdir())
     check_job(job(storage__path=str(disk / "runs")))
@@ -74,9 +72,7 @@ def test_decoded_images_that_do_not_fit_are_refused_when_they_must_be_kept(
 ) -> None:
     monkeypatch.setenv("RAYCNN_CACHE", str(disk))
     spec = job(data={"name": "synthetic", "train": 1000, "test": 100, "cache": "store"})
-    with pytest.raises(
-        EnvironmentUnavailable, match=r"data.cache: store: the decoded images take [\d.]+ MB, and"
-    ):
+    with pytest.raises(EnvironmentUnavailable, match=r"data.cache: store: .*[\d.]+ MB"):
         train(spec)
 
 
@@ -86,7 +82,7 @@ def test_a_disk_that_runs_full_leaves_the_last_checkpoint_and_the_run_goes_on(
     spec = job(storage__path=str(disk))
     run = Run.create(spec)
     with pytest.raises(
-        EnvironmentUnavailable, match="cannot save a checkpoint: .*No space left on device"
+        EnvironmentUnavailable, match="checkpoint: .*No space left on device"
     ) as full:
         train_and_fill(spec, run, disk, step=8)
     assert f"`raycnn resume {run.folder}`" in str(full.value)

@@ -148,13 +148,13 @@ def test_one_lone_value_does_not_break_torchvisions_batch_norm() -> None:
 
 
 def test_a_torchvision_name_that_does_not_exist_is_refused_with_the_nearest() -> None:
-    with pytest.raises(SpecError, match="did you mean 'shufflenet_v2_x0_5'"):
+    with pytest.raises(SpecError, match="'shufflenet_v2_x0_5'"):
         build("torchvision:shufflenet_x0_5", PHOTO)
 
 
 def test_images_that_a_torchvision_network_cannot_take_are_refused() -> None:
     with (
-        pytest.raises(SpecError, match="vit_b_32 cannot take 3x32x32 images"),
+        pytest.raises(SpecError, match="vit_b_32 .*3x32x32"),
         torch.device("meta"),
     ):
         build("torchvision:vit_b_32", COLOR)
@@ -163,7 +163,7 @@ def test_images_that_a_torchvision_network_cannot_take_are_refused() -> None:
 @pytest.mark.parametrize(("name", "least"), [("lenet", 12), ("alexnet", 12), ("vgg11", 32)])
 def test_an_image_too_small_is_refused_with_the_least_size(name: str, least: int) -> None:
     for size in (1, least - 1):
-        with pytest.raises(SpecError, match=f"at least {least}x{least}, not {size}x{size}"):
+        with pytest.raises(SpecError, match=f"{least}x{least}, .*{size}x{size}"):
             with torch.device("meta"):
                 build(name, Shape(3, size, size))
     assert build(name, Shape(3, least, least)).eval()(torch.zeros(1, 3, least, least)).shape == (

@@ -85,5 +85,5 @@ def test_a_process_that_used_cublas_before_is_told_what_to_set() -> None:
 
 
 def test_errors_of_other_kinds_are_left_as_they_are() -> None:
-    with pytest.raises(RuntimeError, match="of another kind"), deterministic(True):
+    with pytest.raises(RuntimeError, match="kind"), deterministic(True):
         raise RuntimeError("of another kind")

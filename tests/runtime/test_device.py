@@ -42,7 +42,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
 def test_a_device_that_is_not_there_is_refused(name: str) -> None:
     if device.DEVICE_KINDS[name].count():
         pytest.skip(f"this machine has {name}")
-    with pytest.raises(EnvironmentUnavailable, match=f"workers.device: {name}: .* has none"):
+    with pytest.raises(EnvironmentUnavailable, match=f"workers.device: {name}: "):
         device.find(name)
 
 
@@ -62,9 +62,9 @@ def test_apples_gpu_is_for_one_worker_and_never_chosen_unnamed(
     (node,) = connection.find_nodes(Workers())
     assert node.total["CPU"] == device.DEVICE_KINDS["cpu"].count()
     assert job(**{"workers.device": "mps"}).workers.max_count == 1
-    with pytest.raises(SpecError, match="workers: .*mps is for one worker"):
+    with pytest.raises(SpecError, match="workers: .*mps"):
         job(**{"workers.device": "mps", "workers.count": 2})
-    with pytest.raises(SpecError, match="for cuda, npu, xpu: torch has none for mps"):
+    with pytest.raises(SpecError, match="cuda, npu, xpu.* mps"):
         device.check_training(job(**{"train.sync_batch_norm": True}).train, "mps")
     device.check_training(job(**{"train.precision": "bf16"}).train, "mps")
 
@@ -84,9 +84,7 @@ def test_intels_gpus_are_one_a_worker_of_a_node(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_npu_without_torch_npu_says_what_brings_it() -> None:
-    with pytest.raises(
-        EnvironmentUnavailable, match=r"torch_npu is not installed: pip install 'raycnn\[npu\]'"
-    ):
+    with pytest.raises(EnvironmentUnavailable, match=r"raycnn\[npu\]"):
         device.find("npu")
 
 
@@ -105,9 +103,7 @@ def test_a_torch_npu_without_cann_is_refused_with_the_library_that_lacks(
     install: Callable[..., Path],
 ) -> None:
     install()
-    with pytest.raises(
-        EnvironmentUnavailable, match=r"libhccl.so.*is CANN installed, and was its set_env.sh sour"
-    ):
+    with pytest.raises(EnvironmentUnavailable, match=r"libhccl.so.*set_env.sh"):
         device.find("npu")
     with pytest.raises(ModuleNotFoundError):  # as if it were not there, for what looks for it
         importlib.import_module("torch_npu")

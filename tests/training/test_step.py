@@ -109,7 +109,7 @@ def test_class_weights_have_a_mean_of_one_over_the_images() -> None:
     assert class_weights("balanced", counts).tolist() == pytest.approx(
         [100 / 30, 100 / 90, 100 / 180]
     )  # type: ignore[union-attr]
-    with pytest.raises(SpecError, match="train.class_weights: 2 numbers for 3 classes"):
+    with pytest.raises(SpecError, match="train.class_weights: 2 .*3 "):
         class_weights([1.0, 2.0], counts)
 
 
@@ -182,7 +182,7 @@ def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
 def test_batch_norm_over_workers_is_refused_on_a_cpu(job: MakeJob, tmp_path: Path) -> None:
     from raycnn.runtime.device import check_training
 
-    with pytest.raises(SpecError, match="train.sync_batch_norm: is for cuda, npu, xpu"):
+    with pytest.raises(SpecError, match="train.sync_batch_norm: .*cuda, npu, xpu"):
         check_training(Train(epochs=1, batch_size=1, sync_batch_norm=True), "cpu")
 
 

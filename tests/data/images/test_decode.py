@@ -84,7 +84,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_fills_the_memory() ->
 
 
 def test_another_size_is_refused_unless_it_may_be_changed() -> None:
-    with pytest.raises(DataError, match=r"it is 9x7, not 8x8.*`data\.size`"):
+    with pytest.raises(DataError, match=r"9x7, .*8x8.*`data\.size`"):
         decode(("it", png((9, 7))), ImageFormat(Shape(3, 8, 8), None))
 
 
@@ -176,7 +176,7 @@ def test_a_gif_of_several_frames_is_its_first_and_it_is_told() -> None:
 
 
 def test_pictures_of_several_sizes_are_refused_naming_one_and_the_option() -> None:
-    with pytest.raises(DataError, match=r"picture 2 is 7x5, not 8x8.*`data\.size`"):
+    with pytest.raises(DataError, match=r"picture 2 .*7x5, .*8x8.*`data\.size`"):
         formed(png((8, 8)), png((8, 8)), png((7, 5)))
 
 

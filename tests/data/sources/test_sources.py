@@ -136,7 +136,7 @@ def test_a_download_that_fails_says_so(
     for proxy in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nothing listens: as without a network
     monkeypatch.delenv("no_proxy", raising=False)
-    with pytest.raises(DataError, match=f"could not download {name} into {tmp_path}"):
+    with pytest.raises(DataError, match=f"{name} .*{tmp_path}"):
         source_of(Data(name=name, root=str(tmp_path), download=True)).files()
 
 
@@ -227,6 +227,7 @@ def test_the_wanted_files_are_listed(tmp_path: Path) -> None:
         ((10**7, 28, 28), gzip.compress(bytes(1000))),
         ((20, 28, 28), gzip.compress(bytes(10**7))),  # more than it says
     ],
+    ids=["too many", "overflow", "fewer inside", "more inside"],
 )
 def test_an_idx_header_is_compared_with_the_file_before_memory_is_taken(
     tmp_path: Path, shape: tuple[int, ...], content: bytes

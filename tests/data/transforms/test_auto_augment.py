@@ -107,7 +107,7 @@ def test_a_batch_in_channels_last_is_augmented_alike() -> None:
 
 @pytest.mark.parametrize("name", ["rand_augment", "trivial_augment"])
 def test_images_that_are_neither_gray_nor_rgb_are_refused(name: str) -> None:
-    with pytest.raises(SpecError, match=f"{name} is for images of 1 or 3 channels, not 4"):
+    with pytest.raises(SpecError, match=f"{name} .* 1 or 3 .*4"):
         shape_after([ComponentConfig(name=name)], Shape(4, 9, 12))
 
 

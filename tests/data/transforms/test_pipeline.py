@@ -256,7 +256,7 @@ def choices(*entries: Any) -> list[ComponentConfig]:
 def test_nothing_stands_after_what_mixes_images() -> None:
     shape = Shape(3, 9, 12)
     assert shape_after(choices("horizontal_flip", "mixup", "cutmix"), shape) == shape
-    with pytest.raises(SpecError, match="horizontal_flip follows cutmix"):
+    with pytest.raises(SpecError, match="horizontal_flip .*cutmix"):
         shape_after(choices("mixup", "cutmix", "horizontal_flip"), shape)
 
 

@@ -70,7 +70,7 @@ def test_too_little_room_is_said_and_waited_for_no_longer_than_allowed(
 ) -> None:
     three.used, told = 2, list[Event]()
     watch = watch_of(job(workers__count=count), 1)
-    with pytest.raises(ClusterError, match="1 of at least 2 workers of 1 CPU each in 1 s"):
+    with pytest.raises(ClusterError, match="1 of at least 2 workers .* 1 s"):
         watch.wait_for_resources(told.append, lambda: False)
     assert [type(event) for event in told] == [WaitingForResources]
     watch = watch_of(job(workers__count=count), 60)
@@ -122,7 +122,7 @@ def test_each_worker_of_a_range_gets_the_most_that_lets_as_many_in_as_possible(
     for count, cpus in {(1, 1): 8, (1, 3): 4, (1, 12): 1, (2, 99): 1}.items():
         asked = job(workers__count=[*count], train__batch_size=99).workers
         assert resources_per_worker(asked, DEVICE_KINDS["cpu"], nodes) == {"CPU": cpus}
-    with pytest.raises(ClusterError, match="13 to 20 workers of 1 CPU each do not fit"):
+    with pytest.raises(ClusterError, match="13 to 20 workers of 1 CPU"):
         resources_per_worker(job(workers__count=[13, 20]).workers, DEVICE_KINDS["cpu"], nodes)
 
 
@@ -138,7 +138,7 @@ def test_without_ray_a_range_is_whatever_is_started_in_it(
         assert launcher_of(asked) == "local"
         local.check_world(asked)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(SpecError, match="2 to 3 workers are requested, torchrun started 4"):
+    with pytest.raises(SpecError, match="2 to 3 workers .*4"):
         local.check_world(asked)
 
 

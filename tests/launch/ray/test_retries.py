@@ -11,7 +11,7 @@ def test_each_loss_uses_a_retry_and_the_one_after_the_last_ends_the_job() -> Non
     for used in (1, 2):
         event = retries.count_restart("rank 1: gone", preempted=False, out_of_memory=False)
         assert (event.cause, event.retry, event.retries) == ("lost", used, 2)
-    with pytest.raises(WorkerLost, match=r"more than 2 times \(failure.retries\): rank 0: gone"):
+    with pytest.raises(WorkerLost, match=r"2 .*failure.retries.*rank 0: gone"):
         retries.count_restart("rank 0: gone", preempted=False, out_of_memory=False)
 
 

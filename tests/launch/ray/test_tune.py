@@ -333,5 +333,5 @@ def test_trials_are_spread_over_what_there_is_and_never_more(
 
 def test_a_pool_that_fits_nowhere_is_refused(read: Read) -> None:  # noqa: F811
     search = read("tune: {pools: [{device: cpu}, {device: npu, cpus: 3}]}\n")
-    with pytest.raises(ClusterError, match="1 workers of 3 CPU and 1 NPU each do not fit"):
+    with pytest.raises(ClusterError, match="3 CPU and 1 NPU"):
         slots(search, [Node("here", {"CPU": 2, "NPU": 1})])
