@@ -8,8 +8,8 @@ import pytest
 from raycnn.config.load import load_job
 from raycnn.config.schema import JobSpec
 from raycnn.config.search import load_search
+from raycnn.runs.preflight import check_job
 from raycnn.search.preflight import check_search
-from raycnn.training.preflight import check_job
 from tests.support.jobs import JOBS, ROOT, SEARCHES
 from tests.support.runs import train
 

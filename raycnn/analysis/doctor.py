@@ -14,9 +14,9 @@ from packaging.requirements import Requirement
 from raycnn.data.images.cache import MIN_FREE_BYTES
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.paths import cache_folder
+from raycnn.runs.preflight import nearest_existing
 from raycnn.runtime import device, distributed
 from raycnn.runtime.device import DEVICE_KINDS, minor, package
-from raycnn.training.preflight import nearest_existing
 
 PACKAGES = ["raycnn", "torch", "torchvision", "torch_npu", "ray"]
 SHARED = Path("/dev/shm")  # the location of Ray's object store

@@ -22,9 +22,9 @@ from raycnn.config.schema import JobSpec
 from raycnn.errors import JobFailed, SpecError
 from raycnn.runs.directory import Run
 from raycnn.runs.environment import environment
+from raycnn.runs.preflight import resolve_job
 from raycnn.runtime import device
 from raycnn.training import checkpoint
-from raycnn.training.preflight import resolve_job
 
 EPOCHS, STEPS = 3, 12  # of the shortened job: epochs, and maximum steps per epoch
 MAX_ATTEMPTS = 3  # to kill the job before it ends

@@ -11,7 +11,7 @@ def check(job: JobOrPictures, changes: Changes = None, as_json: AsJson = False) 
     generated = job_of_pictures(job, changes)
     spec = generated.job if generated else load_job(job.expanduser(), changes or [])
     from raycnn.launch import dispatch, launcher
-    from raycnn.training.preflight import check_job
+    from raycnn.runs.preflight import check_job
 
     checked = check_job(spec, remote=launcher.is_remote(spec.workers))
     with spec.located():

@@ -26,7 +26,7 @@ def compare_devices(
     """
     spec = load_job(job, changes or [])
     from raycnn.analysis.compare_devices import compare_steps
-    from raycnn.training.preflight import resolve_job
+    from raycnn.runs.preflight import resolve_job
 
     resolve_job(spec)
     names = [name.strip() for name in devices.split(",")]

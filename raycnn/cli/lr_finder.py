@@ -34,8 +34,8 @@ def lr_finder(
     spec = load_job(job, changes or [])
     from raycnn.analysis.lr_finder import find_lr
     from raycnn.report.lr_finder import plot_range_test
+    from raycnn.runs.preflight import resolve_job
     from raycnn.runtime import device as devices
-    from raycnn.training.preflight import resolve_job
 
     resolve_job(spec)
     job_lr = float(spec.optimizer.options["lr"])

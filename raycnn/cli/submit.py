@@ -86,8 +86,8 @@ def _load(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
 def _check(spec: "JobSpec | TuneSpec") -> None:
     """Check a spec, as far as that is possible without the cluster's files."""
     from raycnn.launch.jobs.client import map_jobs
+    from raycnn.runs.preflight import resolve_job
     from raycnn.search import preflight
-    from raycnn.training.preflight import resolve_job
 
     checked = map_jobs(spec, _without_weights)
     try:

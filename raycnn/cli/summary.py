@@ -47,7 +47,7 @@ def summary(
     from raycnn.analysis.summary import summarize
 
     if is_job(network):
-        from raycnn.training.preflight import resolve_job
+        from raycnn.runs.preflight import resolve_job
 
         resolved = resolve_job(load_job(Path(network), changes or []))
         shape, model = resolved.shape, resolved.model

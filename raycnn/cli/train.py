@@ -41,7 +41,7 @@ def train(
     generated = job_of_pictures(job, changes)
     spec = generated.job if generated else load_job(job.expanduser(), changes or [])
     if show:
-        from raycnn.training.preflight import resolve_job
+        from raycnn.runs.preflight import resolve_job
 
         resolve_job(spec)
         yaml_file.dump(spec.tree(), sys.stdout)
@@ -106,8 +106,8 @@ def _launch(
 ) -> "Run":
     from raycnn.cli.training_view import view_for
     from raycnn.launch import dispatch, launcher
+    from raycnn.runs.preflight import check_job
     from raycnn.training.callbacks import RunOpened
-    from raycnn.training.preflight import check_job
 
     remote = launcher.is_remote(job.workers)
     checked = check_job(job, remote=remote, checkpoints=checkpoints).job

@@ -27,7 +27,7 @@ def verify(
     """Train a job briefly, kill it, resume it, and compare with an uninterrupted training."""
     from raycnn.analysis.verify_resume import verify_resume
     from raycnn.runs.directory import Run
-    from raycnn.training.preflight import check_job
+    from raycnn.runs.preflight import check_job
 
     run = None if is_job(job) else Run.find(job, runs)
     resolved = run.job().change(changes or []) if run else load_job(Path(job), changes or [])

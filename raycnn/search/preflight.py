@@ -10,10 +10,10 @@ from raycnn.data.sources.base import files_of, multi_label
 from raycnn.errors import SpecError
 from raycnn.filesystem import is_uri
 from raycnn.runs.metrics_file import MULTI_LABEL, SINGLE_LABEL
+from raycnn.runs.preflight import ResolvedJob, check_writable, resolve_job
 from raycnn.runs.remote.storage import check_reachable
 from raycnn.runs.teacher import check_teacher, pin_teacher
 from raycnn.search.schedulers import SCHEDULERS, Pbt
-from raycnn.training.preflight import ResolvedJob, check_writable, resolve_job
 
 # Trials that differ in these would be measured on different data, or not differ at all.
 NOT_SEARCHABLE = (

@@ -11,7 +11,7 @@ from raycnn.errors import EnvironmentUnavailable
 from raycnn.launch.worker import train_worker
 from raycnn.runs.directory import Run
 from raycnn.runs.heartbeat_channel import FolderChannel
-from raycnn.training.preflight import check_job
+from raycnn.runs.preflight import check_job
 from tests.support.faults import mounted
 from tests.support.runs import numbers, same, train, weights
 

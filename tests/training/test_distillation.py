@@ -15,6 +15,7 @@ from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, Interrupted, SpecError
 from raycnn.runs.compatibility import validate_resume
 from raycnn.runs.directory import Run
+from raycnn.runs.preflight import check_job
 from raycnn.runs.teacher import load_job_teacher, teacher_digest
 from raycnn.search.estimate import epoch_s
 from raycnn.search.folder import Search
@@ -22,7 +23,6 @@ from raycnn.search.preflight import check_search
 from raycnn.training import autotune
 from raycnn.training.callbacks import Autotuned, TeacherLoaded
 from raycnn.training.distillation import Teacher, soft_loss
-from raycnn.training.preflight import check_job
 from tests.support.jobs import TINY
 from tests.support.processes import Call
 from tests.support.runs import distance, happened, numbers, same, train, weights

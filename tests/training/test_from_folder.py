@@ -8,8 +8,8 @@ from PIL import Image
 from raycnn.config.load import load_job
 from raycnn.errors import DataError, SpecError
 from raycnn.runs.directory import Run
+from raycnn.runs.preflight import resolve_job
 from raycnn.training.from_folder import job_for_folder
-from raycnn.training.preflight import resolve_job
 from tests.support.images import write_pictures
 from tests.support.processes import Call
 

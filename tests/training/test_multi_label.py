@@ -24,11 +24,11 @@ from raycnn.data.loader import Batch
 from raycnn.errors import Interrupted, JobFailed, SpecError
 from raycnn.report.page import percent
 from raycnn.runs.directory import Run
+from raycnn.runs.preflight import resolve_job
 from raycnn.runtime import distributed
 from raycnn.search.preflight import check_search
 from raycnn.training.metrics import build_metric_accumulator
 from raycnn.training.multi_label import multi_label_scores
-from raycnn.training.preflight import resolve_job
 from raycnn.training.step import forward, positive_weights
 from tests.support.jobs import TINY
 from tests.support.multi_label import CLASSES, write_csv, write_lists

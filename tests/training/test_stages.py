@@ -10,7 +10,7 @@ from raycnn.config.load import load_job
 from raycnn.config.schema import JobSpec
 from raycnn.errors import Interrupted, SpecError
 from raycnn.runs.directory import Run
-from raycnn.training.preflight import resolve_job
+from raycnn.runs.preflight import resolve_job
 from tests.support.runs import numbers, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
