@@ -91,7 +91,7 @@ def resume(run: "str | PathLike[str] | Run", *, progress: bool = True, **changes
 
     earlier = _find(run)
     spec = load(earlier.job(), **changes)
-    if completed_epochs(earlier, spec):
+    if completed_epochs(earlier, spec) is not None:
         return Run(earlier.location)
     return Run(train_further(earlier, spec, Console(quiet=not progress)).location)
 

@@ -56,7 +56,7 @@ def resume(run: RunName, changes: Changes = None, runs: Runs = "runs") -> None:
 
     earlier = Run.find(run, runs)
     spec = earlier.job().change(changes or [])
-    if done := completed_epochs(earlier, spec):
+    if (done := completed_epochs(earlier, spec)) is not None:
         longer = f"train.epochs={done + 1}" if done == spec.train.epochs else "train.patience=null"
         print(f"{earlier.name} is done: {done} epochs; {longer} continues it")
         return

@@ -1,6 +1,7 @@
 """The command line, in this process: every message and exit code a person meets."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,6 +109,14 @@ def test_a_finished_run_is_not_trained_again_but_longer_on_request(call: Call) -
     assert ended == 0 and "resuming from epoch 1" in out and "epoch 2  step 42" in out
     ended, _, err = call("resume", "quickstart", "train.epochs=1")
     assert ended == 2 and "train.epochs: is 1, but the run has already started epoch 2" in err
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_trained_again(call: Call) -> None:
+    call("train", QUICK, *HERE)
+    run = Run.find("quickstart")
+    shutil.rmtree(run.checkpoints)
+    ended, out, _ = call("resume", "quickstart")
+    assert ended == 0 and "quickstart/1 is done" in out and not run.checkpoints.exists()
 
 
 def test_what_cannot_change_on_resume_is_refused_and_the_run_kept(call: Call) -> None:
