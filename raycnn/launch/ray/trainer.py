@@ -19,9 +19,9 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchTrainer
 
+from raycnn.background import poll_in_background
 from raycnn.config.schema import JobSpec
 from raycnn.errors import ClusterError, Interrupted, WorkerLost, first_line
-from raycnn.launch.background import poll_in_background
 from raycnn.launch.launcher import address_of
 from raycnn.launch.ray import compat, entry
 from raycnn.launch.ray.channel_actor import ChannelUpdate, open_channel

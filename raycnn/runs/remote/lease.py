@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from raycnn.background import run_in_background
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.filesystem import RemoteFile, RemoteFolder, filesystem_errors
 from raycnn.paths import cache_folder
@@ -52,14 +53,10 @@ class Lease:
     @contextmanager
     def renewing(self) -> Iterator[None]:
         """Renew the lease in a background thread, and release it at the end of the block."""
-        ended = threading.Event()
-        thread = threading.Thread(target=self._renew, args=(ended,), daemon=True)
-        thread.start()
         try:
-            yield
+            with run_in_background(self._renew):
+                yield
         finally:
-            ended.set()
-            thread.join()
             with suppress(*filesystem_errors()):  # a lease that is not deleted expires
                 self.remote.delete(self._name)
 
