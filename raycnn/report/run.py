@@ -251,12 +251,14 @@ def _notes(
     metric = val_metric(rows[-1]) if rows else None
     if rows and not metric:
         notes.append("No image was held out: the last epoch counts as the best.")
-    elif val and val < FEW_IMAGES and metric and (bounds := _val_interval(rows, val, result)):
-        best, (low, high) = max(row.get(metric, 0.0) for row in rows), bounds
-        notes.append(
-            f"Only {val} validation images choose the best epoch: its {percent(best, 1)} could be "
-            f"anything from {percent(low, 1)} to {percent(high, 1)}. Raise data.val."
-        )
+    elif metric and val and val < FEW_IMAGES:
+        best = max(row.get(metric, 0.0) for row in rows)
+        if bounds := _val_interval(metric, best, val, result):
+            low, high = (percent(bound, 1) for bound in bounds)
+            notes.append(
+                f"Only {val} validation images choose the best epoch: its {percent(best, 1)} could "
+                f"be anything from {low} to {high}. Raise data.val."
+            )
     if result and result["test"]["count"] < FEW_IMAGES:
         interval = ": see its interval" if "interval95" in result["test"] else ""
         notes.append(f"The test has only {result['test']['count']} images{interval}.")
@@ -264,11 +266,10 @@ def _notes(
 
 
 def _val_interval(
-    rows: Sequence[dict[str, float]], count: int, result: dict[str, Any] | None
+    metric: str, best: float, count: int, result: dict[str, Any] | None
 ) -> Sequence[float] | None:
     """Return the interval of the best validation accuracy, or of the mAP of a tested run."""
-    if val_metric(rows[-1]) == "val/acc1":
-        best = max(row.get("val/acc1", 0.0) for row in rows)
+    if metric == "val/acc1":
         return confidence_interval(round(best * count), count)
     return ((result or {}).get("val") or {}).get("interval95")
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from raycnn.training.checkpoint import TrainingState
 from raycnn.training.loop import TrainResult
 from raycnn.training.main_metric import val_metric
 from raycnn.training.map_interval import map_interval
@@ -17,12 +16,14 @@ def result_of(trained: TrainResult) -> dict[str, Any]:
     """Return the content of result.json and per_class.json for a tested training, on rank 0."""
     state, test = trained.state, trained.test
     assert test
+    best = state.history[state.best - 1] if state.best else None
+    val_images = state.metadata["images"]["val"]
     return {
         "train": _ms_per_image(trained.last_epoch) if trained.last_epoch else None,
         "test": _test(test, trained.predictions.get("test")),
         "best_epoch": state.best,
-        "best": state.history[state.best - 1] if state.best else None,
-        "val": _validation(state, trained.predictions.get("val")),
+        "best": best,
+        "val": _validation(best, val_images, trained.predictions.get("val")),
         "epochs": state.epoch,
         "time_s": state.history[-1]["time_s"] if state.history else 0.0,
         "confusion": test.confusion,
@@ -66,11 +67,10 @@ def _per_class(test: EpochMetrics, classes: tuple[str, ...]) -> list[dict[str, A
 
 
 def _validation(
-    state: TrainingState, predictions: SplitPredictions | None
+    best: dict[str, float] | None, count: int, predictions: SplitPredictions | None
 ) -> dict[str, Any] | None:
     """Return the validation accuracy or mAP of the best epoch, with its interval."""
-    best = state.history[state.best - 1] if state.best else None
-    metric, count = best and val_metric(best), state.metadata["images"]["val"]
+    metric = best and val_metric(best)
     if not best or not metric:
         return None
     if metric == "val/map":
