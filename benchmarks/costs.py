@@ -65,7 +65,9 @@ def prepare_classes(folder: Path, size: int) -> None:
 def prepare_runs(folder: Path, size: int) -> None:
     """Train once, and copy the run."""
     raycnn(folder, "train quickstart train.epochs=1")
-    copy_numbered(folder / "runs" / "quickstart", size)
+    first = folder / "runs" / "quickstart" / "1"
+    for number in range(2, size + 1):
+        link_folder(first, first.with_name(str(number)))
 
 
 def prepare_trials(folder: Path, size: int) -> None:
@@ -84,20 +86,19 @@ def prepare_trials(folder: Path, size: int) -> None:
     (first,) = (folder / "runs" / "costs" / "1" / "trials").iterdir()
     for number in range(2, size + 1):
         copied = first.with_name(f"{first.name[:-1]}{number}")
-        shutil.copytree(first, copied, copy_function=link_or_copy)
+        link_folder(first, copied)
         info = io.read_json(copied / "trial.json") or {}
         io.write_json(copied / "trial.json", info | {"number": number})
 
 
-def copy_numbered(folder: Path, count: int) -> None:
-    for number in range(2, count + 1):
-        shutil.copytree(folder / "1", folder / str(number), copy_function=link_or_copy)
+def link_folder(folder: Path, target: Path) -> None:
+    """Copy a folder by links to its files; not to locks, which are changed in place."""
 
+    def link_or_copy(source: str, copied: str) -> None:
+        copy = shutil.copy if source.endswith(".lock") else os.link
+        copy(source, copied)
 
-def link_or_copy(source: str, target: str) -> None:
-    """Link what a command never changes in place."""
-    copy = shutil.copy if source.endswith(".lock") else os.link
-    copy(source, target)
+    shutil.copytree(folder, target, copy_function=link_or_copy)
 
 
 def raycnn(folder: Path, command: str) -> float:

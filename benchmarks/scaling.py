@@ -16,7 +16,6 @@ doi:10.1016/j.jpdc.2008.09.002).
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from benchmarks.speed import raycnn_rate
 from raycnn.config.load import load_job
-from raycnn.runs.directory import Run
 from raycnn.runs.preflight import resolve_job
 
 STEPS, EPOCHS = 10, 4  # of a measurement; the first epoch is left out
@@ -75,19 +74,11 @@ class Compute:
 def images_per_s(job: str, batch: int, workers: int, threads: int, launcher: str) -> float:
     """Train briefly, and return the images per second of the median epoch after the first."""
     changes = [
-        f"data.limit={STEPS * batch}", "data.val=0", f"train.epochs={EPOCHS}", "name=scaling",
+        f"data.limit={STEPS * batch}", "data.val=0", f"train.epochs={EPOCHS}",
         f"train.batch_size={batch}", f"workers.cpus={threads}", f"workers.count={workers}",
         f"workers.launcher={launcher}", "storage.report=false",
     ]  # fmt: skip
-    with TemporaryDirectory() as folder:
-        start = [sys.executable, "-m"]
-        if launcher == "local" and workers > 1:
-            start += ["torch.distributed.run", f"--nproc-per-node={workers}", "-m"]
-        command = [*start, "raycnn", "train", job, *changes]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
-        rows = Run(Path(folder, "runs", "scaling", "1")).rows()
-    return statistics.median(float(row["images_per_s"]) for row in rows[1:])
+    return raycnn_rate(job, changes, processes=workers if launcher == "local" else 1)
 
 
 def measure_compute(job: str, batch: int) -> Compute:

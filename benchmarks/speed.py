@@ -54,7 +54,8 @@ def images(peers: Path | None, recipes: list[str]) -> None:
     for recipe in recipes:
         job, limit, epochs = RECIPES[recipe]
         said = [peer(peers, recipe, name) for name in ("seed_loop", "limit")] if peers else []
-        rate = raycnn_rate(job, limit, epochs)
+        changes = [f"data.limit={limit}", "data.val=0", f"train.epochs={epochs}"]
+        rate = raycnn_rate(str(JOBS / f"{job}.yaml"), changes)
         said += [{"way": "raycnn", "recipe": recipe, "images_per_s": round(rate, 1)}]
         said += [peer(peers, recipe, name) for name in ("seed_loop", "limit")] if peers else []
         print(*map(json.dumps, said), sep="\n", flush=True)
@@ -66,13 +67,15 @@ def peer(folder: Path, recipe: str, name: str) -> dict[str, object]:
     return json.loads(done.stdout)
 
 
-def raycnn_rate(job: str, limit: int, epochs: int) -> float:
-    """Return the images per second of the median epoch after the first."""
+def raycnn_rate(job: str, changes: list[str], processes: int = 1) -> float:
+    """Train a job, and return the images per second of the median epoch after the first."""
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", f"--nproc-per-node={processes}", "-m"]
     with tempfile.TemporaryDirectory() as folder:
-        changes = [f"data.limit={limit}", "data.val=0", f"train.epochs={epochs}"]
-        command = [sys.executable, "-m", "raycnn", "train", str(JOBS / f"{job}.yaml"), *changes]
+        command = [*start, "raycnn", "train", job, *changes, "name=rate"]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        rows = Run(Path(folder, "runs", job, "1")).rows()
+        rows = Run(Path(folder, "runs", "rate", "1")).rows()
     return statistics.median(float(row["images_per_s"]) for row in rows[1:])
 
 
