@@ -21,11 +21,13 @@ from pathlib import Path
 import pytest
 
 from raycnn.analysis.evaluate import evaluate_run
-from raycnn.config.schema import JobSpec
+from raycnn.config.schema import ComponentConfig, JobSpec
 from raycnn.runs.directory import Run
+from tests.support.jobs import ROOT
 from tests.support.npu import WITHOUT_CANN
 from tests.support.processes import ended, raycnn, workers
 from tests.support.runs import distance, train, weights
+from tests.support.transforms import EVERY
 
 MakeJob = Callable[..., JobSpec]
 
@@ -56,6 +58,33 @@ def test_a_job_trains_on_an_npu_as_on_a_cpu_and_its_checkpoints_move_between_the
     train(longer, run)
     train(longer, on_cpu)
     assert distance(weights(on_cpu), weights(run)) < 1e-5
+
+
+def waits(job: JobSpec, cwd: Path) -> dict[str, int]:
+    """How often each operation makes the host wait for the device, in a whole training."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.npu.waits", file_of(job)],
+        cwd=cwd, env=os.environ | {"PYTHONPATH": f"{os.environ['PYTHONPATH']}:{ROOT}"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_twice_the_steps_wait_for_the_device_no_more_often(
+    job: MakeJob, tmp_path: Path, log: Path
+) -> None:
+    """The host waits a number of times for each epoch, and never within a step."""
+    choices = [*EVERY, ComponentConfig(name="resize", size=12)]  # what the network can take
+    choices.sort(key=lambda choice: choice.name in ("cutmix", "mixup"))  # these come last
+    every_part = partial(
+        job, data__transforms=[choice.model_dump() for choice in choices], train__epochs=1,
+        train__precision="bf16", train__ema=0.9, train__clip_norm=1.0, train__label_smoothing=0.1, train__class_weights="balanced",
+        optimizer={"name": "adamw", "lr": 1e-3},
+    )  # fmt: skip
+    few, many = (waits(every_part(train__batch_size=size), tmp_path) for size in (32, 16))
+    assert few["aten._local_scalar_dense.default"] > 0, "the mode sees what waits"
+    assert many == few
 
 
 @pytest.mark.slow
