@@ -1,13 +1,16 @@
 """Load batches: each worker's share is a function of (seed, epoch, step, rank, world size).
 
 The epoch's permutation is cut into global batches, and each global batch into the workers' shares.
-No image is dropped or repeated; the last batch, and some shares, may be smaller.
+No image is dropped or repeated; the last batch, and some shares, may be smaller. Images that fit
+into the memory of the device are copied there once, and gathered there.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -26,6 +29,10 @@ from raycnn.runtime.device import DEVICE_KINDS
 T = TypeVar("T")
 
 IGNORE_INDEX = -100  # the label that cross_entropy ignores
+MAX_SHARE = 1 / 4  # of the free memory of a device, up to which the images of a split stay there
+CHUNK_BYTES = 2**26  # size of the images that are copied there at once
+
+log = logging.getLogger("raycnn")
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,9 @@ class Loader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield this worker's share of every batch of an epoch, from step `start` on."""
-        rows, keys = self._order(epoch)
+        order, keys = self._order(epoch)
         cuts = (slice(i * self.batch_size, (i + 1) * self.batch_size) for i in range(len(self)))
-        batches = ((rows[cut], keys[cut]) for cut in islice(cuts, start, None))
+        batches = ((order[cut], keys[cut]) for cut in islice(cuts, start, None))
         shares = self._gather(epoch, batches)
         # On a CPU a prefetch thread takes a core from training: it pays only if images are decoded.
         if self.device.type != "cpu" or not isinstance(self.images, np.ndarray):
@@ -100,17 +107,17 @@ class Loader:
             yield Batch(images, labels, mixed_labels, mix_weights, *share)
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the rows to read (n,), and for each the key of its random numbers (n,)."""
-        rows = self.members
+        """Return the indices into `members` (n,), and the key of each one's random numbers (n,)."""
+        chosen = np.arange(len(self.members))
         repeats: int | NDArray[np.int64] = 0
         if self.balanced and self.shuffle:
-            sampled, repeats = sampling.balanced_sample(self.labels[rows], self.seed, epoch)
-            rows = rows[sampled]
-        keys = rows + len(self.labels) * repeats
+            labels = self.labels[self.members]
+            chosen, repeats = sampling.balanced_sample(labels, self.seed, epoch)
+        keys = self.members[chosen] + len(self.labels) * repeats
         if not self.shuffle:
-            return rows, keys
-        order = rng.order(self.seed, epoch, len(rows))
-        return rows[order], keys[order]
+            return chosen, keys
+        order = rng.order(self.seed, epoch, len(chosen))
+        return chosen[order], keys[order]
 
     def _gather(
         self, epoch: int, batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]
@@ -123,13 +130,38 @@ class Loader:
             if self.pipeline.mixes:  # add one image: the partner of the last
                 indices = np.append(indices, (indices[-1] + 1) % len(batch))
             share = batch[indices]
-            labels = self.labels[share]
+            labels = self.labels[self.members[share]]
             if last == first and not is_multi_label(labels):
                 labels = np.full(len(share), IGNORE_INDEX)
             numbers = self.pipeline.random_numbers(self.seed, epoch, keys[indices])
-            images = self.images[share].transpose(0, 3, 1, 2)  # channels_last without a copy
-            moved = (self._move(part) for part in (images, labels, numbers))
+            moved = self._images(share), self._move(labels), self._move(numbers)
             yield *moved, first, len(batch), last - first
+
+    def _images(self, indices: NDArray[np.int64]) -> Tensor:
+        """Return images (B, C, H, W) of `members`, on the device, in channels_last."""
+        if self._on_device is None:
+            images = self._move(self.images[self.members[indices]])
+        else:
+            images = self._on_device.index_select(0, self._move(indices))
+        return images.permute(0, 3, 1, 2)
+
+    @cached_property
+    def _on_device(self) -> Tensor | None:
+        """The images (n, H, W, C) of `members`, copied to the device; None if they do not fit."""
+        if not isinstance(self.images, np.ndarray):  # they are decoded on every access
+            return None
+        count, image_bytes = len(self.members), self.images[:1].nbytes
+        free = DEVICE_KINDS[self.device.type].free_bytes(self.device)
+        if not 0 < count * image_bytes <= MAX_SHARE * free:
+            return None
+        shape = (count, *self.images.shape[1:])
+        copied = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        chunk = max(1, CHUNK_BYTES // image_bytes)
+        for rows in (slice(start, start + chunk) for start in range(0, count, chunk)):
+            copied[rows] = self._move(self.images[self.members[rows]])
+        size = count * image_bytes / 1e6
+        log.info(f"{count:,} images, {size:,.1f} MB, stay on {self.device}: {free / 1e6:,.1f} free")
+        return copied
 
     def _move(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)

@@ -40,6 +40,16 @@ def _mps_peak_bytes(device: torch.device) -> int:
     return torch.mps.driver_allocated_memory()
 
 
+def _free_bytes(device: torch.device) -> int:
+    import torch
+
+    return int(torch.get_device_module(device).mem_get_info(device)[0])
+
+
+def _no_bytes(device: torch.device) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class DeviceKind:
     """The properties of one type of device."""
@@ -70,6 +80,9 @@ class DeviceKind:
     """The product name of every device, where torch has no function that returns it."""
     peak_bytes: Callable[[torch.device], int] = _peak_bytes
     """Function that returns the peak tensor memory on the device since the last call."""
+    free_bytes: Callable[[torch.device], int] = _no_bytes
+    """Function that returns the free memory of the device, of which images may take a share; 0 if
+    it is the host's own or, as on some of Intel's GPUs, cannot be read."""
 
     def select(self, local_rank: int, threads: int | None = None) -> torch.device:
         """Make device `local_rank` the current one and return it; set torch's CPU threads."""
@@ -134,8 +147,14 @@ def _npus() -> int:
 DEVICE_KINDS = {
     kind.name: kind
     for kind in (
-        DeviceKind("cuda", "cpu:gloo,cuda:nccl", "GPU", _gpus, fused=True, channels_last=True),
-        DeviceKind("npu", "cpu:gloo,npu:hccl", "NPU", _npus, fused=False, channels_last=False),
+        DeviceKind(
+            "cuda", "cpu:gloo,cuda:nccl", "GPU", _gpus, fused=True, channels_last=True,
+            free_bytes=_free_bytes,
+        ),
+        DeviceKind(
+            "npu", "cpu:gloo,npu:hccl", "NPU", _npus, fused=False, channels_last=False,
+            free_bytes=_free_bytes,
+        ),
         DeviceKind("xpu", "cpu:gloo,xpu:xccl", "GPU", _xpus, fused=True, channels_last=True),
         # Ray has no resource for Apple's GPUs in all versions: a worker asks for CPUs.
         DeviceKind(

@@ -1,5 +1,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from torch import Tensor
 
 from raycnn.config.components import TRANSFORMS
 from raycnn.config.schema import ComponentConfig
-from raycnn.data.loader import IGNORE_INDEX, Batch, Loader, prefetch
+from raycnn.data import loader as loading
+from raycnn.data.loader import IGNORE_INDEX, MAX_SHARE, Batch, Loader, prefetch
 from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.runtime import distributed
+from raycnn.runtime.device import DEVICE_KINDS
 from tests.support.transforms import EVERY
 
 PLAIN = [ComponentConfig(name="horizontal_flip"), ComponentConfig(name="random_crop", padding=1)]
@@ -157,6 +160,32 @@ def test_epochs_differ_in_order_and_evaluation_keeps_the_order() -> None:
     assert not torch.equal(first, second)
     still = torch.cat([b.labels for b in loader(61, 20, shuffle=False).epoch(0)])
     assert still.tolist() == list(range(61))
+
+
+@pytest.mark.parametrize("choices", [MIXED, PLAIN], ids=names)
+def test_images_are_the_same_whether_they_stay_on_the_device_or_are_copied_for_each_batch(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    choices: list[ComponentConfig],
+) -> None:
+    """The CPU plays a device that has memory of its own."""
+    caplog.set_level("INFO", "raycnn")
+    monkeypatch.setattr(loading, "CHUNK_BYTES", 3000)  # 9 images of 324 bytes
+
+    def batches(free: float) -> list[Batch]:
+        kind = replace(DEVICE_KINDS["cpu"], free_bytes=lambda device: int(free))
+        monkeypatch.setitem(DEVICE_KINDS, "cpu", kind)
+        some = loader(61, 20, choices=choices)
+        some.labels, some.members, some.balanced = some.labels % 3, np.arange(60, 10, -1), True
+        return [*some.epoch(2), *some.epoch(3, start=1)]
+
+    least = 50 * 324 / MAX_SHARE
+    copied, kept = batches(least - 1), batches(least)
+    assert [record.getMessage()[:9] for record in caplog.records] == ["50 images"]
+    for one, other in zip(copied, kept, strict=True):
+        for field in fields(Batch):
+            values = getattr(one, field.name), getattr(other, field.name)
+            assert same(*values) if isinstance(values[0], Tensor) else values[0] == values[1]
 
 
 def test_items_read_ahead_come_in_order_and_an_error_in_its_place() -> None:

@@ -1,5 +1,6 @@
 """The simulated NPU, for processes that a test starts."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def log(tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the processes of a test, which all have the simulated NPU, write what they do to it."""
     path = tmp_path / "npu.log"
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
     monkeypatch.setenv("SIMULATED_NPU_LOG", str(path))
     return path

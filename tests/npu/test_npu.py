@@ -26,7 +26,7 @@ from raycnn.runs.directory import Run
 from tests.support.jobs import ROOT
 from tests.support.npu import WITHOUT_CANN
 from tests.support.processes import ended, raycnn, workers
-from tests.support.runs import distance, train, weights
+from tests.support.runs import distance, same, train, weights
 from tests.support.transforms import EVERY
 
 MakeJob = Callable[..., JobSpec]
@@ -58,6 +58,22 @@ def test_a_job_trains_on_an_npu_as_on_a_cpu_and_its_checkpoints_move_between_the
     train(longer, run)
     train(longer, on_cpu)
     assert distance(weights(on_cpu), weights(run)) < 1e-5
+
+
+def test_images_that_stay_on_an_npu_train_as_those_copied_there_batch_by_batch(
+    job: MakeJob, tmp_path: Path, log: Path
+) -> None:
+    runs = []
+    for free in (2**30, 0):
+        spec = file_of(job(train__balanced=True))
+        done = raycnn(
+            "train", spec, "workers.device=npu", cwd=tmp_path, SIMULATED_NPU_FREE=str(free)
+        )
+        assert done.returncode == 0, done.stderr
+        runs.append(Run(tmp_path / "runs" / "tiny" / str(2 * len(runs) + 2)))
+    logs = ["".join(p.read_text() for p in run.folder.glob("logs/*.log")) for run in runs]
+    assert [text.count("stay on npu:0") for text in logs] == [3, 0]  # train, val and test
+    assert same(weights(runs[0]), weights(runs[1]))
 
 
 def waits(job: JobSpec, cwd: Path) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Stands in for torch_npu, over simulated.cpp, with two cards.
 
-What is done with it is written into the file that SIMULATED_NPU_LOG names.
+What is done with it is written into the file that SIMULATED_NPU_LOG names. SIMULATED_NPU_FREE is
+the number of bytes that its cards have free.
 """
 
 import os
@@ -76,6 +77,10 @@ class npu:
         torch.default_generator.manual_seed(seed)  # it is the CPU that draws
 
     manual_seed_all = manual_seed
+
+    @staticmethod
+    def mem_get_info(device: Any = None) -> tuple[int, int]:
+        return int(os.environ.get("SIMULATED_NPU_FREE", 2**30)), 2**30
 
     @staticmethod
     def reset_peak_memory_stats(device: Any = None) -> None:
