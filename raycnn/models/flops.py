@@ -55,6 +55,7 @@ def count_flops(network: nn.Module, shape: Shape) -> int:
     """
     was_training, device = network.training, next(network.parameters()).device
     with torch.no_grad(), _FlopCounter() as counter:
-        network.eval()(torch.zeros(1, *shape, device=device))
+        # Not as a call, which torch would compile with the counter if the network is compiled.
+        network.eval().forward(torch.zeros(1, *shape, device=device))
     network.train(was_training)
     return counter.total

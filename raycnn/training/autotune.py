@@ -30,6 +30,7 @@ from raycnn.runtime import distributed
 from raycnn.runtime.device import DEVICE_KINDS, layout
 from raycnn.training.callbacks import Autotuned, Callback
 from raycnn.training.checkpoint import TrainingState
+from raycnn.training.compilation import compile_in_place
 from raycnn.training.distillation import Teacher
 from raycnn.training.micro_batch import micro_batch_size
 from raycnn.training.step import TrainStep, unlabeled_batch
@@ -200,7 +201,7 @@ def _time_steps(
     share = math.ceil(job.train.batch_size / distributed.world_size())
     state = new_state(job)
     if job.train.compile:
-        state.model.compile()
+        compile_in_place(state.model)
     if teacher:
         teacher.set_layout(job.train.channels_last)
     train_step = TrainStep(

@@ -40,6 +40,7 @@ from raycnn.training.callbacks import (
     WeightsLoaded,
 )
 from raycnn.training.checkpoint import Row, TrainingState
+from raycnn.training.compilation import compile_in_place
 from raycnn.training.distillation import Teacher, agree_on_teacher
 from raycnn.training.ema import EMA, copy_tensors
 from raycnn.training.loss_scale import LossScale
@@ -351,20 +352,19 @@ def prepare(
     """
     device = next(state.model.parameters()).device
     replica = distributed.replicate(state.model, torch.zeros(1, *splits.shape, device=device))
-    if job.train.compile:
-        # In place: the replica uses the same module, and the names of the weights do not change.
-        state.model.compile()
     train_step = TrainStep(
         replica=replica, state=state, job=job,
         schedule=scale_lr(SCHEDULES.build(job.schedule, total_steps), math.prod(state.lr_backoffs)),
         micro_batch=micro_batch_size(job.train),
         class_weights=loss_weights(job, splits, device), teacher=teacher,
     )  # fmt: skip
-    if device.type == "cpu":  # there a lack of memory ends the process, or swaps: no error tells
-        return train_step
-    attempt = partial(try_step, train_step, splits.shape)
-    size = find_micro_batch_size(attempt, train_step.micro_batch, callbacks)
-    return replace(train_step, micro_batch=size)
+    if device.type != "cpu":  # there a lack of memory ends the process, or swaps: no error tells
+        attempt = partial(try_step, train_step, splits.shape)
+        size = find_micro_batch_size(attempt, train_step.micro_batch, callbacks)
+        train_step = replace(train_step, micro_batch=size)
+    if job.train.compile:  # only now: attempts would compile the network in a mode of their own
+        compile_in_place(state.model)
+    return train_step
 
 
 def loss_weights(job: JobSpec, splits: Splits, device: torch.device) -> Tensor | None:
