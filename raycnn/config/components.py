@@ -61,6 +61,7 @@ MODELS: "Registry[nn.Module]" = Registry(
         **_import_paths(
             "models.resnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
         ),
+        **_import_paths("models.resnet9", "resnet9"),
         **_import_paths("models.vgg", "vgg11", "vgg13", "vgg16", "vgg19"),
     },
     group="raycnn.models",

@@ -14,6 +14,7 @@ from raycnn.models.dropout import Dropout
 from raycnn.models.googlenet import GoogLeNet
 from raycnn.models.lenet import LeNet
 from raycnn.models.resnet import ResNet
+from raycnn.models.resnet9 import ResNet9
 from raycnn.models.vgg import VGG
 from raycnn.shape import Shape
 
@@ -38,6 +39,7 @@ def parameters(model: nn.Module) -> int:
         ("vgg13", PHOTO, 1000, {}, 133_047_848),
         ("vgg16", PHOTO, 1000, {}, 138_357_544),
         ("vgg19", PHOTO, 1000, {}, 143_667_240),
+        ("resnet9", COLOR, 10, {}, 6_573_120),
         ("resnet18", PHOTO, 1000, {}, 11_689_512),
         ("resnet34", PHOTO, 1000, {}, 21_797_672),
         ("resnet50", PHOTO, 1000, {}, 25_557_032),
@@ -70,6 +72,7 @@ def noted(comment: str, names: dict[str, int]) -> tuple[int, ...]:
         (VGG, "vgg11", PHOTO, {}),
         (GoogLeNet, "googlenet", PHOTO, {}),
         (ResNet, "resnet18", PHOTO, {}),
+        (ResNet9, "resnet9", COLOR, {}),
     ],
 )
 def test_the_shapes_noted_beside_forward_are_true(
@@ -160,7 +163,9 @@ def test_images_that_a_torchvision_network_cannot_take_are_refused() -> None:
         build("torchvision:vit_b_32", COLOR)
 
 
-@pytest.mark.parametrize(("name", "least"), [("lenet", 12), ("alexnet", 12), ("vgg11", 32)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("lenet", 12), ("alexnet", 12), ("resnet9", 8), ("vgg11", 32)]
+)
 def test_an_image_too_small_is_refused_with_the_least_size(name: str, least: int) -> None:
     for size in (1, least - 1):
         with pytest.raises(SpecError, match=f"{least}x{least}, .*{size}x{size}"):
@@ -212,7 +217,15 @@ def test_frozen_parts_are_not_trained_and_keep_their_statistics() -> None:
         )
 
 
-SMALLEST = ["alexnet", "googlenet", "lenet", "resnet18", "resnet50", "vgg11"]  # of each kind
+SMALLEST = [
+    "alexnet",
+    "googlenet",
+    "lenet",
+    "resnet9",
+    "resnet18",
+    "resnet50",
+    "vgg11",
+]  # of each kind
 
 
 @pytest.mark.parametrize("shape", [Shape(1, 32, 32), Shape(3, 33, 47), Shape(4, 64, 64)], ids=str)
