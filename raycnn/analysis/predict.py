@@ -17,12 +17,12 @@ from raycnn.config.components import TRANSFORMS
 from raycnn.config.load import saved_job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.data.images.decode import (
-    ENDINGS,
     FIT,
     BadImage,
     ImageFormat,
     NamedImage,
     decode_batch,
+    picture_endings,
 )
 from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.errors import DataError
@@ -166,7 +166,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
             raise DataError(f"{path} does not exist")
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
         visible = (p for p in inside if p.is_file() and not p.name.startswith("."))
-        pictures += [p for p in visible if p == path or p.suffix.lower() in ENDINGS]
+        pictures += [p for p in visible if p == path or p.suffix.lower() in picture_endings()]
     if not pictures:
         raise DataError(f"no pictures in {', '.join(map(str, paths))}")
     return pictures

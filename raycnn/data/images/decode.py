@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -44,11 +45,24 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 GRAY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 # A subset of Pillow's formats: some others start external programs, or are not images.
 ALLOWED = ["JPEG", "MPO", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF", "TGA"]
-ENDINGS = {ending for ending, kind in Image.registered_extensions().items() if kind in ALLOWED}
-FORMATS = [kind for kind in ALLOWED if kind in Image.OPEN]
 
 # Reject images with more pixels than Pillow's limit. Set once, since threads share the filters.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+# For these two Pillow loads all of its plugins: a quarter of a second, which not every use needs.
+@cache
+def picture_endings() -> frozenset[str]:
+    """Return the lower-case endings of the files that are read as images, such as `.png`."""
+    endings = Image.registered_extensions().items()
+    return frozenset(ending for ending, kind in endings if kind in ALLOWED)
+
+
+@cache
+def _formats() -> list[str]:
+    """Return the allowed formats that this build of Pillow reads."""
+    Image.init()
+    return [kind for kind in ALLOWED if kind in Image.OPEN]
 
 
 class BadImage(DataError):
@@ -291,7 +305,9 @@ def _decode_each(
 def _open(origin: Path | str | bytes | None) -> Image.Image:
     if not origin:
         raise ValueError("there are no bytes")
-    return Image.open(io.BytesIO(origin) if isinstance(origin, bytes) else origin, formats=FORMATS)
+    return Image.open(
+        io.BytesIO(origin) if isinstance(origin, bytes) else origin, formats=_formats()
+    )
 
 
 def _bad(name: str, error: Exception) -> BadImage:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from raycnn.config.schema import PathOrUri
 from raycnn.data.images.decode import (
-    ENDINGS,
     FIT,
     SAMPLE,
     Fit,
@@ -28,6 +27,7 @@ from raycnn.data.images.decode import (
     Pictures,
     Rows,
     TargetSize,
+    picture_endings,
 )
 from raycnn.data.sources.base import (
     Share,
@@ -204,7 +204,7 @@ def _holds_pictures(folder: Path) -> bool:
 
 
 def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in ENDINGS and not _is_ignored(name)
+    return os.path.splitext(name)[1].lower() in picture_endings() and not _is_ignored(name)
 
 
 def _is_ignored(name: str) -> bool:
