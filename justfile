@@ -9,7 +9,7 @@ test:
     uv run pytest -m "not ray and not slow"
 
 test-ray:
-    uv run pytest -m ray
+    uv run pytest -n 0 -m ray
 
 # Lines of code by file, largest first.
 size:

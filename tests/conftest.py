@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from tests.support.s3 import Server
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in a hook of its own
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of a file in one process; first, and in one, all that start Ray."""
+    items.sort(key=lambda item: not item.get_closest_marker("ray"))  # they take longest together
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.location[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def processes() -> Iterator[list[subprocess.Popen[str]]]:
     """Whatever a test puts in here is ended, also when it fails."""
@@ -53,6 +62,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The decoded images of a test run, apart from the user's own."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["RAYCNN_CACHE"] = str(folder)
+    # Ray's workers give way to other processes by default: here to tests that run beside theirs.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     torch.set_num_threads(1)
     yield folder
 

@@ -108,6 +108,7 @@ def test_a_job_runs_on_a_cluster_that_is_there_and_a_wrong_token_is_refused(
     assert len(Run.all(spec.storage.path)) == before + 1
 
 
+@pytest.mark.slow  # two trainings: tests/launch/test_local.py has workers with a teacher, without Ray
 def test_students_and_multi_label_jobs_come_to_the_same_on_two_workers(
     job: MakeJob, tmp_path: Path, address: str
 ) -> None:
