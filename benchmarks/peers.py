@@ -1,12 +1,13 @@
 """Speed, first step, accuracy and memory beside other ways to train the same network.
 
-    uv run python benchmarks/peers.py [lenet|resnet18] [--only NAME] [--limit IMAGES] [--epochs N]
+    uv run python -m benchmarks.peers [lenet|resnet18] [--only NAME] [--limit IMAGES] [--epochs N]
 
 LeNet learns MNIST and ResNet-18 (torchvision's, for large images) CIFAR-10, from a folder of PNG
 files in color that is made first: the same images, batch, learning rate and momentum for all, and
 no augmentation. uv gives each peer's packages an environment of their own. Printed is a line of
 JSON for each: images per second (the median epoch after the first), seconds to the first step and
-to the end, test accuracy, and the most memory that all of its processes had at once (PSS).
+to the end, test accuracy, and the most memory that all of its processes had at once (PSS),
+for those that report epochs also in each, and after the last.
 """
 
 import argparse
@@ -18,13 +19,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from benchmarks.memory import pss_mib
 from raycnn.config import yaml_file
 from raycnn.config.load import load_job
 from raycnn.data.splits import open_splits
@@ -50,7 +51,8 @@ class Measured:
     first_step_s: float | None = None
     rates: list[float] = field(default_factory=list)
     acc1: float | None = None
-    memory_mib: float = 0.0
+    peaks_mib: list[float] = field(default_factory=lambda: [0.0])
+    """The most memory of all processes at once, until the first rate, the next, and the end."""
 
 
 def write_pictures(recipe: str, limit: int | None, folder: Path) -> None:
@@ -100,7 +102,8 @@ def measure(command: list[str], folder: Path, run: Path | None) -> dict[str, Any
         "first_step_s": measured.first_step_s and round(measured.first_step_s, 1),
         "all_s": round(seconds, 1),
         "acc1": measured.acc1 and round(measured.acc1, 4),
-        "memory_mib": round(measured.memory_mib),
+        "memory_mib": round(max(measured.peaks_mib)),
+        "peaks_mib": [*map(round, measured.peaks_mib)],
     }
 
 
@@ -111,6 +114,7 @@ def _note(measured: Measured, mark: dict[str, float], start: float) -> None:
         measured.first_step_s = mark["step_at"] - start
     if "images_per_s" in mark:
         measured.rates.append(mark["images_per_s"])
+        measured.peaks_mib.append(0.0)
     measured.acc1 = mark.get("acc1", measured.acc1)
 
 
@@ -119,34 +123,10 @@ def _watch(
 ) -> None:
     """Watch for the first step of raycnn's run, and the memory, until the process ends."""
     while process.poll() is None:
-        total = sum(_pss_mib(pid) for pid in _family(process.pid))
-        measured.memory_mib = max(measured.memory_mib, total)
+        measured.peaks_mib[-1] = max(measured.peaks_mib[-1], pss_mib(process.pid))
         if run and measured.first_step_s is None and (run / "progress.json").exists():
             measured.first_step_s = (run / "progress.json").stat().st_mtime - start
         time.sleep(0.2)
-
-
-def _family(root: int) -> Iterator[int]:
-    """Yield a process and all that descend from it."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has ended
-            continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    waiting = [root]
-    while waiting:
-        yield (pid := waiting.pop())
-        waiting += children.get(pid, [])
-
-
-def _pss_mib(pid: int) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def raycnn_job(recipe: str, pictures: Path, epochs: int, workers: int) -> dict[str, Any]:

@@ -1,8 +1,17 @@
-"""Run a function in a background thread while a block runs."""
+"""Work in a background thread: a function while a block runs, or ahead of an iterator."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AHEAD = 2  # with one, CPUs that share its work wait for the last of them
 
 
 @contextmanager
@@ -34,3 +43,14 @@ def poll_in_background(
                 callback()
 
     return run_in_background(poll)
+
+
+def prefetch(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield the result for each item, of which AHEAD are worked on while one is used."""
+    remaining = iter(items)
+    with ThreadPoolExecutor(AHEAD, "reader") as threads:
+        pending = deque(threads.submit(function, item) for item in islice(remaining, AHEAD))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(threads.submit(function, item) for item in islice(remaining, 1))
+            yield result

@@ -15,6 +15,7 @@ import numpy as np
 from raycnn.analysis.evaluate import per_class, stored_predictions
 from raycnn.analysis.predictions_file import Predictions
 from raycnn.config.changes import flatten
+from raycnn.data.images.fingerprint import may_be_same
 from raycnn.errors import DataError, SpecError
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
@@ -179,7 +180,8 @@ def _refusal(one: ComparedRun, other: ComparedRun) -> str:
     for run in (one, other):
         if run.fingerprint is None:
             return f"{run.name} has no valid checkpoint"
-    if one.fingerprint != other.fingerprint:
+    assert one.fingerprint and other.fingerprint
+    if not may_be_same(one.fingerprint, other.fingerprint):
         return "their data is not the same"
     for run in (one, other):
         if not run.predictions or "test" not in run.predictions.splits:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from raycnn.analysis import predictions_file
 from raycnn.analysis.predictions_file import Predictions, from_training
+from raycnn.data.images.fingerprint import may_be_same
 from raycnn.data.splits import open_splits
 from raycnn.errors import DataError
 from raycnn.runs.directory import Run
@@ -75,7 +76,7 @@ def predict_run(run: Run, split: str, weights: str, device: str, root: str | Non
     state = new_training_state(job, splits, chosen)
     path = run.weights(weights)
     saved = checkpoint.read_state(path)
-    if saved["about"]["data"] != state.metadata["data"]:
+    if not may_be_same(saved["about"]["data"], state.metadata["data"]):
         raise DataError("the images or labels are not the ones this run was trained on")
     checkpoint.load_weights(state.model, path)
     loader = splits.loader(split, job, chosen, training=False)

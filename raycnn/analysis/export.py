@@ -23,6 +23,7 @@ from raycnn.analysis import export_check, model_card
 from raycnn.analysis.exported_network import DESCRIPTION, FILES, open_exported
 from raycnn.analysis.predict import Network, load_network
 from raycnn.config.load import saved_job_from_tree
+from raycnn.data.images.fingerprint import may_be_same
 from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import DataError, EnvironmentUnavailable, SpecError, unknown
 from raycnn.runs.directory import Run
@@ -211,7 +212,7 @@ def _open_data(run: Run, path: Path, root: str | None) -> Splits:
     """Return the data of a run. Raises DataError when it is missing, or differs from the run's."""
     job = run.job()
     splits = open_splits(job.change({"data.root": root}) if root else job)
-    if splits.cache.fingerprint != checkpoint.read_state(path)["about"]["data"]:
+    if not may_be_same(checkpoint.read_state(path)["about"]["data"], splits.cache.fingerprint):
         raise DataError("the images or labels are not the ones this run was trained on")
     return splits
 

@@ -266,7 +266,8 @@ class Workers(Frozen):
     device: DeviceName = "auto"
     """Device kind; auto: the first of cuda, npu, xpu and cpu that is available."""
     cpus: PositiveInt | None = None
-    """CPUs and threads per worker; by default an equal share (without Ray: torch's default)."""
+    """CPUs per worker, for torch's threads and for decoding images; by default an equal share
+    (without Ray: torch's default number of threads)."""
     launcher: Literal["auto", "ray", "local"] = "auto"
     """auto: a single worker without an address runs in this process, all else on Ray."""
     address: str | None = None

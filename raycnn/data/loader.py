@@ -7,26 +7,24 @@ into the memory of the device are copied there once, and gathered there.
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raycnn.background import prefetch
 from raycnn.data import sampling
 from raycnn.data.label_arrays import LabelArray, is_multi_label
 from raycnn.data.sources.base import Images
 from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.runtime import distributed, rng
 from raycnn.runtime.device import DEVICE_KINDS
-
-T = TypeVar("T")
 
 IGNORE_INDEX = -100  # the label that cross_entropy ignores
 MAX_SHARE = 1 / 4  # of the free memory of a device, up to which the images of a split stay there
@@ -94,10 +92,11 @@ class Loader:
         order, keys = self._order(epoch)
         cuts = (slice(i * self.batch_size, (i + 1) * self.batch_size) for i in range(len(self)))
         batches = ((order[cut], keys[cut]) for cut in islice(cuts, start, None))
-        shares = self._gather(epoch, batches)
-        # On a CPU a prefetch thread takes a core from training: it pays only if images are decoded.
-        if self.device.type != "cpu" or not isinstance(self.images, np.ndarray):
-            shares = prefetch(shares)
+        # Copied to the device here, since several threads gather.
+        gather = partial(self._gather, epoch, self._on_device)
+        # On a CPU prefetch threads take a core from training: they pay only if images are decoded.
+        pays = self.device.type != "cpu" or not isinstance(self.images, np.ndarray)
+        shares = prefetch(gather, batches) if pays else map(gather, batches)
         for images, labels, numbers, *share in shares:
             images = self.pipeline(images, numbers)
             mixed_labels = mix_weights = None
@@ -120,30 +119,28 @@ class Loader:
         return chosen[order], keys[order]
 
     def _gather(
-        self, epoch: int, batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]
-    ) -> Iterator[tuple[Any, ...]]:
+        self, epoch: int, on_device: Tensor | None, batch: tuple[NDArray[np.int64], ...]
+    ) -> tuple[Any, ...]:
+        """Return this worker's share of a batch, given as its indices and their keys."""
+        batch_indices, keys = batch
+        total = len(keys)
         rank, world = distributed.rank(), distributed.world_size()
-        for batch, keys in batches:
-            first, last = (len(batch) * r // world for r in (rank, rank + 1))
-            # Every worker must take part in every step: one without a share takes an ignored image.
-            indices = np.arange(first, max(last, first + 1))
-            if self.pipeline.mixes:  # add one image: the partner of the last
-                indices = np.append(indices, (indices[-1] + 1) % len(batch))
-            share = batch[indices]
-            labels = self.labels[self.members[share]]
-            if last == first and not is_multi_label(labels):
-                labels = np.full(len(share), IGNORE_INDEX)
-            numbers = self.pipeline.random_numbers(self.seed, epoch, keys[indices])
-            moved = self._images(share), self._move(labels), self._move(numbers)
-            yield *moved, first, len(batch), last - first
-
-    def _images(self, indices: NDArray[np.int64]) -> Tensor:
-        """Return images (B, C, H, W) of `members`, on the device, in channels_last."""
-        if self._on_device is None:
-            images = self._move(self.images[self.members[indices]])
+        first, last = (total * r // world for r in (rank, rank + 1))
+        # Every worker must take part in every step: one without a share takes an ignored image.
+        indices = np.arange(first, max(last, first + 1))
+        if self.pipeline.mixes:  # add one image: the partner of the last
+            indices = np.append(indices, (indices[-1] + 1) % total)
+        share = batch_indices[indices]
+        labels = self.labels[self.members[share]]
+        if last == first and not is_multi_label(labels):
+            labels = np.full(len(share), IGNORE_INDEX)
+        if on_device is None:
+            images = self._move(self.images[self.members[share]])
         else:
-            images = self._on_device.index_select(0, self._move(indices))
-        return images.permute(0, 3, 1, 2)
+            images = on_device.index_select(0, self._move(share))
+        numbers = self.pipeline.random_numbers(self.seed, epoch, keys[indices])
+        moved = images.permute(0, 3, 1, 2), self._move(labels), self._move(numbers)
+        return *moved, first, total, last - first
 
     @cached_property
     def _on_device(self) -> Tensor | None:
@@ -168,13 +165,3 @@ class Loader:
         if DEVICE_KINDS[self.device.type].pins_memory:
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
-
-
-def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """Yield the same items, each produced by a background thread while the previous one is used."""
-    end = object()
-    with ThreadPoolExecutor(1, "reader") as thread:
-        following = thread.submit(next, items, end)
-        while (item := following.result()) is not end:
-            following = thread.submit(next, items, end)
-            yield item  # type: ignore[misc]

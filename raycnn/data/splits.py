@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from raycnn.config.components import DATASETS, TRANSFORMS
 from raycnn.config.schema import Data, JobSpec
-from raycnn.data.images.cache import ImageCache, MessageCallback, ProgressCallback, open_cache
+from raycnn.data.images.build import ProgressCallback
+from raycnn.data.images.cache import ImageCache, MessageCallback, open_cache
 from raycnn.data.inspect.duplicates import SplitIndices, duplicates
 from raycnn.data.label_arrays import LabelArray, class_counts, is_multi_label, strata
 from raycnn.data.loader import Loader

@@ -18,6 +18,7 @@ from raycnn.analysis import evaluate
 from raycnn.analysis.predictions_file import Predictions, from_training
 from raycnn.config.changes import flatten
 from raycnn.config.schema import JobSpec
+from raycnn.data.images.fingerprint import may_be_same
 from raycnn.data.label_arrays import class_counts, label_name
 from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, RaycnnError
@@ -96,7 +97,7 @@ def open_run(run: Run, device: str = "cpu", root: str | None = None) -> ReportIn
     splits = open_splits(job)
     chosen = find(device).select(0)
     state = new_training_state(job, splits, chosen)
-    if checkpoint.read_state(path)["about"]["data"] != state.metadata["data"]:
+    if not may_be_same(checkpoint.read_state(path)["about"]["data"], state.metadata["data"]):
         raise DataError("the images or labels are not the ones this run was trained on")
     checkpoint.load_weights(state.model, path)
     return ReportInput(job, splits, state.model, chosen)

@@ -5,6 +5,7 @@ from typing import Any
 
 from raycnn.config.load import saved_job_from_tree
 from raycnn.config.schema import JobSpec
+from raycnn.data.images.fingerprint import may_be_same
 from raycnn.errors import DataError, SpecError
 from raycnn.runs.directory import Run
 from raycnn.runs.teacher import teacher_digest
@@ -68,7 +69,7 @@ def check_same_job(saved: dict[str, Any], spec: dict[str, Any]) -> None:
 
 def check_same_data(saved: dict[str, Any], fingerprint: str) -> None:
     """Raise DataError if the data differs from what the checkpoint was trained on."""
-    if saved["about"]["data"] != fingerprint:
+    if not may_be_same(saved["about"]["data"], fingerprint):
         raise DataError("the images or labels are not the ones the run was started with")
 
 

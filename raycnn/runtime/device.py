@@ -85,9 +85,11 @@ class DeviceKind:
     it is the host's own or, as on some of Intel's GPUs, cannot be read."""
 
     def select(self, local_rank: int, threads: int | None = None) -> torch.device:
-        """Make device `local_rank` the current one and return it; set torch's CPU threads."""
+        """Make device `local_rank` the current one and return it; set the number of CPU threads."""
+        global _chosen_threads
         import torch
 
+        _chosen_threads = threads
         if threads:
             torch.set_num_threads(threads)
         if not self.numbered:
@@ -128,6 +130,18 @@ def _cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS has no affinity
+
+
+_chosen_threads: int | None = None
+
+
+def cpu_threads() -> int:
+    """Return the CPUs of this worker: the number given to `select`, else an equal share of all.
+
+    Torch's number of threads does not tell: torchrun sets it to 1, whatever CPUs there are.
+    """
+    workers_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return _chosen_threads or max(1, _cpus() // workers_here)
 
 
 def _npus() -> int:

@@ -1,5 +1,5 @@
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 from raycnn.config.components import TRANSFORMS
 from raycnn.config.schema import ComponentConfig
 from raycnn.data import loader as loading
-from raycnn.data.loader import IGNORE_INDEX, MAX_SHARE, Batch, Loader, prefetch
+from raycnn.data.loader import IGNORE_INDEX, MAX_SHARE, Batch, Loader
 from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.runtime import distributed
 from raycnn.runtime.device import DEVICE_KINDS
@@ -186,17 +186,3 @@ def test_images_are_the_same_whether_they_stay_on_the_device_or_are_copied_for_e
         for field in fields(Batch):
             values = getattr(one, field.name), getattr(other, field.name)
             assert same(*values) if isinstance(values[0], Tensor) else values[0] == values[1]
-
-
-def test_items_read_ahead_come_in_order_and_an_error_in_its_place() -> None:
-    """As on an accelerator: on a CPU the loader reads when it is asked to."""
-
-    def items() -> Iterator[int]:
-        yield from range(5)
-        raise IndexError("the sixth")
-
-    seen = []
-    with pytest.raises(IndexError, match="the sixth"):
-        for item in prefetch(items()):
-            seen.append(item)
-    assert seen == list(range(5))

@@ -148,3 +148,18 @@ def test_a_torch_npu_without_cann_does_not_keep_rays_workers_from_the_cpu(
     done = raycnn("train", file, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "357 of 357 images" in done.stdout
+
+
+def test_a_worker_decodes_with_its_share_of_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPUs are simulated: only their number is replaced."""
+    monkeypatch.setattr(device, "_cpus", lambda: 16)
+    torch_threads = torch.get_num_threads()
+    cpu = device.DEVICE_KINDS["cpu"]
+    cpu.select(0)
+    assert device.cpu_threads() == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # of torchrun, which leaves each one torch thread
+    assert device.cpu_threads() == 4
+    cpu.select(0, 3)
+    assert device.cpu_threads() == torch.get_num_threads() == 3
+    cpu.select(0)
+    torch.set_num_threads(torch_threads)

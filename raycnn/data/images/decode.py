@@ -5,24 +5,24 @@ prediction both decode here, so both see the same pixels.
 """
 
 import io
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
+from raycnn.data.images.decoders import Decoders
 from raycnn.data.images.levels import DARK, find_max_value, scale_to_uint8
 from raycnn.errors import DataError
+from raycnn.runtime import device
 from raycnn.shape import Shape
 
 Pixels = NDArray[np.uint8]
@@ -40,6 +40,7 @@ MaxValue = Annotated[float, Field(gt=0, le=2**32)]
 FIT: Fit = "crop"
 CHANNELS: dict[Mode, int] = {"rgb": 3, "gray": 1, "grey": 1}
 SAMPLE = 256  # images sampled to find the common format
+MAX_SHARE = 16  # images that a process decodes at once
 DEEP_SAMPLE = 32  # images of more than 8 bits among those that are decoded to find their range
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 GRAY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
@@ -243,18 +244,25 @@ def _conversions(image: Image.Image, channels: int) -> tuple[str, ...]:
 def decode_all(
     pictures: Sequence[NamedImage], image_format: ImageFormat
 ) -> list[Decoded | BadImage]:
-    """Decode images in as many threads as torch uses.
+    """Decode images on all CPUs of this worker.
 
     An image that cannot be read is returned as its BadImage error.
     """
-    threads = min(torch.get_num_threads(), len(pictures))
-    if threads < 2:
-        return _decode_each(pictures, image_format)
-    size = -(-len(pictures) // threads)
-    shares = [pictures[start : start + size] for start in range(0, len(pictures), size)]
-    with ThreadPoolExecutor(threads, "decoder") as pool:
-        results = pool.map(_decode_each, shares, repeat(image_format))
-        return [image for decoded in results for image in decoded]
+    processes = device.cpu_threads()
+    size = max(1, min(MAX_SHARE, len(pictures) // (2 * processes)))
+    # The processes may have been started in another folder.
+    located = [(name, _absolute(origin)) for name, origin in pictures]
+    shares = [located[start : start + size] for start in range(0, len(pictures), size)]
+    decoded = _decoders(os.getpid(), processes).map(
+        _decode_each, [(share, image_format) for share in shares]
+    )
+    return [image for share in decoded for image in share]
+
+
+@cache
+def _decoders(pid: int, count: int) -> Decoders:
+    """Return the processes that decode for process `pid`, which a fork of it must not use."""
+    return Decoders(count)
 
 
 def decode_batch(
@@ -308,6 +316,10 @@ def _open(origin: Path | str | bytes | None) -> Image.Image:
     return Image.open(
         io.BytesIO(origin) if isinstance(origin, bytes) else origin, formats=_formats()
     )
+
+
+def _absolute(origin: Path | str | bytes | None) -> Path | str | bytes | None:
+    return os.path.abspath(origin) if origin and not isinstance(origin, bytes) else origin
 
 
 def _bad(name: str, error: Exception) -> BadImage:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raycnn.data.images import build
 from raycnn.data.images import cache as image_cache
 from raycnn.data.images.cache import open_cache
 from raycnn.data.images.decode import BadImage, Decoded
@@ -87,7 +88,7 @@ def test_images_are_decoded_in_chunks_that_do_not_show(
             return {k: Split(_Watching(v.images, asked), v.labels) for k, v in splits.items()}
 
     whole = open_cache("noise", Noise(tmp_path / "one"), {})
-    monkeypatch.setattr(image_cache, "CHUNK_IMAGES", 3)
+    monkeypatch.setattr(build, "CHUNK_IMAGES", 3)
     chunked = open_cache("noise", Watched(tmp_path / "other"), {})
     assert max(asked) == 3
     assert chunked.fingerprint == whole.fingerprint
@@ -167,10 +168,10 @@ def test_more_bad_images_than_may_be_are_counted_and_the_first_ten_named(
 
 def test_who_waits_is_told_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr(image_cache, "CHUNK_IMAGES", 4)
+    monkeypatch.setattr(build, "CHUNK_IMAGES", 4)
     open_cache("noise", Noise(tmp_path / "one"), {}, progress=lambda *now: told.append(now))
     assert told == [(20, 20)]  # not more often than a few times a second
-    monkeypatch.setattr(image_cache, "PROGRESS_S", -1)
+    monkeypatch.setattr(build, "PROGRESS_S", -1)
     two = Noise(tmp_path / "two")
     for _ in range(2):
         open_cache("noise", two, {}, progress=lambda *now: told.append(now))
@@ -224,24 +225,25 @@ def test_a_lock_that_another_process_holds_is_waited_for_aloud(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Noise(tmp_path / "file")
-    own_cache.mkdir()
+    open_cache("noise", source, {})
+    (lock,) = own_cache.glob(".noise-*.lock")
+    source.file.write_text("other content")
     monkeypatch.setattr("raycnn.io.NOTICE_S", 0.2)
     monkeypatch.setattr(image_cache, "LOCK_S", 0.6)
-    (name,) = [f"noise-{image_cache._key(source, {})}.lock"]
     hold = (
         "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire();"
         "print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
-        [sys.executable, "-c", hold, str(own_cache / name)],
+        [sys.executable, "-c", hold, str(lock)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert holder.stdout and holder.stdout.readline() == "held\n"
         told: list[str] = []
-        with pytest.raises(EnvironmentUnavailable, match=name):
+        with pytest.raises(EnvironmentUnavailable, match=lock.name):
             open_cache("noise", source, {}, on_message=told.append)
-        assert len(told) == 1 and name in told[0]
+        assert len(told) == 1 and lock.name in told[0]
     finally:
         holder.communicate()
     assert len(open_cache("noise", source, {}).splits["train"].labels) == 10

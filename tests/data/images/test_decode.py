@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raycnn.data.images import decoders
 from raycnn.data.images.decode import (
     BadImage,
     Fit,
@@ -15,6 +16,7 @@ from raycnn.data.images.decode import (
     find_image_format,
 )
 from raycnn.errors import DataError
+from raycnn.runtime import device
 from raycnn.shape import Shape
 from tests.support.images import png
 
@@ -88,18 +90,33 @@ def test_another_size_is_refused_unless_it_may_be_changed() -> None:
         decode(("it", png((9, 7))), ImageFormat(Shape(3, 8, 8), None))
 
 
-def test_threads_keep_the_order_and_the_faults_in_their_places(tmp_path: Path) -> None:
-    import torch
-
+def test_processes_keep_the_order_and_the_faults_in_their_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     form = ImageFormat(Shape(3, 4, 4), None)
-    pictures = [(str(i), png((4, 4), i) if i % 5 else b"") for i in range(23)]
-    torch.set_num_threads(4)
-    try:
-        done = decode_batch(pictures, form)
-    finally:
-        torch.set_num_threads(1)
-    for i, image in enumerate(done):
-        assert isinstance(image, BadImage) if i % 5 == 0 else image[0, 0, 0] == i
+    pictures = [(str(i), png((4, 4), i) if i % 5 else b"") for i in range(99)]
+    here = decode_batch(pictures, form)
+    monkeypatch.setattr(decoders, "START_S", 0)
+    monkeypatch.setattr(device, "cpu_threads", lambda: 3)
+    for i, (image, same) in enumerate(zip(decode_batch(pictures, form), here, strict=True)):
+        if i % 5:
+            assert isinstance(image, np.ndarray) and np.array_equal(image, same)
+            assert image[0, 0, 0] == i
+        else:
+            assert isinstance(image, BadImage) and str(image) == str(same)
+
+
+def test_processes_find_a_picture_from_the_folder_that_they_are_asked_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders, "START_S", 0)
+    monkeypatch.setattr(device, "cpu_threads", lambda: 3)
+    for color in (50, 90):
+        (tmp_path / str(color)).mkdir()
+        monkeypatch.chdir(tmp_path / str(color))
+        Path("it.png").write_bytes(png((4, 4), color))
+        (image,) = decode_batch([("it", "it.png")], ImageFormat(Shape(3, 4, 4), None))
+        assert isinstance(image, np.ndarray) and image[0, 0, 0] == color
 
 
 RAMP = np.arange(64).reshape(8, 8)

@@ -1,5 +1,6 @@
 """Images that are decoded whenever they are used: the same as from the cache, only slower."""
 
+import os
 from collections import namedtuple
 from pathlib import Path
 
@@ -7,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.memory import pss_mib
 from raycnn.config.schema import JobSpec
+from raycnn.data.images import decoders
 from raycnn.data.images.cache import open_cache
 from raycnn.data.splits import open_splits
+from raycnn.runtime import device
 from tests.support.images import MakeJob, pixels, source, write_pictures
 from tests.support.runs import numbers, same, train, weights
 
@@ -78,3 +82,22 @@ def test_images_that_do_not_fit_on_the_disk_are_streamed(
     assert bool(list(own_cache.rglob("images.npy"))) == kept
     direct = source("synthetic", tmp_path, train=20, test=20).read()["test"]
     assert (cache.splits["test"].images[np.arange(20)] == pixels(direct)).all()
+
+
+def test_memory_stays_flat_over_epochs(
+    tmp_path: Path, job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders, "START_S", 0)
+    monkeypatch.setattr(device, "cpu_threads", lambda: 2)
+    top = write_pictures(tmp_path / "pictures", ["a", "b"], 30, (256, 256))
+    data = {"name": "folder", "root": str(top), "cache": "stream", "val": 0}
+    spec = job(data=data, train__batch_size=10)
+    loader = open_splits(spec).loader("train", spec, torch.device("cpu"), training=True)
+
+    def mib_after(epochs: range) -> float:
+        for epoch in epochs:
+            assert sum(len(batch.labels) for batch in loader.epoch(epoch)) == 48
+        return pss_mib(os.getpid())
+
+    before = mib_after(range(3))
+    assert mib_after(range(3, 9)) - before < 20  # an epoch decodes 9 MiB, and has 36 as floats
