@@ -1,0 +1,43 @@
+"""What the scripts of benchmarks/data.py share: a network that takes no time, and its epochs."""
+
+import argparse
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from common import mark
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+POOL = 8
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--size", type=int, required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--processes", type=int, required=True)
+    return parser.parse_args()
+
+
+class Training:
+    """A linear layer on a few pixels: nearly all time goes into the batches."""
+
+    def __init__(self, size: int, classes: int):
+        torch.set_num_threads(1)
+        self.network = nn.Sequential(
+            nn.AvgPool2d(POOL), nn.Flatten(), nn.Linear(3 * (size // POOL) ** 2, classes)
+        )
+        self.optimizer = torch.optim.SGD(self.network.parameters(), 0.01)
+
+    def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        start, count = time.perf_counter(), 0
+        for images, labels in batches:
+            F.cross_entropy(self.network(images), labels).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            count += len(labels)
+        mark(images_per_s=count / (time.perf_counter() - start))
