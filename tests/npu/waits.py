@@ -71,7 +71,7 @@ class Waits(TorchDispatchMode):
 
 if __name__ == "__main__":
     # The reader's copies are made by this thread: the mode sees no other.
-    loader.prefetch = iter  # type: ignore[assignment]
+    loader.prefetch = map  # type: ignore[assignment]
     counts = Counter[str]()
     with Uploads(counts), Waits(counts):
         raycnn.train(sys.argv[1], progress=False, workers__device="npu")
