@@ -1,4 +1,4 @@
-"""What the scripts of benchmarks/peers.py share: arguments, network, data and progress marks."""
+"""What the scripts of benchmarks share: arguments, network, data and progress marks."""
 
 import argparse
 import json
@@ -15,17 +15,24 @@ CLASSES = 10
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
-def arguments() -> argparse.Namespace:
+def common_parser() -> argparse.ArgumentParser:
+    """Return a parser of the arguments that all scripts take."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--network", choices=["lenet", "resnet18"], required=True)
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--lr", type=float, required=True)
-    parser.add_argument("--momentum", type=float, required=True)
-    parser.add_argument("--loaders", type=int, required=True)
-    return parser.parse_args()
+    return parser
+
+
+def peer_arguments() -> argparse.Namespace:
+    """Return the arguments of a script of benchmarks/peers.py."""
+    peer = common_parser()
+    peer.add_argument("--network", choices=["lenet", "resnet18"], required=True)
+    peer.add_argument("--lr", type=float, required=True)
+    peer.add_argument("--momentum", type=float, required=True)
+    peer.add_argument("--loaders", type=int, required=True)
+    return peer.parse_args()
 
 
 def network(name: str, size: int) -> nn.Module:
@@ -53,5 +60,5 @@ def loader(args: argparse.Namespace, split: str) -> "DataLoader[Any]":
 
 
 def mark(**facts: Any) -> None:
-    """Tell peers.py of progress: `step`, `images_per_s` of an epoch, or `acc1` of the test."""
+    """Tell the benchmark of progress: `step`, `images_per_s` of an epoch, or `acc1` of the test."""
     print("\nMARK", json.dumps(facts), flush=True)  # a progress bar may have begun the line

@@ -3,10 +3,9 @@
 import argparse
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
-from common import mark
+from common import common_parser, mark
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,13 +13,9 @@ POOL = 8
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--size", type=int, required=True)
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--processes", type=int, required=True)
-    return parser.parse_args()
+    reading = common_parser()
+    reading.add_argument("--processes", type=int, required=True)
+    return reading.parse_args()
 
 
 class Training:

@@ -5,11 +5,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from common import arguments, loader, mark, network
+from common import loader, mark, network, peer_arguments
 from torch import Tensor
 from torch.nn import functional as F
 
-args = arguments()
+args = peer_arguments()
 
 
 class Classifier(L.LightningModule):

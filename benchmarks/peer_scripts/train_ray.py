@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 import torch
-from common import arguments, loader, mark, network
+from common import loader, mark, network, peer_arguments
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_data_loader, prepare_model
 from torch.nn import functional as F
@@ -51,7 +51,7 @@ def train(config: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        config = {"args": arguments(), "marks": folder}
+        config = {"args": peer_arguments(), "marks": folder}
         config["args"].loaders //= WORKERS
         ray.init("local", log_to_driver=False)
         trainer = TorchTrainer(

@@ -3,12 +3,12 @@
 import time
 
 import torch
-from common import MEAN, STD, arguments, mark, network
+from common import MEAN, STD, mark, network, peer_arguments
 from timm.data import create_dataset, create_loader
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-args = arguments()
+args = peer_arguments()
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -5,13 +5,13 @@ import time
 from typing import Any
 
 import torch
-from common import CLASSES, arguments, mark, network
+from common import CLASSES, mark, network, peer_arguments
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.nn.tasks import BaseModel
 
-args = arguments()
+args = peer_arguments()
 
 
 class Classifier(BaseModel):

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from raycnn.analysis import predictions_file
 from raycnn.analysis.predictions_file import Predictions, from_training
+from raycnn.config.schema import JobSpec
 from raycnn.data.images.fingerprint import may_be_same
-from raycnn.data.splits import open_splits
+from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import DataError
 from raycnn.runs.directory import Run
 from raycnn.runtime.device import find
@@ -63,21 +64,31 @@ def stored_predictions(run: Run) -> Predictions | None:
     return stored if stored.epoch == best_epoch else None
 
 
+def open_run_data(run: Run, saved: dict[str, Any], root: str | None) -> tuple[JobSpec, Splits]:
+    """Return the job of a run, with another data root if one is given, and its data.
+
+    Raises DataError if the data is missing, or differs from what the checkpoint with the state
+    `saved` was trained on.
+    """
+    job = run.job()
+    if root:
+        job = job.change({"data.root": root})
+    splits = open_splits(job)
+    if not may_be_same(saved["about"]["data"], splits.cache.fingerprint):
+        raise DataError("the images or labels are not the ones this run was trained on")
+    return job, splits
+
+
 def predict_run(run: Run, split: str, weights: str, device: str, root: str | None) -> Predictions:
     """Predict every image of a split once, with a checkpoint of the run.
 
     Raises DataError if the data differ from those that the run was trained on.
     """
-    job = run.job()
-    if root:
-        job = job.change({"data.root": root})
     chosen = find(device).select(0)
-    splits = open_splits(job)
-    state = new_training_state(job, splits, chosen)
     path = run.weights(weights)
     saved = checkpoint.read_state(path)
-    if not may_be_same(saved["about"]["data"], state.metadata["data"]):
-        raise DataError("the images or labels are not the ones this run was trained on")
+    job, splits = open_run_data(run, saved, root)
+    state = new_training_state(job, splits, chosen)
     checkpoint.load_weights(state.model, path)
     loader = splits.loader(split, job, chosen, training=False)
     micro_batch = job.train.micro_batch or job.train.batch_size

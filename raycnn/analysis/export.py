@@ -20,12 +20,11 @@ from torch import Tensor, nn
 
 from raycnn import __version__
 from raycnn.analysis import export_check, model_card
+from raycnn.analysis.evaluate import open_run_data
 from raycnn.analysis.exported_network import DESCRIPTION, FILES, open_exported
 from raycnn.analysis.predict import Network, load_network
 from raycnn.config.load import saved_job_from_tree
-from raycnn.data.images.fingerprint import may_be_same
-from raycnn.data.splits import Splits, open_splits
-from raycnn.errors import DataError, EnvironmentUnavailable, SpecError, unknown
+from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint
 from raycnn.training.predictions import probabilities_of
@@ -95,7 +94,7 @@ def export(
     target = _target(folder or run.folder / "export" / kind)
     path = run.weights(weights)
     network = replace(load_network(path, torch.device("cpu")), precision="fp32")
-    splits = _open_data(run, path, root)
+    _, splits = open_run_data(run, checkpoint.read_state(path), root)
     expected = export_check.expected_hits(run, weights, root)
     description = describe_export(run, network, path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -206,15 +205,6 @@ def _exported_program(network: Network) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
     deployed = Deployed(network).eval()
     return torch.export.export(deployed, (images,), dynamic_shapes=({0: batch},))
-
-
-def _open_data(run: Run, path: Path, root: str | None) -> Splits:
-    """Return the data of a run. Raises DataError when it is missing, or differs from the run's."""
-    job = run.job()
-    splits = open_splits(job.change({"data.root": root}) if root else job)
-    if not may_be_same(checkpoint.read_state(path)["about"]["data"], splits.cache.fingerprint):
-        raise DataError("the images or labels are not the ones this run was trained on")
-    return splits
 
 
 def _require(packages: list[str]) -> None:

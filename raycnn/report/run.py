@@ -18,9 +18,7 @@ from raycnn.analysis import evaluate
 from raycnn.analysis.predictions_file import Predictions, from_training
 from raycnn.config.changes import flatten
 from raycnn.config.schema import JobSpec
-from raycnn.data.images.fingerprint import may_be_same
 from raycnn.data.label_arrays import class_counts, label_name
-from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, RaycnnError
 from raycnn.io import read_json
 from raycnn.models import count_parameters
@@ -90,15 +88,10 @@ def write_report(
 
 def open_run(run: Run, device: str = "cpu", root: str | None = None) -> ReportInput:
     """Return the network and data of a run. Raises a RaycnnError if one of them is missing."""
-    job = run.job()
-    if root:
-        job = job.change({"data.root": root})
     path = run.weights("best")
-    splits = open_splits(job)
+    job, splits = evaluate.open_run_data(run, checkpoint.read_state(path), root)
     chosen = find(device).select(0)
     state = new_training_state(job, splits, chosen)
-    if not may_be_same(checkpoint.read_state(path)["about"]["data"], state.metadata["data"]):
-        raise DataError("the images or labels are not the ones this run was trained on")
     checkpoint.load_weights(state.model, path)
     return ReportInput(job, splits, state.model, chosen)
 

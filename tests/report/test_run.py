@@ -218,7 +218,7 @@ def test_a_report_without_data_says_so_and_shows_the_rest(
 
         raise DataError("the pictures are gone")
 
-    monkeypatch.setattr(run, "open_splits", gone)
+    monkeypatch.setattr(run.evaluate, "open_splits", gone)
     run.write_from_folder(trained)
     own = read(trained)
     assert "the pictures are gone" in own.text and "Confusion matrix" in own.text

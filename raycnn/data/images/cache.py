@@ -135,11 +135,11 @@ def open_cache(
     """
     files = files_of(source)
     cache_path = cache_folder() / f"{name}-{_key(files, options)}"
-    # The same for other content at the same place, so that its partial build is found and deleted.
-    partial_path = cache_folder() / f".{name}-{_place(files, options)}"
     try:
         if mode != "stream" and cache_path.exists():
             return _open(cache_path, None, max_bad)
+        # The same for other content at this place, so that its partial build is found and deleted.
+        partial_path = cache_folder() / f".{name}-{_place(files, options)}"
         cache_path.parent.mkdir(parents=True, exist_ok=True)
         with _lock(partial_path.with_name(f"{partial_path.name}.lock"), name, on_message):
             if mode != "stream" and cache_path.exists():  # built while this process waited

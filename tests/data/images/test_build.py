@@ -69,6 +69,13 @@ def files(cache: Path) -> dict[str, bytes]:
     return {str(path.relative_to(cache)): path.read_bytes() for path in found}
 
 
+def files_of_one_build(cache: Path, monkeypatch: pytest.MonkeyPatch, top: Path) -> dict[str, bytes]:
+    """The files of a cache that is built at once."""
+    use_cache(cache, monkeypatch)
+    open_pictures(top)
+    return files(cache)
+
+
 @pytest.mark.parametrize("mode", ["store", "stream"])
 @pytest.mark.parametrize("after", [1, 30, IMAGES])
 def test_a_killed_build_goes_on_to_the_same_files(
@@ -97,9 +104,7 @@ def test_a_build_that_is_killed_again_and_again_ends(
         kill_a_build(pictures, "store", after)
     open_pictures(pictures)
     broken = files(cache)
-    use_cache(tmp_path / "unbroken", monkeypatch)
-    open_pictures(pictures)
-    assert broken == files(tmp_path / "unbroken")
+    assert broken == files_of_one_build(tmp_path / "unbroken", monkeypatch, pictures)
 
 
 def test_a_partial_build_of_other_content_is_deleted(
@@ -110,9 +115,7 @@ def test_a_partial_build_of_other_content_is_deleted(
     Image.new("RGB", (9, 7), (1, 2, 3)).save(pictures / "a" / "1.png")
     open_pictures(pictures)
     broken = files(cache)
-    use_cache(tmp_path / "unbroken", monkeypatch)
-    open_pictures(pictures)
-    assert broken == files(tmp_path / "unbroken")
+    assert broken == files_of_one_build(tmp_path / "unbroken", monkeypatch, pictures)
 
 
 def test_a_partial_build_of_other_pictures_is_kept(own_cache: Path, pictures: Path) -> None:
