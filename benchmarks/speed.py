@@ -6,11 +6,14 @@
 `images` prints images/s of one worker in this process, the median epoch of several short ones, for
 the recipes in their published form (their data must be at hand: RAYCNN_DATA). With --peers, a
 folder with `seed_loop.py` (the tutorials' way) and `limit.py` (nothing but steps on one resident
-batch), these are run before and after it. `start` prints the seconds from the command to the first
-step in process and on a local Ray with two workers, beside a bare TorchTrainer script.
+batch), the loop and the limit's fastest form are run before and after it, and raycnn in that form:
+contiguous or channels-last, eager or compiled. A recipe that a peer does not have is run without.
+`start` prints the seconds from the command to the first step in process and on a local Ray with two
+workers, beside a bare TorchTrainer script.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -23,11 +26,16 @@ from pathlib import Path
 from raycnn.runs.directory import Run
 
 JOBS = Path(__file__).parent.parent / "jobs"
+FORMS = list(itertools.product([False, True], repeat=2))
+"""Whether the network is channels-last, and whether it is compiled."""
+FLAGS = ("--channels-last", "--compile")
+UNKNOWN_RECIPE = 2  # argparse's exit status
 RECIPES = {  # job, images of an epoch, epochs
     "lenet": ("lenet-mnist-published", 51_200, 4),
     "alexnet": ("alexnet-cifar10-published", 1_280, 3),
     "googlenet": ("googlenet-cifar10-published", 640, 3),
     "resnet34": ("resnet34-signs-published", 640, 3),
+    "vgg11": ("vgg11-flowers-small", 1_280, 3),
 }
 BARE = """
 import time, torch, ray.train, ray.train.torch
@@ -53,18 +61,48 @@ ray.train.torch.TorchTrainer(
 def images(peers: Path | None, recipes: list[str]) -> None:
     for recipe in recipes:
         job, limit, epochs = RECIPES[recipe]
-        said = [peer(peers, recipe, name) for name in ("seed_loop", "limit")] if peers else []
         changes = [f"data.limit={limit}", "data.val=0", f"train.epochs={epochs}"]
-        rate = raycnn_rate(str(JOBS / f"{job}.yaml"), changes)
-        said += [{"way": "raycnn", "recipe": recipe, "images_per_s": round(rate, 1)}]
-        said += [peer(peers, recipe, name) for name in ("seed_loop", "limit")] if peers else []
-        print(*map(json.dumps, said), sep="\n", flush=True)
+        row = beside_peers(peers, recipe, str(JOBS / f"{job}.yaml"), changes)
+        print(json.dumps({"recipe": recipe} | row), flush=True)
 
 
-def peer(folder: Path, recipe: str, name: str) -> dict[str, object]:
-    command = [sys.executable, f"{name}.py", "--recipe", recipe]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+def beside_peers(
+    folder: Path | None, recipe: str, job: str, changes: list[str]
+) -> dict[str, object]:
+    """Measure raycnn in the form in which the limit is fastest, and the peers before and after."""
+    loops = peer(folder, recipe, "seed_loop")
+    limits = {form: peer(folder, recipe, "limit", form) for form in FORMS}
+    form = max(FORMS, key=lambda form: limits[form])
+    if any(limits.values()):
+        changes = [*changes, f"train.channels_last={form[0]}", f"train.compile={form[1]}"]
+    rate = raycnn_rate(job, changes)
+    loops += peer(folder, recipe, "seed_loop")
+    fastest = limits[form] + peer(folder, recipe, "limit", form)
+    return {
+        "channels_last": form[0],
+        "compiled": form[1],
+        "seed_loop": loops,
+        "limit": fastest,
+        "raycnn": rate,
+        "of_seed_loop": loops and round(rate / statistics.mean(loops), 2),
+        "of_limit": fastest and round(rate / statistics.mean(fastest), 2),
+        "limits": [*limits.values()],
+    }
+
+
+def peer(
+    folder: Path | None, recipe: str, name: str, form: tuple[bool, bool] = (False, False)
+) -> list[float]:
+    """Return the images per second of a script, as a list: empty if it lacks the recipe."""
+    if folder is None:
+        return []
+    flags = [flag for flag, wanted in zip(FLAGS, form, strict=True) if wanted]
+    command = [sys.executable, f"{name}.py", "--recipe", recipe, *flags]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode == UNKNOWN_RECIPE:
+        return []
+    done.check_returncode()
+    return [json.loads(done.stdout)["images_per_s"]]
 
 
 def raycnn_rate(job: str, changes: list[str], processes: int = 1) -> float:

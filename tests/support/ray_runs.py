@@ -1,9 +1,11 @@
 """Runs of two workers on Ray: started, looked for among the processes, and compared."""
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from raycnn.config.schema import JobSpec
@@ -35,6 +37,17 @@ def pids(run: Run, rank: int) -> list[int]:
     log = run.folder / "logs" / f"rank-{rank}.log"
     text = log.read_text() if log.exists() else ""
     return [int(pid) for pid in re.findall(r"rank \d of \d, process (\d+)", text)]
+
+
+def has_loaded(driver: subprocess.Popen[str], title: str, library: str) -> list[bool]:
+    """For each process of a title that Ray has started for the driver, as it shows them in `ps`."""
+    loaded = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            ours = os.getpgid(int(folder.name)) == driver.pid
+            if ours and (folder / "cmdline").read_text().startswith(title):
+                loaded.append(library in (folder / "maps").read_text())
+    return loaded
 
 
 def assert_unbroken(run: Run, tmp_path: Path, limit_s: float = 300) -> None:

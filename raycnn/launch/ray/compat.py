@@ -2,19 +2,21 @@
 
 from collections.abc import Callable
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
 from ray.train import ScalingConfig
 
-from raycnn.config.schema import Workers
 from raycnn.errors import ClusterError
+
+if TYPE_CHECKING:  # slow to import, in the process of Ray's controller too
+    from raycnn.config.schema import Workers
 
 NEVER_S = 1e9
 
 
-def scaling_config(workers: Workers, **fixed: Any) -> ScalingConfig:
+def scaling_config(workers: "Workers", **fixed: Any) -> ScalingConfig:
     """Return Ray's ScalingConfig for a job's workers.
 
     Ray itself must not resize the group during training, since it would not save first. Raises

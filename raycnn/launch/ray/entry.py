@@ -21,7 +21,7 @@ from raycnn.errors import (
 )
 from raycnn.launch.ray.channel_actor import JoinedGroup, Member, Outcome, PeerLost, PlannedRestart
 from raycnn.launch.ray.process_group import join_process_group, own_member, share_devices
-from raycnn.launch.ray.shared_folder import open_shared_run, open_shared_search
+from raycnn.launch.ray.shared_folder import SharedFolder, open_shared_run, open_shared_search
 from raycnn.launch.ray.worker_channel import WorkerChannel
 from raycnn.launch.trial import TrialOutcome, fit_trial
 from raycnn.launch.worker import set_data_root, train_worker
@@ -105,7 +105,7 @@ def _work(
         )
         job = job.change(settings)
         if "search" in config:
-            opened = open_shared_search(config["search"], job.storage.timeout_s)
+            opened = open_shared_search(SharedFolder(*config["search"]), job.storage.timeout_s)
             search = distributed.raise_on_any_rank(lambda: stack.enter_context(opened))
             return fit_trial(search, Trial(run), job, chosen, channel)
         callbacks: list[Callback] = [channel] if distributed.is_rank_zero() else []
@@ -129,7 +129,7 @@ def earlier_settings(run: Run, micro_batch: int | None) -> Tree:
 
 
 def _open(job: JobSpec, config: dict[str, Any]) -> AbstractContextManager[Run]:
-    return open_shared_run(config["run"], job.storage.timeout_s)
+    return open_shared_run(SharedFolder(*config["run"]), job.storage.timeout_s)
 
 
 class RayReporter:

@@ -84,7 +84,7 @@ def train_trial(
         job = job.change({"data.root": os.environ["RAYCNN_DATA"]})
     serve = search.server is not None
     driver = Driver(job, trial.run, worker_resources, serve, lambda: is_past(deadline))
-    return driver.fit(kind, {"search": search}) or {}
+    return driver.fit(kind, {"search": tuple(search)}) or {}
 
 
 class Driver:
@@ -201,13 +201,17 @@ class Driver:
         )
 
     def _worker_config(self, kind: DeviceKind, trial_config: dict[str, Any]) -> dict[str, Any]:
-        """Return the configuration for the workers."""
+        """Return the configuration for the workers.
+
+        It has none of our classes: Ray's controller reads it too, and would import their modules,
+        and torch, before it starts the workers.
+        """
         root = self.job.data.root and str(data_root(self.job.data.root))
         job = self.job.change({"workers.device": kind.name, "data.root": root})
         return trial_config | {
             "channel": self.channel,
             "job": job.tree(),
-            "run": share_folder(self.run.location, serve=self.serve),
+            "run": tuple(share_folder(self.run.location, serve=self.serve)),
             "threads": int(self.worker_resources["CPU"]),
             "paths": driver_paths(),
         }
