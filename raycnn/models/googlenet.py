@@ -5,6 +5,7 @@ unnecessary. State-dict keys are torchvision's; torchvision has 3 x 3 kernels wh
 5 x 5 (`kernel: 3`). B images, C channels, K classes; the sizes below are for 224 x 224 images.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
@@ -15,19 +16,20 @@ from raycnn.models.blocks import BatchNorm, is_small, width
 from raycnn.models.dropout import Dropout
 from raycnn.shape import Shape
 
-# Output channels of 1x1, (3x3 reduce, 3x3), (5x5 reduce, 5x5) and the pool projection.
-InceptionWidths = tuple[int, tuple[int, int], tuple[int, int], int]
-INCEPTION: dict[str, InceptionWidths] = {
-    "3a": (64, (96, 128), (16, 32), 32),
-    "3b": (128, (128, 192), (32, 96), 64),
-    "4a": (192, (96, 208), (16, 48), 64),
-    "4b": (160, (112, 224), (24, 64), 64),
-    "4c": (128, (128, 256), (24, 64), 64),
-    "4d": (112, (144, 288), (32, 64), 64),
-    "4e": (256, (160, 320), (32, 128), 128),
-    "5a": (256, (160, 320), (32, 128), 128),
-    "5b": (384, (192, 384), (48, 128), 128),
+# Output channels of 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5 and the pool projection.
+INCEPTION = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
 }
+CHANNELS = 64  # of the first convolution, where the others have the widths above
+Stem = Literal["large", "medium", "small"]
 
 
 class Conv(nn.Module):
@@ -46,15 +48,16 @@ class Conv(nn.Module):
 class Inception(nn.Module):
     """Four parallel branches over one input, concatenated along the channels (figure 2b)."""
 
-    def __init__(self, c: int, row: InceptionWidths, kernel: int, bias: bool):
+    def __init__(self, c: int, widths: Iterable[int], kernel: int, bias: bool):
         super().__init__()
-        one, three, five, pool = row
+        one, reduce3, three, reduce5, five, pool = widths
         self.branch1 = Conv(c, one, 1, bias)
-        self.branch2 = nn.Sequential(Conv(c, three[0], 1, bias), Conv(*three, 3, bias))
-        self.branch3 = nn.Sequential(Conv(c, five[0], 1, bias), Conv(*five, kernel, bias))
+        self.branch2 = nn.Sequential(Conv(c, reduce3, 1, bias), Conv(reduce3, three, 3, bias))
+        self.branch3 = nn.Sequential(Conv(c, reduce5, 1, bias), Conv(reduce5, five, kernel, bias))
         self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1), Conv(c, pool, 1, bias))
+        self.out_channels = one + three + five + pool
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, c, H, W) -> (B, one + three + five + pool, H, W)
+    def forward(self, x: Tensor) -> Tensor:  # (B, c, H, W) -> (B, out_channels, H, W)
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
 
 
@@ -62,28 +65,41 @@ class GoogLeNet(nn.Module):
     """GoogLeNet with batch norm and without auxiliary heads."""
 
     def __init__(
-        self, shape: Shape, classes: int, kernel: int, bias: bool, dropout: float, small: bool
+        self,
+        shape: Shape,
+        classes: int,
+        kernel: int,
+        bias: bool,
+        dropout: float,
+        stem: Stem,
+        channels: int,
     ):
         super().__init__()
-        self.conv1 = Conv(shape.channels, 64, 3 if small else 7, bias, 1 if small else 2)
-        self.maxpool1 = nn.Identity() if small else halve(3)
-        self.conv2, self.conv3 = Conv(64, 64, 1, bias), Conv(64, 192, 3, bias)
-        self.maxpool2 = nn.Identity() if small else halve(3)
+        large = stem == "large"
+        self.conv1 = Conv(shape.channels, channels, 7 if large else 3, bias, 2 if large else 1)
+        self.maxpool1 = halve(3) if large else nn.Identity()
+        self.conv2 = Conv(channels, channels, 1, bias)
+        self.conv3 = Conv(channels, 3 * channels, 3, bias)
+        self.maxpool2 = nn.Identity() if stem == "small" else halve(3)
         self.maxpool3, self.maxpool4 = halve(3), halve(2)
-        form = kernel, bias
-        self.inception3a = Inception(192, INCEPTION["3a"], *form)
-        self.inception3b = Inception(256, INCEPTION["3b"], *form)
-        self.inception4a = Inception(480, INCEPTION["4a"], *form)
-        self.inception4b = Inception(512, INCEPTION["4b"], *form)
-        self.inception4c = Inception(512, INCEPTION["4c"], *form)
-        self.inception4d = Inception(512, INCEPTION["4d"], *form)
-        self.inception4e = Inception(528, INCEPTION["4e"], *form)
-        self.inception5a = Inception(832, INCEPTION["5a"], *form)
-        self.inception5b = Inception(832, INCEPTION["5b"], *form)
+        c = 3 * channels
+
+        def inception(name: str) -> Inception:
+            nonlocal c
+            widths = [max(1, round(n * channels / CHANNELS)) for n in INCEPTION[name]]
+            block = Inception(c, widths, kernel, bias)
+            c = block.out_channels
+            return block
+
+        self.inception3a, self.inception3b = map(inception, ("3a", "3b"))
+        self.inception4a, self.inception4b = map(inception, ("4a", "4b"))
+        self.inception4c, self.inception4d = map(inception, ("4c", "4d"))
+        self.inception4e = inception("4e")
+        self.inception5a, self.inception5b = map(inception, ("5a", "5b"))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.dropout = Dropout(dropout)
-        self.fc = nn.Linear(1024, classes)
+        self.fc = nn.Linear(c, classes)
         narrowing = self.conv1, self.maxpool1, self.maxpool2, self.maxpool3, self.maxpool4
         width(nn.Sequential(*narrowing), shape)
 
@@ -116,10 +132,15 @@ def googlenet(
     kernel: Literal[3, 5] = 5,
     bias: bool = False,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2,
-    stem: Literal["auto", "large", "small"] = "auto",
+    stem: Literal["auto", "large", "medium", "small"] = "auto",
+    channels: Annotated[int, Field(ge=1, le=1024)] = CHANNELS,
 ) -> nn.Module:
-    """Return a GoogLeNet; `stem: small` keeps the resolution of small images.
+    """Return a GoogLeNet whose first convolution has `channels` channels, the others in proportion.
 
-    `kernel` is the size of the larger kernels; `bias` gives the convolutions biases.
+    The stem reduces the resolution to an eighth; `medium` to a half, and `small`, the default for
+    images below 48 pixels, not at all. `kernel` is the size of the larger kernels; `bias` gives the
+    convolutions biases.
     """
-    return GoogLeNet(shape, classes, kernel, bias, dropout, is_small(stem, shape))
+    if stem == "auto":
+        stem = "small" if is_small(stem, shape) else "large"
+    return GoogLeNet(shape, classes, kernel, bias, dropout, stem, channels)

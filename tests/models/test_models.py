@@ -192,6 +192,17 @@ def test_small_images_keep_their_size_through_the_stem() -> None:
         ).shape[2:] == (32, 32)
 
 
+def test_a_googlenet_of_half_the_channels_has_half_in_every_layer_and_a_stem_between() -> None:
+    whole, half = (build("googlenet", COLOR, stem="medium", channels=n) for n in (64, 32))
+    for name, weight in whole.named_parameters():
+        sides = [n if n in (COLOR.channels, 10) else n // 2 for n in weight.shape[:2]]
+        assert half.get_parameter(name).shape == (*sides, *weight.shape[2:]), name
+    seen: list[torch.Size] = []
+    half.inception3a.register_forward_hook(lambda _, args, out: seen.append(args[0].shape))
+    assert half(torch.zeros(2, *COLOR)).shape == (2, 10)
+    assert seen == [(2, 96, 16, 16)]
+
+
 def test_one_lone_value_does_not_break_batch_norm() -> None:
     """A last batch of one image, of which one pixel is left: torch's own raises."""
     model = build("resnet18", COLOR, stem="large").train()
