@@ -134,10 +134,13 @@ def summarize(network: nn.Module, image: Shape) -> Summary:
 
 
 def _allocate(network: nn.Module) -> None:
-    """Move a network from the meta device to the CPU, with values that no one has set."""
-    network.to_empty(device="cpu")
-    for buffer in network.buffers():
-        buffer.zero_()  # an uninitialized buffer of indices would be out of range
+    """Move a network from the meta device to the CPU, with zeros as values.
+
+    (`to_empty` would import torch's compiler.)
+    """
+    state = network.state_dict()
+    zeros = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in state.items()}
+    network.load_state_dict(zeros, assign=True)
 
 
 class OperationRecorder(OperationMode):
