@@ -81,7 +81,9 @@ def connected(workers: Workers) -> Iterator[list[Node]]:
     else:
         require_resources(workers)
     # Import in parallel with the start of Ray's processes: both take about equally long.
-    importing = threading.Thread(target=importlib.import_module, args=("ray.train.torch",))
+    importing = threading.Thread(
+        target=importlib.import_module, args=("raycnn.launch.ray.trainer",)
+    )
     importing.start()
     try:
         _init(address)
