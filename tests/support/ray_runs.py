@@ -39,15 +39,15 @@ def pids(run: Run, rank: int) -> list[int]:
     return [int(pid) for pid in re.findall(r"rank \d of \d, process (\d+)", text)]
 
 
-def has_loaded(driver: subprocess.Popen[str], title: str, library: str) -> list[bool]:
-    """For each process of a title that Ray has started for the driver, as it shows them in `ps`."""
-    loaded = []
+def having_loaded(driver: subprocess.Popen[str], library: str) -> set[int]:
+    """The driver and the processes that Ray has started for it, as far as they use a library."""
+    found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended meanwhile
-            ours = os.getpgid(int(folder.name)) == driver.pid
-            if ours and (folder / "cmdline").read_text().startswith(title):
-                loaded.append(library in (folder / "maps").read_text())
-    return loaded
+            ours = os.getsid(int(folder.name)) == driver.pid
+            if ours and library in (folder / "maps").read_text():
+                found.add(int(folder.name))
+    return found
 
 
 def assert_unbroken(run: Run, tmp_path: Path, limit_s: float = 300) -> None:
