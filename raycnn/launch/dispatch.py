@@ -38,8 +38,8 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
     from raycnn.launch.ray.resources import total
 
     view.on_event(ConnectingToRay(address=address_of(job.workers)))
-    with connection.connected(job.workers) as nodes:
-        from raycnn.launch.ray import trainer  # its imports were loaded while Ray started
+    with connection.connected(job.workers, "raycnn.launch.ray.trainer") as nodes:
+        from raycnn.launch.ray import trainer
 
         view.on_event(StartingWorkers(resources=total(nodes), workers=job.workers.count_text))
         run = trainer.train_on_ray(job, open_run, nodes, view)
@@ -74,7 +74,7 @@ def search(spec: "TuneSpec", open_search: "Callable[[], Search]", view: "SearchV
     for pool in workers if not where else ():
         connection.require_resources(pool)  # fail before starting Ray
     view.log(ConnectingToRay(address=where).message)
-    with connection.connected(workers[0]) as nodes:
+    with connection.connected(workers[0], "raycnn.launch.ray.tune") as nodes:
         from raycnn.launch.ray import tune
 
         view.log(f"Ray has {total(nodes)}; starting the trials")

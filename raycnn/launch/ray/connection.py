@@ -63,12 +63,13 @@ def find_nodes(workers: Workers) -> list[Node]:
 
 
 @contextmanager
-def connected(workers: Workers) -> Iterator[list[Node]]:
+def connected(workers: Workers, module: str | None = None) -> Iterator[list[Node]]:
     """Connect to Ray for the duration of the block, and yield its nodes.
 
     Uses the Ray that this process is already connected to, and leaves it running; else connects to
-    the workers' address, or starts a local Ray, and disconnects at the end. Raises ClusterError
-    when no cluster answers.
+    the workers' address, or starts a local Ray, and disconnects at the end. `module`, which the
+    block is going to import, is imported while Ray starts: both take about equally long. Raises
+    ClusterError when no cluster answers.
     """
     if ray.is_initialized():
         yield alive_nodes()
@@ -80,10 +81,7 @@ def connected(workers: Workers) -> Iterator[list[Node]]:
         _probe(address, from_spec=bool(workers.address))
     else:
         require_resources(workers)
-    # Import in parallel with the start of Ray's processes: both take about equally long.
-    importing = threading.Thread(
-        target=importlib.import_module, args=("raycnn.launch.ray.trainer",)
-    )
+    importing = threading.Thread(target=lambda: module and importlib.import_module(module))
     importing.start()
     try:
         _init(address)
