@@ -136,11 +136,14 @@ def summarize(network: nn.Module, image: Shape) -> Summary:
 def _allocate(network: nn.Module) -> None:
     """Move a network from the meta device to the CPU, with zeros as values.
 
-    (`to_empty` would import torch's compiler.)
+    (`to_empty` would import torch's compiler, and a state dict lacks buffers that are not saved.)
     """
-    state = network.state_dict()
-    zeros = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in state.items()}
-    network.load_state_dict(zeros, assign=True)
+    for module in network.modules():
+        for name, buffer in [*module.named_buffers(recurse=False)]:
+            setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
+        for name, parameter in [*module.named_parameters(recurse=False)]:
+            zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
+            setattr(module, name, nn.Parameter(zeros, parameter.requires_grad))
 
 
 class OperationRecorder(OperationMode):

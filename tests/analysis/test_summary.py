@@ -176,6 +176,22 @@ def test_what_is_not_followed_says_so() -> None:
         assert [layer.receptive_field for layer in layers] == [(2, 2), None, None]
 
 
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.arange(8), persistent=False)
+        self.scale = nn.Parameter(torch.ones(8), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.table) * self.scale
+
+
+def test_what_a_network_does_not_save_is_there_for_its_summary() -> None:
+    net = on_meta(lambda: nn.Sequential(Table(), nn.Conv2d(3, 4, 2, 2)))
+    assert summarize(net, Shape(3, 8, 8)).layers[-1].shape == (4, 4, 4)
+    assert not net[0].scale.requires_grad
+
+
 def test_a_summary_leaves_no_hooks_behind() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 2, 2))
     first = summarize(net, COLOR)
