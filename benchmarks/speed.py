@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from raycnn.runs.directory import Run
@@ -58,51 +59,54 @@ ray.train.torch.TorchTrainer(
 """
 
 
+class UnknownRecipe(Exception):
+    """A peer does not have a recipe."""
+
+
 def images(peers: Path | None, recipes: list[str]) -> None:
     for recipe in recipes:
         job, limit, epochs = RECIPES[recipe]
+        path = str(JOBS / f"{job}.yaml")
         changes = [f"data.limit={limit}", "data.val=0", f"train.epochs={epochs}"]
-        row = beside_peers(peers, recipe, str(JOBS / f"{job}.yaml"), changes)
+        row: dict[str, object] = {}
+        if peers:
+            with suppress(UnknownRecipe):
+                row = beside_peers(peers, recipe, path, changes)
+        row = row or {"raycnn": raycnn_rate(path, changes)}
         print(json.dumps({"recipe": recipe} | row), flush=True)
 
 
-def beside_peers(
-    folder: Path | None, recipe: str, job: str, changes: list[str]
-) -> dict[str, object]:
+def beside_peers(folder: Path, recipe: str, job: str, changes: list[str]) -> dict[str, object]:
     """Measure raycnn in the form in which the limit is fastest, and the peers before and after."""
-    loops = peer(folder, recipe, "seed_loop")
+    loops = [peer(folder, recipe, "seed_loop")]
     limits = {form: peer(folder, recipe, "limit", form) for form in FORMS}
     form = max(FORMS, key=lambda form: limits[form])
-    if any(limits.values()):
-        changes = [*changes, f"train.channels_last={form[0]}", f"train.compile={form[1]}"]
-    rate = raycnn_rate(job, changes)
-    loops += peer(folder, recipe, "seed_loop")
-    fastest = limits[form] + peer(folder, recipe, "limit", form)
+    channels_last, compiled = form
+    form_changes = [f"train.channels_last={channels_last}", f"train.compile={compiled}"]
+    rate = raycnn_rate(job, [*changes, *form_changes])
+    loops.append(peer(folder, recipe, "seed_loop"))
+    fastest = [limits[form], peer(folder, recipe, "limit", form)]
     return {
-        "channels_last": form[0],
-        "compiled": form[1],
+        "channels_last": channels_last,
+        "compiled": compiled,
         "seed_loop": loops,
         "limit": fastest,
         "raycnn": rate,
-        "of_seed_loop": loops and round(rate / statistics.mean(loops), 2),
-        "of_limit": fastest and round(rate / statistics.mean(fastest), 2),
+        "of_seed_loop": round(rate / statistics.mean(loops), 2),
+        "of_limit": round(rate / statistics.mean(fastest), 2),
         "limits": [*limits.values()],
     }
 
 
-def peer(
-    folder: Path | None, recipe: str, name: str, form: tuple[bool, bool] = (False, False)
-) -> list[float]:
-    """Return the images per second of a script, as a list: empty if it lacks the recipe."""
-    if folder is None:
-        return []
+def peer(folder: Path, recipe: str, name: str, form: tuple[bool, bool] = (False, False)) -> float:
+    """Return the images per second of a script. Raises UnknownRecipe if it lacks the recipe."""
     flags = [flag for flag, wanted in zip(FLAGS, form, strict=True) if wanted]
     command = [sys.executable, f"{name}.py", "--recipe", recipe, *flags]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode == UNKNOWN_RECIPE:
-        return []
+        raise UnknownRecipe
     done.check_returncode()
-    return [json.loads(done.stdout)["images_per_s"]]
+    return json.loads(done.stdout)["images_per_s"]
 
 
 def raycnn_rate(job: str, changes: list[str], processes: int = 1) -> float:

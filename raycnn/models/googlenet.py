@@ -5,7 +5,7 @@ unnecessary. State-dict keys are torchvision's; torchvision has 3 x 3 kernels wh
 5 x 5 (`kernel: 3`). B images, C channels, K classes; the sizes below are for 224 x 224 images.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -48,7 +48,7 @@ class Conv(nn.Module):
 class Inception(nn.Module):
     """Four parallel branches over one input, concatenated along the channels (figure 2b)."""
 
-    def __init__(self, c: int, widths: Iterable[int], kernel: int, bias: bool):
+    def __init__(self, c: int, widths: Sequence[int], kernel: int, bias: bool):
         super().__init__()
         one, reduce3, three, reduce5, five, pool = widths
         self.branch1 = Conv(c, one, 1, bias)
