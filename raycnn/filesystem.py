@@ -157,10 +157,11 @@ class RemoteFolder:
         with self.system.open_input_file(self._path(name)) as source:
             return source.read()
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a small file, replacing any existing one."""
+    def write(self, name: str, data: bytes) -> RemoteFile:
+        """Write a small file, replacing any existing one; return its listing."""
         with self._sink(name) as sink:
             sink.write(data)
+        return self._written(name, len(data))
 
     def append(self, name: str, data: bytes) -> None:
         """Append to a file. Raises NotImplementedError on object stores, which cannot."""
@@ -174,16 +175,21 @@ class RemoteFolder:
         with self.system.open_input_file(self._path(name)) as source, target.open("wb") as sink:
             shutil.copyfileobj(source, sink, CHUNK)
 
-    def upload(self, source: Path, name: str) -> None:
-        """Upload a local file, chunk by chunk; at most FLUSH bytes of it are in memory."""
+    def upload(self, source: Path, name: str) -> RemoteFile:
+        """Upload a local file, chunk by chunk, and return its listing.
+
+        At most FLUSH bytes of it are in memory.
+        """
         with source.open("rb") as file, self._sink(name) as sink:
-            buffered = 0
+            size = buffered = 0
             while chunk := file.read(CHUNK):
                 sink.write(chunk)
+                size += len(chunk)
                 buffered += len(chunk)
                 if buffered >= FLUSH:  # pyarrow's S3 stream would otherwise buffer the whole file
                     sink.flush()
                     buffered = 0
+        return self._written(name, size)
 
     def delete(self, name: str) -> None:
         """Delete a file, if it exists."""
@@ -198,6 +204,18 @@ class RemoteFolder:
             self.system.delete_dir(self._path(name))
         except FileNotFoundError:
             pass
+
+    def _written(self, name: str, size: int) -> RemoteFile:
+        """Return the listing of a file after writing it. Raises OSError if its size is wrong.
+
+        Servers that do not verify checksums have stored a body with the chunk headers of its
+        transfer (aws-chunked), which the S3 client adds and they should remove.
+        """
+        file = self.file(name)
+        if not file or file.size != size:
+            found = f"{file.size:,} bytes" if file else "no file"
+            raise OSError(f"{name} was written with {size:,} bytes, and the storage has {found}")
+        return file
 
     def _path(self, name: str) -> str:
         return "/".join(filter(None, [self.path, name]))

@@ -138,8 +138,8 @@ class ServedFolder(RemoteFolder):
     def read(self, name: str) -> bytes:
         return b"".join(self._chunks(name))
 
-    def write(self, name: str, data: bytes) -> None:
-        self._send(io.BytesIO(data), name)
+    def write(self, name: str, data: bytes) -> RemoteFile:
+        return self._send(io.BytesIO(data), name)
 
     def append(self, name: str, data: bytes) -> None:
         self.call("append", self._path(name), data)
@@ -148,9 +148,9 @@ class ServedFolder(RemoteFolder):
         with target.open("wb") as sink:
             sink.writelines(self._chunks(name))
 
-    def upload(self, source: Path, name: str) -> None:
+    def upload(self, source: Path, name: str) -> RemoteFile:
         with source.open("rb") as file:
-            self._send(file, name)
+            return self._send(file, name)
 
     def delete(self, name: str) -> None:
         with suppress(FileNotFoundError):
@@ -167,8 +167,8 @@ class ServedFolder(RemoteFolder):
             if len(chunk) < CHUNK:
                 return
 
-    def _send(self, source: BinaryIO, name: str) -> None:
-        """Write a file in chunks, each of which is one message."""
+    def _send(self, source: BinaryIO, name: str) -> RemoteFile:
+        """Write a file in chunks, each of which is one message, and return its listing."""
         for offset in itertools.count(0, CHUNK):
             chunk = source.read(CHUNK)
             if chunk or not offset:  # an empty file is one empty chunk
@@ -176,6 +176,7 @@ class ServedFolder(RemoteFolder):
             if len(chunk) < CHUNK:
                 break
         self.call("install", self._path(name))
+        return self._written(name, offset + len(chunk))
 
 
 def has_id(folder: Path, folder_id: str) -> bool:

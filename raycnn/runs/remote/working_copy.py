@@ -113,7 +113,10 @@ class WorkingCopy:
             if local_is_current:
                 index = checkpoint.read_index(self.checkpoints)
             else:
-                index = self._read_remote_index()
+                try:
+                    index = self._read_remote_index()
+                except ValueError as error:
+                    raise OSError(str(error)) from None
             for name in dict.fromkeys(filter(None, map(index.get, names))):
                 self._pull_checkpoint(name, self.checkpoints / name)
             # The index comes last, so that a download that was interrupted is begun again.
@@ -165,7 +168,12 @@ class WorkingCopy:
         return file.name, SyncRecord.of(file, mtime_ns(target))
 
     def _read_remote_index(self) -> Index:
-        self.remote_index = dict(json.loads(self.remote.read(INDEX_PATH)))
+        """Read the index. Raises ValueError if it is damaged."""
+        text = self.remote.read(INDEX_PATH)
+        try:
+            self.remote_index = dict(json.loads(text))
+        except (ValueError, TypeError):
+            raise ValueError(f"{INDEX_PATH} is damaged: it begins with {text[:40]!r}") from None
         return self.remote_index
 
     # Upload.
@@ -202,20 +210,18 @@ class WorkingCopy:
                 continue
             local_mtime_ns = mtime_ns(path)  # before the upload, to notice changes during it
             if records.get(name, NEVER_SYNCED).local_mtime_ns != local_mtime_ns:
-                self._push_file(path, name)
-                file = self.remote.file(name) or RemoteFile(name, 0, 0)
-                changes[name] = SyncRecord.of(file, local_mtime_ns)
+                changes[name] = SyncRecord.of(self._push_file(path, name), local_mtime_ns)
         for name in TRANSIENT:
             if name in records and is_included(name) and not self._path(name).exists():
                 self.remote.delete(name)
                 changes[name] = None
         self.manifest.update(changes)
 
-    def _push_file(self, path: Path, name: str) -> None:
+    def _push_file(self, path: Path, name: str) -> RemoteFile:
         if name == EVENTS and self.remote.file(name):
             self._push_lines(path, name)
-        else:
-            self.remote.upload(path, name)
+            return self.remote.file(name) or RemoteFile(name, 0, 0)
+        return self.remote.upload(path, name)
 
     def _push_lines(self, path: Path, name: str) -> None:
         """Append the lines that the remote file lacks; other machines may append to it too."""
@@ -246,7 +252,10 @@ class WorkingCopy:
         """
         if not index:
             return
-        old_index = self._read_remote_index() if self.remote.file(INDEX_PATH) else {}
+        try:
+            old_index = self._read_remote_index() if self.remote.file(INDEX_PATH) else {}
+        except ValueError:  # it was written wrong, and is written again below
+            old_index = self.remote_index
         for name in sorted({name for name in index.values() if name}):
             # One that is not listed may be incomplete; one that is listed, another machine's.
             is_listed = name in old_index.values()

@@ -107,7 +107,7 @@ def stop_in_the_middle(self, source, name):
         with self._sink(name) as sink:
             sink.write(source.read_bytes()[:1000])
         os.kill(os.getpid(), 9)
-    upload(self, source, name)
+    return upload(self, source, name)
 
 filesystem.RemoteFolder.upload = stop_in_the_middle
 main()
@@ -173,6 +173,39 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
     assert happened(run, StorageReached)
     index = json.loads(s3.read(bucket, "runs/tiny/1/checkpoints/index.json"))
     assert index == checkpoint.read_index(run.checkpoints)
+
+
+@pytest.mark.parametrize("file", ["index.json", checkpoint.MODEL])
+def test_a_file_that_arrives_with_another_size_is_sent_again(
+    file: str, job: MakeJob, s3: Server, bucket: str
+) -> None:
+    run = Run.create(job(storage__path=s3.uri(bucket)))
+    s3.proxy.encoded = file.encode()
+    with run.syncing(60):
+        training = threading.Thread(target=train, args=(job(), run))
+        training.start()
+        wait_until(lambda: happened(run, StorageUnreachable))
+        s3.proxy.encoded = b""
+        training.join()
+    (event,) = happened(run, StorageUnreachable)
+    assert f"{file} was written with" in event.error
+    assert happened(run, StorageReached)
+    index = checkpoint.read_index(run.checkpoints)
+    folder = "runs/tiny/1/checkpoints"
+    assert json.loads(s3.read(bucket, f"{folder}/index.json")) == index
+    model = s3.read(bucket, f"{folder}/{index['last']}/{checkpoint.MODEL}")
+    assert model == (run.checkpoints / str(index["last"]) / checkpoint.MODEL).read_bytes()
+
+
+def test_a_damaged_index_there_is_named(
+    job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None]
+) -> None:
+    run = trained(job(storage__path=s3.uri(bucket)))
+    name = "checkpoints/index.json"
+    s3.client.put_object(Bucket=bucket, Key=f"runs/tiny/1/{name}", Body=b"3a\r\n{}")
+    other_machine()
+    with pytest.raises(EnvironmentUnavailable, match=f"tiny/1.*{name} is damaged"):
+        Run.open(run.location).latest_checkpoint()
 
 
 def test_a_store_that_stays_away_ends_the_job_resumable(
