@@ -16,18 +16,22 @@ from raycnn.shape import Shape
 
 # Number of 3 x 3 convolutions in each of the five stages: columns A, B, D and E of table 1.
 DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-CHANNELS = (64, 128, 256, 512, 512)
+STAGES = (1, 2, 4, 8, 8)  # channels of each stage, in those of the first
+CHANNELS = 64  # of the first stage, where the first two linear layers have HIDDEN outputs
+HIDDEN = 4096
 
 
-def _features(channels: int, depths: tuple[int, ...], batch_norm: bool) -> nn.Sequential:
+def _features(
+    c: int, depths: tuple[int, ...], batch_norm: bool, channels: int
+) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for depth, wide in zip(depths, CHANNELS, strict=True):
+    for depth, factor in zip(depths, STAGES, strict=True):
         for _ in range(depth):
-            layers.append(nn.Conv2d(channels, wide, 3, padding=1))
+            layers.append(nn.Conv2d(c, factor * channels, 3, padding=1))
+            c = factor * channels
             if batch_norm:
-                layers.append(BatchNorm(wide))
+                layers.append(BatchNorm(c))
             layers.append(nn.ReLU(inplace=True))
-            channels = wide
         layers.append(nn.MaxPool2d(2, 2))
     return nn.Sequential(*layers)
 
@@ -43,16 +47,18 @@ class VGG(nn.Module):
         batch_norm: bool,
         dropout: float,
         pool_size: int,
+        channels: int,
     ):
         super().__init__()
-        self.features = _features(shape.channels, DEPTHS[depth], batch_norm)
+        self.features = _features(shape.channels, DEPTHS[depth], batch_norm, channels)
         width(self.features, shape)  # raises TooSmall: the pool would hide it
         self.avgpool = nn.AdaptiveAvgPool2d(pool_size)
         self.flatten = nn.Flatten()
+        pooled, hidden = STAGES[-1] * channels * pool_size**2, HIDDEN * channels // CHANNELS
         self.classifier = nn.Sequential(
-            nn.Linear(512 * pool_size**2, 4096), nn.ReLU(inplace=True), Dropout(dropout),
-            nn.Linear(4096, 4096), nn.ReLU(inplace=True), Dropout(dropout),
-            nn.Linear(4096, classes),
+            nn.Linear(pooled, hidden), nn.ReLU(inplace=True), Dropout(dropout),
+            nn.Linear(hidden, hidden), nn.ReLU(inplace=True), Dropout(dropout),
+            nn.Linear(hidden, classes),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:  # (B,   C, 224, 224)
@@ -70,10 +76,15 @@ def vgg(
     batch_norm: bool = False,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
     pool_size: PositiveInt | None = None,
+    channels: Annotated[int, Field(ge=1, le=1024)] = CHANNELS,
 ) -> nn.Module:
-    """Return a VGG; `pool_size` is the side of the pooled features, by default at most 7."""
-    side = min(shape.height, shape.width) // 2 ** len(CHANNELS)
-    model = VGG(shape, classes, depth, batch_norm, dropout, pool_size or max(1, min(7, side)))
+    """Return a VGG whose first stage has `channels` channels, the other layers in proportion.
+
+    `pool_size` is the side of the pooled features, by default at most 7.
+    """
+    side = min(shape.height, shape.width) // 2 ** len(STAGES)
+    pool_size = pool_size or max(1, min(7, side))
+    model = VGG(shape, classes, depth, batch_norm, dropout, pool_size, channels)
     init_weights(model, linear_std=0.01)
     return model
 

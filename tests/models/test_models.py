@@ -192,14 +192,20 @@ def test_small_images_keep_their_size_through_the_stem() -> None:
         ).shape[2:] == (32, 32)
 
 
-def test_a_googlenet_of_half_the_channels_has_half_in_every_layer_and_a_stem_between() -> None:
-    whole, half = (build("googlenet", COLOR, stem="medium", channels=n) for n in (64, 32))
-    for name, weight in whole.named_parameters():
+@pytest.mark.parametrize("name", ["googlenet", "vgg11"])
+def test_a_network_of_half_the_channels_has_half_in_every_layer(name: str) -> None:
+    whole, half = (build(name, COLOR, channels=n) for n in (64, 32))
+    for layer, weight in whole.named_parameters():
         sides = [n if n in (COLOR.channels, 10) else n // 2 for n in weight.shape[:2]]
-        assert half.get_parameter(name).shape == (*sides, *weight.shape[2:]), name
+        assert half.get_parameter(layer).shape == (*sides, *weight.shape[2:]), layer
+    assert half(torch.zeros(2, *COLOR)).shape == (2, 10)
+
+
+def test_the_medium_stem_of_a_googlenet_halves_an_image() -> None:
+    half = build("googlenet", COLOR, stem="medium", channels=32)
     seen: list[torch.Size] = []
     half.inception3a.register_forward_hook(lambda _, args, out: seen.append(args[0].shape))
-    assert half(torch.zeros(2, *COLOR)).shape == (2, 10)
+    half(torch.zeros(2, *COLOR))
     assert seen == [(2, 96, 16, 16)]
 
 
