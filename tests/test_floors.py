@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 PACKAGE = Path(__file__).parent.parent / "raycnn"
 FLOORS = [  # a package, or a module apart from its package, imports only from those before it
     "errors", "shape", "background", "io", "paths", "filesystem",
+    "runtime.memory",
     "runtime.device",  # its table has the names that a spec may use
     "config", "runtime", "models", "data", "training", "runs.remote", "runs",
     "analysis", "search", "report", "launch", "cli", "api",

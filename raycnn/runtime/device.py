@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
+from raycnn.runtime import memory
 
 if TYPE_CHECKING:
     import torch
@@ -85,13 +86,18 @@ class DeviceKind:
     it is the host's own or, as on some of Intel's GPUs, cannot be read."""
 
     def select(self, local_rank: int, threads: int | None = None) -> torch.device:
-        """Make device `local_rank` the current one and return it; set the number of CPU threads."""
+        """Make device `local_rank` the current one and return it; set the number of CPU threads.
+
+        On a CPU, this process keeps freed memory from now on.
+        """
         global _chosen_threads
         import torch
 
         _chosen_threads = threads
         if threads:
             torch.set_num_threads(threads)
+        if self.name == "cpu":
+            memory.keep_freed()
         if not self.numbered:
             return torch.device(self.name)
         device = torch.device(self.name, local_rank % max(1, self.count()))

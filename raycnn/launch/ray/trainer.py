@@ -50,6 +50,9 @@ GROUP_START_TIMEOUT_S = 30.0  # after which Ray counts anew how many workers fit
 GROUP_START_TIMEOUT_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 # Timeouts of the barrier in ray.train.report: newer versions of Ray have the first name.
 BARRIER_TIMEOUT_VARIABLES = ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_REPORT_BARRIER_TIMEOUT_S")
+# Ray trains in a thread that is not the main one; glibc would give it a heap of its own, which does
+# not keep freed memory: see runtime/memory.py.
+WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's record of the reports of an earlier fit
 
 
@@ -197,6 +200,7 @@ class Driver:
                     controller_failure_limit=math.ceil(workers.timeout_s / float(start_s)),
                 ),
                 callbacks=callbacks,
+                worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
             ),
         )
 
