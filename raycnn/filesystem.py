@@ -181,14 +181,14 @@ class RemoteFolder:
         At most FLUSH bytes of it are in memory.
         """
         with source.open("rb") as file, self._sink(name) as sink:
-            size = buffered = 0
+            buffered = 0
             while chunk := file.read(CHUNK):
                 sink.write(chunk)
-                size += len(chunk)
                 buffered += len(chunk)
                 if buffered >= FLUSH:  # pyarrow's S3 stream would otherwise buffer the whole file
                     sink.flush()
                     buffered = 0
+            size = file.tell()
         return self._written(name, size)
 
     def delete(self, name: str) -> None:

@@ -1,13 +1,16 @@
 """Building blocks shared by several networks."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raycnn.shape import Shape
 
+Channels = Annotated[int, Field(ge=1, le=1024)]
+"""Channels of a network's first convolution, to which the others are in proportion."""
 LayerFactory = Callable[..., nn.Module]
 
 ACTIVATIONS: dict[str, LayerFactory] = {

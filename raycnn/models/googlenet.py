@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raycnn.models.blocks import BatchNorm, is_small, width
+from raycnn.models.blocks import BatchNorm, Channels, is_small, width
 from raycnn.models.dropout import Dropout
 from raycnn.shape import Shape
 
@@ -133,7 +133,7 @@ def googlenet(
     bias: bool = False,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2,
     stem: Literal["auto", "large", "medium", "small"] = "auto",
-    channels: Annotated[int, Field(ge=1, le=1024)] = CHANNELS,
+    channels: Channels = CHANNELS,
 ) -> nn.Module:
     """Return a GoogLeNet whose first convolution has `channels` channels, the others in proportion.
 

@@ -5,12 +5,9 @@ are torch's, as there. B images, C channels, K classes; the sizes noted below ar
 and 64 channels.
 """
 
-from typing import Annotated
-
-from pydantic import Field
 from torch import Tensor, nn
 
-from raycnn.models.blocks import BatchNorm, width
+from raycnn.models.blocks import BatchNorm, Channels, width
 from raycnn.shape import Shape
 
 LOGIT_SCALE = 0.125
@@ -56,8 +53,6 @@ class ResNet9(nn.Module):
         return self.fc(x) * LOGIT_SCALE         # (B, K)
 
 
-def resnet9(
-    shape: Shape, classes: int, *, channels: Annotated[int, Field(ge=1, le=1024)] = 64
-) -> nn.Module:
+def resnet9(shape: Shape, classes: int, *, channels: Channels = 64) -> nn.Module:
     """Return a ResNet-9 whose first convolution has `channels` output channels."""
     return ResNet9(shape, classes, channels)

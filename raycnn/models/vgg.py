@@ -10,15 +10,14 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from raycnn.models.blocks import BatchNorm, init_weights, width
+from raycnn.models.blocks import BatchNorm, Channels, init_weights, width
 from raycnn.models.dropout import Dropout
 from raycnn.shape import Shape
 
 # Number of 3 x 3 convolutions in each of the five stages: columns A, B, D and E of table 1.
 DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 STAGES = (1, 2, 4, 8, 8)  # channels of each stage, in those of the first
-CHANNELS = 64  # of the first stage, where the first two linear layers have HIDDEN outputs
-HIDDEN = 4096
+HIDDEN = 64  # outputs of the first two linear layers, in the same
 
 
 def _features(
@@ -54,7 +53,7 @@ class VGG(nn.Module):
         width(self.features, shape)  # raises TooSmall: the pool would hide it
         self.avgpool = nn.AdaptiveAvgPool2d(pool_size)
         self.flatten = nn.Flatten()
-        pooled, hidden = STAGES[-1] * channels * pool_size**2, HIDDEN * channels // CHANNELS
+        pooled, hidden = STAGES[-1] * channels * pool_size**2, HIDDEN * channels
         self.classifier = nn.Sequential(
             nn.Linear(pooled, hidden), nn.ReLU(inplace=True), Dropout(dropout),
             nn.Linear(hidden, hidden), nn.ReLU(inplace=True), Dropout(dropout),
@@ -76,7 +75,7 @@ def vgg(
     batch_norm: bool = False,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
     pool_size: PositiveInt | None = None,
-    channels: Annotated[int, Field(ge=1, le=1024)] = CHANNELS,
+    channels: Channels = 64,
 ) -> nn.Module:
     """Return a VGG whose first stage has `channels` channels, the other layers in proportion.
 

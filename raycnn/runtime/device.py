@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
-from raycnn.runtime import memory
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +91,8 @@ class DeviceKind:
         """
         global _chosen_threads
         import torch
+
+        from raycnn.runtime import memory
 
         _chosen_threads = threads
         if threads:

@@ -176,7 +176,7 @@ class ServedFolder(RemoteFolder):
             if len(chunk) < CHUNK:
                 break
         self.call("install", self._path(name))
-        return self._written(name, offset + len(chunk))
+        return self._written(name, source.tell())
 
 
 def has_id(folder: Path, folder_id: str) -> bool:

@@ -76,10 +76,9 @@ class Lease:
 
     def _have_expired(self, leases: list[RemoteFile]) -> bool:
         # Modification times are those of the storage's clock, so a new file tells the time there.
-        self.remote.write(CLOCK, b"")
-        now = self.remote.file(CLOCK)
+        now = self.remote.write(CLOCK, b"")
         newest = max(file.modified_ns for file in leases)
-        return now is not None and now.modified_ns - newest > LEASE_S * 1e9
+        return now.modified_ns - newest > LEASE_S * 1e9
 
     def _error(self, leases: list[RemoteFile]) -> EnvironmentUnavailable:
         """Return the error that another machine holds the lease."""

@@ -42,6 +42,10 @@ DOWNLOAD_THREADS = 8  # number of files downloaded at once
 TRIAL_FILES = ("search.yaml", "trial.json", "job.yaml", "metrics.csv")
 
 
+class DamagedIndex(OSError):
+    """The remote index of checkpoints cannot be parsed."""
+
+
 class WorkingCopy:
     """A local folder that is synchronized with a remote one."""
 
@@ -113,10 +117,7 @@ class WorkingCopy:
             if local_is_current:
                 index = checkpoint.read_index(self.checkpoints)
             else:
-                try:
-                    index = self._read_remote_index()
-                except ValueError as error:
-                    raise OSError(str(error)) from None
+                index = self._read_remote_index()
             for name in dict.fromkeys(filter(None, map(index.get, names))):
                 self._pull_checkpoint(name, self.checkpoints / name)
             # The index comes last, so that a download that was interrupted is begun again.
@@ -168,12 +169,12 @@ class WorkingCopy:
         return file.name, SyncRecord.of(file, mtime_ns(target))
 
     def _read_remote_index(self) -> Index:
-        """Read the index. Raises ValueError if it is damaged."""
+        """Read the index. Raises DamagedIndex if it is damaged."""
         text = self.remote.read(INDEX_PATH)
         try:
             self.remote_index = dict(json.loads(text))
         except (ValueError, TypeError):
-            raise ValueError(f"{INDEX_PATH} is damaged: it begins with {text[:40]!r}") from None
+            raise DamagedIndex(f"{INDEX_PATH} is damaged: it begins with {text[:40]!r}") from None
         return self.remote_index
 
     # Upload.
@@ -219,11 +220,10 @@ class WorkingCopy:
 
     def _push_file(self, path: Path, name: str) -> RemoteFile:
         if name == EVENTS and self.remote.file(name):
-            self._push_lines(path, name)
-            return self.remote.file(name) or RemoteFile(name, 0, 0)
+            return self._push_lines(path, name)
         return self.remote.upload(path, name)
 
-    def _push_lines(self, path: Path, name: str) -> None:
+    def _push_lines(self, path: Path, name: str) -> RemoteFile:
         """Append the lines that the remote file lacks; other machines may append to it too."""
         local, remote = path.read_bytes(), self.remote.read(name)
         remote_lines = {*remote.splitlines()}
@@ -232,7 +232,8 @@ class WorkingCopy:
             try:
                 self.remote.append(name, b"".join(line + b"\n" for line in missing))
             except NotImplementedError:  # object stores cannot append
-                self.remote.write(name, merge_events(remote, local))
+                return self.remote.write(name, merge_events(remote, local))
+        return self.remote.file(name) or RemoteFile(name, 0, 0)
 
     def upload(self, index: Index | None, rank: int, check_lease: Callable[[], None]) -> None:
         """Upload the checkpoints of an index, if given, and the other files of a worker."""
@@ -254,8 +255,9 @@ class WorkingCopy:
             return
         try:
             old_index = self._read_remote_index() if self.remote.file(INDEX_PATH) else {}
-        except ValueError:  # it was written wrong, and is written again below
-            old_index = self.remote_index
+            is_current = old_index == index
+        except DamagedIndex:  # it was written wrong, and is written again below
+            old_index, is_current = self.remote_index, False
         for name in sorted({name for name in index.values() if name}):
             # One that is not listed may be incomplete; one that is listed, another machine's.
             is_listed = name in old_index.values()
@@ -263,10 +265,12 @@ class WorkingCopy:
                 self._push_checkpoint(name)
         check_lease()
         with self._sync_lock():
-            if old_index != index:
-                self.remote.write(INDEX_PATH, json.dumps(index).encode())
+            if is_current:
+                index_file = self.remote.file(INDEX_PATH)
+            else:
+                index_file = self.remote.write(INDEX_PATH, json.dumps(index).encode())
             self.remote_index = index
-            if index_file := self.remote.file(INDEX_PATH):
+            if index_file:
                 # If training has saved again since `index` was read, a time of 0 marks the index as
                 # changed, so that the next push uploads it.
                 index_unchanged = checkpoint.read_index(self.checkpoints) == index
