@@ -18,7 +18,7 @@ from raycnn.config.changes import flatten
 from raycnn.data.images.fingerprint import may_be_same
 from raycnn.errors import DataError, SpecError
 from raycnn.runs.directory import Run
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from raycnn.training.main_metric import main_metric, val_metric
 
 EXACT = 25  # with fewer discordant images McNemar's test is the exact binomial test
@@ -127,7 +127,7 @@ def _read(run: Run, name: str) -> ComparedRun:
     rows = [{key: float(value) for key, value in row.items() if value} for row in run.rows()]
     fingerprint = predictions = None
     try:
-        fingerprint = checkpoint.read_state(run.weights("best"))["about"]["data"]
+        fingerprint = checkpoint_folder.read_state(run.weights("best"))["about"]["data"]
         predictions = stored_predictions(run)
     except DataError:
         pass  # the run has no complete epoch, or a corrupt checkpoint: no test to compare

@@ -15,12 +15,13 @@ from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import DataError
 from raycnn.runs.directory import Run
 from raycnn.runtime.device import find
-from raycnn.training import checkpoint, metrics
+from raycnn.training import checkpoint, checkpoint_folder, metrics
 from raycnn.training.loop import new_training_state, predict_split
 from raycnn.training.map_interval import map_interval
-from raycnn.training.metrics import TOP, Confusion, confidence_interval
+from raycnn.training.metrics import TOP, Confusion
 from raycnn.training.multi_label import multi_label_scores, named_rows
 from raycnn.training.predictions import SplitPredictions
+from raycnn.training.uncertainty import confidence_interval
 
 BINS = 15  # number of bins of a reliability diagram, as in Guo et al.
 CHUNK = 2**22  # probabilities processed at once
@@ -60,7 +61,7 @@ def stored_predictions(run: Run) -> Predictions | None:
         stored = predictions_file.read_predictions(run.folder / predictions_file.FILE)
     except DataError:
         return None
-    best_epoch = checkpoint.read_state(run.weights("best"))["epoch"]
+    best_epoch = checkpoint_folder.read_state(run.weights("best"))["epoch"]
     return stored if stored.epoch == best_epoch else None
 
 
@@ -86,7 +87,7 @@ def predict_run(run: Run, split: str, weights: str, device: str, root: str | Non
     """
     chosen = find(device).select(0)
     path = run.weights(weights)
-    saved = checkpoint.read_state(path)
+    saved = checkpoint_folder.read_state(path)
     job, splits = open_run_data(run, saved, root)
     state = new_training_state(job, splits, chosen)
     checkpoint.load_weights(state.model, path)

@@ -26,7 +26,7 @@ from raycnn.analysis.predict import Network, load_network
 from raycnn.config.load import saved_job_from_tree
 from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
 from raycnn.runs.directory import Run
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from raycnn.training.predictions import probabilities_of
 
 LOADER = Path(__file__).with_name("onnx_loader.py")  # copied beside an ONNX file as predict.py
@@ -94,7 +94,7 @@ def export(
     target = _target(folder or run.folder / "export" / kind)
     path = run.weights(weights)
     network = replace(load_network(path, torch.device("cpu")), precision="fp32")
-    _, splits = open_run_data(run, checkpoint.read_state(path), root)
+    _, splits = open_run_data(run, checkpoint_folder.read_state(path), root)
     expected = export_check.expected_hits(run, weights, root)
     description = describe_export(run, network, path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def export(
 
 def describe_export(run: Run, network: Network, path: Path) -> Description:
     """Return the content of export.json, without paths of this machine."""
-    state = checkpoint.read_state(path)
+    state = checkpoint_folder.read_state(path)
     metadata = state["about"]
     machine_settings = {
         "data.root": None, "storage.path": "runs", "workers.address": None, "model.weights": None,

@@ -17,7 +17,7 @@ from raycnn.analysis.predict import BATCH_SIZE, Classifier, Network
 from raycnn.data.splits import Splits
 from raycnn.errors import DataError, JobFailed
 from raycnn.runs.directory import Run
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from raycnn.training.multi_label import THRESHOLD
 
 BATCH_SIZES = (1, 2, 7)  # for comparing logits
@@ -76,7 +76,7 @@ def expected_hits(run: Run, weights: str, root: str | None) -> int:
     result = run.result()
     if not result:
         raise DataError(f"{run.name} has no result yet; finish it with `raycnn resume {run.name}`")
-    index = checkpoint.read_index(run.checkpoints)
+    index = checkpoint_folder.read_index(run.checkpoints)
     if index.get(weights) != index.get("best"):
         result = evaluate_run(run, "test", weights, "cpu", root)
     count = result["test"]["count"]

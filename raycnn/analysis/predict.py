@@ -28,7 +28,7 @@ from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.errors import DataError
 from raycnn.runtime.device import layout
 from raycnn.shape import Shape
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint, checkpoint_folder
 from raycnn.training.predictions import probabilities_of
 from raycnn.training.step import autocast
 
@@ -124,7 +124,7 @@ class Network:
 
 def load_network(weights: Path, device: torch.device) -> Network:
     """Return the network of a checkpoint folder, on a device."""
-    metadata = checkpoint.read_state(weights)["about"]
+    metadata = checkpoint_folder.read_state(weights)["about"]
     network = build(metadata, device)
     checkpoint.load_weights(network.module, weights)
     return network

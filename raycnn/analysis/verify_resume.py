@@ -24,7 +24,7 @@ from raycnn.runs.directory import Run
 from raycnn.runs.environment import environment
 from raycnn.runs.preflight import resolve_job
 from raycnn.runtime import device
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint, checkpoint_folder
 
 EPOCHS, STEPS = 3, 12  # of the shortened job: epochs, and maximum steps per epoch
 MAX_ATTEMPTS = 3  # to kill the job before it ends
@@ -179,14 +179,15 @@ def _train_and_kill(job: JobSpec) -> tuple[Run, int]:
 
 def _saved_steps(run: Run) -> int:
     """Return the number of saved steps of the last epoch."""
-    epoch, _, step = (checkpoint.read_index(run.checkpoints).get("last") or "0-0").partition("-")
+    last = checkpoint_folder.read_index(run.checkpoints).get("last") or "0-0"
+    epoch, _, step = last.partition("-")
     return int(step) if int(epoch) == EPOCHS - 1 else 0
 
 
 def _check_checksums(run: Run) -> VerifyCheck:
     """Check the checksums of a run's checkpoints."""
     paths = sorted(run.checkpoints.glob("[0-9]*-[0-9]*"))
-    problems = [problem for path in paths if (problem := checkpoint.verify_checkpoint(path))]
+    problems = [problem for path in paths if (problem := checkpoint_folder.verify_checkpoint(path))]
     text = f"{len(paths) - len(problems)} of {len(paths)} checkpoints of {run.name} are intact"
     return VerifyCheck("; ".join([text, *problems]), not problems)
 
@@ -195,7 +196,7 @@ def _check_equal(uninterrupted: Run, resumed: Run, how: str) -> list[VerifyCheck
     """Compare weights, optimizer state, metrics and test of two runs bit for bit."""
     runs = uninterrupted, resumed
     tensors, differ, max_diff = 0, 0, 0.0
-    for name in checkpoint.TENSORS:
+    for name in checkpoint_folder.TENSORS:
         one, other = (checkpoint.read_tensors(run.weights("last") / name) for run in runs)
         tensors += len(one)
         differ += sum(not torch.equal(one[key], other[key]) for key in one)
@@ -219,8 +220,8 @@ def _check_equal(uninterrupted: Run, resumed: Run, how: str) -> list[VerifyCheck
 
 def _check_image_count(run: Run) -> VerifyCheck:
     """Compare the number of images trained on, by the last mid-epoch checkpoint, with the steps."""
-    name = checkpoint.read_index(run.checkpoints)["previous"]
-    state, job = checkpoint.read_state(run.checkpoints / str(name)), run.job()
+    name = checkpoint_folder.read_index(run.checkpoints)["previous"]
+    state, job = checkpoint_folder.read_state(run.checkpoints / str(name)), run.job()
     expected = min(state["step"] * job.train.batch_size, state["about"]["images"]["train"])
     count = state["seen"]["count"]
     where = f"in {state['step']} steps of epoch {state['epoch'] + 1}"
@@ -235,7 +236,7 @@ def _check_close(one: Run, other: Run, job: JobSpec) -> VerifyCheck:
     if any(isinstance(part, _BatchNorm) for part in model.modules()):
         reason = "batch norm depends on the share of each worker"
         return VerifyCheck(f"{text}: not compared, since {reason}", None)
-    paths = (run.weights("last") / checkpoint.MODEL for run in (one, other))
+    paths = (run.weights("last") / checkpoint_folder.MODEL for run in (one, other))
     tensors = [checkpoint.read_tensors(path) for path in paths]
     largest = max(tensor.abs().max().item() for tensor in tensors[0].values())
     relative_diff = _max_diff(*tensors) / largest

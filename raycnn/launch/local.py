@@ -40,7 +40,8 @@ def train_locally(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> 
         try:
             channel = FolderChannel(run, job.workers.timeout_s, stop)
             views = [view] if distributed.is_rank_zero() else []
-            with stop.listening(), closing(channel), run.syncing(job.storage.timeout_s):
+            syncing = run.syncing(distributed.rank(), job.storage.timeout_s)
+            with stop.listening(), closing(channel), syncing:
                 train_worker(job, run, chosen, channel, views)
         except WorkerLost as error:  # every remaining worker finds the same error: record it once
             last = run.last_event()

@@ -13,13 +13,12 @@ from raycnn.config.schema import JobSpec
 from raycnn.errors import ClusterError, Interrupted, RaycnnError
 from raycnn.launch.signals import Stop
 from raycnn.models import count_parameters
-from raycnn.runs.heartbeat_channel import FolderChannel
-from raycnn.runs.heartbeats import Channel
+from raycnn.runs.heartbeat_channel import Channel, FolderChannel
 from raycnn.runs.recorder import Recorder
 from raycnn.runtime import device, distributed
 from raycnn.search.folder import Search, SearchView, Trial
 from raycnn.search.queue import TrialQueue
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from raycnn.training.callbacks import Failed, TrialStopped
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.loop import fit
@@ -84,7 +83,7 @@ def run_trial(trial: Trial, work: Callable[[], TrialOutcome]) -> str | None:
         trial.update(**outcome, wall_s=before + time.time() - began)
     if outcome:
         with suppress(OSError):
-            checkpoint.prune(trial.run.checkpoints)
+            checkpoint_folder.prune(trial.run.checkpoints)
             trial.run.flush()
     if reason := outcome.get("reason"):
         with suppress(OSError):

@@ -12,8 +12,9 @@ from raycnn.config.schema import JobSpec
 from raycnn.errors import Interrupted, OutOfMemory, RaycnnError, WorkerLost
 from raycnn.paths import cache_folder, data_root
 from raycnn.report import run as report
+from raycnn.runs.diagnosis import failure_of
 from raycnn.runs.directory import Run
-from raycnn.runs.heartbeats import Channel, failure_of
+from raycnn.runs.heartbeat_channel import Channel
 from raycnn.runs.recorder import Recorder
 from raycnn.runs.result import result_of
 from raycnn.runtime import distributed

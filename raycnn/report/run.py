@@ -31,12 +31,12 @@ from raycnn.runs.directory import Run
 from raycnn.runs.result import times_per_image
 from raycnn.runtime import rng
 from raycnn.runtime.device import find
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint, checkpoint_folder
 from raycnn.training.callbacks import Callback, ReportWritten, Warned, format_flops
 from raycnn.training.loop import TrainResult, new_training_state
 from raycnn.training.main_metric import val_metric
-from raycnn.training.metrics import FEW_IMAGES, confidence_interval
 from raycnn.training.predictions import SplitPredictions
+from raycnn.training.uncertainty import FEW_IMAGES, confidence_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +89,7 @@ def write_report(
 def open_run(run: Run, device: str = "cpu", root: str | None = None) -> ReportInput:
     """Return the network and data of a run. Raises a RaycnnError if one of them is missing."""
     path = run.weights("best")
-    job, splits = evaluate.open_run_data(run, checkpoint.read_state(path), root)
+    job, splits = evaluate.open_run_data(run, checkpoint_folder.read_state(path), root)
     chosen = find(device).select(0)
     state = new_training_state(job, splits, chosen)
     checkpoint.load_weights(state.model, path)
@@ -194,7 +194,7 @@ def _mistake_count(test: SplitPredictions | None) -> int | None:
 
 def _best_epoch(run: Run) -> int | None:
     try:
-        return int(checkpoint.read_state(run.weights("best"))["epoch"])
+        return int(checkpoint_folder.read_state(run.weights("best"))["epoch"])
     except DataError:
         return None
 

@@ -9,7 +9,7 @@ from raycnn.data.images.fingerprint import may_be_same
 from raycnn.errors import DataError, SpecError
 from raycnn.runs.directory import Run
 from raycnn.runs.teacher import teacher_digest
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from raycnn.training.callbacks import VersionDiffers
 from raycnn.training.distillation import TEACHER
 
@@ -34,7 +34,7 @@ def validate_resume(run: Run, job: JobSpec) -> int:
     path, _ = run.latest_checkpoint()
     if not path:
         return 0
-    saved = checkpoint.read_state(path)
+    saved = checkpoint_folder.read_state(path)
     check_same_job(saved, job.tree())
     epochs_started = _epochs_started(saved)
     if job.train.epochs < epochs_started:

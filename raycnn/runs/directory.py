@@ -5,7 +5,7 @@ runs/<job>/<n>/
     environment.json    Python, packages and devices
     metrics.csv         a row for each epoch
     events.jsonl        its events, one on each line: see training/callbacks.py
-    checkpoints/        see training/checkpoint.py
+    checkpoints/        see training/checkpoint_folder.py
     heartbeats/         last epoch and step of each worker, if there are several
     logs/               a file for each worker; TensorBoard events in logs/tensorboard
     result.json         when done: test metrics and the best epoch
@@ -33,11 +33,10 @@ from raycnn.runs.environment import environment
 from raycnn.runs.heartbeats import Heartbeat
 from raycnn.runs.remote import storage
 from raycnn.runs.remote.working_copy import WorkingCopy
-from raycnn.runs.result import PER_CLASS, RESULT
-from raycnn.runtime import distributed
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from raycnn.training.callbacks import Event, Failed, SettingChanged
 
+RESULT, PER_CLASS = "result.json", "per_class.json"
 RUN_LOCK_TIMEOUT_S = 2  # seconds to wait for the lock of a run, which listing runs holds briefly
 STOP_POLL_INTERVAL_S = 0.25  # seconds between checks for a stop request
 
@@ -126,10 +125,10 @@ class Run:
         try:
             return load_saved_job(self.folder / "job.yaml")
         except SpecError:
-            path, _ = checkpoint.latest_valid_checkpoint(self.checkpoints)
+            path, _ = checkpoint_folder.latest_valid_checkpoint(self.checkpoints)
             if not path:
                 raise
-            return saved_job_from_tree(checkpoint.read_state(path)["about"]["spec"])
+            return saved_job_from_tree(checkpoint_folder.read_state(path)["about"]["spec"])
 
     def write_job(self, job: JobSpec) -> None:
         """Write job.yaml, atomically."""
@@ -231,8 +230,8 @@ class Run:
         return (self.folder / ".stop").exists() or bool(self.copy and self.copy.upload_failed)
 
     @contextmanager
-    def syncing(self, timeout_s: float) -> Iterator[None]:
-        """Upload this worker's files in the background during the block, for a run at a URI.
+    def syncing(self, rank: int, timeout_s: float) -> Iterator[None]:
+        """Upload the files of a worker in the background during the block, for a run at a URI.
 
         All files are uploaded when the block ends. Raises EnvironmentUnavailable if the storage is
         unreachable for `timeout_s` seconds.
@@ -246,7 +245,7 @@ class Run:
             with suppress(OSError):  # the event is lost on a full disk
                 self.add_event(event)
 
-        with self.copy.syncing(distributed.rank(), timeout_s, log_event):
+        with self.copy.syncing(rank, timeout_s, log_event):
             yield
 
     def flush(self) -> None:
@@ -275,7 +274,7 @@ class Run:
         """
         if self.copy:
             self.copy.pull_checkpoints()
-        return checkpoint.latest_valid_checkpoint(self.checkpoints)
+        return checkpoint_folder.latest_valid_checkpoint(self.checkpoints)
 
     def weights(self, which: str) -> Path:
         """Return the folder of the checkpoint `best` or `last`.
@@ -286,10 +285,10 @@ class Run:
             raise SpecError(unknown("checkpoint", which, ["best", "last"]))
         if self.copy:
             self.copy.pull_checkpoints([which])
-        name = checkpoint.read_index(self.checkpoints).get(which)
+        name = checkpoint_folder.read_index(self.checkpoints).get(which)
         if not name:
             raise DataError(f"{self.location} has no {which} checkpoint: no epoch of it is done")
-        if problem := checkpoint.verify_checkpoint(self.checkpoints / name):
+        if problem := checkpoint_folder.verify_checkpoint(self.checkpoints / name):
             raise DataError(problem)
         return self.checkpoints / name
 

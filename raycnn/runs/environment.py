@@ -4,8 +4,6 @@ import platform
 import sys
 from typing import Any
 
-import torch
-
 from raycnn.runtime.device import DEVICE_KINDS, package
 
 PACKAGES = ["raycnn", "torch", "torchvision", "torch_npu", "ray", "numpy", "safetensors"]
@@ -13,6 +11,8 @@ PACKAGES = ["raycnn", "torch", "torchvision", "torch_npu", "ray", "numpy", "safe
 
 def environment() -> dict[str, Any]:
     """Return Python version, platform, CPU count, package versions and devices."""
+    import torch  # slow to import, and only a new run needs it
+
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),

@@ -4,25 +4,50 @@ Here are what all channels do, and the one through the run folder, for workers t
 it; launch/ray/worker_channel.py has the one through an actor of Ray.
 """
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
+from raycnn.runs.diagnosis import HangWatchdog, diagnose_failure, failure_of, training_stack
 from raycnn.runs.directory import STOP_POLL_INTERVAL_S, Run
-from raycnn.runs.heartbeats import (
-    HangWatchdog,
-    Heartbeat,
-    diagnose_failure,
-    failure_of,
-    new_heartbeat,
-    stack_path,
-    training_stack,
-    update_heartbeat,
-)
+from raycnn.runs.heartbeats import Heartbeat, stack_path, update_heartbeat
 from raycnn.runtime import distributed
+from raycnn.training.callbacks import Decoding, Event, Progress
 
 SETTLE_S = 3  # seconds for the other workers to report why they ended
+
+
+class Channel(Protocol):
+    """The interface between a worker and its launcher, during training and at its end."""
+
+    def heartbeat(self, epoch: int, step: int) -> None:
+        """Send a heartbeat. Called at most a few times per second."""
+
+    def failed(self, error: BaseException) -> None:
+        """Report the error that ends this worker."""
+
+    def diagnose(self) -> str:
+        """Wait for the other workers' reports; return which failed or was unresponsive, and why."""
+
+    def should_stop(self) -> bool:
+        """Return whether this worker was asked to save and stop. Called at every step."""
+
+
+class HeartbeatSender:
+    """A callback that sends heartbeats over a channel."""
+
+    def __init__(self, channel: Channel):
+        self.channel = channel
+
+    def on_event(self, event: Event) -> None:
+        match event:
+            case Progress():
+                self.channel.heartbeat(event.epoch, event.step)
+            case Decoding():
+                self.channel.heartbeat(0, event.done)
 
 
 class HeartbeatChannel(ABC):
@@ -36,7 +61,7 @@ class HeartbeatChannel(ABC):
     def watch(self, run: Run) -> None:
         """Start heartbeats, and stack dumps when this worker is unresponsive."""
         self._watchdog = HangWatchdog(stack_path(run.folder, distributed.rank()), self.timeout_s)
-        self._beat = new_heartbeat()
+        self._beat = Heartbeat(distributed.rank(), os.getpid(), time.time())
 
     def close(self) -> None:
         """Stop monitoring this process."""

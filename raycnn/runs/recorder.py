@@ -17,16 +17,15 @@ from raycnn.runs.compatibility import (
     check_same_teacher,
     version_differences,
 )
-from raycnn.runs.directory import Run
-from raycnn.runs.heartbeats import Channel, HeartbeatSender
+from raycnn.runs.directory import PER_CLASS, RESULT, Run
+from raycnn.runs.heartbeat_channel import Channel, HeartbeatSender
 from raycnn.runs.metrics_file import MetricsWriter
 from raycnn.runs.rank_log import RankLog
-from raycnn.runs.result import PER_CLASS, RESULT
 from raycnn.runs.teacher import load_job_teacher
 from raycnn.runs.tensorboard import TensorBoardWriter
 from raycnn.runs.trackers import Tracker, trackers_of
 from raycnn.runtime import distributed
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint, checkpoint_folder
 from raycnn.training.callbacks import (
     Autotuned,
     Callback,
@@ -80,7 +79,7 @@ class Recorder:
             return False
         for problem in problems:
             self.callbacks.on_event(CheckpointSkipped(fault=problem))
-        saved = checkpoint.read_state(path)
+        saved = checkpoint_folder.read_state(path)
         check_same_job(saved, state.metadata["spec"])
         check_same_data(saved, state.metadata["data"])
         check_same_teacher(saved, state.metadata.get("teacher"))
@@ -88,8 +87,8 @@ class Recorder:
             self.callbacks.on_event(difference)
         checkpoint.restore(state, path)
         if distributed.is_rank_zero():
-            if checkpoint.read_index(path.parent).get("last") != path.name:
-                checkpoint.set_last(path, state.is_best)
+            if checkpoint_folder.read_index(path.parent).get("last") != path.name:
+                checkpoint_folder.set_last(path, state.is_best)
         return True
 
     def save(self, state: TrainingState) -> None:

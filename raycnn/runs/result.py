@@ -5,11 +5,10 @@ from typing import Any
 from raycnn.training.loop import TrainResult
 from raycnn.training.main_metric import val_metric
 from raycnn.training.map_interval import map_interval
-from raycnn.training.metrics import EpochMetrics, class_metrics, confidence_interval
+from raycnn.training.metrics import EpochMetrics, class_metrics
 from raycnn.training.multi_label import named_rows
 from raycnn.training.predictions import SplitPredictions
-
-RESULT, PER_CLASS = "result.json", "per_class.json"
+from raycnn.training.uncertainty import confidence_interval
 
 
 def result_of(trained: TrainResult) -> dict[str, Any]:

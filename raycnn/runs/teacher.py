@@ -10,7 +10,7 @@ from raycnn.data.splits import Splits
 from raycnn.errors import SpecError
 from raycnn.runs.directory import Run
 from raycnn.shape import Shape
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from raycnn.training.distillation import TEACHER, Teacher, build_teacher, load_teacher
 
 
@@ -31,7 +31,7 @@ def check_teacher(job: JobSpec, classes: Sequence[str], shape: Shape) -> None:
     Raises SpecError if not, DataError if its checkpoint is damaged.
     """
     if job.train.distillation:
-        metadata = checkpoint.read_state(_weights(job))["about"]
+        metadata = checkpoint_folder.read_state(_weights(job))["about"]
         with torch.device("meta"):
             build_teacher(metadata, job, classes, shape)
 
@@ -40,8 +40,8 @@ def teacher_digest(job: JobSpec) -> str | None:
     """Return the SHA-256 of the weights of a job's teacher; None without one."""
     if not job.train.distillation:
         return None
-    saved = checkpoint.read_state(_weights(job))
-    return str(saved["files"][checkpoint.MODEL]["sha256"])
+    saved = checkpoint_folder.read_state(_weights(job))
+    return str(saved["files"][checkpoint_folder.MODEL]["sha256"])
 
 
 def load_job_teacher(job: JobSpec, splits: Splits, device: torch.device) -> Teacher | None:

@@ -8,7 +8,7 @@ from typing import Any
 from raycnn.config.yaml_file import Tree
 from raycnn.io import atomic_path, write_json
 from raycnn.search.folder import ENDED, Search, Trial
-from raycnn.training.metrics import confidence_interval
+from raycnn.training.uncertainty import confidence_interval
 
 
 @dataclass(frozen=True)

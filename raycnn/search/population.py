@@ -16,7 +16,7 @@ from raycnn.io import atomic_path
 from raycnn.search.folder import TRIAL_LOCK_TIMEOUT_S, Search, Trial
 from raycnn.search.samplers import keyed_uniform
 from raycnn.search.schedulers import Pbt
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from raycnn.training.callbacks import TrialExploited
 
 
@@ -86,7 +86,7 @@ class _Population:
         job = parent.run.job()
         stages = [*job.tree()["stages"], {"epoch": epoch, "changes": changes}]
         with member.run.lock(TRIAL_LOCK_TIMEOUT_S):
-            checkpoint.copy_all(parent.run.checkpoints, member.run.checkpoints)
+            checkpoint_folder.copy_all(parent.run.checkpoints, member.run.checkpoints)
             with atomic_path(member.run.folder / "metrics.csv") as temporary:
                 shutil.copy(parent.run.folder / "metrics.csv", temporary)
             member.run.write_job(job.change({"stages": stages}))

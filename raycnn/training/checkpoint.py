@@ -1,15 +1,10 @@
 """Checkpoints: the training state as safetensors and JSON, written atomically.
 
-A checkpoint is a folder `EPOCH-STEP` (completed epochs, completed steps of the next one) that is
-written under a temporary name, synced and renamed. `index.json` names the last, the previous and
-the best checkpoint, and is replaced afterwards; the previous one is kept in case the last is
-damaged. Nothing is unpickled.
+A checkpoint is written under a temporary name, synced and renamed; the index of its folder is
+replaced afterwards (training/checkpoint_folder.py). Nothing is unpickled.
 """
 
-import hashlib
-import json
-import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,19 +15,23 @@ from torch import Tensor, nn
 
 from raycnn import io
 from raycnn.errors import DataError
+from raycnn.training.checkpoint_folder import (
+    MODEL,
+    OPTIMIZER,
+    delete_except,
+    read_index,
+    read_state,
+    remove_incomplete,
+    verify_checkpoint,
+    write_index,
+    write_state,
+)
 from raycnn.training.ema import EMA, copy_tensors
 from raycnn.training.loss_scale import LossScale
 from raycnn.training.main_metric import val_metric
 from raycnn.training.metrics import EpochMetrics
 from raycnn.training.optim import Optimizer
 
-MODEL, OPTIMIZER, STATE, INDEX = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-    "index.json",
-)
-TENSORS = (MODEL, OPTIMIZER)
 RAW = "raw/"  # prefix of the raw weights, if the model file holds their EMA
 
 Row = dict[str, float]
@@ -94,7 +93,7 @@ def save_checkpoint(state: TrainingState, folder: Path) -> None:
     Raises OSError if writing fails; existing checkpoints stay intact.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_incomplete(folder)
+    remove_incomplete(folder)
     index = read_index(folder)
     same_name = index.get("last") == state.name
     if not same_name or verify_checkpoint(folder / state.name):
@@ -108,44 +107,16 @@ def save_checkpoint(state: TrainingState, folder: Path) -> None:
     delete_except(folder, new.values())
 
 
-def delete_except(folder: Path, names: Collection[str | None]) -> None:
-    """Delete all checkpoints except those named, and the remains of interrupted saves."""
-    for path in folder.iterdir():
-        if path.is_dir() and path.name not in names:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def prune(folder: Path) -> None:
-    """Delete all but the last and the best checkpoint, once training has ended."""
-    if index := read_index(folder):
-        index |= {"previous": None}
-        write_index(index, folder)
-        delete_except(folder, index.values())
-
-
-def copy_all(source: Path, target: Path) -> None:
-    """Replace the checkpoints in `target` by the last and the best one of `source`."""
-    shutil.rmtree(target, ignore_errors=True)  # first, for there may be no room for both
-    index = read_index(source) | {"previous": None}
-    with io.atomic_folder(target, durable=True) as temporary:
-        for name in {name for name in index.values() if name}:
-            shutil.copytree(source / name, temporary / name)
-        write_index(index, temporary)
-
-
 def _write(state: TrainingState, folder: Path) -> None:
     # A checkpoint of this name is damaged: a valid one would have been resumed from.
     with io.atomic_folder(folder / state.name, durable=True) as temporary:
         for name, tensors in ((MODEL, weights(state)), (OPTIMIZER, _training_tensors(state))):
             on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             _save_tensors(on_cpu, temporary / name)
-        files = {name: _file_digest(temporary / name) for name in TENSORS}
         keys = ("epoch", "step", "history", "best", "lr_backoffs")
-        saved = {key: getattr(state, key) for key in keys}
         # These two keys have the names of earlier versions, whose checkpoints stay readable.
-        body = {"files": files, "about": state.metadata, "seen": asdict(state.epoch_metrics)}
-        body |= saved
-        io.write_json(temporary / STATE, {"sha256": _digest(body), **body})
+        body = {"about": state.metadata, "seen": asdict(state.epoch_metrics)}
+        write_state(body | {key: getattr(state, key) for key in keys}, temporary)
 
 
 def weights(state: TrainingState) -> dict[str, Tensor]:
@@ -161,70 +132,11 @@ def _training_tensors(state: TrainingState) -> dict[str, Tensor]:
     return tensors
 
 
-def set_last(checkpoint: Path, best: bool) -> None:
-    """Name a checkpoint in the index as the last, and as the best if `best`.
-
-    After a kill, or damage to a newer checkpoint, the index may name another one.
-    """
-    index = read_index(checkpoint.parent) | {"last": checkpoint.name}
-    write_index(index | ({"best": checkpoint.name} if best else {}), checkpoint.parent)
-
-
-def write_index(index: dict[str, str | None], folder: Path) -> None:
-    """Write the names of the `last`, `previous` and `best` checkpoint, atomically."""
-    io.write_json(folder / INDEX, index, durable=True)
-
-
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
     except SafetensorError as error:  # safetensors raises it for a full disk
         raise OSError(str(error)) from error
-
-
-def read_index(folder: Path) -> dict[str, str | None]:
-    """Return the names of the `last`, `previous` and `best` checkpoint; {} without an index."""
-    return io.read_json(folder / INDEX) or {}
-
-
-def latest_valid_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest valid checkpoint, or None, and what is wrong with any newer ones.
-
-    Raises DataError if there are checkpoints but none is valid.
-    """
-    names = sorted(path.name for path in folder.glob("[0-9]*-[0-9]*") if path.is_dir())
-    problems: list[str] = []
-    for name in reversed(names):
-        problem = verify_checkpoint(folder / name)
-        if not problem:
-            return folder / name, problems
-        problems.append(problem)
-    if problems:
-        raise DataError("no valid checkpoint: " + "; ".join(problems))
-    return None, []
-
-
-def verify_checkpoint(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None if its files match their checksums."""
-    try:
-        files = read_state(checkpoint)["files"]
-        for name in TENSORS:
-            if _file_digest(checkpoint / name) != files[name]:
-                return f"{checkpoint / name} failed its checksum (size or SHA-256 differs)"
-    except (DataError, OSError, KeyError, TypeError) as error:
-        return f"{checkpoint} is damaged: {error}"
-    return None
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Return the content of state.json. Raises DataError if its SHA-256 does not match."""
-    try:
-        state = dict(json.loads((checkpoint / STATE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"cannot read {checkpoint / STATE}: {error}") from None
-    if state.pop("sha256", None) != _digest(state):
-        raise DataError(f"{checkpoint / STATE} failed its checksum (SHA-256 differs)")
-    return state
 
 
 def restore(state: TrainingState, checkpoint: Path) -> None:
@@ -275,22 +187,3 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
 def format_shape(tensor: Tensor | None) -> str:
     """Return the shape of a tensor for display: `64x3x7x7`."""
     return "nothing" if tensor is None else "x".join(map(str, tensor.shape)) or "a number"
-
-
-def _file_digest(path: Path) -> dict[str, Any]:
-    """Return the size in bytes and the SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 24):
-            digest.update(chunk)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _remove_incomplete(folder: Path) -> None:
-    """Delete files and folders that a killed process left incomplete."""
-    for path in folder.glob(".*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()

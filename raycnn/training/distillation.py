@@ -22,7 +22,7 @@ from raycnn.errors import DataError, SpecError
 from raycnn.runtime import distributed
 from raycnn.runtime.device import layout
 from raycnn.shape import Shape
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint, checkpoint_folder
 from raycnn.training.callbacks import TeacherLoaded
 
 TEACHER = "train.distillation.teacher"  # key of the teacher in the spec
@@ -61,7 +61,7 @@ def load_teacher(path: Path, job: JobSpec, splits: Splits, device: torch.device)
 
     Raises SpecError if its classes or channels are not the job's.
     """
-    saved = checkpoint.read_state(path)
+    saved = checkpoint_folder.read_state(path)
     metadata, student = saved["about"], splits.pipeline
     network = build_teacher(metadata, job, splits.classes, splits.shape)
     checkpoint.load_weights(network, path)
@@ -74,7 +74,7 @@ def load_teacher(path: Path, job: JobSpec, splits: Splits, device: torch.device)
     assert job.train.distillation
     loaded = TeacherLoaded(
         teacher=job.train.distillation.teacher,
-        sha256=saved["files"][checkpoint.MODEL]["sha256"],
+        sha256=saved["files"][checkpoint_folder.MODEL]["sha256"],
         model=metadata["spec"]["model"]["name"],
         epoch=saved["epoch"],
         size=None if shape == splits.shape else [shape.height, shape.width],

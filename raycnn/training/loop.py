@@ -44,12 +44,7 @@ from raycnn.training.compilation import compile_in_place
 from raycnn.training.distillation import Teacher, agree_on_teacher
 from raycnn.training.ema import EMA, copy_tensors
 from raycnn.training.loss_scale import LossScale
-from raycnn.training.metrics import (
-    EpochMetrics,
-    LossReader,
-    build_metric_accumulator,
-    small_validation_warning,
-)
+from raycnn.training.metrics import EpochMetrics, LossReader, build_metric_accumulator
 from raycnn.training.micro_batch import (
     find_micro_batch_size,
     halve_micro_batch,
@@ -66,6 +61,7 @@ from raycnn.training.step import (
     positive_weights,
     split_micro_batches,
 )
+from raycnn.training.uncertainty import small_validation_warning
 
 PROGRESS_INTERVAL_S = 0.25  # seconds between progress events
 

@@ -1,6 +1,5 @@
 """Loss and accuracy: accumulated on the device, reduced over all ranks once per epoch."""
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,14 +11,12 @@ from raycnn.runtime.device import DEVICE_KINDS
 from raycnn.training.multi_label import THRESHOLD, MultiLabelScores, multi_label_scores
 
 TOP = 5  # acc5 counts an image as a hit if its label is among this many top predictions
-FEW_IMAGES = 100  # with fewer validation images the choice of the best epoch is called uncertain
 RECENT_STEPS = 20  # number of last steps whose mean loss is shown during training
 Confusion = list[list[int]]
 """A sparse confusion matrix: sorted rows [label, prediction, count] of the pairs that occur.
 
 A dense matrix of 10,000 classes would take gigabytes.
 """
-Z95 = 1.959963984540054  # quantile of the standard normal distribution, two-sided
 
 
 @dataclass(frozen=True)
@@ -222,30 +219,6 @@ class LossReader:
 
 def _sum(values: list[Tensor]) -> Tensor:
     return torch.stack(values).sum()[None] if values else torch.zeros(1)
-
-
-def confidence_interval(hits: int, count: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of an accuracy (Wilson, JASA 22, 1927, pages 209-212)."""
-    if not count:
-        return 0.0, 1.0
-    accuracy, correction = hits / count, Z95**2 / count
-    center = accuracy + correction / 2
-    half_width = Z95 * math.sqrt(accuracy * (1 - accuracy) / count + correction / (4 * count))
-    low, high = center - half_width, center + half_width
-    return max(0.0, low / (1 + correction)), min(1.0, high / (1 + correction))
-
-
-def small_validation_warning(count: int, multi_label: bool = False) -> str | None:
-    """Return how uncertain an accuracy on `count` validation images is; None for 0 or enough."""
-    if not 0 < count < FEW_IMAGES:
-        return None
-    if multi_label:
-        return f"only {count} validation images choose the best epoch: data.val holds out more"
-    low, high = confidence_interval(round(0.8 * count), count)
-    return (
-        f"only {count} validation images choose the best epoch: 80 % of them right means "
-        f"{low:.0%} to {high:.0%} (95 % interval); data.val holds out more"
-    )
 
 
 def class_metrics(confusion: Confusion, classes: tuple[str, ...]) -> list[dict[str, Any]]:

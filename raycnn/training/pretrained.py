@@ -13,7 +13,7 @@ from raycnn.config.schema import Model
 from raycnn.errors import DataError, SpecError
 from raycnn.models import torchvision
 from raycnn.models.weights import IMAGENET, torchvision_name
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint, checkpoint_folder
 
 PUBLISHED = (
     ": ImageNet's are of alexnet with form: large, googlenet with kernel: 3 and stem: large, "
@@ -172,12 +172,12 @@ def _load_local(path: Path) -> Weights:
     Raises SpecError if the path is neither, DataError if its content is damaged or unsuitable.
     """
     if path.is_dir():
-        best = checkpoint.read_index(path / "checkpoints").get("best")
+        best = checkpoint_folder.read_index(path / "checkpoints").get("best")
         if not best:
             raise SpecError(f"{path} is not a run folder with a best checkpoint", "model.weights")
-        if problem := checkpoint.verify_checkpoint(path / "checkpoints" / best):
+        if problem := checkpoint_folder.verify_checkpoint(path / "checkpoints" / best):
             raise DataError(problem)
-        return checkpoint.read_tensors(path / "checkpoints" / best / checkpoint.MODEL)
+        return checkpoint.read_tensors(path / "checkpoints" / best / checkpoint_folder.MODEL)
     if not path.is_file():
         raise SpecError(f"there is no {path}; {IMAGENET} names torchvision's", "model.weights")
     if path.suffix == ".safetensors":

@@ -8,8 +8,8 @@ import pytest
 
 from raycnn.analysis import evaluate, predictions_file
 from raycnn.config.schema import JobSpec
-from raycnn.training.metrics import confidence_interval
 from raycnn.training.predictions import SplitPredictions
+from raycnn.training.uncertainty import confidence_interval
 from tests.support.processes import Call
 from tests.support.runs import train
 

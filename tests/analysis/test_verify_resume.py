@@ -9,7 +9,7 @@ import pytest
 from raycnn.analysis import verify_resume
 from raycnn.config.schema import JobSpec
 from raycnn.errors import JobFailed, SpecError
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from tests.support.processes import raycnn
 from tests.support.runs import train
 
@@ -48,9 +48,9 @@ def test_an_image_seen_twice_is_found(job: MakeJob, monkeypatch: pytest.MonkeyPa
     run = train(job(train__epochs=1, storage__every_steps=4))
     counted = verify_resume._check_image_count(run)
     assert counted.passed and "128 of 128 images in 4 steps of epoch 1" in counted.text
-    state = checkpoint.read_state(run.checkpoints / "00000-00000004")
+    state = checkpoint_folder.read_state(run.checkpoints / "00000-00000004")
     state["seen"]["count"] += 1
-    monkeypatch.setattr(checkpoint, "read_state", lambda path: state)
+    monkeypatch.setattr(checkpoint_folder, "read_state", lambda path: state)
     counted = verify_resume._check_image_count(run)
     assert not counted.passed and "129 of 128 images" in counted.text
 

@@ -10,7 +10,7 @@ import pytest
 from raycnn.config.schema import JobSpec
 from raycnn.errors import DataError
 from raycnn.runs.directory import Run
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from raycnn.training.callbacks import CheckpointSkipped, VersionDiffers
 from tests.support.images import refusal, write_pictures
 from tests.support.jobs import ROOT
@@ -291,4 +291,4 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(job: MakeJob) -> None:
 
     with pytest.raises(SpecError, match="^seed: "):
         train(job(seed=1), other)
-    assert checkpoint.verify_checkpoint(one.weights("last")) is None
+    assert checkpoint_folder.verify_checkpoint(one.weights("last")) is None

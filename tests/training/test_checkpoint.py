@@ -14,7 +14,7 @@ from raycnn.config.schema import ComponentConfig, Model
 from raycnn.errors import DataError
 from raycnn.models import build_model
 from raycnn.shape import Shape
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint, checkpoint_folder
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.schedules import Rates
 
@@ -38,7 +38,7 @@ def names(folder: Path) -> list[str]:
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     saved, other = state(2, 5), state(0)
     checkpoint.save_checkpoint(saved, tmp_path)
-    path, faults = checkpoint.latest_valid_checkpoint(tmp_path)
+    path, faults = checkpoint_folder.latest_valid_checkpoint(tmp_path)
     assert path and not faults
     checkpoint.restore(other, path)
     for key, tensor in saved.model.state_dict().items():
@@ -54,16 +54,16 @@ def test_the_last_the_one_before_and_the_best_are_kept_and_no_more(tmp_path: Pat
         checkpoint.save_checkpoint(state(1, step), tmp_path)
     kept = ["00001-00000000", "00001-00000006", "00001-00000009"]
     assert names(tmp_path) == [*kept, "index.json"]
-    index = checkpoint.read_index(tmp_path)
+    index = checkpoint_folder.read_index(tmp_path)
     assert (index["best"], index["previous"], index["last"]) == tuple(kept)
 
 
 def test_saving_twice_at_one_step_changes_nothing(tmp_path: Path) -> None:
     checkpoint.save_checkpoint(state(1), tmp_path)
     checkpoint.save_checkpoint(state(1, 3), tmp_path)
-    before = checkpoint.read_index(tmp_path)
+    before = checkpoint_folder.read_index(tmp_path)
     checkpoint.save_checkpoint(state(1, 3), tmp_path)
-    assert checkpoint.read_index(tmp_path) == before
+    assert checkpoint_folder.read_index(tmp_path) == before
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
@@ -83,7 +83,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(
         at = content.index(b'"step": 3') + 8 if file == "state.json" else len(content) // 2
         content[at] ^= 1  # a digit becomes another digit
         victim.write_bytes(content)
-    path, faults = checkpoint.latest_valid_checkpoint(tmp_path)
+    path, faults = checkpoint_folder.latest_valid_checkpoint(tmp_path)
     assert path == tmp_path / "00001-00000000"
     assert len(faults) == 1 and "00001-00000003" in faults[0]
 
@@ -92,7 +92,7 @@ def test_when_no_checkpoint_is_whole_training_does_not_begin_anew(tmp_path: Path
     checkpoint.save_checkpoint(state(1), tmp_path)
     (tmp_path / "00001-00000000" / "model.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match="no valid checkpoint"):
-        checkpoint.latest_valid_checkpoint(tmp_path)
+        checkpoint_folder.latest_valid_checkpoint(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_written_anew_when_its_step_comes_again(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_written_anew_when_its_step_comes_again(tmp_path
     checkpoint.save_checkpoint(state(1, 3), tmp_path)
     (tmp_path / "00001-00000003" / "model.safetensors").write_bytes(b"")
     checkpoint.save_checkpoint(state(1, 3), tmp_path)
-    assert checkpoint.latest_valid_checkpoint(tmp_path) == (tmp_path / "00001-00000003", [])
+    assert checkpoint_folder.latest_valid_checkpoint(tmp_path) == (tmp_path / "00001-00000003", [])
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ except OSError:
 """
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 7
-    assert checkpoint.latest_valid_checkpoint(tmp_path) == (tmp_path / "00001-00000000", [])
+    assert checkpoint_folder.latest_valid_checkpoint(tmp_path) == (tmp_path / "00001-00000000", [])
     assert names(tmp_path) == ["00001-00000000", "index.json"]
 
 
@@ -143,9 +143,9 @@ checkpoint.save_checkpoint(late, Path({str(tmp_path)!r}))
     root = Path(__file__).parents[2]
     killed = subprocess.run([sys.executable, "-c", code], cwd=root).returncode
     assert killed == -signal.SIGKILL
-    path, _ = checkpoint.latest_valid_checkpoint(tmp_path)
-    assert path and checkpoint.verify_checkpoint(path) is None
-    assert checkpoint.read_index(tmp_path)["last"] == "00001-00000000"
+    path, _ = checkpoint_folder.latest_valid_checkpoint(tmp_path)
+    assert path and checkpoint_folder.verify_checkpoint(path) is None
+    assert checkpoint_folder.read_index(tmp_path)["last"] == "00001-00000000"
     checkpoint.save_checkpoint(state(2, 4), tmp_path)
     assert not [name for name in names(tmp_path) if name.startswith(".")]
 
@@ -173,7 +173,7 @@ def test_no_pickle_is_executed(tmp_path: Path) -> None:
 def test_checkpoints_can_be_moved(tmp_path: Path) -> None:
     checkpoint.save_checkpoint(state(1), tmp_path / "here")
     shutil.move(tmp_path / "here", tmp_path / "there")
-    assert checkpoint.latest_valid_checkpoint(tmp_path / "there") == (
+    assert checkpoint_folder.latest_valid_checkpoint(tmp_path / "there") == (
         tmp_path / "there" / "00001-00000000",
         [],
     )

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raycnn.training.metrics import MetricAccumulator, class_metrics, confidence_interval
+from raycnn.training.metrics import MetricAccumulator, class_metrics
+from raycnn.training.uncertainty import confidence_interval
 
 
 def test_an_epoch_is_summed_over_batches_of_any_size() -> None:

@@ -85,7 +85,7 @@ def open_shared_run(shared: SharedFolder, timeout_s: float) -> Iterator[Run]:
     """
     if is_uri(shared.location):
         run = Run.open(shared.location)
-        with run.syncing(timeout_s):
+        with run.syncing(distributed.rank(), timeout_s):
             yield run
     elif shared.is_here():
         yield Run(shared.folder)
@@ -151,7 +151,7 @@ def _open_copy(remote: RemoteFolder, folder: Path, timeout_s: float) -> Iterator
     copy = WorkingCopy(remote, folder, sync_interval_s=STOP_POLL_INTERVAL_S)
     copy.pull()
     run = Run(folder, copy)
-    with run.syncing(timeout_s):
+    with run.syncing(distributed.rank(), timeout_s):
         yield run
 
 

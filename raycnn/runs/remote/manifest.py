@@ -9,7 +9,7 @@ from typing import NamedTuple
 from raycnn.errors import EnvironmentUnavailable, first_line
 from raycnn.filesystem import RemoteFile, filesystem_errors
 from raycnn.io import lock, write_json
-from raycnn.training.checkpoint import INDEX
+from raycnn.training.checkpoint_folder import INDEX
 
 CHECKPOINTS, EVENTS, STOP, TRIALS = "checkpoints", "events.jsonl", ".stop", "trials"
 MANIFEST = ".synced.json"

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from raycnn.errors import EnvironmentUnavailable, first_line
 from raycnn.filesystem import PERMANENT_ERRORS, filesystem_errors
 from raycnn.runs.remote.manifest import STOP
-from raycnn.training import checkpoint
 from raycnn.training.callbacks import Event, StorageReached, StorageUnreachable
+from raycnn.training.checkpoint_folder import read_index
 
 if TYPE_CHECKING:
     from raycnn.runs.remote.working_copy import WorkingCopy
 
 Index = dict[str, str | None]
-"""The names of the `last`, `previous` and `best` checkpoint: see training/checkpoint.py."""
+"""The names of the `last`, `previous` and `best` checkpoint: see training/checkpoint_folder.py."""
 EventCallback = Callable[[Event], None]
 
 MAX_PAUSE_S = 15.0  # maximum seconds between retries
@@ -45,7 +45,7 @@ class Uploader:
         """Wait for the previous upload, then queue the current checkpoints."""
         self.wait()
         with self._wake:
-            self._pending = checkpoint.read_index(self.copy.checkpoints) if self.rank == 0 else {}
+            self._pending = read_index(self.copy.checkpoints) if self.rank == 0 else {}
             self._wake.notify_all()
 
     def wait(self) -> None:

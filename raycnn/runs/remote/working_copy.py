@@ -34,8 +34,8 @@ from raycnn.runs.remote.manifest import (
     translate_errors,
 )
 from raycnn.runs.remote.uploader import EventCallback, Index, Uploader
-from raycnn.training import checkpoint
-from raycnn.training.checkpoint import INDEX, STATE
+from raycnn.training import checkpoint_folder
+from raycnn.training.checkpoint_folder import INDEX, STATE
 
 SYNC_INTERVAL_S = 2.0  # seconds between checks for changes
 DOWNLOAD_THREADS = 8  # number of files downloaded at once
@@ -115,15 +115,15 @@ class WorkingCopy:
             index_file = self.remote.file(INDEX_PATH)
             local_is_current = index_file is None or self.manifest.is_unchanged(index_file)
             if local_is_current:
-                index = checkpoint.read_index(self.checkpoints)
+                index = checkpoint_folder.read_index(self.checkpoints)
             else:
                 index = self._read_remote_index()
             for name in dict.fromkeys(filter(None, map(index.get, names))):
                 self._pull_checkpoint(name, self.checkpoints / name)
             # The index comes last, so that a download that was interrupted is begun again.
             if index_file and not local_is_current:
-                checkpoint.write_index(index, self.checkpoints)
-                checkpoint.delete_except(self.checkpoints, index.values())
+                checkpoint_folder.write_index(index, self.checkpoints)
+                checkpoint_folder.delete_except(self.checkpoints, index.values())
                 record = SyncRecord.of(index_file, mtime_ns(self.checkpoints / INDEX))
                 self.manifest.update({INDEX_PATH: record})
 
@@ -193,7 +193,7 @@ class WorkingCopy:
             # Newer checkpoints of another machine are never replaced by those of this one.
             remote_unchanged = index_file is None or self.manifest.is_unchanged(index_file)
             if local_changed and remote_unchanged:
-                self.push_checkpoints(checkpoint.read_index(self.checkpoints))
+                self.push_checkpoints(checkpoint_folder.read_index(self.checkpoints))
             self.push_files()
 
     def wait(self) -> None:
@@ -273,7 +273,7 @@ class WorkingCopy:
             if index_file:
                 # If training has saved again since `index` was read, a time of 0 marks the index as
                 # changed, so that the next push uploads it.
-                index_unchanged = checkpoint.read_index(self.checkpoints) == index
+                index_unchanged = checkpoint_folder.read_index(self.checkpoints) == index
                 local_mtime_ns = mtime_ns(self.checkpoints / INDEX) if index_unchanged else 0
                 self.manifest.update({INDEX_PATH: SyncRecord.of(index_file, local_mtime_ns)})
         for name in filter(None, {*old_index.values()} - {*index.values()}):
@@ -384,7 +384,7 @@ class SearchCopy(WorkingCopy):
         self.push_files()
         for trial in self._trials():
             with suppress(FileNotFoundError):  # a newer checkpoint has replaced it
-                trial.push_checkpoints(checkpoint.read_index(trial.checkpoints), check_lease)
+                trial.push_checkpoints(checkpoint_folder.read_index(trial.checkpoints), check_lease)
 
     def _trials(self) -> "list[WorkingCopy]":
         folders = sorted(path for path in (self.folder / TRIALS).glob("*") if path.is_dir())

@@ -21,7 +21,7 @@ from raycnn.launch.ray.resource_watch import ResourceWatch
 from raycnn.launch.ray.resources import Node, resources_per_worker
 from raycnn.runs.directory import Run
 from raycnn.runtime.device import DEVICE_KINDS
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from raycnn.training.callbacks import (
     Event,
     RestartPlanned,
@@ -190,7 +190,7 @@ def test_a_run_shrinks_and_grows_with_its_nodes_and_comes_to_the_same(
     resumed = [(one.epoch, one.step) for one in happened(run, Resumed)[1:]]
     assert saved and saved == resumed, "to grow costs no step"
     assert happened(run, RestartPlanned)
-    state = checkpoint.read_state(run.weights("last"))
+    state = checkpoint_folder.read_state(run.weights("last"))
     assert state["seen"]["count"] == min(64 * state["step"], state["about"]["images"]["train"])
 
     last = f"train.epochs={len(run.rows()) + 1}"

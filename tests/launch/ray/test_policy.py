@@ -11,7 +11,7 @@ import raycnn.training.step
 from raycnn.config.schema import JobSpec
 from raycnn.errors import Diverged, EnvironmentUnavailable, Interrupted, WorkerLost
 from raycnn.runs.directory import Run
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from raycnn.training.callbacks import MicroBatchHalved, Resumed, RolledBack
 from tests.support.processes import ended, workers
 from tests.support.runs import distance, happened, numbers, same, train, weights
@@ -45,7 +45,7 @@ def test_it_goes_back_no_more_often_than_allowed(job: MakeJob) -> None:
         train(spec, run)
     assert len(happened(run, RolledBack)) == 2
     assert run.state() == "failed"
-    path, _ = checkpoint.latest_valid_checkpoint(run.checkpoints)
+    path, _ = checkpoint_folder.latest_valid_checkpoint(run.checkpoints)
     assert path and path.name == "00001-00000000", "what it came from is kept"
 
 

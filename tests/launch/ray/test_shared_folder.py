@@ -15,7 +15,7 @@ from raycnn.launch.ray.served_files import FileServer, ServedFolder
 from raycnn.runs.directory import Run
 from raycnn.runs.remote.working_copy import WorkingCopy
 from raycnn.search.folder import Search
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from raycnn.training.callbacks import Warned
 from tests.support.runs import happened, numbers, same, train, weights
 from tests.support.searches import Read, begin, go
@@ -39,7 +39,7 @@ class Node:
     def _call(self, method: str, *arguments: Any) -> Any:
         self.calls += 1
         assert len(pickle.dumps(arguments)) < 2 * served_files.CHUNK
-        if self.full and method == "write" and checkpoint.OPTIMIZER in arguments[0]:
+        if self.full and method == "write" and checkpoint_folder.OPTIMIZER in arguments[0]:
             raise OSError(28, "No space left on device")
         return getattr(self.server, method)(*arguments)
 
@@ -49,12 +49,14 @@ def test_what_a_node_trains_is_in_the_drivers_folder(job: MakeJob, tmp_path: Pat
     node = Node(home, tmp_path / "node")
     assert node.run.copy
     node.run.copy.pull()
-    with node.run.syncing(60):
+    with node.run.syncing(0, 60):
         train(job(), node.run)
         home.add_event(Warned(text="from the driver"))
     unbroken = train(job())
     assert same(weights(home), weights(unbroken)) and home.result()
-    assert checkpoint.read_index(home.checkpoints) == checkpoint.read_index(node.run.checkpoints)
+    assert checkpoint_folder.read_index(home.checkpoints) == checkpoint_folder.read_index(
+        node.run.checkpoints
+    )
     assert sorted(os.listdir(home.checkpoints)) == sorted(os.listdir(node.run.checkpoints))
     assert (home.folder / "logs" / "rank-0.log").exists() and len(home.rows()) == 3
     assert happened(home, Warned)[-1].text == "from the driver"
@@ -62,7 +64,7 @@ def test_what_a_node_trains_is_in_the_drivers_folder(job: MakeJob, tmp_path: Pat
     other = Node(home, tmp_path / "other")
     assert other.run.copy
     other.run.copy.pull()
-    with other.run.syncing(60):
+    with other.run.syncing(0, 60):
         train(job(train__epochs=4), other.run)
     train(job(train__epochs=4), unbroken)
     assert same(weights(home), weights(unbroken)) and len(home.rows()) == 4
@@ -75,7 +77,7 @@ def test_a_full_disk_of_the_driver_leaves_the_checkpoint_before(
     node = Node(home, tmp_path / "node")
     assert node.run.copy
     node.run.copy.pull()
-    with pytest.raises(EnvironmentUnavailable, match="No space left"), node.run.syncing(60):
+    with pytest.raises(EnvironmentUnavailable, match="No space left"), node.run.syncing(0, 60):
         train(job(train__epochs=1), node.run)
         node.run.wait_flushed()
         before = weights(home)

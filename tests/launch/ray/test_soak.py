@@ -19,7 +19,7 @@ from benchmarks import namespaces
 from benchmarks.cluster import WHY_NOT, Cluster, running
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from raycnn.training.callbacks import Resumed
 from tests.support.faults import mounted
 from tests.support.ray_runs import assert_unbroken
@@ -94,7 +94,7 @@ class Soak:
         self.wait_for(lambda: self.last() != last)
 
     def last(self) -> str | None:
-        return checkpoint.read_index(self.run.checkpoints).get("last")
+        return checkpoint_folder.read_index(self.run.checkpoints).get("last")
 
     def gone_on(self) -> int:
         return len(happened(self.run, Resumed))

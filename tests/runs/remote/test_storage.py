@@ -19,7 +19,7 @@ from raycnn.launch import local
 from raycnn.runs.directory import Run
 from raycnn.runs.remote import lease
 from raycnn.search.folder import Search
-from raycnn.training import checkpoint
+from raycnn.training import checkpoint_folder
 from raycnn.training.callbacks import Event, StorageReached, StorageUnreachable, Warned
 from tests.support.images import png
 from tests.support.processes import Call
@@ -137,15 +137,15 @@ def test_a_run_killed_in_mid_upload_goes_on_to_the_unbroken_one(
     trained(again.job(), again)
     assert same(weights(again), weights(unbroken)) and numbers(again) == numbers(unbroken)
     kept = {name.split("/")[4] for name in s3.names(bucket) if "/checkpoints/0" in name}
-    assert kept == set(checkpoint.read_index(again.checkpoints).values())
+    assert kept == set(checkpoint_folder.read_index(again.checkpoints).values())
 
 
 def test_a_damaged_checkpoint_there_leaves_the_one_before(
     job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None]
 ) -> None:
     run = trained(job(storage__path=s3.uri(bucket)))
-    index = checkpoint.read_index(run.checkpoints)
-    name = f"runs/tiny/1/checkpoints/{index['last']}/{checkpoint.OPTIMIZER}"
+    index = checkpoint_folder.read_index(run.checkpoints)
+    name = f"runs/tiny/1/checkpoints/{index['last']}/{checkpoint_folder.OPTIMIZER}"
     whole = s3.read(bucket, name)
     s3.client.put_object(Bucket=bucket, Key=name, Body=whole[:-1] + b"?")
     other_machine()
@@ -162,7 +162,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
         with s3.proxy.away():
             wait_until(lambda: happened(run, StorageUnreachable))
 
-    with run.syncing(60):
+    with run.syncing(0, 60):
         train(job(train__epochs=1), run)
         run.wait_flushed()
         outage = threading.Thread(target=break_off)
@@ -172,16 +172,16 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
     assert [event.uri for event in happened(run, StorageUnreachable)] == [run.location]
     assert happened(run, StorageReached)
     index = json.loads(s3.read(bucket, "runs/tiny/1/checkpoints/index.json"))
-    assert index == checkpoint.read_index(run.checkpoints)
+    assert index == checkpoint_folder.read_index(run.checkpoints)
 
 
-@pytest.mark.parametrize("file", ["index.json", checkpoint.MODEL])
+@pytest.mark.parametrize("file", ["index.json", checkpoint_folder.MODEL])
 def test_a_file_that_arrives_with_another_size_is_sent_again(
     file: str, job: MakeJob, s3: Server, bucket: str
 ) -> None:
     run = Run.create(job(storage__path=s3.uri(bucket)))
     s3.proxy.encoded = file.encode()
-    with run.syncing(60):
+    with run.syncing(0, 60):
         training = threading.Thread(target=train, args=(job(), run))
         training.start()
         wait_until(lambda: happened(run, StorageUnreachable))
@@ -190,11 +190,11 @@ def test_a_file_that_arrives_with_another_size_is_sent_again(
     (event,) = happened(run, StorageUnreachable)
     assert f"{file} was written with" in event.error
     assert happened(run, StorageReached)
-    index = checkpoint.read_index(run.checkpoints)
+    index = checkpoint_folder.read_index(run.checkpoints)
     folder = "runs/tiny/1/checkpoints"
     assert json.loads(s3.read(bucket, f"{folder}/index.json")) == index
-    model = s3.read(bucket, f"{folder}/{index['last']}/{checkpoint.MODEL}")
-    assert model == (run.checkpoints / str(index["last"]) / checkpoint.MODEL).read_bytes()
+    model = s3.read(bucket, f"{folder}/{index['last']}/{checkpoint_folder.MODEL}")
+    assert model == (run.checkpoints / str(index["last"]) / checkpoint_folder.MODEL).read_bytes()
 
 
 def test_a_damaged_index_there_is_named(
@@ -213,7 +213,7 @@ def test_a_store_that_stays_away_ends_the_job_resumable(
 ) -> None:
     spec = job(schedule="constant", storage__path=s3.uri(bucket))
     run = Run.create(spec)
-    with pytest.raises(EnvironmentUnavailable) as ended, run.syncing(1):
+    with pytest.raises(EnvironmentUnavailable) as ended, run.syncing(0, 1):
         train(spec.change({"train.epochs": 1}), run)
         run.wait_flushed()
         with s3.proxy.away():
@@ -290,7 +290,7 @@ def test_a_wish_to_stop_reaches_another_machine(
     job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None]
 ) -> None:
     run = Run.create(job(storage__path=s3.uri(bucket)))
-    with run.syncing(60):
+    with run.syncing(0, 60):
         other_machine()
         Run.open(run.location).request_stop()
         wait_until(run.stop_requested)

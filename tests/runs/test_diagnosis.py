@@ -1,6 +1,7 @@
-"""Heartbeats: from the last one of each worker follows who failed, or no longer answers."""
+"""The diagnosis of a failure from the last heartbeat of each worker."""
 
-from raycnn.runs.heartbeats import FailureKind, Heartbeat, diagnose_failure
+from raycnn.runs.diagnosis import diagnose_failure
+from raycnn.runs.heartbeats import FailureKind, Heartbeat
 
 
 def beat(rank: int, failure: FailureKind = "", error: str = "") -> Heartbeat:
