@@ -95,10 +95,9 @@ def measure_network() -> Network:
     with TemporaryDirectory() as folder:
         script = Path(folder, "reduce.py")
         script.write_text(ALL_REDUCE)
-        start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(script)]
-        done = subprocess.run(
-            [*start, *map(str, sizes)], capture_output=True, text=True, check=True
-        )
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+        command = [sys.executable, *start, *map(str, sizes)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     seconds = dict(map(float, line.split()) for line in done.stdout.splitlines())
     # Between two, the ring is two messages of half the bytes: 2 * latency + bytes / bandwidth.
     latency = seconds[sizes[0]] / 2

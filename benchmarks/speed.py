@@ -113,7 +113,7 @@ def raycnn_rate(job: str, changes: list[str], processes: int = 1) -> float:
     """Train a job, and return the images per second of the median epoch after the first."""
     start = [sys.executable, "-m"]
     if processes > 1:
-        start += ["torch.distributed.run", f"--nproc-per-node={processes}", "-m"]
+        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     with tempfile.TemporaryDirectory() as folder:
         command = [*start, "raycnn", "train", job, *changes, "name=rate"]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
