@@ -4,19 +4,23 @@
 
 The pictures are made first: 320 x 240 and hard links of 500 different ones, which take little disk
 and stay in memory, so that decoding is measured and not the disk. `decode` decodes them to the
-size on all CPUs and does nothing else: the ceiling, measured before and after the rest. `raycnn`
+size on all CPUs and does nothing else: the ceiling, measured before and after each way. `raycnn`
 (a stream), `torch` (ImageFolder and DataLoader) and `ray` (Ray Data) train a linear layer, which
 takes hardly any time, with one thread beside 1, 2 and 4 processes that decode. `build` is the first
 building of raycnn's cache, and `train` the command, on a stream with a small network.
 
 Printed are the images per second (the median epoch after the first), the same as a share of the
-ceiling, the most memory that all processes had at once (PSS), and what it was in each epoch.
+mean of both ceilings, the most memory that all processes had at once (PSS), and what it was in each
+epoch.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -103,27 +107,34 @@ def main() -> None:
         write_pictures(pictures, args.images)
 
         def ceiling() -> dict[str, Any]:
-            return read("decode_only", CPUS, pictures, args.size, args.epochs)
+            facts = read("decode_only", CPUS, pictures, args.size, args.epochs)
+            show("decode", CPUS, facts)
+            return facts
 
-        first = ceiling()
-        show("decode", CPUS, first, first)
-        for way in filter(chosen.__contains__, WAYS):
-            script, counts = WAYS[way]
-            for count in counts:
-                show(way, count, read(script, count, pictures, args.size, args.epochs), first)
+        measurements: list[tuple[str, int, Callable[[], dict[str, Any]]]] = [
+            (way, count, partial(read, script, count, pictures, args.size, args.epochs))
+            for way, (script, counts) in WAYS.items()
+            if way in chosen
+            for count in counts
+        ]
         if "train" in chosen:
-            show("train", CPUS, train(pictures, args.size, args.epochs), first)
-        show("decode", CPUS, ceiling(), first)
+            measurements.append(("train", CPUS, partial(train, pictures, args.size, args.epochs)))
+        before = ceiling()
+        for way, count, run in measurements:
+            facts = run()
+            after = ceiling()
+            show(way, count, facts, fmean(each["images_per_s"] for each in (before, after)))
+            before = after
 
 
-def show(way: str, processes: int, facts: dict[str, Any], ceiling: dict[str, Any]) -> None:
+def show(way: str, processes: int, facts: dict[str, Any], ceiling: float | None = None) -> None:
     if "failed" in facts:
         print(f"{way:<8}{processes:>10}  failed: {facts['failed']}", flush=True)
         return
-    share = facts["images_per_s"] / ceiling["images_per_s"]
+    share = f"{facts['images_per_s'] / ceiling:.2f}" if ceiling else ""
     peaks = " ".join(map(str, facts["peaks_mib"][:-1]))
     print(
-        f"{way:<8}{processes:>10}{facts['images_per_s']:>10,}{share:>12.2f}"
+        f"{way:<8}{processes:>10}{facts['images_per_s']:>10,}{share:>12}"
         f"{facts['memory_mib']:>7,}  {peaks}",
         flush=True,
     )
