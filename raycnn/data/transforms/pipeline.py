@@ -70,7 +70,8 @@ class Pipeline:
         floats = torch.empty(
             images.shape, device=images.device, memory_format=layout(images.device, None)
         )
-        return torch.sub(images, mean, out=floats).div_(std)
+        # Convert first: an operation on two types is not vectorized on a CPU.
+        return floats.copy_(images).sub_(mean).div_(std)
 
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return mean and std (1, C, 1, 1), cached per device, since each copy synchronizes."""
