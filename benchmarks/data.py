@@ -3,11 +3,12 @@
     uv run python -m benchmarks.data [--images 100000] [--size 64] [--epochs 3] [--only NAME]...
 
 The pictures are made first: 320 x 240 and hard links of 500 different ones, which take little disk
-and stay in memory, so that decoding is measured and not the disk. `decode` decodes them to the
-size on all CPUs and does nothing else: the ceiling, measured before and after each way. `raycnn`
-(a stream), `torch` (ImageFolder and DataLoader) and `ray` (Ray Data) train a linear layer, which
-takes hardly any time, with one thread beside 1, 2 and 4 processes that decode. `build` is the first
-building of raycnn's cache, and `train` the command, on a stream with a small network.
+and stay in memory, so that decoding is measured and not the disk. `decode` decodes them to the size
+on all CPUs and does nothing else: the ceiling, measured before and after each way, whose line
+follows both. `raycnn` (a stream), `torch` (ImageFolder and DataLoader) and `ray` (Ray Data) train a
+linear layer, which takes hardly any time, with one thread beside 1, 2 and 4 processes that decode.
+`build` is the first building of raycnn's cache, and `train` the command, on a stream with a small
+network.
 
 Printed are the images per second (the median epoch after the first), the same as a share of the
 mean of both ceilings, the most memory that all processes had at once (PSS), and what it was in each
@@ -123,15 +124,16 @@ def main() -> None:
         for way, count, run in measurements:
             facts = run()
             after = ceiling()
-            show(way, count, facts, fmean(each["images_per_s"] for each in (before, after)))
+            show(way, count, facts, before, after)
             before = after
 
 
-def show(way: str, processes: int, facts: dict[str, Any], ceiling: float | None = None) -> None:
+def show(way: str, processes: int, facts: dict[str, Any], *ceilings: dict[str, Any]) -> None:
     if "failed" in facts:
         print(f"{way:<8}{processes:>10}  failed: {facts['failed']}", flush=True)
         return
-    share = f"{facts['images_per_s'] / ceiling:.2f}" if ceiling else ""
+    rates = [ceiling["images_per_s"] for ceiling in ceilings if "failed" not in ceiling]
+    share = f"{facts['images_per_s'] / fmean(rates):.2f}" if rates else ""
     peaks = " ".join(map(str, facts["peaks_mib"][:-1]))
     print(
         f"{way:<8}{processes:>10}{facts['images_per_s']:>10,}{share:>12}"

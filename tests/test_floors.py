@@ -82,6 +82,7 @@ def test_collectives_are_spoken_of_in_one_file(path: Path) -> None:
         "config.registry",
         "config.components",
         "runs.directory",
+        "runs.listing",
         "search.listing",
         "cli",
         "api",

@@ -1,4 +1,4 @@
-"""The diagnosis of a failure: which worker failed or was unresponsive, and why."""
+"""The diagnosis of a failure: which worker failed or was unresponsive, why, and its stacks."""
 
 import faulthandler
 from collections.abc import Callable, Mapping

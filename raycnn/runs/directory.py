@@ -231,7 +231,7 @@ class Run:
 
     @contextmanager
     def syncing(self, rank: int, timeout_s: float) -> Iterator[None]:
-        """Upload the files of a worker in the background during the block, for a run at a URI.
+        """Upload the files of worker `rank` in the background during the block, for a run at a URI.
 
         All files are uploaded when the block ends. Raises EnvironmentUnavailable if the storage is
         unreachable for `timeout_s` seconds.

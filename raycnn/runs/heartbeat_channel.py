@@ -1,7 +1,8 @@
 """The channel that brings a worker's heartbeats and failures to the others, and requests to it.
 
-Here are what all channels do, and the one through the run folder, for workers that have access to
-it; launch/ray/worker_channel.py has the one through an actor of Ray.
+Here are the interface of channels, the callback that sends heartbeats, and the channel through the
+run folder, for workers that have access to it; launch/ray/worker_channel.py has the one through an
+actor of Ray.
 """
 
 import os

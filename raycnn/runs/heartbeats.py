@@ -2,7 +2,7 @@
 
 heartbeats/
     rank-N.json     last epoch and step of the worker, and its error
-    rank-N.stack    stacks of its threads (faulthandler), once it has been unresponsive
+    rank-N.stack    stacks of its threads, once it has been unresponsive: see diagnosis.py
 """
 
 import time

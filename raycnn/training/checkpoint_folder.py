@@ -1,4 +1,4 @@
-"""The folder of checkpoints: its index, and the checks and removal of what it contains.
+"""The folder of checkpoints: its index, and state.json, checks and removal of what it contains.
 
 A checkpoint is a folder `EPOCH-STEP` (completed epochs, completed steps of the next one).
 `index.json` names the last, the previous and the best checkpoint; the previous one is kept in case
@@ -75,6 +75,7 @@ def verify_checkpoint(checkpoint: Path) -> str | None:
 
 def write_state(state: dict[str, Any], checkpoint: Path) -> None:
     """Write state.json into a checkpoint, with the checksums of its tensors and of itself."""
+    assert "files" not in state, "the checksums of other tensors"
     body = {"files": {name: _file_digest(checkpoint / name) for name in TENSORS}, **state}
     io.write_json(checkpoint / STATE, {"sha256": _digest(body), **body})
 
@@ -88,6 +89,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     if state.pop("sha256", None) != _digest(state):
         raise DataError(f"{checkpoint / STATE} failed its checksum (SHA-256 differs)")
     return state
+
+
+def remove_incomplete(folder: Path) -> None:
+    """Delete files and folders that a killed process left incomplete."""
+    for path in folder.glob(".*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def delete_except(folder: Path, names: Collection[str | None]) -> None:
@@ -126,9 +133,3 @@ def _file_digest(path: Path) -> dict[str, Any]:
 
 def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def remove_incomplete(folder: Path) -> None:
-    """Delete files and folders that a killed process left incomplete."""
-    for path in folder.glob(".*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -6,7 +6,6 @@ import torch
 from torch.nn import functional as F
 
 from raycnn.training.metrics import MetricAccumulator, class_metrics
-from raycnn.training.uncertainty import confidence_interval
 
 
 def test_an_epoch_is_summed_over_batches_of_any_size() -> None:
@@ -28,16 +27,6 @@ def test_the_first_step_whose_loss_is_not_finite_is_known() -> None:
     for loss in (1.0, float("inf"), float("nan")):
         accumulator.add(torch.tensor(loss), torch.zeros(1, 2), torch.tensor([0]), 1)
     assert accumulator.all_reduce().bad_step == 1
-
-
-@pytest.mark.parametrize(
-    ("hits", "count", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (0, 0, 0.0, 1.0)],
-)
-def test_the_interval_is_wilsons(hits: int, count: int, low: float, high: float) -> None:
-    """81 of 263: Newcombe, Statistics in Medicine 17 (1998), table I."""
-    found = confidence_interval(hits, count)
-    assert math.isclose(found[0], low, abs_tol=5e-5) and math.isclose(found[1], high, abs_tol=5e-5)
 
 
 def test_figures_by_class_are_scikit_learns() -> None:

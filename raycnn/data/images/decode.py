@@ -40,7 +40,7 @@ MaxValue = Annotated[float, Field(gt=0, le=2**32)]
 FIT: Fit = "crop"
 CHANNELS: dict[Mode, int] = {"rgb": 3, "gray": 1, "grey": 1}
 SAMPLE = 256  # images sampled to find the common format
-MAX_SHARE = 16  # images that a process decodes at once
+MAX_SHARE = 32  # images that a process decodes at once
 DEEP_SAMPLE = 32  # images of more than 8 bits among those that are decoded to find their range
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 GRAY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from raycnn.errors import EnvironmentUnavailable, first_line
 from raycnn.filesystem import PERMANENT_ERRORS, filesystem_errors
 from raycnn.runs.remote.manifest import STOP
+from raycnn.training import checkpoint_folder
 from raycnn.training.callbacks import Event, StorageReached, StorageUnreachable
-from raycnn.training.checkpoint_folder import read_index
 
 if TYPE_CHECKING:
     from raycnn.runs.remote.working_copy import WorkingCopy
@@ -45,7 +45,8 @@ class Uploader:
         """Wait for the previous upload, then queue the current checkpoints."""
         self.wait()
         with self._wake:
-            self._pending = read_index(self.copy.checkpoints) if self.rank == 0 else {}
+            checkpoints = self.copy.checkpoints
+            self._pending = checkpoint_folder.read_index(checkpoints) if self.rank == 0 else {}
             self._wake.notify_all()
 
     def wait(self) -> None:

@@ -297,7 +297,7 @@ class WorkingCopy:
 
     @contextmanager
     def syncing(self, rank: int, timeout_s: float, on_event: EventCallback) -> Iterator[None]:
-        """Upload this worker's files and poll for stop requests in the background.
+        """Upload the files of worker `rank` and poll for stop requests in the background.
 
         All files are uploaded at the end. Raises EnvironmentUnavailable if that failed.
         """
