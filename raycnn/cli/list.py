@@ -94,15 +94,10 @@ def _options(table: "Registry[Any]", entry: str) -> str:
 
 
 def _show_runs(root: str, sort: str, as_json: bool) -> None:
-    from raycnn.runs.listing import run_folders, summarize_runs
+    from raycnn.runs.directory import Run
+    from raycnn.runs.listing import summarize_runs
 
-    if is_uri(root):
-        from raycnn.runs.directory import Run
-
-        folders = [run.folder for run in Run.all(root)]
-    else:
-        folders = run_folders(root)
-    runs = summarize_runs(folders)
+    runs = summarize_runs(run.folder for run in Run.all(root))
     if sort != "name":
         runs.sort(key=lambda run: (getattr(run, sort) is None, getattr(run, sort)))
     if as_json:

@@ -10,15 +10,12 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from raycnn import io
 from raycnn.config import yaml_file
 from raycnn.config.components import DATASETS, MODELS, OPTIMIZERS, SCHEDULES
 from raycnn.config.load import saved_job_from_tree
 from raycnn.config.registry import Registry
 from raycnn.errors import EnvironmentUnavailable
-from raycnn.runs.events import read_events
-from raycnn.runs.metrics_file import read_metrics
-from raycnn.training.callbacks import Failed
+from raycnn.runs.directory import Run
 from raycnn.training.main_metric import main_metric, val_metric
 
 NOT_COMPARED = ("name", "storage.", "workers.", "data.root", "data.download")
@@ -51,13 +48,6 @@ class RunSummary:
     A default is no change, whether it is written or not."""
 
 
-def run_folders(root: str | Path) -> list[Path]:
-    """Return the run folders below a folder, sorted by job and number."""
-    folders = [path.parent for path in Path(root).glob("*/*/job.yaml")]
-    numbered = [folder for folder in folders if folder.name.isdigit()]
-    return sorted(numbered, key=lambda folder: (folder.parent, int(folder.name)))
-
-
 def summarize_runs(folders: Iterable[Path]) -> list[RunSummary]:
     """Return the summaries of runs, in the order of their folders."""
     first_keys: dict[str, dict[str, str]] = {}
@@ -70,12 +60,12 @@ def summarize_runs(folders: Iterable[Path]) -> list[RunSummary]:
 
 
 def _summary(folder: Path, keys: dict[str, str], base: dict[str, str]) -> RunSummary:
-    rows = read_metrics(folder / "metrics.csv")
-    result = io.read_json(folder / "result.json")
+    run = Run(folder)
+    rows, result = run.rows(), run.result()
     values = [float(row[metric]) for row in rows if (metric := val_metric(row))]
     return RunSummary(
-        name=f"{folder.parent.name}/{folder.name}",
-        state="done" if result else _state(folder),
+        name=run.name,
+        state="done" if result else run.state(),
         model=keys.get("model.name", ""),
         epochs=len(rows),
         val=max(values, default=None),
@@ -131,14 +121,6 @@ def _option_defaults(section: str, name: str) -> dict[str, str]:
         return {}
     defaults = {key: field.default for key, field in fields.items() if not field.is_required()}
     return _keys_of_tree(to_jsonable_python(defaults, fallback=str))
-
-
-def _state(folder: Path) -> str:
-    """Return the state of a run without a result: running, failed or stopped."""
-    if io.is_locked(folder / ".lock"):
-        return "running"
-    events = read_events(folder / "events.jsonl")
-    return "failed" if events and isinstance(events[-1], Failed) else "stopped"
 
 
 def spec_keys(file: Path) -> dict[str, str]:
