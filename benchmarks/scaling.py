@@ -17,14 +17,13 @@ doi:10.1016/j.jpdc.2008.09.002).
 import argparse
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from benchmarks.speed import raycnn_rate
+from benchmarks.speed import raycnn_rate, torchrun
 from raycnn.config.load import load_job
 from raycnn.runs.preflight import resolve_job
 
@@ -95,8 +94,7 @@ def measure_network() -> Network:
     with TemporaryDirectory() as folder:
         script = Path(folder, "reduce.py")
         script.write_text(ALL_REDUCE)
-        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-        command = [sys.executable, *start, *map(str, sizes)]
+        command = [*torchrun(2), str(script), *map(str, sizes)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     seconds = dict(map(float, line.split()) for line in done.stdout.splitlines())
     # Between two, the ring is two messages of half the bytes: 2 * latency + bytes / bandwidth.

@@ -109,13 +109,17 @@ def peer(folder: Path, recipe: str, name: str, form: tuple[bool, bool] = (False,
     return json.loads(done.stdout)["images_per_s"]
 
 
+def torchrun(processes: int) -> list[str]:
+    """Return the words that start a script in several processes, on a free port."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*run, f"--nproc-per-node={processes}"]
+
+
 def raycnn_rate(job: str, changes: list[str], processes: int = 1) -> float:
     """Train a job, and return the images per second of the median epoch after the first."""
-    start = [sys.executable, "-m"]
-    if processes > 1:
-        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    start = torchrun(processes) if processes > 1 else [sys.executable]
     with tempfile.TemporaryDirectory() as folder:
-        command = [*start, "raycnn", "train", job, *changes, "name=rate"]
+        command = [*start, "-m", "raycnn", "train", job, *changes, "name=rate"]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         rows = Run(Path(folder, "runs", "rate", "1")).rows()
     return statistics.median(float(row["images_per_s"]) for row in rows[1:])

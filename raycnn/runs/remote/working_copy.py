@@ -253,11 +253,11 @@ class WorkingCopy:
         """
         if not index:
             return
+        index_file = self.remote.file(INDEX_PATH)
         try:
-            old_index = self._read_remote_index() if self.remote.file(INDEX_PATH) else {}
-            is_current = old_index == index
+            old_index = self._read_remote_index() if index_file else {}
         except DamagedIndex:  # it was written wrong, and is written again below
-            old_index, is_current = self.remote_index, False
+            old_index, index_file = self.remote_index, None
         for name in sorted({name for name in index.values() if name}):
             # One that is not listed may be incomplete; one that is listed, another machine's.
             is_listed = name in old_index.values()
@@ -265,17 +265,14 @@ class WorkingCopy:
                 self._push_checkpoint(name)
         check_lease()
         with self._sync_lock():
-            if is_current:
-                index_file = self.remote.file(INDEX_PATH)
-            else:
+            if index_file is None or old_index != index:
                 index_file = self.remote.write(INDEX_PATH, json.dumps(index).encode())
             self.remote_index = index
-            if index_file:
-                # If training has saved again since `index` was read, a time of 0 marks the index as
-                # changed, so that the next push uploads it.
-                index_unchanged = checkpoint_folder.read_index(self.checkpoints) == index
-                local_mtime_ns = mtime_ns(self.checkpoints / INDEX) if index_unchanged else 0
-                self.manifest.update({INDEX_PATH: SyncRecord.of(index_file, local_mtime_ns)})
+            # If training has saved again since `index` was read, a time of 0 marks the index as
+            # changed, so that the next push uploads it.
+            index_unchanged = checkpoint_folder.read_index(self.checkpoints) == index
+            local_mtime_ns = mtime_ns(self.checkpoints / INDEX) if index_unchanged else 0
+            self.manifest.update({INDEX_PATH: SyncRecord.of(index_file, local_mtime_ns)})
         for name in filter(None, {*old_index.values()} - {*index.values()}):
             self.remote.delete_folder(f"{CHECKPOINTS}/{name}")
 
