@@ -8,6 +8,7 @@ from typing import Any
 from raycnn.config import yaml_file
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
+from raycnn.filesystem import is_uri
 
 PATHS = ("data.root", "model.weights", "storage.path", "train.distillation.teacher")
 
@@ -28,7 +29,7 @@ def parse_changes(changes: Iterable[str]) -> Tree:
 
 def _expand(key: str, value: Any) -> Any:
     """Resolve `~` and `..` in a path given on the command line; spec files may not contain them."""
-    if key not in PATHS or not isinstance(value, str) or "://" in value:
+    if key not in PATHS or not isinstance(value, str) or is_uri(value):
         return value
     path = Path(value).expanduser()
     needs_expansion = value.startswith("~") or ".." in PurePath(value).parts

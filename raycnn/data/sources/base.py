@@ -9,7 +9,6 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import fs
 from pydantic import Field
 
 from raycnn import io
@@ -17,6 +16,7 @@ from raycnn.data.images.decode import BadImage, Decoded
 from raycnn.data.label_arrays import LabelArray, strata
 from raycnn.data.sampling import stratified_sample
 from raycnn.errors import DataError
+from raycnn.filesystem import is_uri, open_filesystem
 from raycnn.shape import Shape
 
 TEST_SEED = 0
@@ -139,8 +139,8 @@ def unreadable(error: Exception) -> DataError:
 
 
 def _stat(name: str) -> File:
-    if "://" in name:
-        system, path = fs.FileSystem.from_uri(name)
+    if is_uri(name):
+        system, path = open_filesystem(name)
         info = system.get_file_info(path)
         if not info.is_file:
             raise FileNotFoundError(f"{name} does not exist")

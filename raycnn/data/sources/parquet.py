@@ -2,7 +2,7 @@
 
 One column is `struct<bytes, path>`, with the bytes or the path of each image; another holds the
 labels: names, or numbers whose names are in the schema's metadata. Files are local, or at any URI
-that pyarrow.fs opens (`s3://bucket/folder`).
+that pyarrow.fs or fsspec opens (`s3://bucket/folder`).
 """
 
 import json
@@ -54,7 +54,7 @@ from raycnn.data.sources.labels import (
 )
 from raycnn.data.sources.pictures import PictureOptions, PictureSource
 from raycnn.errors import DataError
-from raycnn.filesystem import open_filesystem
+from raycnn.filesystem import is_uri, open_filesystem
 from raycnn.runtime import memory
 
 FOLDERS = ("", "data/", "default/")  # folders of Hugging Face's data set repositories
@@ -183,7 +183,7 @@ class Table:
             content, path = cell.get("bytes"), cell.get("path")
         if isinstance(content, str):
             content, path = None, content
-        if content or not path or "://" in path or "://" in file:
+        if content or not path or is_uri(path) or is_uri(file):
             return name, content
         full_path = path if os.path.isabs(path) else os.path.join(os.path.dirname(file), path)
         return f"{name} ({full_path})", full_path
@@ -233,16 +233,11 @@ class Table:
 
     def _open(self, file: str, use: Callable[[Any], Any]) -> Any:
         try:
-            system, path = system_of(file)
+            system, path = open_filesystem(file)
             with system.open_input_file(path) as source:
                 return use(pq.ParquetFile(source))
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"cannot read {file}: {error}") from None
-
-
-def system_of(path: str) -> tuple[Any, str]:
-    """Return the file system of a path or a URI, and the path there."""
-    return open_filesystem(path)
 
 
 def _null_count(group: Any, path: str) -> int | None:
@@ -396,12 +391,12 @@ class Parquet(PictureSource):
 
     def _list(self, pattern: str) -> list[str]:
         top, mark, query = (
-            self.folder.partition("?") if "://" in self.folder else (self.folder, "", "")
+            self.folder.partition("?") if is_uri(self.folder) else (self.folder, "", "")
         )
         parent, _, name = pattern.rpartition("/")
         folder = "/".join(filter(None, [top.rstrip("/"), parent]))
         try:
-            system, path = system_of(folder + mark + query)
+            system, path = open_filesystem(folder + mark + query)
             infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
         except (OSError, pa.ArrowException) as error:
             raise unreadable(error) from None
@@ -432,7 +427,7 @@ def parquet(
     held out of train, by class, if there are no test files. With `multi_label` the labels of an
     image are a list of any length.
     """
-    folder = path if path and "://" in path else os.path.join(root, path or "")
+    folder = path if path and is_uri(path) else os.path.join(root, path or "")
     globs = {"train": train_files, "val": val_files, "test": test_files}
     pictures = PictureOptions(size, fit, mode, max_value)
     return Parquet(folder, globs, (image, label), multi_label, test, pictures)

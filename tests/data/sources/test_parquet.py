@@ -2,6 +2,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,6 +45,16 @@ def test_a_uri_is_read_like_a_folder(tmp_path: Path) -> None:
     assert remote.files() == [f"file://{tmp_path}/d/train-0.parquet"]
     for one, other in zip(local.read().values(), remote.read().values(), strict=True):
         assert reds(one) == reds(other) and (one.labels == other.labels).all()
+
+
+def test_any_file_system_of_fsspec_is_read(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", SIX, [0, 1] * 3)
+    with fsspec.open("memory://pictures/train-0.parquet", "wb") as file:
+        file.write((tmp_path / "train-0.parquet").read_bytes())
+    remote = source("parquet", Path("nowhere"), path="memory://pictures")
+    (file,) = files_of(remote)
+    assert file.name == "memory://pictures/train-0.parquet" and file.size
+    assert reds(remote.read()["train"]) == reds(source("parquet", tmp_path).read()["train"])
 
 
 def test_columns_are_found_by_their_type_and_classes_in_the_metadata(tmp_path: Path) -> None:
