@@ -70,7 +70,9 @@ def describe_error(detail: ErrorDetails) -> str:
         return "is missing"
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
     message = re.sub(
-        r"a valid dictionary or instance of (Choice|Data|Model)", "a name, or a mapping", message
+        r"a valid dictionary or instance of (ComponentConfig|Data|Model|OptimizerConfig)",
+        "a name, or a mapping",
+        message,
     )
     message = re.sub(r"a valid dictionary or instance of \w+", "a mapping", message)
     value = detail["input"]
