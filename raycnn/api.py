@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from raycnn.config.load import job_from_tree, load_job
 from raycnn.config.schema import JobSpec
-from raycnn.errors import DataError, Interrupted, JobFailed
+from raycnn.errors import DataError, Interrupted, JobFailed, SpecError
 from raycnn.training.main_metric import LABELS, main_metric
 
 if TYPE_CHECKING:
@@ -108,6 +108,9 @@ def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) 
 
     path = Path(search).expanduser()
     if is_uri(str(search)) or path.is_dir():
+        if changes:
+            key = next(iter(_dotted(changes)))
+            raise SpecError(f"{search} is a search, which continues as it is: leave out {key}")
         earlier = Folder.find(str(search if is_uri(str(search)) else path))
         return Search(_search(earlier.spec, lambda: earlier, progress).location)
     pairs = [f"{key}={json.dumps(value)}" for key, value in _dotted(changes).items()]
@@ -127,13 +130,18 @@ def open_network(
 ) -> "Classifier":
     """Return the classifier of a run (folder, `job/n` or `job`), or of an exported file.
 
-    Its `predict` takes files, folders, PIL images and arrays. `which` is `best` or `last`.
+    Its `predict` takes files, folders, PIL images and arrays. `which` is `best` or `last`. By
+    `job`, it is the latest run that has a checkpoint.
     """
     from raycnn.analysis.exported_network import is_exported, open_exported
+    from raycnn.runs.directory import Run as Directory
 
-    if not isinstance(source, Run) and is_exported(Path(source)):
+    if isinstance(source, Run):
+        return source.network(which, device)
+    if is_exported(Path(source)):
         return open_exported(Path(source))
-    return Run(_find(source).location).network(which, device)
+    run = Directory.find(str(source), trained=True)
+    return Run(run.location).network(which, device)
 
 
 class Run:

@@ -2,6 +2,7 @@
 
 import asyncio
 import doctest
+import shutil
 import subprocess
 import sys
 import threading
@@ -97,6 +98,17 @@ def test_a_network_classifies_files_images_and_arrays(trained: raycnn.Run, tmp_p
     )
 
 
+def test_a_network_is_that_of_the_latest_run_that_has_one(
+    trained: raycnn.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shutil.copytree(trained.folder, tmp_path / "runs" / "tiny" / "1")
+    (first.with_name("2")).mkdir()
+    shutil.copy(first / "job.yaml", first.with_name("2"))
+    monkeypatch.chdir(tmp_path)
+    pixels = np.zeros((8, 8), np.uint8)
+    assert raycnn.open_network("tiny").predict(pixels) == trained.predict(pixels)
+
+
 def test_a_resumed_run_equals_an_unbroken_one(trained: raycnn.Run, tmp_path: Path) -> None:
     roots = {"storage.path": str(tmp_path), "workers.device": "cpu"}
     longer = raycnn.train(TINY, progress=False, **roots, train__epochs=2)
@@ -137,6 +149,8 @@ def test_a_search_at_a_uri_is_run_continued_and_its_best_trained(
     file.write_text(SPEC.replace("{path: STORAGE}", f"{{path: '{uri}'}}") + tune)
     found = raycnn.tune(file, progress=False, workers__launcher="local", train__epochs=1)
     assert found.state == "done" and [*found.leaderboard["state"]] == ["done", "done"]
+    with pytest.raises(SpecError, match="continues as it is: leave out train.epochs"):
+        raycnn.tune(found.location, progress=False, train__epochs=2)
     again = raycnn.tune(raycnn.Search("tiny", uri).location, progress=False)
     assert again.location == found.location and found.name in again._repr_html_()
     best = raycnn.train(again.best["lenet"], progress=False, storage__path=str(tmp_path))

@@ -319,7 +319,7 @@ def resolve_run(
         if os.path.isfile(path / spec_name):  # False without permission to read the folder
             return path.absolute()
     if is_uri(text) or is_uri(root):
-        return _resolve_uri(kind, text, root, spec_name)
+        return _resolve_uri(kind, text, root, spec_name, preferred_file)
     folders = list_folders(root, spec_name)
     of_name = [path for path in folders if path.parent.name == text]
     if of_name:
@@ -329,9 +329,9 @@ def resolve_run(
     raise SpecError(unknown(kind, text, names) + f"; looked for a folder and in {root}/")
 
 
-def _resolve_uri(kind: str, text: str, root: str, spec_name: str) -> str:
+def _resolve_uri(kind: str, text: str, root: str, spec_name: str, preferred_file: str) -> str:
     uri = text if is_uri(text) else join(root, text)
-    if storage.is_run(uri, spec_name):
+    if storage.has_file(uri, spec_name):
         return uri
     if is_uri(text):
         raise SpecError(f"there is no {kind} at {text}: it has no {spec_name}")
@@ -339,7 +339,8 @@ def _resolve_uri(kind: str, text: str, root: str, spec_name: str) -> str:
     name_of = {uri: base_name(parent(uri)) for uri in uris}
     of_name = [uri for uri in uris if name_of[uri] == text]
     if of_name:
-        return of_name[-1]
+        preferred = (uri for uri in reversed(of_name) if storage.has_file(uri, preferred_file))
+        return next(preferred, of_name[-1]) if preferred_file else of_name[-1]
     names = {name for uri in uris for name in (f"{name_of[uri]}/{base_name(uri)}", name_of[uri])}
     raise SpecError(unknown(kind, text, names) + f"; looked in {root}")
 

@@ -81,11 +81,11 @@ def list_copies(root: str, spec_name: str) -> list[WorkingCopy]:
     return copies
 
 
-def is_run(uri: str, spec_name: str) -> bool:
-    """Return whether there is a folder at a URI that contains the file `spec_name`."""
+def has_file(uri: str, name: str) -> bool:
+    """Return whether there is a folder at a URI that contains the file `name`."""
     with translate_errors(uri):
         check_reachable(uri)
-        return RemoteFolder.open(uri).file(spec_name) is not None
+        return RemoteFolder.open(uri).file(name) is not None
 
 
 def check_reachable(uri: str) -> None:

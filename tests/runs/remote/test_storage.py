@@ -320,6 +320,14 @@ def test_any_file_system_of_fsspec_keeps_runs(
     assert again.state() == "done" and same(weights(again), weights(run))
 
 
+def test_what_uses_a_network_takes_the_latest_run_at_a_uri_that_has_one(job: MakeJob) -> None:
+    root = "memory://bucket/latest"
+    run = trained(job(storage__path=root, train__epochs=1))
+    failed = Run.create(job(storage__path=root))
+    assert Run.find("tiny", root, trained=True).location == run.location
+    assert Run.find("tiny", root).location == failed.location
+
+
 SEARCH = """\
 name: found
 data: {name: digits, limit: 200, transforms: [{name: resize, size: 12}]}
