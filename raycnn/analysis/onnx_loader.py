@@ -11,13 +11,25 @@ from PIL import Image, ImageOps
 HERE = Path(__file__).parent
 ABOUT = json.loads((HERE / "export.json").read_text())
 HEIGHT, WIDTH = ABOUT["preprocessing"]["size"]
-MODE = {"rgb": "RGB", "gray": "L", "grey": "L"}[ABOUT["preprocessing"]["mode"]]
+MODE = {1: "L", 3: "RGB", 4: "RGBA"}[ABOUT["preprocessing"]["channels"]]
+WHITE = ABOUT["preprocessing"]["max_value"]  # in pictures of more than 8 bits
+
+
+def eight_bits(image, path):
+    if image.mode[0] not in "IF":
+        return image
+    levels = np.asarray(image)
+    if not WHITE or levels.min() < 0 or levels.max() > WHITE:
+        sys.exit(f"{path}: the network was not trained on pictures with such values")
+    if levels.dtype.kind in "iu" and WHITE in (255, 1023, 4095, 16383, 65535):
+        return Image.fromarray((levels >> (int(WHITE).bit_length() - 8)).astype(np.uint8))
+    return Image.fromarray(np.rint(levels * (255 / WHITE)).astype(np.uint8))
 
 
 def pixels(path):  # -> (1, C, HEIGHT, WIDTH) uint8
     image = Image.open(path)
     image.draft(None, (2 * max(HEIGHT, WIDTH),) * 2)  # a large JPEG at a fraction of its size
-    image = ImageOps.exif_transpose(image).convert(MODE)
+    image = eight_bits(ImageOps.exif_transpose(image), path).convert(MODE)
     left = top = 0.0
     if ABOUT["preprocessing"]["fit"] == "crop":  # the largest box in the middle
         scale = min(image.width / WIDTH, image.height / HEIGHT)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,28 @@ def test_the_loader_beside_it_needs_no_raycnn(
         _, label, share = line.rsplit(maxsplit=2)
         assert label == own.label
         assert float(share[:-1]) == pytest.approx(100 * own.probability, abs=0.1)
+
+
+def test_the_loader_scales_pictures_of_more_than_8_bits_as_the_run_does(
+    onnx_export: exporting.Export, network: Network, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(onnx_export.folder, tmp_path / "moved")
+    levels = np.random.default_rng(0).integers(0, 4096, (16, 16)).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    command = [sys.executable, moved / "predict.py", tmp_path / "deep.png"]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 1 and "not trained on pictures with such values" in refused.stderr
+
+    for white in (4095, 5000):  # the range of 12 bits, and one of no number of bits
+        about = json.loads((onnx_export.folder / "export.json").read_text())
+        about["preprocessing"]["max_value"] = white
+        (moved / "export.json").write_text(json.dumps(about))
+        deep = replace(network, image_format=replace(network.image_format, max_value=white))
+        own = deep.predict(str(tmp_path / "deep.png"))[0]
+        done = subprocess.run(command, capture_output=True, text=True)
+        _, label, share = done.stdout.rsplit(maxsplit=2)
+        assert label == own.label
+        assert float(share[:-1]) == pytest.approx(100 * own.probability, abs=0.02)
 
 
 def test_torch_export_is_loaded_by_torch_alone(run: Run, network: Network, pictures: Path) -> None:
