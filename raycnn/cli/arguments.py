@@ -11,7 +11,9 @@ from pydantic import ValidationError
 from raycnn.config import schema
 from raycnn.config.changes import parse_changes
 from raycnn.config.messages import describe_error
+from raycnn.config.packaged import SUFFIXES, packaged_jobs
 from raycnn.errors import SpecError
+from raycnn.runtime.device import DEVICE_KINDS
 
 if TYPE_CHECKING:
     from raycnn.training.from_folder import FolderJob
@@ -41,7 +43,7 @@ Address = Annotated[
         "--address", help="http://host:8265 of a cluster; else RAYCNN_ADDRESS or RAY_ADDRESS."
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.")]
+Device = Annotated[str, typer.Option("--device", help=f"auto, {', '.join(DEVICE_KINDS)}.")]
 WhichWeights = Annotated[str, typer.Option("--checkpoint", help="best or last.")]
 
 Entry = TypeVar("Entry", bound=schema.ComponentConfig)
@@ -67,8 +69,8 @@ def job_of_pictures(
 
 
 def is_job(word: str) -> bool:
-    """Return whether an argument names a job file rather than a registry entry."""
-    return Path(word).suffix in (".yaml", ".yml") or Path(word).is_file()
+    """Return whether an argument names a job rather than a registry entry or a run."""
+    return Path(word).suffix in SUFFIXES or Path(word).is_file() or word in packaged_jobs()
 
 
 def chosen(kind: type[Entry], section: str, name: str, options: Iterable[str] | None) -> Entry:

@@ -7,6 +7,7 @@ import typer
 
 from raycnn.cli.arguments import RunName, Runs, WhichWeights
 from raycnn.errors import SpecError, unknown
+from raycnn.runtime.device import DEVICE_KINDS
 
 SPLITS = ["test", "val", "train"]
 
@@ -17,7 +18,7 @@ def evaluate(
     weights: WhichWeights = "best",
     device: Annotated[
         str | None,
-        typer.Option("--device", help="Predict anew on it: auto, cpu, cuda or npu."),
+        typer.Option("--device", help=f"Predict anew on it: auto, {', '.join(DEVICE_KINDS)}."),
     ] = None,
     root: Annotated[
         str | None, typer.Option("--root", help="Folder that holds the data, if it has moved.")

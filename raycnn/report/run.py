@@ -113,7 +113,7 @@ def write_report_or_warn(run: Run, job: JobSpec, result: TrainResult, callback: 
 
 
 def write_from_folder(run: Run, device: str = "cpu", root: str | None = None) -> Path:
-    """Write the report of a run from its folder, with images if its data is predictions."""
+    """Write the report of a run from its folder, with images if its data is available."""
     try:
         report_input, missing = open_run(run, device, root), ""
     except RaycnnError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from raycnn.cli.arguments import is_job
 from raycnn.cli.commands import COMMANDS
 from raycnn.config.schema import JobSpec
 from raycnn.config.yaml_file import load_yaml, write
@@ -65,6 +66,13 @@ def test_a_job_that_cannot_work_is_refused_before_it_starts(
     assert ended == code and said in err, (ended, err)
     assert err.startswith("raycnn: ") and "Traceback" not in err
     assert not (tmp_path / "runs").exists(), "nothing is half-begun"
+
+
+def test_a_packaged_job_is_inspected_by_its_name(call: Call) -> None:
+    for verb, key in (("summary", "layers"), ("data", "counts")):
+        ended, out, err = call(verb, "quickstart", "--json")
+        assert ended == 0 and json.loads(out)[key], err
+    assert is_job("quickstart") and not is_job("lenet") and not is_job("quickstart/1")
 
 
 def test_a_data_root_that_is_a_file_or_forbidden_is_bad_data(call: Call, tmp_path: Path) -> None:
