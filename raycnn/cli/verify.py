@@ -31,8 +31,8 @@ def verify(
 
     run = None if is_job(job) else Run.find(job, runs)
     resolved = run.job().change(changes or []) if run else load_job(Path(job), changes or [])
-    check_job(resolved)
-    report = verify_resume(resolved, run, lambda text: print(text, file=sys.stderr))
+    checked = check_job(resolved).job
+    report = verify_resume(checked, run, lambda text: print(text, file=sys.stderr))
     print(_as_json(report) if as_json else _as_text(report))
     if not report.passed:
         raise JobFailed("verification failed: see the checks marked FAIL")

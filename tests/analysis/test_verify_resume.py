@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from raycnn.analysis import verify_resume
+from raycnn.config import yaml_file
 from raycnn.config.schema import JobSpec
 from raycnn.errors import JobFailed, SpecError
 from raycnn.training import checkpoint_folder
@@ -33,6 +34,21 @@ def test_a_job_is_verified_and_damaged_checkpoints_of_its_run_are_not(
     assert all(finding["passed"] for finding in (killed, metrics, counted, other, counted_too))
     assert report["environment"]["packages"]["torch"]
     assert sorted(path.name for path in Path(job().storage.path).glob("*/*")) == ["1"]
+
+
+@pytest.mark.slow
+def test_a_job_is_verified_with_the_teacher_that_it_names(job: MakeJob, tmp_path: Path) -> None:
+    train(job(train__epochs=1))
+    student = job(name="student", train__distillation={"teacher": "tiny"})
+    yaml_file.write(tmp_path / "student.yaml", student.tree())
+    done = raycnn("verify", tmp_path / "student.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "equal bit for bit" in done.stdout
+
+
+def test_a_verification_is_neither_tracked_nor_reported(job: MakeJob, tmp_path: Path) -> None:
+    short = verify_resume.shortened_job(job(trackers=["wandb"]), tmp_path, 1, 2)
+    assert not short.trackers and not short.storage.report
 
 
 def test_what_differs_is_found_and_by_how_much(job: MakeJob) -> None:
