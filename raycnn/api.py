@@ -311,7 +311,7 @@ class Run:
             if "interval95" in test:
                 interval = " (95 %: {:.2%} to {:.2%})".format(*test["interval95"])
             shown[f"test {LABELS[name]}"] = f"{test[name]:.2%}{interval}, {test['count']:,} images"
-        return shown | {"folder": str(self.folder)}
+        return shown | {"folder": str(self.location)}
 
 
 class Search:
@@ -375,7 +375,7 @@ class Search:
         }
         for name, entry in winners(board).items():
             shown[name] = f"{self._search.spec.tune.metric} {entry.metric:.4g} ({entry.trial})"
-        return _html(f"search {self.name}", shown | {"folder": str(self.folder)})
+        return _html(f"search {self.name}", shown | {"folder": str(self.location)})
 
 
 def _dotted(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def _saved_steps(run: Run) -> int:
 
 def _check_checksums(run: Run) -> VerifyCheck:
     """Check the checksums of a run's checkpoints."""
-    paths = sorted(run.checkpoints.glob("[0-9]*-[0-9]*"))
+    paths = run.all_checkpoints()
     problems = [problem for path in paths if (problem := checkpoint_folder.verify_checkpoint(path))]
     text = f"{len(paths) - len(problems)} of {len(paths)} checkpoints of {run.name} are intact"
     return VerifyCheck("; ".join([text, *problems]), not problems)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from raycnn.errors import Interrupted, JobFailed, SpecError
+from raycnn.filesystem import is_uri
 
 if TYPE_CHECKING:
     from raycnn.launch.jobs.client import Cluster, JobDetails
@@ -61,7 +62,14 @@ def follow(cluster: "Cluster", name: str, stop_on_interrupt: bool = False) -> No
         job = cluster.follow(name, lambda text: None)
     exit_like(job)
     if not stop_on_interrupt:
-        print(f"on this machine: raycnn fetch {name}")
+        print(f"on this machine: {command_for_results(name, cluster.location(job))}")
+
+
+def command_for_results(name: str, location: str | None) -> str:
+    """Return the command that brings the results of an ended job to this machine."""
+    if location and is_uri(location):
+        return f"raycnn report {location}"
+    return f"raycnn fetch {name}"
 
 
 def exit_like(job: "JobDetails") -> None:

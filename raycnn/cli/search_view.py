@@ -167,16 +167,16 @@ def show_leaderboard(console: Console, search: Search, board: list[LeaderboardEn
 
 def show_next(console: Console, search: Search, board: list[LeaderboardEntry]) -> None:
     """Print the location of a search, and the next commands."""
-    folder = relative(search.folder)
-    console.print(f"plots and tables: {folder}", soft_wrap=True, highlight=False, markup=False)
+    location = search.location if search.copy else relative(search.folder)
+    console.print(f"plots and tables: {location}", soft_wrap=True, highlight=False, markup=False)
     commands = []
     if unfinished := len(search.unfinished()):
-        commands.append(f"raycnn tune --resume {folder}  # {unfinished} trials have not ended")
+        commands.append(f"raycnn tune --resume {location}  # {unfinished} trials have not ended")
     elif best := next(iter(winners(board)), None):
         commands.append(
             f"raycnn train {relative(search.best_job_path(best))}  # the best again, tested"
         )
-        commands.append(f"raycnn tune --resume {folder} --retrain  # on all images, tested")
+        commands.append(f"raycnn tune --resume {location} --retrain  # on all images, tested")
     for command in commands:
         console.print(f"next: {command}", soft_wrap=True, highlight=False, markup=False)
 

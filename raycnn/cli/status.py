@@ -42,13 +42,15 @@ def _facts(cluster: "Cluster", name: str) -> dict[str, Any]:
     job = cluster.find(name)
     log_lines = cluster.log(job.submission_id).strip().splitlines()
     return job_facts(job) | {
-        "folder": cluster.folder(job),
+        "folder": cluster.location(job),
         "exit_code": job.driver_exit_code,
         "last_line": log_lines[-1] if log_lines else None,
     }
 
 
 def _text(facts: dict[str, Any]) -> str:
+    from raycnn.cli.remote import command_for_results
+
     name, ended = facts["id"], facts["exit_code"] is not None
     lines = [
         f"id       {name}",
@@ -60,5 +62,5 @@ def _text(facts: dict[str, Any]) -> str:
         lines.append(f"ended    with exit code {facts['exit_code']}")
     if facts["last_line"]:
         lines.append(f"last     {facts['last_line']}")
-    command = f"fetch {name}" if ended else f"logs -f {name}"
-    return "\n".join([*lines, f"next     raycnn {command}"])
+    command = command_for_results(name, facts["folder"]) if ended else f"raycnn logs -f {name}"
+    return "\n".join([*lines, f"next     {command}"])

@@ -114,7 +114,7 @@ def _launch(
 
     def opened() -> "Run":
         run = open_run(checked, view)
-        view.on_event(RunOpened(folder=str(run.folder)))
+        view.on_event(RunOpened(location=str(run.location)))
         return run
 
     with view_for(console, checked.train.epochs) as view, checked.located():

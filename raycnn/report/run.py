@@ -533,12 +533,13 @@ def _environment(run: Run) -> list[tuple[str, str]]:
 
 
 def _commands(run: Run, result: dict[str, Any] | None) -> list[tuple[str, str]]:
+    name = run.location if run.copy else run.name
     if not result:
-        return [(f"raycnn resume {run.name}", "continue from the last checkpoint")]
+        return [(f"raycnn resume {name}", "continue from the last checkpoint")]
     longer = 2 * int(result["epochs"])
     return [
-        (f"raycnn predict {run.name} pictures/", "classify a folder of pictures"),
-        (f"raycnn eval {run.name} --split val", "any split, class by class"),
-        (f"raycnn resume {run.name} train.epochs={longer}", "train longer"),
-        (f"raycnn compare {run.name} OTHER", "compare two runs"),
+        (f"raycnn predict {name} pictures/", "classify a folder of pictures"),
+        (f"raycnn eval {name} --split val", "any split, class by class"),
+        (f"raycnn resume {name} train.epochs={longer}", "train longer"),
+        (f"raycnn compare {name} OTHER", "compare two runs"),
     ]

@@ -359,7 +359,8 @@ def _yaml(search: Search, overall: LeaderboardEntry | None) -> str:
 def _commands(search: Search, overall: LeaderboardEntry | None) -> list[tuple[str, str]]:
     commands = []
     if search.unfinished():
-        commands.append((f"raycnn tune --resume {search.name}", "train what is left"))
+        name = search.location if search.copy else search.name
+        commands.append((f"raycnn tune --resume {name}", "train what is left"))
     if overall:
         job = f"best-{overall.architecture}.yaml"
         commands.append((f"raycnn train {job}", "the winner, with a test; the file is beside this"))

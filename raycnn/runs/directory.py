@@ -276,6 +276,12 @@ class Run:
             self.copy.pull_checkpoints()
         return checkpoint_folder.latest_valid_checkpoint(self.checkpoints)
 
+    def all_checkpoints(self) -> list[Path]:
+        """Return the folders of all checkpoints, oldest first; a URI's are downloaded."""
+        if self.copy:
+            self.copy.pull_checkpoints()
+        return sorted(self.checkpoints.glob("[0-9]*-[0-9]*"))
+
     def weights(self, which: str) -> Path:
         """Return the folder of the checkpoint `best` or `last`.
 

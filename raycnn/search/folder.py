@@ -119,7 +119,7 @@ class Search:
             copy = SearchCopy.of(storage.claim_numbered(path, search.name))
             created = cls(copy.folder, copy)
             created._initialize(search)
-            copy.push_files()
+            created.flush()
             return created
         parent = Path(path).absolute() / search.name
         try:
@@ -242,6 +242,14 @@ class Search:
             timeout_s = self.spec.architectures[0].job.storage.timeout_s
             with self.copy.hold_lease(), self.copy.syncing(0, timeout_s, _log_event):
                 yield
+
+    def flush(self) -> None:
+        """Upload what was written to the folder, for a search at a URI.
+
+        Raises EnvironmentUnavailable if that failed.
+        """
+        if self.copy:
+            self.copy.push()
 
     def best_job_path(self, architecture: str) -> Path:
         """Return the file with the job of the best trial of an architecture."""

@@ -134,11 +134,12 @@ class WorkersConnected(Event):
 class RunOpened(Event):
     """The run folder has been created or opened."""
 
-    folder: str
+    location: str
+    """The folder, or its URI."""
 
     @property
     def message(self) -> str:
-        return f"run {self.folder}"
+        return f"run {self.location}"
 
 
 @dataclass(frozen=True, kw_only=True)

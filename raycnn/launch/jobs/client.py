@@ -32,6 +32,7 @@ from raycnn.config import yaml_file
 from raycnn.config.schema import JobSpec, Workers
 from raycnn.config.search import TuneSpec
 from raycnn.errors import ClusterError, SpecError, first_line, unknown
+from raycnn.filesystem import is_uri
 from raycnn.launch.jobs import bootstrap
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
 from raycnn.launch.ray.token import PROBE_S, TOKEN
@@ -46,9 +47,8 @@ DOWNLOAD_S = 24 * 3600
 RAYS_OWN = re.compile(
     r"^(Running entrypoint for job .*|.* -- Runtime env is setting up\.)\n", re.MULTILINE
 )
-FOLDER = re.compile(
-    r"^(?:run|search) (/.+)$", re.MULTILINE
-)  # the line that each prints when it starts
+# The line that each prints when it starts, with its folder or its URI.
+LOCATION = re.compile(r"^(?:run|search) (/.+|[a-z][a-z0-9+.-]*://.+)$", re.MULTILINE)
 
 
 def server_of(address: str | None) -> str | None:
@@ -120,32 +120,36 @@ class Cluster:
     def find(self, name: str) -> JobDetails:
         """Return a job by its id, or the latest one of a run or search.
 
-        A run is named by its folder, by `job/n`, or by `job` for the latest. Raises SpecError, with
-        the nearest id, when there is none.
+        A run is named by its folder or URI, by `job/n`, or by `job` for the latest. Raises
+        SpecError, with the nearest id, when there is none.
         """
         jobs = self.jobs()
         for job in jobs:
             if job.submission_id == name:
                 return job
         for job in reversed(jobs):
-            if folder := self.folder(job):
-                *_, of, number = PurePosixPath(folder).parts
-                if name in (folder, f"{of}/{number}", of):
+            if location := self.location(job):
+                path = location.partition("?")[0] if is_uri(location) else location
+                *_, of, number = PurePosixPath(path).parts
+                if name in (location, f"{of}/{number}", of):
                     return job
         ids = [job.submission_id for job in jobs]
         raise SpecError(unknown("job", name, ids) + f"; looked at {self.server}")
 
-    def folder(self, job: JobDetails) -> str | None:
-        """Return the folder of a job's run or search on the head node; None until it is printed."""
-        printed = FOLDER.search(self.log(job.submission_id))
+    def location(self, job: JobDetails) -> str | None:
+        """Return the folder of a job's run or search on the head node, or its URI.
+
+        None until the job has printed it.
+        """
+        printed = LOCATION.search(self.log(job.submission_id))
         return printed and printed[1]
 
-    def require_folder(self, job: JobDetails) -> str:
-        """Return the folder of a job's run or search. Raises SpecError when it has none."""
-        folder = self.folder(job)
-        if not folder:
+    def require_location(self, job: JobDetails) -> str:
+        """Return the folder or URI of a job's run or search. Raises SpecError when it has none."""
+        location = self.location(job)
+        if not location:
             raise SpecError(f"{job.submission_id} has no run folder: {job.status}")
-        return folder
+        return location
 
     def submit(self, spec: JobSpec | TuneSpec, *, folder: str = "~", code: bool = False) -> str:
         """Start a job or a search on the cluster, in `folder`; return its id.
@@ -164,13 +168,13 @@ class Cluster:
     def resume(self, name: str, changes: list[str], *, code: bool = False) -> str:
         """Resume a run or a search on the cluster, named as for `find`; return the new job's id."""
         job = self.find(name)
-        folder = self.require_folder(job)
+        location = self.require_location(job)
         tuned = job.metadata["verb"] == "tune"
         if tuned and changes:
             raise SpecError(f"{name} is a search, which continues as it is: leave out {changes[0]}")
-        words = ["tune", "--resume", folder] if tuned else ["resume", folder, *changes]
+        words = ["tune", "--resume", location] if tuned else ["resume", location, *changes]
         with TemporaryDirectory() as sent:
-            return self._start(PurePosixPath(folder).parent.name, words, Path(sent), "~", code)
+            return self._start(job.metadata["name"], words, Path(sent), "~", code)
 
     def log(self, name: str) -> str:
         """Return the output of a job so far."""

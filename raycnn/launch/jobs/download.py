@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 
 from urllib3.exceptions import HTTPError
 
-from raycnn.errors import ClusterError, EnvironmentUnavailable
+from raycnn.errors import ClusterError, EnvironmentUnavailable, SpecError
+from raycnn.filesystem import is_uri
 from raycnn.launch.jobs.client import Cluster, JobDetails
 
 BEGIN = "here it begins"
@@ -27,9 +28,11 @@ def fetch(cluster: Cluster, name: str, to: Path | None = None) -> Path:
 
     Without `to` it becomes runs/job/n, or the next number where that exists. Raises ClusterError
     when there is no such folder, or the connection ends; EnvironmentUnavailable when `to` exists,
-    cannot be written, or the run is being trained.
+    cannot be written, or the run is being trained; SpecError when the run is at a URI.
     """
-    folder = cluster.require_folder(cluster.find(name))
+    folder = cluster.require_location(cluster.find(name))
+    if is_uri(folder):
+        raise SpecError(f"{name} needs no copy: every command takes {folder}")
     job = cluster.find(folder)
     if not job.ended:
         raise EnvironmentUnavailable(f"{folder} is being trained by {job.submission_id}")

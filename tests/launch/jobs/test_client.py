@@ -187,6 +187,23 @@ def test_a_stopped_job_has_saved_and_goes_on_to_the_unbroken_weights(
     assert same(weights(train(unbroken)), weights(run))
 
 
+@pytest.mark.slow
+def test_a_run_at_a_uri_is_resumed_there_by_its_job(head: Head, spec: Path, tmp_path: Path) -> None:
+    root = f"local://{tmp_path}/far"  # a file system of fsspec, which every process here sees
+    changes = ("name=far", f"storage.path={root}", "train.epochs=1")
+    done = head.raycnn("submit", spec, *HERE, *changes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    name, uri = done.stdout.split()[0], f"{root}/far/1"
+    assert f"\nrun {uri}\n" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"on this machine: raycnn report {uri}"
+    assert f"next     raycnn report {uri}" in head.raycnn("status", name, cwd=tmp_path).stdout
+    for other in ("far/1", "far", uri):
+        assert head.cluster.find(other).submission_id == name
+    more = head.raycnn("submit", "--resume", name, "train.epochs=2", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert len(Run.open(uri).rows()) == 2
+
+
 def test_what_does_not_fit_or_does_not_answer_is_said_within_seconds(
     head: Head, spec: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raycnn.errors import ClusterError, EnvironmentUnavailable
+from raycnn.errors import ClusterError, EnvironmentUnavailable, SpecError
 from raycnn.launch.jobs.client import JobDetails
 from raycnn.launch.jobs.download import BEGIN, fetch
 
@@ -40,7 +40,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
         return SimpleNamespace(
             server="http://h",
             find=lambda name: job,
-            require_folder=lambda job: "/runs/tiny/1",
+            require_location=lambda job: "/runs/tiny/1",
             run=lambda command: job,
             output=lambda job: BytesIO(said),
         )
@@ -51,6 +51,13 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
 def test_a_copy_has_what_was_packed(serve: Serve, tmp_path: Path) -> None:
     assert fetch(serve(GOOD), "tiny") == Path("runs/tiny/1")
     assert (tmp_path / "runs/tiny/1/job.yaml").read_bytes() == b"x" * 5000
+
+
+def test_a_run_at_a_uri_needs_no_copy(serve: Serve) -> None:
+    cluster = serve(GOOD)
+    cluster.require_location = lambda job: "s3://bucket/runs/tiny/1"
+    with pytest.raises(SpecError, match="every command takes s3://bucket/runs/tiny/1"):
+        fetch(cluster, "tiny")
 
 
 @pytest.mark.parametrize(

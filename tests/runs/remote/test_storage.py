@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from raycnn.analysis.verify_resume import _check_checksums
 from raycnn.config import yaml_file
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable
@@ -264,6 +265,8 @@ def test_the_verbs_take_a_uri(
     code, out, _ = call("predict", s3.uri(bucket, "runs/tiny/1"), picture)
     assert code == 0 and str(picture) in out
     code, out, _ = call("resume", "tiny/1", "train.epochs=4", "--runs", root)
+    uri = s3.uri(bucket, "runs/tiny/1")
+    assert f"run {uri}\n" in out and f"next: raycnn eval {uri}\n" in out
     assert code == 0 and Run.open(s3.uri(bucket, "runs/tiny/1")).state() == "done"
     assert len(Run.open(s3.uri(bucket, "runs/tiny/1")).rows()) == 4
     code, _, said = call("eval", "tinny", "--runs", root)
@@ -318,6 +321,9 @@ def test_any_file_system_of_fsspec_keeps_runs(
     other_machine()
     again = Run.open("memory://bucket/runs/tiny/1")
     assert again.state() == "done" and same(weights(again), weights(run))
+    other_machine()
+    checked = _check_checksums(Run.open("memory://bucket/runs/tiny/1"))
+    assert checked.passed and checked.text == "1 of 1 checkpoints of tiny/1 are intact"
 
 
 def test_what_uses_a_network_takes_the_latest_run_at_a_uri_that_has_one(job: MakeJob) -> None:
@@ -355,5 +361,9 @@ def test_a_search_at_a_uri_is_resumed_elsewhere(
     assert code == 0 and out.split()[:2] == ["found/1", "done"]
     code, out, said = call("tune", "--resume", "found", "--runs", root)
     assert code == 0, said
+    assert f"next: raycnn tune --resume {s3.uri(bucket, 'runs/found/1')} --retrain" in out
+    s3.client.delete_object(Bucket=bucket, Key="runs/found/1/report.html")
+    assert call("report", "found", "--runs", root)[0] == 0
+    assert "runs/found/1/report.html" in s3.names(bucket)
     found = Search.find("found", root)
     assert all(trial.run.weights("last").is_dir() for trial in found.trials())
