@@ -97,7 +97,7 @@ def _show_runs(root: str, sort: str, as_json: bool) -> None:
     from raycnn.runs.directory import Run
     from raycnn.runs.listing import summarize_runs
 
-    runs = summarize_runs(run.folder for run in Run.all(root))
+    runs = summarize_runs(Run.all(root))
     if sort != "name":
         runs.sort(key=lambda run: (getattr(run, sort) is None, getattr(run, sort)))
     if as_json:

@@ -48,19 +48,18 @@ class RunSummary:
     A default is no change, whether it is written or not."""
 
 
-def summarize_runs(folders: Iterable[Path]) -> list[RunSummary]:
-    """Return the summaries of runs, in the order of their folders."""
+def summarize_runs(runs: Iterable[Run]) -> list[RunSummary]:
+    """Return the summaries of runs, in their order."""
     first_keys: dict[str, dict[str, str]] = {}
     summaries = []
-    for folder in folders:
-        keys = spec_keys(folder / "job.yaml")
-        base = first_keys.setdefault(folder.parent.name, keys)
-        summaries.append(_summary(folder, keys, base))
+    for run in runs:
+        keys = spec_keys(run.folder / "job.yaml")
+        base = first_keys.setdefault(run.folder.parent.name, keys)
+        summaries.append(_summary(run, keys, base))
     return summaries
 
 
-def _summary(folder: Path, keys: dict[str, str], base: dict[str, str]) -> RunSummary:
-    run = Run(folder)
+def _summary(run: Run, keys: dict[str, str], base: dict[str, str]) -> RunSummary:
     rows, result = run.rows(), run.result()
     values = [float(row[metric]) for row in rows if (metric := val_metric(row))]
     return RunSummary(
@@ -71,7 +70,7 @@ def _summary(folder: Path, keys: dict[str, str], base: dict[str, str]) -> RunSum
         val=max(values, default=None),
         test=result["test"][main_metric(result["test"])] if result else None,
         seconds=float(rows[-1].get("time_s") or 0) if rows else 0.0,
-        start=_start(folder / "environment.json"),
+        start=_start(run.folder / "environment.json"),
         changed=_changes(keys, base),
     )
 

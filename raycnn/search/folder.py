@@ -185,7 +185,8 @@ class Search:
         """Return `done`, `running` or `stopped`."""
         if not self.unfinished():
             return "done"
-        return "running" if is_locked(self.folder / ".lock") else "stopped"
+        held = is_locked(self.folder / ".lock") or self.copy and self.copy.lease.is_held()
+        return "running" if held else "stopped"
 
     def trial(self, key: TrialKey | str) -> Trial:
         """Return a trial, started or not."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -274,7 +275,7 @@ def test_the_verbs_take_a_uri(
 
 
 def test_one_machine_trains_a_run(
-    job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None],
+    job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None], call: Call,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(lease, "RENEW_S", 1.0)
@@ -283,6 +284,8 @@ def test_one_machine_trains_a_run(
         other_machine()
         again = Run.open(run.location)
         assert again.state() == "running"
+        _, out, _ = call("list", "runs", "--runs", s3.uri(bucket))
+        assert "tiny/1  running" in out
         with pytest.raises(EnvironmentUnavailable, match="is being trained"), again.lock():
             pass
     with again.lock():
@@ -359,6 +362,14 @@ def test_a_search_at_a_uri_is_resumed_elsewhere(
     other_machine()
     code, out, _ = call("list", "runs", "--runs", root)
     assert code == 0 and out.split()[:2] == ["found/1", "done"]
+    found = Search.find("found", root)
+    with found.lock():
+        other_machine()
+        (elsewhere,) = Search.all(root)
+        shutil.rmtree(elsewhere.folder / "trials" / "lenet-001")
+        assert elsewhere.state() == "running"
+    assert elsewhere.state() == "stopped"
+    other_machine()
     code, out, said = call("tune", "--resume", "found", "--runs", root)
     assert code == 0, said
     assert f"next: raycnn tune --resume {s3.uri(bucket, 'runs/found/1')} --retrain" in out
