@@ -235,7 +235,7 @@ class Run:
         path = self.folder / "report.html"
         if not path.is_file():
             raise DataError(
-                f"{self.name} has no report yet; write it with `raycnn report {self.name}`"
+                f"{self.name} has no report yet; write it with `{self._run.command('report')}`"
             )
         return path
 

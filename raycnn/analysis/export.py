@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -146,7 +147,8 @@ def atc_command(export: Export) -> str:
     shape = json.loads((export.folder / DESCRIPTION).read_text())["input"]["shape"]
     sides = ",".join(map(str, [1, *shape[1:]]))
     return (
-        f"atc --framework=5 --model={export.file} --output={export.file.with_suffix('')} "
+        f"atc --framework=5 --model={quote(str(export.file))} "
+        f"--output={quote(str(export.file.with_suffix('')))} "
         f'--input_format=NCHW --input_shape="images:{sides}" --soc_version=Ascend310P3'
     )
 

@@ -75,7 +75,7 @@ def expected_hits(run: Run, weights: str, root: str | None) -> int:
     """Return the number of correct answers on the test images by the run's result."""
     result = run.result()
     if not result:
-        raise DataError(f"{run.name} has no result yet; finish it with `raycnn resume {run.name}`")
+        raise DataError(f"{run.name} has no result yet; finish it with `{run.command('resume')}`")
     index = checkpoint_folder.read_index(run.checkpoints)
     if index.get(weights) != index.get("best"):
         result = evaluate_run(run, "test", weights, "cpu", root)

@@ -1,6 +1,7 @@
 """The command `raycnn export`: write a network for other programs."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -36,9 +37,9 @@ def export(
         f"are correct, logits within {exported.difference:.1g}"
     )
     if kind == "onnx":
-        print(f"next: python {exported.folder / 'predict.py'} PICTURE...")
+        print(f"next: python {quote(str(exported.folder / 'predict.py'))} PICTURE...")
         print(f"for Ascend (untested): {exports.atc_command(exported)}")
     elif kind == "safetensors":
-        print(f"next: raycnn predict {exported.folder} PICTURE...")
+        print(f"next: raycnn predict {quote(str(exported.folder))} PICTURE...")
     else:
         print(f"next: torch.export.load({str(exported.file)!r}).module()")

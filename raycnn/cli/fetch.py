@@ -1,6 +1,7 @@
 """The command `raycnn fetch`: copy a run or a search from a cluster."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -28,7 +29,7 @@ def fetch(
     print(folder)
     if (report := folder / "report.html").is_file():
         print(f"report {report}")
-    print(f"next: raycnn {_next_verb(folder)} {folder}")
+    print(f"next: raycnn {_next_verb(folder)} {quote(str(folder))}")
 
 
 def _next_verb(folder: Path) -> str:

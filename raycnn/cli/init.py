@@ -1,6 +1,7 @@
 """The command `raycnn init`: write a job spec for a folder of pictures."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -30,4 +31,4 @@ def init(
     except OSError as error:
         raise EnvironmentUnavailable(f"cannot write {output}: {error.strerror}") from None
     print(f"{output}: {generated.summary}")
-    print(f"next: raycnn train {output}")
+    print(f"next: raycnn train {quote(str(output))}")

@@ -1,6 +1,7 @@
 """The command `raycnn lr-finder`: suggest a learning rate by a range test."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -48,4 +49,4 @@ def lr_finder(
         raise EnvironmentUnavailable(f"cannot write {output}: {error}") from None
     print(f"suggested optimizer.lr: {result.suggestion:g}, where the loss falls most steeply")
     print(f"the job has {job_lr:g}; plot: {output}")
-    print(f"next: raycnn train {job} optimizer.lr={result.suggestion:g}")
+    print(f"next: raycnn train {quote(str(job))} optimizer.lr={result.suggestion:g}")

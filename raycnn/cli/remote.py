@@ -1,6 +1,7 @@
 """Functions shared by the commands for jobs on a cluster."""
 
 from datetime import datetime
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -68,7 +69,7 @@ def follow(cluster: "Cluster", name: str, stop_on_interrupt: bool = False) -> No
 def command_for_results(name: str, location: str | None) -> str:
     """Return the command that brings the results of an ended job to this machine."""
     if location and is_uri(location):
-        return f"raycnn report {location}"
+        return f"raycnn report {quote(location)}"
     return f"raycnn fetch {name}"
 
 

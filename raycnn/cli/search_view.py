@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from statistics import fmean
 
 from rich.console import Console
@@ -169,14 +170,14 @@ def show_next(console: Console, search: Search, board: list[LeaderboardEntry]) -
     """Print the location of a search, and the next commands."""
     location = search.location if search.copy else relative(search.folder)
     console.print(f"plots and tables: {location}", soft_wrap=True, highlight=False, markup=False)
-    commands = []
+    name, commands = quote(str(location)), []
     if unfinished := len(search.unfinished()):
-        commands.append(f"raycnn tune --resume {location}  # {unfinished} trials have not ended")
+        commands.append(f"raycnn tune --resume {name}  # {unfinished} trials have not ended")
     elif best := next(iter(winners(board)), None):
         commands.append(
-            f"raycnn train {relative(search.best_job_path(best))}  # the best again, tested"
+            f"raycnn train {quote(relative(search.best_job_path(best)))}  # the best again, tested"
         )
-        commands.append(f"raycnn tune --resume {location} --retrain  # on all images, tested")
+        commands.append(f"raycnn tune --resume {name} --retrain  # on all images, tested")
     for command in commands:
         console.print(f"next: {command}", soft_wrap=True, highlight=False, markup=False)
 

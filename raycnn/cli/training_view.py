@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 from typing import Any
 
@@ -158,7 +159,7 @@ def show_result(console: Console, run: Run) -> None:
     if report.is_file():
         console.print(f"report {report}", soft_wrap=True, highlight=False)
     here = run.folder.parent.parent == Path("runs").absolute()
-    name = run.name if here else str(run.location)
+    name = run.name if here else quote(str(run.location))
     for word, verb in zip(("next:", "", ""), ("eval", "predict", "export"), strict=True):
         rest = " PICTURE..." if verb == "predict" else ""
         console.print(f"{word:<5} raycnn {verb} {name}{rest}", soft_wrap=True, highlight=False)

@@ -1,6 +1,7 @@
 """Dispatch jobs and searches to the launcher that the spec names: local or Ray."""
 
 from collections.abc import Callable
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from raycnn.config.schema import JobSpec, Workers
@@ -88,7 +89,7 @@ def _search(
     from raycnn.search.leaderboard import write_leaderboard
 
     opened = open_search()
-    again = f"`raycnn tune --resume {opened.location}`"
+    again = f"`raycnn tune --resume {quote(str(opened.location))}`"
     with opened.lock():
         try:
             train(opened)

@@ -45,7 +45,7 @@ def train_worker(
         if trained.predictions and job.storage.report:  # on rank 0; other ranks need not wait
             report.write_report_or_warn(run, run.job(), trained, recorder.callbacks)
     except Interrupted as error:
-        raise Interrupted(f"{error}: `raycnn resume {run.location}` continues from there") from None
+        raise Interrupted(f"{error}: `{run.command('resume')}` continues from there") from None
     except OutOfMemory as error:  # the launcher may restart the workers
         log.error(str(error))
         with suppress(OSError):

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,7 +109,7 @@ def write_report_or_warn(run: Run, job: JobSpec, result: TrainResult, callback: 
         run.flush()
     except Exception as error:
         log.warning("the report is not written", exc_info=error)
-        again = f"`raycnn report {run.name}` tries again"
+        again = f"`{run.command('report')}` tries again"
         callback.on_event(Warned(text=f"the report is not written: {error}; {again}"))
 
 
@@ -533,7 +534,7 @@ def _environment(run: Run) -> list[tuple[str, str]]:
 
 
 def _commands(run: Run, result: dict[str, Any] | None) -> list[tuple[str, str]]:
-    name = run.location if run.copy else run.name
+    name = quote(str(run.location)) if run.copy else run.name
     if not result:
         return [(f"raycnn resume {name}", "continue from the last checkpoint")]
     longer = 2 * int(result["epochs"])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +45,8 @@ def write_search_report_or_warn(
         write_search_report(search, board)
     except Exception as error:
         log.warning("the report is not written", exc_info=error)
-        warn(f"the report is not written: {error}; `raycnn report {search.name}` tries again")
+        again = f"`raycnn report {quote(str(search.location))}` tries again"
+        warn(f"the report is not written: {error}; {again}")
 
 
 def write_search_report(search: Search, board: Board) -> Path:
@@ -359,7 +361,7 @@ def _yaml(search: Search, overall: LeaderboardEntry | None) -> str:
 def _commands(search: Search, overall: LeaderboardEntry | None) -> list[tuple[str, str]]:
     commands = []
     if search.unfinished():
-        name = search.location if search.copy else search.name
+        name = quote(str(search.location)) if search.copy else search.name
         commands.append((f"raycnn tune --resume {name}", "train what is left"))
     if overall:
         job = f"best-{overall.architecture}.yaml"

@@ -17,6 +17,7 @@ No file contains a path to the folder, so it can be moved.
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -116,6 +117,10 @@ class Run:
     def name(self) -> str:
         """The name of the run: `job/n`."""
         return f"{self.folder.parent.name}/{self.folder.name}"
+
+    def command(self, verb: str) -> str:
+        """Return the command line, quoted for a shell, that calls a command with this run."""
+        return shlex.join(["raycnn", verb, str(self.location)])
 
     def job(self) -> JobSpec:
         """Return the job in job.yaml or, if that is damaged, in the newest checkpoint.

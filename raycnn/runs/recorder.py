@@ -101,7 +101,7 @@ class Recorder:
         except OSError as error:
             raise EnvironmentUnavailable(
                 f"cannot save a checkpoint: {error}; the previous one is intact, and "
-                f"`raycnn resume {self.run.location}` continues from there"
+                f"`{self.run.command('resume')}` continues from there"
             ) from None
 
     def restore_best(self, state: TrainingState) -> None:

@@ -149,7 +149,7 @@ class Driver:
         if self.resources.error:
             raise self.resources.error
         if self._stop_sent:
-            raise Interrupted(f"stopped on request: `raycnn resume {self.run.location}` continues")
+            raise Interrupted(f"stopped on request: `{self.run.command('resume')}` continues")
         raise self._trainer_error or ClusterError("Ray ended the workers without giving a reason")
 
     def _run_trainer(self, kind: DeviceKind, config: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from raycnn.errors import EnvironmentUnavailable, first_line
@@ -138,5 +139,5 @@ class Uploader:
         )
         return (
             f"cannot {action}: storage.path: {self.copy.uri}: {reason}; {checkpoint_note}, and "
-            f"`raycnn resume {self.copy.uri}` continues"
+            f"`raycnn resume {quote(self.copy.uri)}` continues"
         )
