@@ -188,13 +188,17 @@ class WorkingCopy:
             self._uploader.push()
             return
         with translate_errors(self.uri):
-            index_file, record = self.remote.file(INDEX_PATH), self.manifest.record(INDEX_PATH)
-            local_changed = mtime_ns(self.checkpoints / INDEX) != record.local_mtime_ns
-            # Newer checkpoints of another machine are never replaced by those of this one.
-            remote_unchanged = index_file is None or self.manifest.is_unchanged(index_file)
-            if local_changed and remote_unchanged:
-                self.push_checkpoints(checkpoint_folder.read_index(self.checkpoints))
+            if self._has_new_checkpoints():
+                index_file = self.remote.file(INDEX_PATH)
+                # Newer checkpoints of another machine are never replaced by those of this one.
+                if index_file is None or self.manifest.is_unchanged(index_file):
+                    self.push_checkpoints(checkpoint_folder.read_index(self.checkpoints))
             self.push_files()
+
+    def _has_new_checkpoints(self) -> bool:
+        """Return whether the index has changed here since it was last synchronized."""
+        record = self.manifest.record(INDEX_PATH)
+        return mtime_ns(self.checkpoints / INDEX) != record.local_mtime_ns
 
     def wait(self) -> None:
         """Wait until all pushed files are uploaded. Raises the same errors as `push`."""
@@ -377,9 +381,11 @@ class SearchCopy(WorkingCopy):
             trial.pull_checkpoints()
 
     def upload(self, index: Index | None, rank: int, check_lease: Callable[[], None]) -> None:
-        """Upload the changed files and the checkpoints of all trials."""
+        """Upload the changed files, and the checkpoints of the trials that have new ones."""
         self.push_files()
         for trial in self._trials():
+            if not trial._has_new_checkpoints():
+                continue
             with suppress(FileNotFoundError):  # a newer checkpoint has replaced it
                 trial.push_checkpoints(checkpoint_folder.read_index(trial.checkpoints), check_lease)
 

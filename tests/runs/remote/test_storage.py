@@ -17,7 +17,9 @@ import pytest
 from raycnn.analysis.verify_resume import _check_checksums
 from raycnn.config import yaml_file
 from raycnn.config.schema import JobSpec
+from raycnn.config.search import load_search
 from raycnn.errors import EnvironmentUnavailable
+from raycnn.filesystem import RemoteFolder
 from raycnn.launch import local
 from raycnn.runs.directory import Run
 from raycnn.runs.remote import lease
@@ -336,6 +338,33 @@ def test_what_uses_a_network_takes_the_latest_run_at_a_uri_that_has_one(job: Mak
     failed = Run.create(job(storage__path=root))
     assert Run.find("tiny", root, trained=True).location == run.location
     assert Run.find("tiny", root).location == failed.location
+
+
+def test_a_search_uploads_the_checkpoints_of_trials_that_have_new_ones_alone(
+    job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "found.tune.yaml").write_text(SEARCH)
+    changes = ["storage.path=memory://bucket/searches"]
+    search = Search.create(load_search(tmp_path / "found.tune.yaml", changes))
+    first, second = (search.trial(key).run for key in search.spec.trials())
+    trained_here = train(job(train__epochs=1))
+    shutil.copytree(trained_here.folder, first.folder)
+    assert search.copy
+    asked: list[str] = []
+    ask = RemoteFolder.file
+    monkeypatch.setattr(
+        RemoteFolder,
+        "file",
+        lambda self, name: asked.append(f"{self.uri}/{name}") or ask(self, name),
+    )
+    search.copy.upload(None, 0, lambda: None)
+    assert f"{search.location}/trials/lenet-000/checkpoints/index.json" in asked
+    asked.clear()
+    search.copy.upload(None, 0, lambda: None)
+    assert not asked, "nothing is new"
+    shutil.copytree(trained_here.folder, second.folder)
+    search.copy.upload(None, 0, lambda: None)
+    assert {uri.split("/trials/")[1].split("/")[0] for uri in asked} == {"lenet-001"}
 
 
 SEARCH = """\
