@@ -156,7 +156,7 @@ class Run:
         self._run = Directory.find(str(run), str(root))
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r})"
+        return f"Run({str(self.location)!r})"
 
     @property
     def folder(self) -> Path:
@@ -326,7 +326,7 @@ class Search:
         self._search = Folder.find(str(search), str(root))
 
     def __repr__(self) -> str:
-        return f"Search({str(self.folder)!r})"
+        return f"Search({str(self.location)!r})"
 
     @property
     def folder(self) -> Path:

@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -19,6 +21,8 @@ SECRET = re.compile(r"key|secret|token|password|credential|signature|^sig$", re.
 CHUNK = 8 << 20  # bytes per read
 FLUSH = 64 << 20  # maximum number of bytes that a stream buffers before it is flushed
 OBJECT_STORES = ("s3", "gcs", "abfs")  # file systems without folders and without append
+# Names of a file's time of modification, or else of creation, in the drivers of fsspec.
+TIME_KEYS = ("mtime", "last_modified", "LastModified", "modified", "updated", "created")
 PERMANENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that retrying cannot resolve
 
 
@@ -111,7 +115,38 @@ def _from_fsspec(uri: str) -> "tuple[fs.FileSystem, str]":
         system, path = url_to_fs(base, **dict(parse_qsl(query)))
     except (ValueError, ImportError, TypeError) as error:  # fsspec has no driver for it
         raise OSError(str(error)) from None
-    return fs.PyFileSystem(fs.FSSpecHandler(system)), path
+    return fs.PyFileSystem(fs.FSSpecHandler(_WithTimes(system))), path
+
+
+class _WithTimes:
+    """A file system of fsspec whose files have their time where pyarrow reads it, as `mtime`.
+
+    The drivers of fsspec have not agreed on a name.
+    """
+
+    def __init__(self, system: Any):
+        self._system = system
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._system, name)
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        return _with_time(self._system.info(path, **options))
+
+    def find(self, path: str, **options: Any) -> dict[str, Any]:
+        found = self._system.find(path, **options)
+        return {name: _with_time(info) for name, info in found.items()}
+
+
+def _with_time(info: dict[str, Any]) -> dict[str, Any]:
+    for key in TIME_KEYS:
+        value = info.get(key)
+        if isinstance(value, str):
+            with suppress(ValueError):
+                value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        if isinstance(value, datetime | float | int):
+            return info | {"mtime": value}
+    return {key: value for key, value in info.items() if key != "mtime"}
 
 
 class RemoteFolder:

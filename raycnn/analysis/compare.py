@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from shlex import quote
 from statistics import fmean, stdev
 from typing import Any
 
@@ -31,6 +32,8 @@ class ComparedRun:
     """The data of one run, read once."""
 
     name: str
+    location: str
+    """The run folder, or its URI."""
     state: str
     spec: dict[str, Any]
     """The spec as dotted keys and values."""
@@ -103,7 +106,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """Compare two or more runs. Raises SpecError for fewer, or if a run is listed twice."""
     if len(runs) < 2:
         raise SpecError("takes two runs or more", "compare")
-    counts = Counter(run.folder.resolve() for run in runs)
+    counts = Counter(run.location if run.copy else run.folder.resolve() for run in runs)
     if repeated := [path for path, count in counts.items() if count > 1]:
         raise SpecError(f"{repeated[0]} is listed twice", "compare")
     names = _names(runs)
@@ -118,9 +121,9 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Return `job/n` of each run, or its path if several runs have this name."""
+    """Return `job/n` of each run, or its folder or URI if several runs have this name."""
     counts = Counter(run.name for run in runs)
-    return [run.name if counts[run.name] == 1 else str(run.folder) for run in runs]
+    return [run.name if counts[run.name] == 1 else str(run.location) for run in runs]
 
 
 def _read(run: Run, name: str) -> ComparedRun:
@@ -131,8 +134,9 @@ def _read(run: Run, name: str) -> ComparedRun:
         predictions = stored_predictions(run)
     except DataError:
         pass  # the run has no complete epoch, or a corrupt checkpoint: no test to compare
+    spec = flatten(run.job().tree())
     return ComparedRun(
-        name, run.state(), flatten(run.job().tree()), rows, run.result(), fingerprint, predictions
+        name, str(run.location), run.state(), spec, rows, run.result(), fingerprint, predictions
     )
 
 
@@ -185,7 +189,7 @@ def _refusal(one: ComparedRun, other: ComparedRun) -> str:
         return "their data is not the same"
     for run in (one, other):
         if not run.predictions or "test" not in run.predictions.splits:
-            return f"{run.name} has no stored predictions; run `raycnn eval {run.name}`"
+            return f"{run.name} has no stored predictions; run `raycnn eval {quote(run.location)}`"
     first, second = (run.predictions.splits["test"] for run in (one, other) if run.predictions)
     if first.multi_label or second.multi_label:
         return "McNemar's test needs images of one class each, and these are multi-label"

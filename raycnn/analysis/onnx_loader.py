@@ -19,7 +19,7 @@ def eight_bits(image, path):
     if image.mode[0] not in "IF":
         return image
     levels = np.asarray(image)
-    if not WHITE or levels.min() < 0 or levels.max() > WHITE:
+    if not (WHITE and levels.min() >= 0 and levels.max() <= WHITE):  # also for NaN
         sys.exit(f"{path}: the network was not trained on pictures with such values")
     if levels.dtype.kind in "iu" and WHITE in (255, 1023, 4095, 16383, 65535):
         return Image.fromarray((levels >> (int(WHITE).bit_length() - 8)).astype(np.uint8))

@@ -111,7 +111,6 @@ def shortened_job(job: JobSpec, folder: Path, count: int, max_count: int) -> Job
             "storage.path": str(folder),
             "storage.every_steps": None,
             "storage.report": False,
-            "trackers": [],
             "workers.count": count,
             "workers.cpus": max(1, device.DEVICE_KINDS["cpu"].count() // max_count),
             "workers.launcher": "ray" if job.workers.launcher == "ray" else "local",

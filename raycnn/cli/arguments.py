@@ -18,9 +18,14 @@ from raycnn.runtime.device import DEVICE_KINDS
 if TYPE_CHECKING:
     from raycnn.training.from_folder import FolderJob
 
-JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job spec: a YAML file.")]
+JobFile = Annotated[
+    Path, typer.Argument(metavar="JOB", help="A job spec: a YAML file, or a packaged job.")
+]
 JobOrPictures = Annotated[
-    Path, typer.Argument(metavar="JOB", help="A job spec (a YAML file), or a folder of pictures.")
+    Path,
+    typer.Argument(
+        metavar="JOB", help="A job spec (a YAML file, or a packaged job), or a folder of pictures."
+    ),
 ]
 Changes = Annotated[
     list[str] | None,
@@ -68,9 +73,14 @@ def job_of_pictures(
     return job_for_folder(path, changes or [])
 
 
+def is_job_file(word: str) -> bool:
+    """Return whether an argument is the path of a job file."""
+    return Path(word).suffix in SUFFIXES or Path(word).is_file()
+
+
 def is_job(word: str) -> bool:
-    """Return whether an argument names a job rather than a registry entry or a run."""
-    return Path(word).suffix in SUFFIXES or Path(word).is_file() or word in packaged_jobs()
+    """Return whether an argument names a job, also a packaged one, not a registry entry."""
+    return is_job_file(word) or word in packaged_jobs()
 
 
 def chosen(kind: type[Entry], section: str, name: str, options: Iterable[str] | None) -> Entry:

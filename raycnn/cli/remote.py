@@ -1,12 +1,13 @@
 """Functions shared by the commands for jobs on a cluster."""
 
+from contextlib import suppress
 from datetime import datetime
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from raycnn.errors import Interrupted, JobFailed, SpecError
+from raycnn.errors import ClusterError, Interrupted, JobFailed, SpecError
 from raycnn.filesystem import is_uri
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def show_jobs(cluster: "Cluster") -> None:
 def follow(cluster: "Cluster", name: str, stop_on_interrupt: bool = False) -> None:
     """Print a job's output, and exit with its code; Ctrl-C stops the job only if asked to.
 
-    A job that Ctrl-C does not stop is on another machine: after it, print how to copy its run.
+    A job that Ctrl-C does not stop is on another machine: after it, print how to see its results.
     """
     try:
         job = cluster.follow(name, lambda text: print(text, end="", flush=True))
@@ -63,7 +64,10 @@ def follow(cluster: "Cluster", name: str, stop_on_interrupt: bool = False) -> No
         job = cluster.follow(name, lambda text: None)
     exit_like(job)
     if not stop_on_interrupt:
-        print(f"on this machine: {command_for_results(name, cluster.location(job))}")
+        location = None
+        with suppress(ClusterError):  # the job has succeeded, whatever becomes of the cluster
+            location = cluster.location(job)
+        print(f"on this machine: {command_for_results(name, location)}")
 
 
 def command_for_results(name: str, location: str | None) -> str:

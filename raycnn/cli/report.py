@@ -38,10 +38,10 @@ def report(
             path = search_report.write_search_report(target, leaderboard(target))
         else:
             path = run_report.write_from_folder(target, device, root)
-        target.flush()
     except OSError as error:
         raise EnvironmentUnavailable(f"cannot write the report: {error}") from None
     print(path)
+    target.flush()
 
 
 def _find(name: str, root: str) -> "Run | Search":

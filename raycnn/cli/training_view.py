@@ -154,15 +154,16 @@ def show_result(console: Console, run: Run) -> None:
         ("per image:", ""), times_per_image(result).items(), strict=False
     ):
         console.print(f"{title:<10} {work} {durations}", highlight=False)
-    console.print(f"{run.location}", soft_wrap=True, highlight=False)
+    console.print(f"{run.location}", soft_wrap=True, highlight=False, markup=False)
     report = run.folder / "report.html"
     if report.is_file():
-        console.print(f"report {report}", soft_wrap=True, highlight=False)
+        console.print(f"report {report}", soft_wrap=True, highlight=False, markup=False)
     here = run.folder.parent.parent == Path("runs").absolute()
     name = run.name if here else quote(str(run.location))
     for word, verb in zip(("next:", "", ""), ("eval", "predict", "export"), strict=True):
         rest = " PICTURE..." if verb == "predict" else ""
-        console.print(f"{word:<5} raycnn {verb} {name}{rest}", soft_wrap=True, highlight=False)
+        text = f"{word:<5} raycnn {verb} {name}{rest}"
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _chosen(result: dict[str, Any]) -> str:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn.cli.arguments import Changes, Runs, is_job
+from raycnn.cli.arguments import Changes, Runs, is_job, is_job_file
 from raycnn.config.load import load_job
-from raycnn.errors import JobFailed
+from raycnn.errors import JobFailed, SpecError
 
 if TYPE_CHECKING:
     from raycnn.analysis.verify_resume import VerifyReport
+    from raycnn.runs.directory import Run
 
 WORDS = {True: "OK  ", False: "FAIL", None: "--  "}
 
@@ -26,16 +27,29 @@ def verify(
 ) -> None:
     """Train a job briefly, kill it, resume it, and compare with an uninterrupted training."""
     from raycnn.analysis.verify_resume import verify_resume
-    from raycnn.runs.directory import Run
     from raycnn.runs.preflight import check_job
 
-    run = None if is_job(job) else Run.find(job, runs)
+    run = _find_run(job, runs)
     resolved = run.job().change(changes or []) if run else load_job(Path(job), changes or [])
-    checked = check_job(resolved).job
+    checked = check_job(resolved.change({"trackers": []})).job
     report = verify_resume(checked, run, lambda text: print(text, file=sys.stderr))
     print(_as_json(report) if as_json else _as_text(report))
     if not report.passed:
         raise JobFailed("verification failed: see the checks marked FAIL")
+
+
+def _find_run(name: str, root: str) -> "Run | None":
+    """Return the run of a name, None for a job: a file, or a packaged job that has no run."""
+    from raycnn.runs.directory import Run
+
+    if is_job_file(name):
+        return None
+    try:
+        return Run.find(name, root)
+    except SpecError:
+        if is_job(name):
+            return None
+        raise
 
 
 def _as_json(report: "VerifyReport") -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path, PurePath
+from shlex import quote
 
 from raycnn.config import yaml_file
 from raycnn.config.changes import apply_changes, merge, parse_changes
@@ -21,7 +22,7 @@ def load_job(path: Path, changes: Iterable[str] = ()) -> JobSpec:
     """
     tree, where = read_spec(path, changes)
     if "tune" in tree:
-        raise SpecError(f"{path} is a search; run it with `raycnn tune {path}`")
+        raise SpecError(f"{path} is a search; run it with `raycnn tune {quote(str(path))}`")
     return validate(JobSpec, tree, where)
 
 

@@ -216,7 +216,7 @@ class Run:
 
         Raises EnvironmentUnavailable if another process trains it.
         """
-        busy = f"{self.folder} is being trained by another process"
+        busy = f"{self.location} is being trained by another process"
         with io.lock(self.folder / ".lock", busy, timeout_s):
             # The stop request and the progress of an earlier process no longer apply.
             for name in (".stop", "progress.json"):

@@ -157,7 +157,7 @@ class MlflowTracker(Tracker):
             for key, value in flatten(job.tree()).items()
         ]
         self.client.log_batch(run_id, params=params)
-        self.client.set_tag(run_id, "raycnn.folder", str(self.run.folder))
+        self.client.set_tag(run_id, "raycnn.folder", str(self.run.location))
         self.save_id(run_id)
         return run_id
 

@@ -32,7 +32,7 @@ def fetch(cluster: Cluster, name: str, to: Path | None = None) -> Path:
     """
     folder = cluster.require_location(cluster.find(name))
     if is_uri(folder):
-        raise SpecError(f"{name} needs no copy: every command takes {folder}")
+        raise SpecError(f"{name} needs no copy: every command that can reach it takes {folder}")
     job = cluster.find(folder)
     if not job.ended:
         raise EnvironmentUnavailable(f"{folder} is being trained by {job.submission_id}")

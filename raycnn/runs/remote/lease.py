@@ -27,6 +27,8 @@ class Lease:
 
     def __init__(self, remote: RemoteFolder, poll_s: float):
         self.remote, self.poll_s = remote, poll_s
+        self.listed: list[RemoteFile] | None = None
+        """The lease files as a list of runs has just found them; None: not listed."""
         self._name = ""
 
     def acquire(self) -> None:
@@ -63,7 +65,8 @@ class Lease:
     def is_held(self) -> bool:
         """Return whether a machine holds a lease that has not expired."""
         with suppress(*filesystem_errors()):
-            renewals = [file.modified_ns / 1e9 for file in self.remote.files(LEASE)]
+            files = self.remote.files(LEASE) if self.listed is None else self.listed
+            renewals = [file.modified_ns / 1e9 for file in files]
             return any(time.time() - seconds < LEASE_S for seconds in renewals)
         return False
 

@@ -12,6 +12,7 @@ from raycnn.io import lock, write_json
 from raycnn.training.checkpoint_folder import INDEX
 
 CHECKPOINTS, EVENTS, STOP, TRIALS = "checkpoints", "events.jsonl", ".stop", "trials"
+CLAIM = ".claim"  # folder of the random name of the process that created the run
 MANIFEST = ".synced.json"
 INDEX_PATH = f"{CHECKPOINTS}/{INDEX}"
 # Files that a resumed run does not have.

@@ -26,10 +26,11 @@ import time
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.filesystem import OBJECT_STORES, RemoteFile, RemoteFolder, base_name, join, parent
 from raycnn.paths import cache_folder
-from raycnn.runs.remote.manifest import STATUS_FILES, translate_errors
+from raycnn.runs.remote.lease import LEASE
+from raycnn.runs.remote.manifest import CLAIM, STATUS_FILES, translate_errors
 from raycnn.runs.remote.working_copy import WorkingCopy
 
-CLAIM = ".claim"
+LISTED = (*STATUS_FILES, f"{CLAIM}/", f"{LEASE}/")  # the files that lists of runs need
 
 
 def open_copy(uri: str) -> WorkingCopy:
@@ -53,7 +54,9 @@ def claim_numbered(root: str, name: str) -> WorkingCopy:
             claim = f"{number}/{CLAIM}/{token}"
             parent_folder.write(claim, b"")
             if [file.name for file in parent_folder.files(f"{number}/{CLAIM}")] == [claim]:
-                return open_copy(join(root, name, number))
+                copy = open_copy(join(root, name, number))
+                copy.adopt([f"{CLAIM}/{token}"])
+                return copy
             parent_folder.delete(claim)
             time.sleep(random.uniform(0, 1))
 
@@ -69,7 +72,7 @@ def list_copies(root: str, spec_name: str) -> list[WorkingCopy]:
         for file in RemoteFolder.open(root).files():
             name, _, rest = file.name.partition("/")
             number, _, path = rest.partition("/")
-            if number.isdigit() and path in STATUS_FILES:
+            if number.isdigit() and path.startswith(LISTED):
                 files_of.setdefault((name, number), []).append(file._replace(name=path))
     copies = []
     for (name, number), files in sorted(
@@ -78,6 +81,7 @@ def list_copies(root: str, spec_name: str) -> list[WorkingCopy]:
         if spec_name in (file.name for file in files):
             copies.append(open_copy(join(root, name, number)))
             copies[-1].pull(files)
+            copies[-1].lease.listed = [f for f in files if f.name.startswith(f"{LEASE}/")]
     return copies
 
 

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from raycnn.errors import EnvironmentUnavailable, first_line
@@ -139,5 +138,5 @@ class Uploader:
         )
         return (
             f"cannot {action}: storage.path: {self.copy.uri}: {reason}; {checkpoint_note}, and "
-            f"`raycnn resume {quote(self.copy.uri)}` continues"
+            f"`{self.copy.resume_command}` continues"
         )

@@ -4,19 +4,22 @@ See storage.py for the consistency guarantees.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from raycnn.errors import EnvironmentUnavailable, Interrupted, RaycnnError
 from raycnn.filesystem import RemoteFile, RemoteFolder, filesystem_errors
-from raycnn.io import atomic_folder, atomic_path, is_locked, lock
+from raycnn.io import atomic_folder, atomic_path, is_locked, lock, read_json, write_json
 from raycnn.runs.remote.lease import Lease
 from raycnn.runs.remote.manifest import (
     CHECKPOINTS,
+    CLAIM,
     EVENTS,
     INDEX_PATH,
     NEVER_SYNCED,
@@ -59,12 +62,15 @@ class WorkingCopy:
         """The remote index of checkpoints, as last read or written."""
         self._uploader: Uploader | None = None
         self._refreshed_at = 0.0
+        self._create_folders()
+
+    def _create_folders(self) -> None:
         try:
-            for subfolder in (self.checkpoints, folder / "logs"):
+            for subfolder in (self.checkpoints, self.folder / "logs"):
                 subfolder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentUnavailable(
-                f"cannot write the working copy of {remote.uri}: {error}; "
+                f"cannot write the working copy of {self.uri}: {error}; "
                 "set RAYCNN_CACHE to another folder"
             ) from None
 
@@ -72,6 +78,11 @@ class WorkingCopy:
     def uri(self) -> str:
         """The URI of the remote folder."""
         return self.remote.uri
+
+    @property
+    def resume_command(self) -> str:
+        """The command that continues the run, quoted for a shell."""
+        return f"raycnn resume {quote(self.uri)}"
 
     # Download.
 
@@ -142,12 +153,32 @@ class WorkingCopy:
             with ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
                 list(pool.map(download, files))
 
+    def adopt(self, claims: list[str]) -> None:
+        """Empty the working copy if it is of an earlier run at this URI, deleted there since.
+
+        `claims` are the remote files that tell two runs apart; copies made by hand may have none.
+        """
+        path = self.folder / f"{CLAIM}.json"
+        known = (read_json(path) or {}).get("claims", [])
+        # For a moment a run may have the claim of another process too, which wants its number.
+        if not claims or {*known} & {*claims}:
+            return
+        if known:
+            for entry in self.folder.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif not entry.name.endswith(".lock"):  # this process may hold it
+                    entry.unlink()
+            self._create_folders()
+        write_json(path, {"claims": claims})
+
     def _pull(self, remote_files: list[RemoteFile] | None = None) -> None:
         removable = {*TRANSIENT}  # if the listing lacks them
         if remote_files is None:
             remote_files = self.remote.files("", recursive=True)
         else:  # of the transient files, a caller lists only these
             removable &= {*STATUS_FILES}
+        self.adopt(sorted(f.name for f in remote_files if f.name.startswith(f"{CLAIM}/")))
         synced = [file for file in remote_files if is_synced_file(file.name)]
         for name in removable - {file.name for file in synced}:
             if name in self.manifest.read():
@@ -188,12 +219,16 @@ class WorkingCopy:
             self._uploader.push()
             return
         with translate_errors(self.uri):
-            if self._has_new_checkpoints():
-                index_file = self.remote.file(INDEX_PATH)
-                # Newer checkpoints of another machine are never replaced by those of this one.
-                if index_file is None or self.manifest.is_unchanged(index_file):
-                    self.push_checkpoints(checkpoint_folder.read_index(self.checkpoints))
+            self._push_new_checkpoints()
             self.push_files()
+
+    def _push_new_checkpoints(self) -> None:
+        """Upload the checkpoints if the index has changed here, and on no other machine."""
+        if not self._has_new_checkpoints():
+            return
+        index_file = self.remote.file(INDEX_PATH)
+        if index_file is None or self.manifest.is_unchanged(index_file):
+            self.push_checkpoints(checkpoint_folder.read_index(self.checkpoints))
 
     def _has_new_checkpoints(self) -> bool:
         """Return whether the index has changed here since it was last synchronized."""
@@ -257,6 +292,7 @@ class WorkingCopy:
         """
         if not index:
             return
+        local_mtime_ns = mtime_ns(self.checkpoints / INDEX)
         index_file = self.remote.file(INDEX_PATH)
         try:
             old_index = self._read_remote_index() if index_file else {}
@@ -274,8 +310,8 @@ class WorkingCopy:
             self.remote_index = index
             # If training has saved again since `index` was read, a time of 0 marks the index as
             # changed, so that the next push uploads it.
-            index_unchanged = checkpoint_folder.read_index(self.checkpoints) == index
-            local_mtime_ns = mtime_ns(self.checkpoints / INDEX) if index_unchanged else 0
+            if checkpoint_folder.read_index(self.checkpoints) != index:
+                local_mtime_ns = 0
             self.manifest.update({INDEX_PATH: SyncRecord.of(index_file, local_mtime_ns)})
         for name in filter(None, {*old_index.values()} - {*index.values()}):
             self.remote.delete_folder(f"{CHECKPOINTS}/{name}")
@@ -369,6 +405,11 @@ class SearchCopy(WorkingCopy):
         """Return the copy of a search for a working copy."""
         return cls(copy.remote, copy.folder, copy.sync_interval_s)
 
+    @property
+    def resume_command(self) -> str:
+        """The command that continues the search, quoted for a shell."""
+        return f"raycnn tune --resume {quote(self.uri)}"
+
     def pull_records(self) -> None:
         """Download the specs and metrics of all trials, unless they train on this machine."""
         if not is_locked(self.folder / ".lock"):
@@ -382,12 +423,17 @@ class SearchCopy(WorkingCopy):
 
     def upload(self, index: Index | None, rank: int, check_lease: Callable[[], None]) -> None:
         """Upload the changed files, and the checkpoints of the trials that have new ones."""
+        check_lease()
         self.push_files()
         for trial in self._trials():
             if not trial._has_new_checkpoints():
                 continue
             with suppress(FileNotFoundError):  # a newer checkpoint has replaced it
                 trial.push_checkpoints(checkpoint_folder.read_index(trial.checkpoints), check_lease)
+
+    def _push_new_checkpoints(self) -> None:
+        for trial in self._trials():
+            trial._push_new_checkpoints()
 
     def _trials(self) -> "list[WorkingCopy]":
         folders = sorted(path for path in (self.folder / TRIALS).glob("*") if path.is_dir())

@@ -1,4 +1,5 @@
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def test_any_file_system_of_fsspec_is_read(tmp_path: Path) -> None:
     (file,) = files_of(remote)
     assert file.name == "memory://pictures/train-0.parquet" and file.size
     assert reds(remote.read()["train"]) == reds(source("parquet", tmp_path).read()["train"])
+    time.sleep(0.01)
+    with fsspec.open("memory://pictures/train-0.parquet", "wb") as written:
+        written.write((tmp_path / "train-0.parquet").read_bytes())
+    (again,) = files_of(remote)
+    assert again.size == file.size and again.modified_ns > file.modified_ns
 
 
 def test_columns_are_found_by_their_type_and_classes_in_the_metadata(tmp_path: Path) -> None:

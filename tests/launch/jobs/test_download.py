@@ -56,7 +56,7 @@ def test_a_copy_has_what_was_packed(serve: Serve, tmp_path: Path) -> None:
 def test_a_run_at_a_uri_needs_no_copy(serve: Serve) -> None:
     cluster = serve(GOOD)
     cluster.require_location = lambda job: "s3://bucket/runs/tiny/1"
-    with pytest.raises(SpecError, match="every command takes s3://bucket/runs/tiny/1"):
+    with pytest.raises(SpecError, match="takes s3://bucket/runs/tiny/1"):
         fetch(cluster, "tiny")
 
 

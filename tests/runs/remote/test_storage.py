@@ -224,7 +224,12 @@ def test_a_store_that_stays_away_ends_the_job_resumable(
         with s3.proxy.away():
             train(spec, run)
             run.wait_flushed()
-    for word in ("storage.path", "storage.timeout_s", "00001-00000000", f"resume {run.location}"):
+    for word in (
+        "storage.path",
+        "storage.timeout_s",
+        "00001-00000000",
+        f"resume {quote(str(run.location))}",
+    ):
         assert word in str(ended.value)
     again = Run.open(run.location)
     path, _ = again.latest_checkpoint()
@@ -328,8 +333,37 @@ def test_any_file_system_of_fsspec_keeps_runs(
     again = Run.open("memory://bucket/runs/tiny/1")
     assert again.state() == "done" and same(weights(again), weights(run))
     other_machine()
+    again = Run.open("memory://bucket/runs/tiny/1")
+    assert again.copy
+    with again.copy.hold_lease():
+        other_machine()
+        (listed,) = Run.all("memory://bucket/runs")
+        assert listed.copy and listed.copy.lease.is_held()
     checked = _check_checksums(Run.open("memory://bucket/runs/tiny/1"))
     assert checked.passed and checked.text == "1 of 1 checkpoints of tiny/1 are intact"
+
+
+def test_a_run_that_was_deleted_leaves_nothing_to_the_next_one_of_its_number(
+    job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    root, caches = s3.uri(bucket), []
+    for number in range(2):
+        other_machine()
+        caches.append(os.environ["RAYCNN_CACHE"])
+        if number == 0:
+            first = trained(job(storage__path=root, train__epochs=1))
+        assert Run.open(first.location).latest_checkpoint()[0]
+    for name in s3.names(bucket):
+        s3.client.delete_object(Bucket=bucket, Key=name)
+    monkeypatch.setenv("RAYCNN_CACHE", caches[0])
+    second = Run.create(job(storage__path=root, optimizer__lr=0.01))
+    assert second.location == first.location
+    assert second.latest_checkpoint() == (None, []) and not second.rows() and not second.events()
+    monkeypatch.setenv("RAYCNN_CACHE", caches[1])
+    elsewhere = Run.open(second.location)
+    assert elsewhere.latest_checkpoint() == (None, []) and not elsewhere.rows()
+    assert elsewhere.job().optimizer.options["lr"] == 0.01
 
 
 def test_what_uses_a_network_takes_the_latest_run_at_a_uri_that_has_one(job: MakeJob) -> None:
