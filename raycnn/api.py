@@ -112,10 +112,15 @@ def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) 
             key = next(iter(_dotted(changes)))
             raise SpecError(f"{search} is a search, which continues as it is: leave out {key}")
         earlier = Folder.find(str(search if is_uri(str(search)) else path))
-        return Search(_search(earlier.spec, lambda: earlier, progress).location)
+        if earlier.unfinished():
+            _search(earlier.spec, lambda: earlier, progress)
+        _require_winner(earlier)
+        return Search(earlier.location)
     pairs = [f"{key}={json.dumps(value)}" for key, value in _dotted(changes).items()]
     spec = check_search(load_search(path, pairs))
-    return Search(_search(spec, lambda: Folder.create(spec), progress).location)
+    found = _search(spec, lambda: Folder.create(spec), progress)
+    _require_winner(found)
+    return Search(found.location)
 
 
 def runs(root: str | PathLike[str] = "runs") -> "list[Run]":
@@ -398,17 +403,21 @@ def _search(
 
     from raycnn.cli.search_view import search_view_for
     from raycnn.launch import dispatch
-    from raycnn.search.leaderboard import leaderboard, winners
 
     with search_view_for(Console(quiet=not progress)) as view:
         try:
-            search = dispatch.search(spec, open_search, view)
+            return dispatch.search(spec, open_search, view)
         except KeyboardInterrupt:
             raise Interrupted("stopped at once; `tune` of its folder continues") from None
+
+
+def _require_winner(search: "searches.Search") -> None:
+    """Raise JobFailed if all trials of a search have ended, and none of them completed."""
+    from raycnn.search.leaderboard import leaderboard, winners
+
     board = leaderboard(search)
     if not search.unfinished() and not winners(board):
         raise JobFailed(f"no trial completed: {board[0].reason}")
-    return search
 
 
 def _find(run: "str | PathLike[str] | Run") -> "directory.Run":

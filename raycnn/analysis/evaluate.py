@@ -12,7 +12,7 @@ from raycnn.analysis.predictions_file import Predictions, from_training
 from raycnn.config.schema import JobSpec
 from raycnn.data.images.fingerprint import may_be_same
 from raycnn.data.splits import Splits, open_splits
-from raycnn.errors import DataError
+from raycnn.errors import DataError, EnvironmentUnavailable, SpecError
 from raycnn.runs.directory import Run
 from raycnn.runtime.device import find
 from raycnn.training import checkpoint, checkpoint_folder, metrics
@@ -83,12 +83,15 @@ def open_run_data(run: Run, saved: dict[str, Any], root: str | None) -> tuple[Jo
 def predict_run(run: Run, split: str, weights: str, device: str, root: str | None) -> Predictions:
     """Predict every image of a split once, with a checkpoint of the run.
 
-    Raises DataError if the data differ from those that the run was trained on.
+    Raises DataError if the data differ from those that the run was trained on, and SpecError for a
+    split without images.
     """
     chosen = find(device).select(0)
     path = run.weights(weights)
     saved = checkpoint_folder.read_state(path)
     job, splits = open_run_data(run, saved, root)
+    if not len(splits.labels(split)):
+        raise SpecError(f"{run.name} has no {split} images: none were held out")
     state = new_training_state(job, splits, chosen)
     checkpoint.load_weights(state.model, path)
     loader = splits.loader(split, job, chosen, training=False)
@@ -106,8 +109,8 @@ def _store(run: Run, new: Predictions, stored: Predictions | None) -> Prediction
     try:
         predictions_file.write_predictions(run.folder / predictions_file.FILE, new)
         run.flush()
-    except OSError:
-        pass  # a run on a read-only disk can be evaluated too
+    except (OSError, EnvironmentUnavailable):
+        pass  # a run on a read-only disk, or at a URI that may only be read, can be evaluated too
     return new
 
 

@@ -10,7 +10,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +25,7 @@ from raycnn.analysis.evaluate import open_run_data
 from raycnn.analysis.exported_network import DESCRIPTION, FILES, open_exported
 from raycnn.analysis.predict import Network, load_network
 from raycnn.config.load import saved_job_from_tree
+from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint_folder
@@ -98,8 +99,7 @@ def export(
     _, splits = open_run_data(run, checkpoint_folder.read_state(path), root)
     expected = export_check.expected_hits(run, weights, root)
     description = describe_export(run, network, path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".export-", dir=target.parent) as temporary:
+    with _folder_beside(target) as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
         WRITERS[kind](new, network, description)
@@ -120,10 +120,7 @@ def describe_export(run: Run, network: Network, path: Path) -> Description:
     """Return the content of export.json, without paths of this machine."""
     state = checkpoint_folder.read_state(path)
     metadata = state["about"]
-    machine_settings = {
-        "data.root": None, "storage.path": "runs", "workers.address": None, "model.weights": None,
-    }  # fmt: skip
-    job = saved_job_from_tree(metadata["spec"]).change(machine_settings)
+    job = _without_paths(saved_job_from_tree(metadata["spec"]))
     channels, height, width = network.image_format.shape
     return {
         "run": run.name,
@@ -140,6 +137,20 @@ def describe_export(run: Run, network: Network, path: Path) -> Description:
         "metadata": metadata | {"spec": job.tree()},
         "versions": {"raycnn": __version__, "torch": torch.__version__},
     }
+
+
+def _without_paths(job: JobSpec) -> JobSpec:
+    """Return a job without the paths, and the addresses, of the machine that it was trained on."""
+    changes: dict[str, Any] = {
+        "data.root": None, "storage.path": "runs", "workers.address": None, "model.weights": None,
+    }  # fmt: skip
+    if job.train.distillation:
+        parts = job.train.distillation.teacher.partition("?")[0].split("/")
+        changes["train.distillation.teacher"] = "/".join(parts[-2:])  # job/n
+    path = PurePath(job.data.options.get("path") or "")
+    if path.is_absolute():
+        changes["data.path"] = path.name
+    return job.change(changes)
 
 
 def atc_command(export: Export) -> str:
@@ -225,6 +236,15 @@ def _target(folder: Path) -> Path:
     if folder.exists() and not (folder / DESCRIPTION).is_file() and any(_entries(folder)):
         raise SpecError(f"{folder} already exists and is not an export: name a new folder")
     return folder
+
+
+def _folder_beside(target: Path) -> "TemporaryDirectory[str]":
+    """Return a temporary folder. Raises EnvironmentUnavailable if it cannot be written."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return TemporaryDirectory(prefix=".export-", dir=target.parent)
+    except OSError as error:
+        raise EnvironmentUnavailable(f"cannot write {target}: {error}; -o names a folder") from None
 
 
 def _entries(folder: Path) -> Iterator[Path]:

@@ -66,9 +66,13 @@ def from_training(
 def file_names(
     splits: Splits, split: str, samples: NDArray[np.int64]
 ) -> NDArray[np.object_] | None:
-    """Return the file names of rows (N,) of a split; None if images are not files."""
+    """Return the file names of rows (N,) of a split; None if images are not files.
+
+    Where images were left out, since they cannot be read, the others are named by their rows.
+    """
     source_split = splits.cache.splits[splits.members[split][0]]
-    if source_split.names is None:
+    is_complete = len(source_split.rows) == source_split.rows[-1] + 1
+    if source_split.names is None and is_complete:
         return None
     return np.array([source_split.name(int(row)) for row in samples], object)
 

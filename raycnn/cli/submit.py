@@ -9,7 +9,7 @@ from raycnn.cli.arguments import Address, Changes, job_of_pictures
 from raycnn.config.load import load_job, read_spec
 from raycnn.config.schema import JobSpec
 from raycnn.config.search import load_search
-from raycnn.errors import DataError, SpecError
+from raycnn.errors import DataError, EnvironmentUnavailable, SpecError
 
 if TYPE_CHECKING:
     from raycnn.config.search import TuneSpec
@@ -85,17 +85,23 @@ def _load(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
 
 def _check(spec: "JobSpec | TuneSpec") -> None:
     """Check a spec, as far as that is possible without the cluster's files."""
+    from raycnn.data.splits import is_copied
     from raycnn.launch.jobs.client import map_jobs
     from raycnn.runs.preflight import resolve_job
     from raycnn.search import preflight
 
     checked = map_jobs(spec, _without_weights)
+    job = checked if isinstance(checked, JobSpec) else checked.architectures[0].job
+    if is_copied(job.data):
+        path = job.data.options["path"]
+        print(f"not checked here, but on the cluster: {path} would be copied to this machine")
+        return
     try:
         if isinstance(checked, JobSpec):
             resolve_job(checked)
         else:
             preflight.check_search(checked, remote=True)
-    except DataError as error:
+    except (DataError, EnvironmentUnavailable) as error:
         print(f"not checked here, but on the cluster: {error}")
 
 

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -98,19 +97,17 @@ def train_further(earlier: "Run", job: JobSpec, console: "Console") -> "Run":
 
     with earlier.lock():  # fail early if another process trains it
         pass
-    return _launch(job, earlier.checkpoints, reopen, console)
+    return _launch(job, earlier, reopen, console)
 
 
-def _launch(
-    job: JobSpec, checkpoints: Path | None, open_run: "OpenRun", console: "Console"
-) -> "Run":
+def _launch(job: JobSpec, earlier: "Run | None", open_run: "OpenRun", console: "Console") -> "Run":
     from raycnn.cli.training_view import view_for
     from raycnn.launch import dispatch, launcher
     from raycnn.runs.preflight import check_job
     from raycnn.training.callbacks import RunOpened
 
     remote = launcher.is_remote(job.workers)
-    checked = check_job(job, remote=remote, checkpoints=checkpoints).job
+    checked = check_job(job, remote=remote, run=earlier).job
 
     def opened() -> "Run":
         run = open_run(checked, view)

@@ -89,6 +89,8 @@ def _print_plan(spec: TuneSpec) -> None:
     from raycnn.search.samplers import make_sampler
 
     slots = dispatch.available_slots(spec)
+    if spec.architectures[0].job.workers.launcher == "local":
+        slots = slots[:1]  # the trials run one after another
     kinds = sorted({slot.pool.device for slot in slots})
     seconds, is_local = 0.0, not launcher.is_remote(spec.architectures[0].job.workers)
     pool = slots[0].pool
@@ -152,4 +154,11 @@ def _finish(search: "Search", retrain: bool, as_json: bool) -> None:
             "validation, and the last epoch is tested",
             soft_wrap=True, highlight=False,
         )  # fmt: skip
-        train(search.best_job_path(architecture), ["data.val=0"])
+        train(search.best_job_path(architecture), _on_all_images(search))
+
+
+def _on_all_images(search: "Search") -> list[str]:
+    """Return the changes with which the best job trains on all images, where the search ran."""
+    changes = ["data.val=0", "data.fold=null", "train.patience=null"]
+    address = search.spec.architectures[0].job.workers.address
+    return [*changes, f"workers.address={json.dumps(address)}"] if address else changes

@@ -85,15 +85,21 @@ def source_of(data: Data) -> Source:
     return source
 
 
+def is_copied(data: Data) -> bool:
+    """Return whether the files of a job are at a URI, and are copied before they are read."""
+    return data.name in LOCAL_SOURCES and is_uri(DATASETS.options(data).get("path") or "")
+
+
 def _build(data: Data) -> Source:
     """Build the source below the data root, or below a local copy of the files at a URI."""
-    path = DATASETS.options(data).get("path")
-    if not (path and is_uri(path) and data.name in LOCAL_SOURCES):
+    if not is_copied(data):
         return DATASETS.build(data, data_root(data.root), data.download)
     local = data.model_copy(update={"path": None})
     files = [v for key, v in DATASETS.options(data).items() if key.endswith("_file") and v]
     build = partial(DATASETS.build, local)
-    return RemoteSource(path, lambda folder: build(folder, data.download), files or None)
+    return RemoteSource(
+        DATASETS.options(data)["path"], lambda folder: build(folder, data.download), files or None
+    )
 
 
 def check_single_label(job: JobSpec, multi_label: bool) -> None:

@@ -1,6 +1,7 @@
 """Choose the launcher of a job: this process, torchrun, or Ray."""
 
 import os
+import sys
 from typing import Literal
 
 from raycnn.config.schema import Workers
@@ -16,8 +17,10 @@ def launcher_of(workers: Workers) -> Literal["ray", "local"]:
 
 
 def is_remote(workers: Workers) -> bool:
-    """Return whether the devices may be on another machine."""
-    return launcher_of(workers) == "ray" and bool(address_of(workers))
+    """Return whether the devices may be on another machine, as with a program's own Ray."""
+    ray = sys.modules.get("ray")
+    connected = ray is not None and ray.is_initialized()
+    return launcher_of(workers) == "ray" and (connected or bool(address_of(workers)))
 
 
 def address_of(workers: Workers) -> str | None:

@@ -99,12 +99,16 @@ def fit_trial_alone(
     device: torch.device,
     deadline: float | None,
     stop_requested: Callable[[], bool] = lambda: False,
+    root: str | None = None,
 ) -> TrialOutcome:
     """Train a trial as its only worker; return how it ended.
 
-    On request, or past the `deadline` (seconds since 1970), it saves and returns {}.
+    On request, or past the `deadline` (seconds since 1970), it saves and returns {}. A `root`
+    replaces that of the data, which may be relative to the working folder of another process.
     """
     job = trial.run.job()
+    if root:
+        job = job.change({"data.root": root})
 
     def stop() -> bool:
         return stop_requested() or is_past(deadline)
@@ -125,7 +129,6 @@ def fit_trial(
 
     When the channel requests a stop, it saves and returns {}.
     """
-    job = job.change({"data.root": None})  # RAYCNN_DATA has it, on every machine
     recorder = TrialRecorder(search, trial, channel)
     try:
         fit(job, device, recorder, recorder.callbacks, run_test=False)

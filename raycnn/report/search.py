@@ -366,5 +366,6 @@ def _commands(search: Search, overall: LeaderboardEntry | None) -> list[tuple[st
     if overall:
         job = f"best-{overall.architecture}.yaml"
         commands.append((f"raycnn train {job}", "the winner, with a test; the file is beside this"))
-        commands.append((f"raycnn train {job} data.val=0", "on the held-out images too"))
+        all_images = "data.val=0 data.fold=null train.patience=null"
+        commands.append((f"raycnn train {job} {all_images}", "on the held-out images too"))
     return commands

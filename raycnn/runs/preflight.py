@@ -19,13 +19,15 @@ from raycnn.data.sources.base import File, Source, files_of, multi_label
 from raycnn.data.splits import check_single_label, check_source, input_shape, source_of
 from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.filesystem import is_uri
+from raycnn.models.weights import IMAGENET
 from raycnn.paths import cache_folder
+from raycnn.runs.directory import Run
 from raycnn.runs.remote.storage import check_reachable
 from raycnn.runs.teacher import check_teacher, pin_teacher
 from raycnn.runs.trackers import check_installed
 from raycnn.runtime import device
 from raycnn.shape import Shape
-from raycnn.training import pretrained
+from raycnn.training import checkpoint_folder, pretrained
 from raycnn.training.optim import Optimizer, build_optimizer
 from raycnn.training.step import class_weights
 
@@ -71,35 +73,49 @@ class CheckedJob(ResolvedJob):
     """Warnings about the data: what is ignored, converted, or cannot be learned."""
 
 
-def check_job(job: JobSpec, *, remote: bool = False, checkpoints: Path | None = None) -> CheckedJob:
+def check_job(job: JobSpec, *, remote: bool = False, run: Run | None = None) -> CheckedJob:
     """Resolve a job, and check that its data, storage and devices are available.
 
-    With `remote` it trains on other machines, whose devices are not checked here. `checkpoints`
-    is the folder of a run to resume, whose size counts as free. Raises SpecError, DataError or
-    EnvironmentUnavailable for the first problem.
+    With `remote` it trains on other machines, whose devices are not checked here. `run` is a run to
+    resume: its own place is checked, wherever it was created, and not its initial weights, which
+    are not read again. Raises SpecError, DataError or EnvironmentUnavailable for the first problem.
     """
-    resolved = resolve_job(job)
+    begins = not (run and checkpoint_folder.read_index(run.checkpoints))
+    resolved = resolve_job(job, initial_weights=begins)
     files = files_of(resolved.source)
     if not remote:
         check_installed(job.trackers)
     warnings = check_source(resolved.source)
-    if is_uri(job.storage.path):
-        check_reachable(job.storage.path)
+    location = str(run.location) if run else job.storage.path
+    if is_uri(location):
+        check_reachable(location)
     else:
-        check_writable(Path(job.storage.path).absolute())
-    check_disk_space(checkpoints or _working_folder(job), resolved)
+        check_writable(Path(location).absolute())
+    check_disk_space(run.checkpoints if run else _working_folder(job), resolved)
     kind = job.workers.device if remote else device.find(job.workers.device).name
     with job.located():
         device.check_training(job.train, kind)
         check_teacher(job, resolved.classes, resolved.shape)
-        resolved = replace(resolved, job=pin_teacher(job))
+        resolved = replace(resolved, job=pin_paths(job) if begins else pin_teacher(job))
     return CheckedJob(**vars(resolved), files=files, kind=kind, warnings=warnings)
 
 
-def resolve_job(job: JobSpec) -> ResolvedJob:
+def pin_paths(job: JobSpec) -> JobSpec:
+    """Return the job with the folder of its teacher, and the absolute path of its initial weights.
+
+    Workers then find them from any working folder.
+    """
+    weights = job.model.weights
+    if weights and weights != IMAGENET:
+        job = job.change({"model.weights": os.path.abspath(weights)})
+    return pin_teacher(job)
+
+
+def resolve_job(job: JobSpec, *, initial_weights: bool = True) -> ResolvedJob:
     """Build and check the components that a job names, without checking data or devices.
 
-    Every command validates jobs with this function. Raises SpecError with the file and line of the
+    Every command validates jobs with this function. Without `initial_weights` those that the job
+    names are not read. Raises SpecError with the file and line of the
     key at fault, DataError if a source that must be opened to know its shape is missing.
     """
     with job.located():
@@ -112,7 +128,10 @@ def resolve_job(job: JobSpec) -> ResolvedJob:
             model = models.build_model(job.model, shape, len(source.classes))
             optimizer = build_optimizer(job.optimizer, model.named_parameters())
             _check_stages(job, model)
-        pretrained.check_weights(model, job.model)
+        if initial_weights:
+            pretrained.check_weights(model, job.model)
+        if job.train.patience and not (job.data.val or job.data.fold):
+            raise SpecError("needs images that are held out: data.val is 0", "train.patience")
         class_weights(job.train.class_weights, np.ones(len(source.classes), np.int64))
         SCHEDULES.build(job.schedule, job.train.epochs)
     return ResolvedJob(job, source, shape, model, optimizer)

@@ -73,7 +73,7 @@ class Recorder:
 
         Raises SpecError or DataError if job or data differ from the checkpoint's.
         """
-        self._wait_for_upload()
+        self.wait_for_upload()
         path, problems = self.run.latest_checkpoint()
         if not path:
             return False
@@ -106,7 +106,7 @@ class Recorder:
 
     def restore_best(self, state: TrainingState) -> None:
         """Load the best checkpoint's weights; keep the current ones if it is damaged."""
-        self._wait_for_upload()
+        self.wait_for_upload()
         try:
             checkpoint.load_weights(state.model, self.run.weights("best"))
         except DataError as error:
@@ -120,7 +120,7 @@ class Recorder:
         assert teacher
         return teacher
 
-    def _wait_for_upload(self) -> None:
+    def wait_for_upload(self) -> None:
         """Wait until workers on other machines can download every checkpoint."""
         if distributed.world_size() > 1:
             distributed.broadcast_from_rank_zero(self.run.wait_flushed)

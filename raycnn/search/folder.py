@@ -203,7 +203,8 @@ class Search:
         trial = self.trial(key)
         if trial.info:
             before = trial.run.job()
-            job = before.change({"workers": pool.worker_config.model_dump()})
+            timeout_s = {"timeout_s": before.workers.timeout_s}
+            job = before.change({"workers": pool.worker_config.model_dump() | timeout_s})
             if job.tree() != before.tree():
                 trial.run.reopen(job)
         else:

@@ -175,7 +175,8 @@ def write_leaderboard(search: Search) -> list[LeaderboardEntry]:
     _write_csv(search, board)
     for name, entry in winners(board).items():
         job = search.trial(_trial_ids(search, entry)[0]).run.job()
-        search.write_best(name, job.change({"data.fold": None}))
+        # With `tune.folds` the fold is the search's; else it is the job's own.
+        search.write_best(name, job.change({"data.fold": None}) if search.spec.tune.folds else job)
     return board
 
 

@@ -6,13 +6,14 @@ from raycnn.config import schema
 from raycnn.config.changes import apply_changes
 from raycnn.config.load import job_from_tree
 from raycnn.config.search import Architecture, Domain, TuneSpec
+from raycnn.config.yaml_file import Tree
 from raycnn.data.sources.base import files_of, multi_label
 from raycnn.errors import SpecError
 from raycnn.filesystem import is_uri
 from raycnn.runs.metrics_file import MULTI_LABEL, SINGLE_LABEL
-from raycnn.runs.preflight import ResolvedJob, check_writable, resolve_job
+from raycnn.runs.preflight import ResolvedJob, check_writable, pin_paths, resolve_job
 from raycnn.runs.remote.storage import check_reachable
-from raycnn.runs.teacher import check_teacher, pin_teacher
+from raycnn.runs.teacher import check_teacher
 from raycnn.search.schedulers import SCHEDULERS, Pbt
 
 # Trials that differ in these would be measured on different data, or not differ at all.
@@ -23,7 +24,7 @@ NOT_SEARCHABLE = (
 
 
 def check_search(search: TuneSpec, *, remote: bool = False) -> TuneSpec:
-    """Check a search, and return it with the folders of its teachers in place of their names.
+    """Check a search, and return it with the paths of its teachers and weights.
 
     With `remote`, data, storage and teachers are on another machine, and are not checked. Raises
     SpecError, DataError or EnvironmentUnavailable for the first problem.
@@ -51,7 +52,7 @@ def check_search(search: TuneSpec, *, remote: bool = False) -> TuneSpec:
         check_reachable(path)
     else:
         check_writable(Path(path).absolute())
-    return search.map_jobs(pin_teacher)
+    return search.map_jobs(pin_paths)
 
 
 def _check_search(search: TuneSpec) -> None:
@@ -70,7 +71,7 @@ def _check_search(search: TuneSpec) -> None:
 
 def _check_job(search: TuneSpec, architecture: Architecture) -> ResolvedJob:
     job = architecture.job
-    resolved = resolve_job(job)
+    resolved = resolve_job(job.change(_fold(search)))
     if job.workers.max_count > 1:
         raise search.error(
             "workers.count",
@@ -93,6 +94,11 @@ def _check_job(search: TuneSpec, architecture: Architecture) -> ResolvedJob:
             f"{search.tune.metric} is not measured on {job.data.name}: {', '.join(known)} are",
         )
     return resolved
+
+
+def _fold(search: TuneSpec) -> Tree:
+    """Return the change that holds out a fold, in cross-validation."""
+    return {"data.fold": [0, search.tune.folds]} if search.tune.folds else {}
 
 
 def _check_population(search: TuneSpec, architecture: Architecture, pbt: Pbt) -> None:
@@ -124,7 +130,8 @@ def _check_values(search: TuneSpec, architecture: Architecture, key: str, domain
         raise search.error(place, "trials that differ in it cannot be compared")
     for value in domain.ends:
         try:
-            tree, _ = apply_changes(architecture.job.tree(), {}, {key: value})
+            changes = _fold(search) | {key: value}
+            tree, _ = apply_changes(architecture.job.tree(), {}, changes)
             resolve_job(job_from_tree(tree))
         except SpecError as error:
             message = f"{value!r} gives an invalid job of {architecture.name}: {error}"

@@ -61,7 +61,8 @@ class FolderJob:
 
     def write(self, folder: Path) -> Path:
         """Write the spec to a run folder, for users to edit and train again; return its path."""
-        path = folder / f"{self.job.name}.yaml"
+        name = self.job.name if self.job.name != "job" else "job-spec"  # job.yaml is the run's own
+        path = folder / f"{name}.yaml"
         path.write_text(self.text(), encoding="utf-8")
         return path
 

@@ -383,7 +383,9 @@ def apply_stage(train_step: TrainStep, job: JobSpec) -> TrainStep:
         return train_step
     state, current_job = train_step.state, job.after(train_step.state.epoch)
     optimizer = build_optimizer(current_job.optimizer, state.model.named_parameters())
-    optimizer.state = state.optimizer.state
+    # A stage may need tensors that the optimizer had no use for before, such as a momentum.
+    kept = optimizer.state.keys() & state.optimizer.state.keys()
+    optimizer.state |= {key: state.optimizer.state[key] for key in kept}
     state.optimizer = optimizer
     return replace(train_step, job=current_job)
 

@@ -53,11 +53,15 @@ class Part(NamedTuple):
     """Scalar tensor (), 1 if the step is to be skipped; for fused kernels only."""
 
     def init_state(self) -> None:
-        """Allocate the state of a first step: zeros like each parameter, and `steps` as scalars."""
+        """Allocate what is missing: zeros like each parameter, and `steps` as scalars.
+
+        That is all before the first step; later what a changed option needs.
+        """
+        for key in self.state.keys() - {"steps"}:
+            if self.state[key][0] is None:
+                self.state[key] = [torch.zeros_like(p) for p in self.parameters]
         if self.state["steps"][0] is not None:
             return
-        for key in self.state.keys() - {"steps"}:
-            self.state[key] = [torch.zeros_like(p) for p in self.parameters]
         device = self.parameters[0].device if self.fused else "cpu"  # as in torch's own classes
         self.state["steps"] = [torch.zeros((), device=device) for _ in self.parameters]
 

@@ -8,6 +8,7 @@ import pytest
 
 from raycnn.analysis import evaluate, predictions_file
 from raycnn.config.schema import JobSpec
+from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.training.predictions import SplitPredictions
 from raycnn.training.uncertainty import confidence_interval
 from tests.support.processes import Call
@@ -155,3 +156,17 @@ def test_evaluation_reads_what_is_kept_and_makes_what_is_not(
     if (run.result() or {})["best_epoch"] != read["epoch"]:
         call("eval", run.folder, "--split", "train")
         assert made_for[-1] == "train" and len(made_for) == 3, "other weights predict anew"
+
+
+def test_a_run_that_may_only_be_read_is_evaluated_and_a_split_without_images_is_not(
+    job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(job(train__epochs=1, data__val=0.0))
+
+    def refuse() -> None:
+        raise EnvironmentUnavailable("storage.path: access denied")
+
+    monkeypatch.setattr(run, "flush", refuse)
+    assert evaluate.evaluate_run(run, "train")["train"]["count"] == 200
+    with pytest.raises(SpecError, match="has no val images"):
+        evaluate.evaluate_run(run, "val")

@@ -22,7 +22,7 @@ from raycnn.config.load import job_from_tree
 from raycnn.config.schema import Model
 from raycnn.config.yaml_file import load_yaml
 from raycnn.data.splits import open_splits
-from raycnn.errors import DataError, JobFailed, SpecError
+from raycnn.errors import DataError, EnvironmentUnavailable, JobFailed, SpecError
 from raycnn.runs.directory import Run
 from raycnn.shape import Shape
 from tests.support.images import write_pictures
@@ -243,3 +243,19 @@ def test_a_file_that_is_no_export_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"\x08\x07no")
         with pytest.raises(DataError):
             open_exported(tmp_path / name)
+
+
+def test_an_export_has_no_paths_of_the_machine(run: Run) -> None:
+    changes = {
+        "train.distillation": {"teacher": "/home/me/runs/teacher/1"},
+        "data": {"name": "folder", "path": "/home/me/pictures"},
+    }
+    spec = exporting._without_paths(run.job().change(changes))
+    assert "/home/me" not in str(spec.tree())
+    assert spec.train.distillation and spec.train.distillation.teacher == "teacher/1"
+
+
+def test_an_export_that_cannot_be_written_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvironmentUnavailable, match="-o names a folder"):
+        exporting.export(run, "safetensors", folder=tmp_path / "file" / "export")

@@ -293,3 +293,9 @@ finally:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (code, "kept\n")
     assert done.stderr.endswith(said) and bool(done.stderr) == bool(said)
+
+
+def test_data_at_a_uri_is_not_copied_to_be_submitted(call: Call, tmp_path: Path) -> None:
+    data = "data={name: folder, path: 's3://nowhere/pictures', size: 8}"
+    code, out, err = call("submit", QUICK, data, "--address", "http://127.0.0.1:1")
+    assert code == 5 and "not checked here, but on the cluster: s3://nowhere" in out, err

@@ -21,10 +21,12 @@ from raycnn.cli.search_view import (
     show_leaderboard,
     show_next,
 )
+from raycnn.config.load import load_job
 from raycnn.config.search import Pool, TrialKey
 from raycnn.launch import trial
 from raycnn.search.folder import Search
 from raycnn.search.leaderboard import leaderboard, write_leaderboard
+from tests.support.images import write_pictures
 from tests.support.jobs import ROOT, SEARCHES
 from tests.support.processes import Call
 from tests.support.searches import BASE, Read
@@ -219,7 +221,9 @@ def test_without_ray_trials_are_trained_here_and_retrained_with_a_word_on_valida
 ) -> None:
     path = tmp_path / "tiny.tune.yaml"
     path.write_text(
-        BASE.replace("STORAGE", str(tmp_path / "runs")).replace("epochs: 3", "epochs: 1")
+        BASE.replace("STORAGE", str(tmp_path / "runs")).replace(
+            "epochs: 3", "epochs: 1, patience: 9"
+        )
         + "workers: {launcher: local}\n"
         "tune: {pools: [{device: cpu, cpus: 1}], space: {optimizer.lr: {grid: [0.05, 0.1]}}}\n"
     )
@@ -231,3 +235,33 @@ def test_without_ray_trials_are_trained_here_and_retrained_with_a_word_on_valida
     code, out, err = call("tune", "--resume", tmp_path / "runs" / "tiny" / "1", "--retrain")
     assert code == 0, err
     assert "no validation" in out and "test " in out
+
+
+LOCAL = "workers: {launcher: local, timeout_s: 700}\ntune: {space: {optimizer.lr: {grid: [0.05, 0.1]}}}\n"
+
+
+def test_trials_trained_here_read_the_data_of_the_spec(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "pictures", ["cat", "dog"], 12)
+    monkeypatch.setenv("RAYCNN_DATA", str(tmp_path / "elsewhere"))
+    data = f"{{name: folder, root: '{tmp_path / 'pictures'}', size: 12}}"
+    text = BASE.replace("{name: digits, limit: 200, transforms: [{name: resize, size: 12}]}", data)
+    (tmp_path / "tiny.tune.yaml").write_text(
+        text.replace("STORAGE", str(tmp_path / "runs")) + LOCAL
+    )
+    code, out, err = call("tune", "tiny.tune.yaml", "--dry-run")
+    assert code == 0 and "\n1 at once" in out, err
+    code, out, err = call("tune", "tiny.tune.yaml", "train.epochs=1")
+    assert code == 0 and "failed" not in out, err
+
+
+def test_a_trial_that_continues_keeps_its_timeout_and_its_jobs_own_fold(read: Read) -> None:
+    search = Search.create(read(LOCAL, "data.fold=[1, 3]", "train.epochs=1"))
+    key = search.spec.trials()[0]
+    for cpus in (1, 2):
+        one = search.begin(key, {"optimizer.lr": 0.05}, Pool(device="cpu", cpus=cpus))
+        assert one.run.job().workers.timeout_s == 700
+    trial.run_trial(one, partial(trial.fit_trial_alone, search, one, torch.device("cpu"), None))
+    write_leaderboard(search)
+    assert load_job(search.best_job_path("lenet")).data.fold == [1, 3]

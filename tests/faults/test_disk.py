@@ -64,7 +64,7 @@ def test_a_run_that_goes_on_counts_the_checkpoints_it_has(job: MakeJob, disk: Pa
         file.truncate(filler.stat().st_size - 300_000)
     with pytest.raises(EnvironmentUnavailable):
         check_job(spec)
-    check_job(spec, checkpoints=run.checkpoints)
+    check_job(spec, run=run)
 
 
 def test_decoded_images_that_do_not_fit_are_refused_when_they_must_be_kept(

@@ -11,7 +11,7 @@ from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.runs.directory import Run
 from raycnn.runs.metrics_file import COLUMNS
 from raycnn.training.callbacks import EpochEnded, Evaluated, Warned
-from tests.support.processes import raycnn
+from tests.support.processes import Call, raycnn
 from tests.support.runs import happened, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
@@ -107,3 +107,13 @@ def test_a_folder_that_cannot_be_written_is_said(job: MakeJob, tmp_path: Path) -
     (tmp_path / "file").touch()
     with pytest.raises(EnvironmentUnavailable, match="storage.path: cannot write"):
         Run.create(job(storage__path=str(tmp_path / "file")))
+
+
+def test_a_run_resumes_where_it_is_and_not_where_it_was_created(
+    job: MakeJob, call: Call, tmp_path: Path
+) -> None:
+    run = train(job(train__epochs=1))
+    run.write_job(run.job().change({"storage.path": "nonsense://gone/runs"}))
+    moved = run.folder.rename(tmp_path / "moved")
+    code, _, err = call("resume", moved, "train.epochs=2")
+    assert code == 0 and len(Run(moved).rows()) == 2, err

@@ -101,3 +101,8 @@ def test_init_writes_a_spec_and_nothing_over_one(tmp_path: Path, call: Call) -> 
     assert "#" in before
     code, _, err = call("init", "pics")
     assert code == 2 and "job.yaml" in err and (tmp_path / "job.yaml").read_text() == before
+
+
+def test_a_job_named_job_leaves_the_runs_own_spec_alone(tmp_path: Path) -> None:
+    made = job_for_folder(write_pictures(tmp_path / "pics", ["a", "b"], 3), ["name=job"])
+    assert made.write(tmp_path).name == "job-spec.yaml"

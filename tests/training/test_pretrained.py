@@ -1,6 +1,7 @@
 """Weights to begin with, from files as people have them."""
 
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from raycnn.config.schema import JobSpec, Model
 from raycnn.data.splits import open_splits
 from raycnn.errors import DataError, SpecError
 from raycnn.models.weights import published_normalization
+from raycnn.runs.preflight import check_job
 from raycnn.shape import Shape
 from raycnn.training import pretrained
 from raycnn.training.callbacks import WeightsLoaded
+from tests.support.processes import Call
 from tests.support.runs import distance, happened, same, train, weights
 
 IMAGE = Shape(3, 32, 32)
@@ -264,3 +267,18 @@ def test_a_backbone_without_the_last_layer_gets_a_new_one(tmp_path: Path) -> Non
         assert loaded.new_layers == ["fc.weight", "fc.bias"]
         assert torch.equal(ours.conv1.weight, theirs.conv1.weight)
         assert torch.equal(ours.fc.weight, fresh)
+
+
+def test_a_run_resumes_without_the_weights_it_began_with(
+    job: Callable[..., JobSpec], call: Call, tmp_path: Path
+) -> None:
+    first = train(job(train__epochs=1))
+    shutil.copytree(first.folder, tmp_path / "first")
+    begun = check_job(job(model__weights="first", name="second")).job  # `call` has gone to tmp_path
+    assert begun.model.weights == str(tmp_path / "first"), "workers elsewhere find it too"
+    run = train(begun.change({"train.epochs": 1}))
+    shutil.rmtree(tmp_path / "first")
+    code, _, err = call("resume", run.folder, "train.epochs=2")
+    assert code == 0 and len(run.rows()) == 2, err
+    code, _, err = call("train", run.folder / "job.yaml")
+    assert code == 2 and "model.weights" in err

@@ -11,6 +11,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.errors import Interrupted, SpecError
 from raycnn.runs.directory import Run
 from raycnn.runs.preflight import resolve_job
+from tests.support.processes import Call
 from tests.support.runs import numbers, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
@@ -138,3 +139,12 @@ def test_a_stage_that_cannot_be_is_refused_with_its_line(
     with pytest.raises(SpecError) as caught:
         resolve_job(load_job(path))
     assert said in str(caught.value)
+
+
+def test_a_stage_or_a_resume_may_switch_a_momentum_on(job: MakeJob, call: Call) -> None:
+    rmsprop = {"name": "rmsprop", "lr": 1e-3}
+    staged = train(job(optimizer=rmsprop, stages=[stage(1, optimizer__momentum=0.5)]))
+    assert len(staged.rows()) == 3
+    run = train(job(optimizer=rmsprop, train__epochs=1))
+    code, _, err = call("resume", run.folder, "train.epochs=2", "optimizer.momentum=0.5")
+    assert code == 0 and len(run.rows()) == 2, err

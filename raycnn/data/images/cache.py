@@ -54,10 +54,12 @@ class CachedSplit:
     """(N,): 8-byte BLAKE2b digests of the pixels."""
     names: NDArray[np.bytes_] | None
     """(N,): file names, memory-mapped, where each image is a file."""
+    rows: NDArray[np.int64]
+    """(N,): the row of each image in the source, where images that cannot be read count too."""
 
     def name(self, row: int) -> str:
         if self.names is None:
-            return f"row {row}"
+            return f"row {self.rows[row]}"
         return bytes(self.names[row]).decode("utf-8", "backslashreplace")
 
 
@@ -113,6 +115,7 @@ class ImageCache:
             sums=np.concatenate([train.sums, val.sums]),
             hashes=np.concatenate([train.hashes, val.hashes]),
             names=np.concatenate([train.names, val.names]) if has_names else None,
+            rows=np.concatenate([train.rows, train.rows[-1] + 1 + val.rows]),
         )
         return replace(self, splits=splits)
 
@@ -217,8 +220,9 @@ def _open(folder: Path, streamed: dict[str, Split] | None, max_bad: int) -> Imag
     check_unreadable_limit(index["left_out"], max_bad)
     splits = {}
     for name in index["splits"]:
+        rows = np.load(folder / name / "rows.npy")
         if streamed:
-            images: Images = Subset(streamed[name].images, np.load(folder / name / "rows.npy"))
+            images: Images = Subset(streamed[name].images, rows)
         else:
             # A plain array over the mapped file: np.memmap does more work at every indexing.
             images = np.asarray(np.load(folder / name / "images.npy", mmap_mode="r"))
@@ -227,7 +231,7 @@ def _open(folder: Path, streamed: dict[str, Split] | None, max_bad: int) -> Imag
         )
         path = folder / name / "names.npy"
         names = np.load(path, mmap_mode="r") if path.exists() else None
-        splits[name] = CachedSplit(images, labels, sums, hashes, names)
+        splits[name] = CachedSplit(images, labels, sums, hashes, names, rows)
     return ImageCache(
         Shape(*index["shape"]),
         tuple(index["classes"]),

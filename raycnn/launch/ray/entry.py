@@ -53,13 +53,18 @@ def _train(job: JobSpec, config: dict[str, Any], channel: WorkerChannel) -> None
     group = channel.join(own)
     if isinstance(group, Outcome):
         return
+    # The outcome is rank 0's, which has more to do than the others: it writes the report, and
+    # uploads. Workers end soon after there is an outcome.
     try:
-        channel.end(Outcome(_work(job, config, channel, own, group)))
+        value = _work(job, config, channel, own, group)
+        if channel.rank == 0:
+            channel.end(Outcome(value))
     except Interrupted as error:
         if channel.is_restarting():
             channel.report_saved()
             raise PlannedRestart(str(error)) from None
-        channel.fail(error)
+        if channel.rank == 0:
+            channel.fail(error)
     except OutOfMemory as error:
         raise PeerLost(str(error)) from None
     except WorkerLost as error:

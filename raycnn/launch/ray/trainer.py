@@ -22,7 +22,6 @@ from ray.train.torch import TorchTrainer
 from raycnn.background import poll_in_background
 from raycnn.config.schema import JobSpec
 from raycnn.errors import ClusterError, Interrupted, WorkerLost, first_line
-from raycnn.launch.launcher import address_of
 from raycnn.launch.ray import compat, entry
 from raycnn.launch.ray.channel_actor import ChannelUpdate, open_channel
 from raycnn.launch.ray.controller import NoBackend, WorkerFailureReporter
@@ -57,18 +56,19 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's record of the reports of 
 
 
 def train_on_ray(
-    job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: Callback
+    job: JobSpec, open_run: Callable[[], Run], nodes: list[Node], view: Callback, serve: bool
 ) -> Run:
     """Train a job on Ray in the run that `open_run` opens, resuming from its checkpoint.
 
-    Returns the run. Raises ClusterError, Interrupted, or the error that ended the job.
+    With `serve` the nodes may be other machines, to which the run folder is served. Returns the
+    run. Raises ClusterError, Interrupted, or the error that ended the job.
     """
     kind = kind_of(job.workers, nodes)
     worker_resources = resources_per_worker(job.workers, kind, nodes)
     run = open_run()
     stop = Stop(busy=run.training)
     with run.lock(), stop.listening():
-        driver = Driver(job, run, worker_resources, bool(address_of(job.workers)), stop, view)
+        driver = Driver(job, run, worker_resources, serve, stop, view)
         driver.wait_for_resources()
         driver.fit(kind, {})
     return run

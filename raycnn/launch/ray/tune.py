@@ -17,7 +17,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycnn.config.search import Pool, TuneSpec
 from raycnn.errors import ClusterError, EnvironmentUnavailable, Interrupted
-from raycnn.launch.launcher import address_of
 from raycnn.launch.ray.connection import alive_nodes
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
 from raycnn.launch.ray.shared_folder import SharedFolder, open_shared_trial, share_folder
@@ -77,13 +76,15 @@ def _reserve(free: list[dict[str, float]], slot: Slot) -> bool:
     return True
 
 
-def run(search: Search, nodes: list[Node], view: SearchView) -> None:
+def run(search: Search, nodes: list[Node], view: SearchView, serve: bool) -> None:
     """Train every trial that has not ended.
+
+    With `serve` the nodes may be other machines, to which the search folder is served.
 
     Raises Interrupted on a request to stop, and ClusterError when no node has room for trials; in
     both cases all trials are saved.
     """
-    executor = _Executor(search, view)
+    executor = _Executor(search, view, serve)
     with executor.stop.listening():
         try:
             executor.run(nodes)
@@ -98,11 +99,10 @@ def run(search: Search, nodes: list[Node], view: SearchView) -> None:
 class _Executor:
     """Maintains an actor in every slot, and assigns the next trial to each free one."""
 
-    def __init__(self, search: Search, view: SearchView):
+    def __init__(self, search: Search, view: SearchView, serve: bool):
         self.search, self.view = search, view
-        workers = search.spec.architectures[0].job.workers
-        self.shared = share_folder(search.folder, serve=bool(address_of(workers)))
-        self.timeout_s = workers.timeout_s
+        self.shared = share_folder(search.folder, serve=serve)
+        self.timeout_s = search.spec.architectures[0].job.workers.timeout_s
         self.queue = TrialQueue(search)
         self.actors: list[_Actor] = []
         self.stop = Stop(busy=lambda: bool(self._training()))
@@ -290,18 +290,25 @@ class _Trainer:
         set_data_root(root, paths)
         try:
             with open_shared_trial(shared, name, timeout_s) as (search, trial):
-                return run_trial(trial, partial(_fit, search, trial, shared, slot, deadline)) or ""
+                work = partial(_fit, search, trial, shared, slot, deadline, root)
+                return run_trial(trial, work) or ""
         except (ClusterError, EnvironmentUnavailable) as error:
             return str(error)
 
 
 def _fit(
-    search: Search, trial: Trial, shared: SharedFolder, slot: Slot, deadline: float | None
+    search: Search,
+    trial: Trial,
+    shared: SharedFolder,
+    slot: Slot,
+    deadline: float | None,
+    root: str | None,
 ) -> TrialOutcome:
     """Train a trial in this process, or with several workers in others."""
     if slot.pool.workers == 1:
         kind = device.find(slot.pool.device)
-        return fit_trial_alone(search, trial, kind.select(0, slot.pool.cpus), deadline)
+        chosen = kind.select(0, slot.pool.cpus)
+        return fit_trial_alone(search, trial, chosen, deadline, root=root)
     from raycnn.launch.ray import trainer  # slow to import, and not needed for one worker
 
     kind = DEVICE_KINDS[slot.pool.device]

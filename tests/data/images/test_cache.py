@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,8 @@ def test_bad_images_are_left_out_as_many_as_may_be(tmp_path: Path) -> None:
     assert (train.images == whole.images[good]).all() and (train.labels == whole.labels[good]).all()
     assert [train.name(i) for i in range(28)] == [f"{row}.png" for row in good]
     assert len(train.sums) == len(train.hashes) == 28
+    unnamed = replace(train, names=None)
+    assert [unnamed.name(i) for i in range(28)] == [f"row {row}" for row in good]
 
 
 @pytest.mark.parametrize("built_before", [False, True])

@@ -21,8 +21,12 @@ from pathlib import Path
 import ray
 
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-from raycnn.launch import dispatch
+from raycnn.config.schema import Workers
+from raycnn.launch import dispatch, launcher
 from raycnn.runs.directory import Run
+
+# Its nodes may be other machines: files are served to them, and their devices are not looked for here.
+assert launcher.is_remote(Workers(count=2)) and not launcher.is_remote(Workers())
 
 class Quiet:
     def on_event(self, event):
