@@ -23,7 +23,7 @@ def cache_folder() -> Path:
     Raises EnvironmentUnavailable for a user without a home folder.
     """
     if named := os.environ.get("RAYCNN_CACHE"):
-        return Path(named)
+        return Path(named).absolute()
     with suppress(RuntimeError):  # the user has no passwd entry
         if (folder := Path(user_cache_path("raycnn"))).is_absolute():
             return folder

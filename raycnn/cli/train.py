@@ -95,8 +95,9 @@ def train_further(earlier: "Run", job: JobSpec, console: "Console") -> "Run":
             view.on_event(change)
         return earlier
 
-    with earlier.lock():  # fail early if another process trains it
-        pass
+    if is_printing():  # under torchrun the others would only wait for this one
+        with earlier.lock():  # fail early if another process trains it
+            pass
     return _launch(job, earlier, reopen, console)
 
 

@@ -21,8 +21,13 @@ from raycnn.runtime import distributed
 from raycnn.training.callbacks import Callback, Failed, Warned
 from raycnn.training.loop import TrainResult, fit
 
-# This machine's own settings, read before set_data_root changes the environment.
-NODE_PATHS = {key: path for key in ("RAYCNN_DATA", "RAYCNN_CACHE") if (path := os.environ.get(key))}
+# This machine's own settings, read before set_data_root changes the environment. A relative path is
+# the driver's, from whom it is inherited, and of its working folder.
+NODE_PATHS = {
+    key: path
+    for key in ("RAYCNN_DATA", "RAYCNN_CACHE")
+    if os.path.isabs(path := os.environ.get(key, ""))
+}
 
 log = logging.getLogger("raycnn")
 

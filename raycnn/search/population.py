@@ -9,6 +9,7 @@ are saved before any member changes, so a search that was killed resumes exactly
 
 import math
 import shutil
+from collections.abc import Collection
 
 from raycnn.config.search import Architecture, TrialKey
 from raycnn.config.yaml_file import Tree
@@ -20,14 +21,20 @@ from raycnn.training import checkpoint_folder
 from raycnn.training.callbacks import TrialExploited
 
 
-def next_trials(search: Search) -> list[TrialKey]:
-    """Return the trials to train now; once a generation is complete, start the next one."""
+def next_trials(search: Search, running: Collection[str] = ()) -> list[TrialKey]:
+    """Return the trials to train now; once a generation is complete, start the next one.
+
+    `running` has the ids of those that are being trained.
+    """
     unfinished = search.unfinished()
     if isinstance(search.scheduler, Pbt):
         for architecture in search.spec.architectures:
             members = [search.trial(key) for key in unfinished if key.architecture is architecture]
-            _Population(search, search.scheduler, architecture, members).advance()
-    return [key for key in unfinished if not _paused(search, search.trial(key))]
+            # A member may still be writing its last records.
+            if not any(member.id in running for member in members):
+                _Population(search, search.scheduler, architecture, members).advance()
+    waiting = (key for key in unfinished if key.id not in running)
+    return [key for key in waiting if not _paused(search, search.trial(key))]
 
 
 def _paused(search: Search, trial: Trial) -> bool:

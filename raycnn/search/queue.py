@@ -51,7 +51,7 @@ class TrialQueue:
         """Record a trial that has ended, or paused for the others of its population."""
         key = self.running.pop(trial.id)
         self._tell(key.architecture.name, key.number)
-        self.waiting = [key for key in next_trials(self.search) if key.id not in self.running]
+        self.waiting = next_trials(self.search, self.running)
 
     def _tell(self, architecture: str, number: int) -> None:
         entry = configuration_entry(self.search, architecture, number)

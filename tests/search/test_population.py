@@ -1,19 +1,22 @@
 """Population based training, without Ray: trials trained one after another in this process."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from raycnn.config.load import load_job
 from raycnn.config.search import Domain, load_search
 from raycnn.launch import trial
 from raycnn.search import leaderboard
 from raycnn.search.folder import Search, Trial
+from raycnn.search.queue import TrialQueue
 from raycnn.training.callbacks import TrialExploited
 from tests.support.runs import happened, numbers, same, train, weights
-from tests.support.searches import BASE, run_all
+from tests.support.searches import BASE, CPU, run_all
 
 TEXT = """\
 tune:
@@ -171,3 +174,17 @@ def test_some_settings_are_drawn_anew(tmp_path: Path) -> None:
     firsts = [one.run.job().optimizer.options["lr"] for one in exploited(search)]
     ratios = [now / first for now, first in zip(changed, firsts, strict=True)]
     assert len(changed) == 2 and not {0.8, 1.2} & {round(ratio, 3) for ratio in ratios}
+
+
+def test_a_generation_ends_when_no_member_is_being_trained(tmp_path: Path) -> None:
+    search = made(tmp_path)
+    queue = TrialQueue(search)
+    members = [queue.take(CPU) for _ in range(4)]
+    for member in members:
+        work = partial(trial.fit_trial_alone, search, member, torch.device("cpu"), None)
+        trial.run_trial(member, work)
+    for member in members[:3]:
+        queue.complete(member)
+    assert not queue.waiting and not any("scores" in member.info for member in members)
+    queue.complete(members[3])
+    assert len(queue.waiting) == 4 and all("scores" in member.info for member in members)
