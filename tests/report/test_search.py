@@ -120,4 +120,4 @@ def test_a_search_that_ends_has_a_page_and_one_that_fails_to_draw_it_still_ends(
     monkeypatch.setattr(search_report, "write_search_report", lambda *_: 1 / 0)
     notes: list[str] = []
     search_report.write_search_report_or_warn(Search.find("tiny"), [], notes.append)
-    assert len(notes) == 1 and "raycnn report tiny/1" in notes[0]
+    assert len(notes) == 1 and "raycnn report" in notes[0] and "tiny/1" in notes[0]

@@ -17,10 +17,12 @@ import pytest
 from packaging.version import Version
 
 from benchmarks.cluster import TOKEN
+from raycnn.config import yaml_file
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
 from raycnn.search.folder import Search
 from raycnn.training.callbacks import Resumed, WorkersRestarted
+from tests.support.jobs import ROOT
 from tests.support.multi_label import write_csv
 from tests.support.processes import ended, free_port, raycnn, wait_for, workers
 from tests.support.ray_runs import having_loaded, long, pids, start
@@ -65,6 +67,39 @@ def test_killed_workers_and_a_stopped_driver_end_with_the_unbroken_weights(
         assert ended(two)[0] == {0}
     assert same(weights(unbroken), weights(run))
     assert numbers(unbroken) == numbers(run)
+
+
+SLOW_TRACKER = """
+import os, time
+api = type("Api", (), {"api_key": None})
+Settings = lambda **options: None
+
+class Run:
+    id, summary = "1", {}
+
+    def log(self, metrics, step):
+        pass
+
+    def finish(self, exit_code):
+        time.sleep(15)
+        open(os.environ["FINISHED"], "w").close()
+
+def init(**options):
+    return Run()
+"""
+
+
+@pytest.mark.slow
+def test_the_first_worker_takes_its_time_at_the_end(job: MakeJob, tmp_path: Path) -> None:
+    """A stand-in for wandb takes longer than workers are given once a job has ended."""
+    (tmp_path / "wandb.py").write_text(SLOW_TRACKER)
+    spec = job(workers__count=2, trackers=["wandb"], train__epochs=1, storage__report=True)
+    yaml_file.write(tmp_path / "tiny.yaml", spec.tree())
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "FINISHED": str(tmp_path / "finished")}
+    done = raycnn("train", tmp_path / "tiny.yaml", cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    (run,) = Run.all(spec.storage.path)
+    assert (tmp_path / "finished").exists() and (run.folder / "report.html").exists()
 
 
 @pytest.fixture(scope="module")
