@@ -77,16 +77,20 @@ def test_schedules_are_factors_of_the_stages_own_rate(job: MakeJob) -> None:
     assert factors == pytest.approx([1, 2, 2])
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_run_resumed_inside_a_stage_equals_the_unbroken_one(job: MakeJob, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "stages"),
+    [
+        ({"name": "sgd", "momentum": 0.9}, STAGED),
+        ({"name": "adamw"}, [stage(1, optimizer__betas=[0.5, 0.999]), STAGED[0] | {"epoch": 2}]),
+        ({"name": "rmsprop"}, [stage(1, optimizer__momentum=0.9, optimizer__centered=True)]),
+    ],
+    ids=["sgd", "adamw", "rmsprop, which has more state from then on"],
+)
+def test_a_run_resumed_inside_a_stage_equals_the_unbroken_one(
+    job: MakeJob, optimizer: dict[str, Any], stages: list[dict[str, Any]]
+) -> None:
     """180 images are trained on in 6 steps an epoch: stages begin at steps 6 and 12."""
-    stages = (
-        STAGED
-        if optimizer == "sgd"
-        else [stage(1, optimizer__betas=[0.5, 0.999]), STAGED[0] | {"epoch": 2}]
-    )
-    options = {"momentum": 0.9} if optimizer == "sgd" else {}
-    staged = job(optimizer={"name": optimizer, "lr": 0.01, **options}, stages=stages)
+    staged = job(optimizer={"lr": 0.01, **optimizer}, stages=stages)
     unbroken, broken = train(staged), Run.create(staged)
     for stop_at in (6, 3, 4, 1):  # as a stage begins, and in the middle of it
         with pytest.raises(Interrupted):
