@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -22,7 +22,10 @@ CHUNK = 8 << 20  # bytes per read
 FLUSH = 64 << 20  # maximum number of bytes that a stream buffers before it is flushed
 OBJECT_STORES = ("s3", "gcs", "abfs")  # file systems without folders and without append
 # Names of a file's time of modification, or else of creation, in the drivers of fsspec.
-TIME_KEYS = ("mtime", "last_modified", "LastModified", "modified", "updated", "created")
+TIME_KEYS = (
+    "mtime", "last_modified", "LastModified", "modified", "modify", "updated", "modificationTime",
+    "created",
+)  # fmt: skip
 PERMANENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that retrying cannot resolve
 
 
@@ -128,6 +131,8 @@ class _WithTimes:
         self._system = system
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # copying and pickling ask before there is a system
+            raise AttributeError(name)
         return getattr(self._system, name)
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
@@ -140,13 +145,26 @@ class _WithTimes:
 
 def _with_time(info: dict[str, Any]) -> dict[str, Any]:
     for key in TIME_KEYS:
-        value = info.get(key)
-        if isinstance(value, str):
-            with suppress(ValueError):
-                value = datetime.fromisoformat(value.replace("Z", "+00:00"))
-        if isinstance(value, datetime | float | int):
-            return info | {"mtime": value}
+        time = _time(key, info.get(key))
+        if time is not None:
+            return info | {"mtime": time}
     return {key: value for key, value in info.items() if key != "mtime"}
+
+
+def _time(key: str, value: Any) -> float | None:
+    """Return a time in seconds since 1970; None for what is no time."""
+    if isinstance(value, str):
+        is_compact = key == "modify" and len(value) >= 14  # FTP: 20260131235959
+        with suppress(ValueError):
+            if is_compact:
+                value = datetime.strptime(value[:14], "%Y%m%d%H%M%S")
+            else:
+                value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)).timestamp()
+    if isinstance(value, int | float):
+        return value / 1000 if key == "modificationTime" else value  # WebHDFS: milliseconds
+    return None
 
 
 class RemoteFolder:

@@ -87,11 +87,16 @@ def _check(spec: "JobSpec | TuneSpec") -> None:
     """Check a spec, as far as that is possible without the cluster's files."""
     from raycnn.data.splits import is_copied
     from raycnn.launch.jobs.client import map_jobs
-    from raycnn.runs.preflight import resolve_job
-    from raycnn.search import preflight
+    from raycnn.runs.preflight import check_settings, resolve_job
+    from raycnn.search.preflight import check_search, check_search_settings
 
     checked = map_jobs(spec, _without_weights)
-    job = checked if isinstance(checked, JobSpec) else checked.architectures[0].job
+    if isinstance(checked, JobSpec):
+        check_settings(checked)
+        job = checked
+    else:
+        check_search_settings(checked)
+        job = checked.architectures[0].job
     if is_copied(job.data):
         path = job.data.options["path"]
         print(f"not checked here, but on the cluster: {path} would be copied to this machine")
@@ -100,7 +105,7 @@ def _check(spec: "JobSpec | TuneSpec") -> None:
         if isinstance(checked, JobSpec):
             resolve_job(checked)
         else:
-            preflight.check_search(checked, remote=True)
+            check_search(checked, remote=True)
     except (DataError, EnvironmentUnavailable) as error:
         print(f"not checked here, but on the cluster: {error}")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from raycnn.config.schema import JobSpec, Workers
 from raycnn.errors import ClusterError, Interrupted
-from raycnn.launch.launcher import address_of, is_remote, launcher_of
+from raycnn.launch.launcher import address_of, can_span_machines, launcher_of
 from raycnn.runs.directory import Run
 from raycnn.training.callbacks import Callback, ConnectingToRay, StartingWorkers
 
@@ -39,7 +39,7 @@ def train(job: JobSpec, open_run: Callable[[], Run], view: Callback) -> Run:
     from raycnn.launch.ray.resources import total
 
     view.on_event(ConnectingToRay(address=address_of(job.workers)))
-    serve = is_remote(job.workers)  # before this process connects to a Ray of its own
+    serve = can_span_machines(job.workers)  # before this process connects to a Ray of its own
     with connection.connected(job.workers, "raycnn.launch.ray.trainer") as nodes:
         from raycnn.launch.ray import trainer
 
@@ -76,7 +76,7 @@ def search(spec: "TuneSpec", open_search: "Callable[[], Search]", view: "SearchV
     for pool in workers if not where else ():
         connection.require_resources(pool)  # fail before starting Ray
     view.log(ConnectingToRay(address=where).message)
-    serve = is_remote(workers[0].model_copy(update={"launcher": "ray"}))
+    serve = can_span_machines(workers[0].model_copy(update={"launcher": "ray"}))
     with connection.connected(workers[0], "raycnn.launch.ray.tune") as nodes:
         from raycnn.launch.ray import tune
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 from raycnn.config.schema import Workers
 from raycnn.runtime import distributed
@@ -17,10 +17,24 @@ def launcher_of(workers: Workers) -> Literal["ray", "local"]:
 
 
 def is_remote(workers: Workers) -> bool:
-    """Return whether the devices may be on another machine, as with a program's own Ray."""
+    """Return whether the devices are on another machine, or may be."""
+    if launcher_of(workers) != "ray":
+        return False
+    ray = _connected_ray()
+    if ray:
+        return sum(node["Alive"] for node in ray.nodes()) > 1
+    return bool(address_of(workers))
+
+
+def can_span_machines(workers: Workers) -> bool:
+    """Return whether workers may be started on other machines, some of which may join later."""
+    return launcher_of(workers) == "ray" and bool(_connected_ray() or address_of(workers))
+
+
+def _connected_ray() -> Any:
+    """Return the module `ray` if this process is connected to one, such as a program's own."""
     ray = sys.modules.get("ray")
-    connected = ray is not None and ray.is_initialized()
-    return launcher_of(workers) == "ray" and (connected or bool(address_of(workers)))
+    return ray if ray and ray.is_initialized() else None
 
 
 def address_of(workers: Workers) -> str | None:

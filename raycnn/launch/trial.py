@@ -149,8 +149,8 @@ def fit_trial(
 def run_here(search: Search, view: SearchView) -> None:
     """Train all trials in this process, one after another, without Ray.
 
-    Stops on a signal or past the time budget, with unfinished trials saved. Raises Interrupted for
-    a signal.
+    Stops on a signal, past the time budget, or when uploads have failed, with unfinished trials
+    saved. Raises Interrupted for a signal.
     """
     budget, (pool, *_) = search.spec.tune.time_budget_s, search.spec.tune.pools
     kind = device.find(pool.device)
@@ -158,11 +158,15 @@ def run_here(search: Search, view: SearchView) -> None:
     deadline = time.time() + budget if budget else None
     queue = TrialQueue(search)
     stop = Stop(busy=lambda: bool(queue.running))
+
+    def should_stop() -> bool:
+        return stop() or search.upload_failed
+
     with stop.listening():
-        while queue.waiting and not stop() and not is_past(deadline):
+        while queue.waiting and not should_stop() and not is_past(deadline):
             trial = queue.take(pool)
             view.show(search, [trial.id])
-            run_trial(trial, partial(fit_trial_alone, search, trial, chosen, deadline, stop))
+            run_trial(trial, partial(fit_trial_alone, search, trial, chosen, deadline, should_stop))
             queue.complete(trial)
             view.show(search, [])
     if stop.requested:

@@ -45,12 +45,15 @@ def train_worker(
     """
     recorder = Recorder(run, channel, callbacks)
     try:
-        trained = fit(job, device, recorder, recorder.callbacks)
+        try:
+            trained = fit(job, device, recorder, recorder.callbacks)
+        except Interrupted:
+            recorder.wait_for_upload()  # Ray ends all workers when one of them leaves for a restart
+            raise
         distributed.raise_on_any_rank(lambda: finish(trained, recorder))
         if trained.predictions and job.storage.report:  # on rank 0; other ranks need not wait
             report.write_report_or_warn(run, run.job(), trained, recorder.callbacks)
     except Interrupted as error:
-        recorder.wait_for_upload()  # Ray ends all workers when one of them leaves for a restart
         raise Interrupted(f"{error}: `{run.command('resume')}` continues from there") from None
     except OutOfMemory as error:  # the launcher may restart the workers
         log.error(str(error))

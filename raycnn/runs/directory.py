@@ -262,10 +262,12 @@ class Run:
         if self.copy:
             self.copy.push()
 
-    def wait_flushed(self) -> None:
-        """Wait until all flushed files are uploaded. Raises the same errors as `flush`."""
-        if self.copy:
-            self.copy.wait()
+    def wait_flushed(self, timeout_s: float) -> bool:
+        """Wait until all flushed files are uploaded; return False if the time was too short.
+
+        Raises the same errors as `flush`.
+        """
+        return self.copy.wait(timeout_s) if self.copy else True
 
     def refresh(self) -> None:
         """Download what workers on other machines have written, for a run at a URI."""

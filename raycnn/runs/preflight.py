@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from raycnn import models
-from raycnn.config.components import SCHEDULES, TRANSFORMS
+from raycnn.config.components import DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS
 from raycnn.config.schema import JobSpec
 from raycnn.data.sources.base import File, Source, files_of, multi_label
 from raycnn.data.splits import check_single_label, check_source, input_shape, source_of
@@ -115,12 +115,11 @@ def resolve_job(job: JobSpec, *, initial_weights: bool = True) -> ResolvedJob:
     """Build and check the components that a job names, without checking data or devices.
 
     Every command validates jobs with this function. Without `initial_weights` those that the job
-    names are not read. Raises SpecError with the file and line of the
-    key at fault, DataError if a source that must be opened to know its shape is missing.
+    names are not read. Raises SpecError with the file and line of the key at fault, DataError if a
+    source that must be opened to know its shape is missing.
     """
+    check_settings(job)
     with job.located():
-        for choice in job.data.transforms:
-            TRANSFORMS.options(choice)
         source = source_of(job.data)
         check_single_label(job, multi_label(source))
         shape = input_shape(job.data, source)
@@ -130,11 +129,24 @@ def resolve_job(job: JobSpec, *, initial_weights: bool = True) -> ResolvedJob:
             _check_stages(job, model)
         if initial_weights:
             pretrained.check_weights(model, job.model)
+        class_weights(job.train.class_weights, np.ones(len(source.classes), np.int64))
+    return ResolvedJob(job, source, shape, model, optimizer)
+
+
+def check_settings(job: JobSpec) -> None:
+    """Check what needs neither data nor a network: names, options, and what settings ask of others.
+
+    Raises SpecError with the file and line of the key at fault.
+    """
+    with job.located():
+        DATASETS.options(job.data)
+        for choice in job.data.transforms:
+            TRANSFORMS.options(choice)
+        MODELS.options(job.model)
+        OPTIMIZERS.options(job.optimizer)
+        SCHEDULES.build(job.schedule, job.train.epochs)
         if job.train.patience and not (job.data.val or job.data.fold):
             raise SpecError("needs images that are held out: data.val is 0", "train.patience")
-        class_weights(job.train.class_weights, np.ones(len(source.classes), np.int64))
-        SCHEDULES.build(job.schedule, job.train.epochs)
-    return ResolvedJob(job, source, shape, model, optimizer)
 
 
 def _check_stages(job: JobSpec, model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ from raycnn.training.callbacks import (
 )
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.distillation import Teacher
+
+UPLOAD_POLL_S = 1.0  # seconds between messages that an upload still takes
 
 log = logging.getLogger("raycnn")
 
@@ -123,7 +126,10 @@ class Recorder:
     def wait_for_upload(self) -> None:
         """Wait until workers on other machines can download every checkpoint."""
         if distributed.world_size() > 1:
-            distributed.broadcast_from_rank_zero(self.run.wait_flushed)
+            # In parts, since workers.timeout_s limits how long one rank waits for another.
+            wait = partial(self.run.wait_flushed, UPLOAD_POLL_S)
+            while not distributed.broadcast_from_rank_zero(wait):
+                pass
 
     def begin_epoch(self, state: TrainingState) -> None:
         """Do nothing: a run, unlike a trial of a search, never ends before an epoch."""

@@ -253,6 +253,11 @@ class Search:
         if self.copy:
             self.copy.push()
 
+    @property
+    def upload_failed(self) -> bool:
+        """Whether uploading has failed for good: trials would be trained for nothing."""
+        return bool(self.copy and self.copy.upload_failed)
+
     def best_job_path(self, architecture: str) -> Path:
         """Return the file with the job of the best trial of an architecture."""
         return self.folder / f"best-{architecture}.yaml"

@@ -1,17 +1,26 @@
 """Check a search before it starts: all architectures, and the ends of all ranges."""
 
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 
 from raycnn.config import schema
 from raycnn.config.changes import apply_changes
 from raycnn.config.load import job_from_tree
-from raycnn.config.search import Architecture, Domain, TuneSpec
+from raycnn.config.schema import JobSpec
+from raycnn.config.search import Architecture, TuneSpec
 from raycnn.config.yaml_file import Tree
 from raycnn.data.sources.base import files_of, multi_label
 from raycnn.errors import SpecError
 from raycnn.filesystem import is_uri
 from raycnn.runs.metrics_file import MULTI_LABEL, SINGLE_LABEL
-from raycnn.runs.preflight import ResolvedJob, check_writable, pin_paths, resolve_job
+from raycnn.runs.preflight import (
+    ResolvedJob,
+    check_settings,
+    check_writable,
+    pin_paths,
+    resolve_job,
+)
 from raycnn.runs.remote.storage import check_reachable
 from raycnn.runs.teacher import check_teacher
 from raycnn.search.schedulers import SCHEDULERS, Pbt
@@ -21,6 +30,7 @@ NOT_SEARCHABLE = (
     "name", "seed", "workers", "storage", "failure", "data.name", "data.val", "data.limit",
     "data.fold",
 )  # fmt: skip
+PATHS = {"model.weights", "train.distillation.teacher"}  # keys whose values `pin_paths` changes
 
 
 def check_search(search: TuneSpec, *, remote: bool = False) -> TuneSpec:
@@ -29,19 +39,11 @@ def check_search(search: TuneSpec, *, remote: bool = False) -> TuneSpec:
     With `remote`, data, storage and teachers are on another machine, and are not checked. Raises
     SpecError, DataError or EnvironmentUnavailable for the first problem.
     """
-    try:
-        SCHEDULERS.options(search.tune.scheduler)
-    except SpecError as error:
-        raise search.error(error.key, error.message) from None
-    scheduler = SCHEDULERS.build(search.tune.scheduler)
-    _check_search(search)
+    check_search_settings(search)
     resolved = []
     for architecture in search.architectures:
-        resolved.append(_check_job(search, architecture))
-        if isinstance(scheduler, Pbt):
-            _check_population(search, architecture, scheduler)
-        for key, domain in architecture.space.items():
-            _check_values(search, architecture, key, domain)
+        resolved.append(_resolve(search, architecture))
+        _check_values(search, architecture, resolve_job)
     if remote:
         return search
     for one in resolved:
@@ -52,10 +54,42 @@ def check_search(search: TuneSpec, *, remote: bool = False) -> TuneSpec:
         check_reachable(path)
     else:
         check_writable(Path(path).absolute())
-    return search.map_jobs(pin_paths)
+    return _pin_values(search).map_jobs(pin_paths)
 
 
-def _check_search(search: TuneSpec) -> None:
+def _pin_values(search: TuneSpec) -> TuneSpec:
+    """Return the search with what `pin_paths` makes of the weights and teachers in its space."""
+    architectures = []
+    for architecture in search.architectures:
+        space = dict(architecture.space)
+        for key in PATHS & space.keys():
+            jobs = [pin_paths(_changed(architecture, {key: value})) for value in space[key].ends]
+            pinned = [reduce(getattr, key.split("."), job) for job in jobs]
+            space[key] = space[key].model_copy(update={space[key].kind: pinned})
+        architectures.append(architecture.model_copy(update={"space": space}))
+    return search.model_copy(update={"architectures": architectures})
+
+
+def _changed(architecture: Architecture, changes: Tree) -> JobSpec:
+    return job_from_tree(apply_changes(architecture.job.tree(), {}, changes)[0])
+
+
+def check_search_settings(search: TuneSpec) -> None:
+    """Check what needs neither data nor networks. Raises SpecError for the first problem."""
+    try:
+        SCHEDULERS.options(search.tune.scheduler)
+    except SpecError as error:
+        raise search.error(error.key, error.message) from None
+    scheduler = SCHEDULERS.build(search.tune.scheduler)
+    _check_tune(search)
+    for architecture in search.architectures:
+        _check_job(search, architecture)
+        if isinstance(scheduler, Pbt):
+            _check_population(search, architecture, scheduler)
+        _check_values(search, architecture, check_settings)
+
+
+def _check_tune(search: TuneSpec) -> None:
     tune = search.tune
     if (tune.trials or 1) > 1 and not any(a.space for a in search.architectures):
         raise search.error("tune.space", f"is empty: {tune.trials} trials would be the same")
@@ -69,9 +103,9 @@ def _check_search(search: TuneSpec) -> None:
         raise search.error("tune.folds", f"{tune.metric} is not measured on what is held out")
 
 
-def _check_job(search: TuneSpec, architecture: Architecture) -> ResolvedJob:
+def _check_job(search: TuneSpec, architecture: Architecture) -> None:
     job = architecture.job
-    resolved = resolve_job(job.change(_fold(search)))
+    check_settings(job.change(_fold(search)))
     if job.workers.max_count > 1:
         raise search.error(
             "workers.count",
@@ -87,6 +121,11 @@ def _check_job(search: TuneSpec, architecture: Architecture) -> ResolvedJob:
         )
     if search.tune.metric.startswith("val/") and not (job.data.val or search.tune.folds):
         raise search.error("data.val", f"0 leaves no images for tune.metric {search.tune.metric}")
+
+
+def _resolve(search: TuneSpec, architecture: Architecture) -> ResolvedJob:
+    job = architecture.job
+    resolved = resolve_job(job.change(_fold(search)))
     known = MULTI_LABEL if multi_label(resolved.source) else SINGLE_LABEL
     if search.tune.metric not in known:
         raise search.error(
@@ -124,15 +163,17 @@ def _check_population(search: TuneSpec, architecture: Architecture, pbt: Pbt) ->
         )
 
 
-def _check_values(search: TuneSpec, architecture: Architecture, key: str, domain: Domain) -> None:
-    place = f"tune.space.{key}"
-    if key == "data" or any(f"{key}.".startswith(f"{fixed}.") for fixed in NOT_SEARCHABLE):
-        raise search.error(place, "trials that differ in it cannot be compared")
-    for value in domain.ends:
-        try:
-            changes = _fold(search) | {key: value}
-            tree, _ = apply_changes(architecture.job.tree(), {}, changes)
-            resolve_job(job_from_tree(tree))
-        except SpecError as error:
-            message = f"{value!r} gives an invalid job of {architecture.name}: {error}"
-            raise search.error(place, message) from None
+def _check_values(
+    search: TuneSpec, architecture: Architecture, check: Callable[[JobSpec], object]
+) -> None:
+    """Check the job of each value, or end of a range, in the search space."""
+    for key, domain in architecture.space.items():
+        place = f"tune.space.{key}"
+        if key == "data" or any(f"{key}.".startswith(f"{fixed}.") for fixed in NOT_SEARCHABLE):
+            raise search.error(place, "trials that differ in it cannot be compared")
+        for value in domain.ends:
+            try:
+                check(_changed(architecture, _fold(search) | {key: value}))
+            except SpecError as error:
+                message = f"{value!r} gives an invalid job of {architecture.name}: {error}"
+                raise search.error(place, message) from None

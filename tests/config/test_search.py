@@ -8,6 +8,7 @@ from raycnn.config.search import Pool, load_resolved_search
 from raycnn.config.yaml_file import dump
 from raycnn.errors import SpecError
 from raycnn.search.preflight import check_search
+from tests.support.runs import train
 from tests.support.searches import BASE, SPACE, Read
 
 
@@ -139,6 +140,26 @@ def test_a_metric_on_held_out_images_needs_some(read: Read) -> None:
     with pytest.raises(SpecError, match="data.val: 0 .*val/acc1"):
         check_search(read(SPACE, "data.val=0"))
     check_search(read(SPACE, "data.val=0", "tune.metric=train/loss"))
+
+
+def test_paths_in_the_space_do_not_depend_on_the_working_folder(
+    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials are trained in other processes, and resumed from other folders."""
+    run = train(read().architectures[0].job.change({"train.epochs": 1}))
+    weights = run.weights("last") / "model.safetensors"
+    monkeypatch.chdir(run.folder.parent)
+    relative = weights.relative_to(run.folder.parent)
+    checked = check_search(
+        read(
+            f"tune: {{space: {{model.weights: {{choice: [null, {relative}]}}, "
+            "train.distillation.teacher: {grid: ['1', tiny]}}}\n",
+            "train.distillation={teacher: tiny}",
+        )
+    )
+    space = checked.architectures[0].space
+    assert space["model.weights"].ends == [None, str(weights)]
+    assert space["train.distillation.teacher"].ends == [str(run.folder)] * 2
 
 
 def test_what_nobody_would_read_is_refused(read: Read, tmp_path: Path) -> None:

@@ -116,9 +116,10 @@ class _Executor:
     def run(self, nodes: list[Node]) -> None:
         self._resize(nodes)
         while True:
-            if self.stop():
+            stopping = self.stop() or self.search.upload_failed
+            if stopping:
                 self._request_stop()
-            if self.stop() or self.error or is_past(self.deadline):
+            if stopping or self.error or is_past(self.deadline):
                 self.queue.waiting.clear()
             self._assign()
             training = self._training()

@@ -55,7 +55,7 @@ def claim_numbered(root: str, name: str) -> WorkingCopy:
             parent_folder.write(claim, b"")
             if [file.name for file in parent_folder.files(f"{number}/{CLAIM}")] == [claim]:
                 copy = open_copy(join(root, name, number))
-                copy.adopt([f"{CLAIM}/{token}"])
+                copy.begin(f"{CLAIM}/{token}")
                 return copy
             parent_folder.delete(claim)
             time.sleep(random.uniform(0, 1))

@@ -49,12 +49,17 @@ class Uploader:
             self._pending = checkpoint_folder.read_index(checkpoints) if self.rank == 0 else {}
             self._wake.notify_all()
 
-    def wait(self) -> None:
-        """Wait until nothing is queued. Raises the error that ended uploading."""
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is queued; return False if the time was too short.
+
+        Raises the error that ended uploading.
+        """
         with self._wake:
-            self._wake.wait_for(lambda: self._pending is None or self.error)
+            self._wake.wait_for(lambda: self._pending is None or self.error, timeout_s)
+            done = self._pending is None
         if self.error:
             raise self.error
+        return done
 
     def close(self) -> None:
         """Upload the remaining files and stop. Raises the error that ended uploading."""

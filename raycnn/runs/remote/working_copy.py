@@ -153,24 +153,43 @@ class WorkingCopy:
             with ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
                 list(pool.map(download, files))
 
-    def adopt(self, claims: list[str]) -> None:
+    def begin(self, claim: str) -> None:
+        """Empty the working copy for a new run: a deleted run of its number may have left one.
+
+        `claim` is the remote file that tells the new run from others.
+        """
+        with self._sync_lock():
+            self._empty()
+            write_json(self._claims_path, {"claims": [claim]})
+
+    def _adopt(self, claims: list[str]) -> None:
         """Empty the working copy if it is of an earlier run at this URI, deleted there since.
 
         `claims` are the remote files that tell two runs apart; copies made by hand may have none.
         """
-        path = self.folder / f"{CLAIM}.json"
-        known = (read_json(path) or {}).get("claims", [])
+        known = (read_json(self._claims_path) or {}).get("claims", [])
         # For a moment a run may have the claim of another process too, which wants its number.
         if not claims or {*known} & {*claims}:
             return
         if known:
-            for entry in self.folder.iterdir():
-                if entry.is_dir():
-                    shutil.rmtree(entry)
-                elif not entry.name.endswith(".lock"):  # this process may hold it
-                    entry.unlink()
-            self._create_folders()
-        write_json(path, {"claims": claims})
+            self._empty()
+        write_json(self._claims_path, {"claims": claims})
+
+    @property
+    def _claims_path(self) -> Path:
+        return self.folder / f"{CLAIM}.json"
+
+    def _empty(self) -> None:
+        """Delete everything but the locks, which this process may hold, and the old claims.
+
+        They are replaced later: until then an interrupted call is repeated.
+        """
+        for entry in self.folder.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry != self._claims_path and not entry.name.endswith(".lock"):
+                entry.unlink()
+        self._create_folders()
 
     def _pull(self, remote_files: list[RemoteFile] | None = None) -> None:
         removable = {*TRANSIENT}  # if the listing lacks them
@@ -178,7 +197,7 @@ class WorkingCopy:
             remote_files = self.remote.files("", recursive=True)
         else:  # of the transient files, a caller lists only these
             removable &= {*STATUS_FILES}
-        self.adopt(sorted(f.name for f in remote_files if f.name.startswith(f"{CLAIM}/")))
+        self._adopt(sorted(f.name for f in remote_files if f.name.startswith(f"{CLAIM}/")))
         synced = [file for file in remote_files if is_synced_file(file.name)]
         for name in removable - {file.name for file in synced}:
             if name in self.manifest.read():
@@ -235,10 +254,12 @@ class WorkingCopy:
         record = self.manifest.record(INDEX_PATH)
         return mtime_ns(self.checkpoints / INDEX) != record.local_mtime_ns
 
-    def wait(self) -> None:
-        """Wait until all pushed files are uploaded. Raises the same errors as `push`."""
-        if self._uploader:
-            self._uploader.wait()
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until all pushed files are uploaded; return False if the time was too short.
+
+        Raises the same errors as `push`.
+        """
+        return self._uploader.wait(timeout_s) if self._uploader else True
 
     def push_files(self, is_included: Callable[[str], bool] = lambda name: True) -> None:
         """Upload every changed file except checkpoints and hidden files."""
@@ -432,6 +453,8 @@ class SearchCopy(WorkingCopy):
                 trial.push_checkpoints(checkpoint_folder.read_index(trial.checkpoints), check_lease)
 
     def _push_new_checkpoints(self) -> None:
+        if self._is_in_use():  # the search uploads them itself, and replaces them meanwhile
+            return
         for trial in self._trials():
             trial._push_new_checkpoints()
 

@@ -237,6 +237,33 @@ def test_a_bad_spec_is_said_before_a_cluster_is_asked(
     assert ended.value.code == 2 and "did you mean 'lenet'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("optimizer.momentun=0.9", "did you mean 'momentum'?"),
+        ("schedule={name: step, every: 0}", "schedule.every"),
+        ("data.transforms=[{name: resize, size: 12, sice: 12}]", "did you mean 'size'?"),
+        ("train={epochs: 3, patience: 2}", "needs images that are held out"),
+        ("tune={space: {optimizer.momentun: {grid: [0.9, 0.8]}}}", "did you mean 'momentum'?"),
+        ("tune={scheduler: ashaa, space: {optimizer.lr: {grid: [0.1, 0.2]}}}", "did you mean 'asha'"),
+    ],
+)  # fmt: skip
+def test_a_bad_spec_with_data_in_a_bucket_is_said_before_a_cluster_is_asked(
+    spec: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    said: str,
+) -> None:
+    val = 0 if "patience" in change else 0.1
+    pictures = f"data={{name: folder, path: 's3://bucket/pictures', val: {val}}}"
+    words = ["submit", str(spec), pictures, change, "--address", "http://127.0.0.1:1"]
+    monkeypatch.setattr("sys.argv", ["raycnn", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
 def test_a_job_of_pictures_is_checked_before_a_cluster_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,8 +25,9 @@ from raycnn.config.schema import Workers
 from raycnn.launch import dispatch, launcher
 from raycnn.runs.directory import Run
 
-# Its nodes may be other machines: files are served to them, and their devices are not looked for here.
-assert launcher.is_remote(Workers(count=2)) and not launcher.is_remote(Workers())
+# Other machines may join it later, and files are served to them; so far the only node is this one.
+assert launcher.can_span_machines(Workers(count=2)) and not launcher.is_remote(Workers(count=2))
+assert not launcher.can_span_machines(Workers())
 
 class Quiet:
     def on_event(self, event):

@@ -1,5 +1,7 @@
 """Runs that are kept at a URI, on a server of S3's protocol: created, killed, resumed, listed."""
 
+import copy
+import errno
 import json
 import os
 import shutil
@@ -9,10 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from shlex import quote
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from raycnn.analysis.verify_resume import _check_checksums
 from raycnn.config import yaml_file
@@ -20,7 +25,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.config.search import load_search
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.filesystem import RemoteFolder
-from raycnn.launch import local
+from raycnn.launch import dispatch, local
 from raycnn.runs.directory import Run
 from raycnn.runs.remote import lease
 from raycnn.search.folder import Search
@@ -30,6 +35,7 @@ from tests.support.images import png
 from tests.support.processes import Call
 from tests.support.runs import happened, numbers, same, train, weights
 from tests.support.s3 import Server
+from tests.support.searches import SilentView
 
 MakeJob = Callable[..., JobSpec]
 
@@ -169,7 +175,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
 
     with run.syncing(0, 60):
         train(job(train__epochs=1), run)
-        run.wait_flushed()
+        run.wait_flushed(60)
         outage = threading.Thread(target=break_off)
         outage.start()
         train(job(), run)
@@ -220,10 +226,10 @@ def test_a_store_that_stays_away_ends_the_job_resumable(
     run = Run.create(spec)
     with pytest.raises(EnvironmentUnavailable) as ended, run.syncing(0, 1):
         train(spec.change({"train.epochs": 1}), run)
-        run.wait_flushed()
+        run.wait_flushed(60)
         with s3.proxy.away():
             train(spec, run)
-            run.wait_flushed()
+            run.wait_flushed(60)
     for word in (
         "storage.path",
         "storage.timeout_s",
@@ -343,6 +349,35 @@ def test_any_file_system_of_fsspec_keeps_runs(
     assert checked.passed and checked.text == "1 of 1 checkpoints of tiny/1 are intact"
 
 
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"LastModified": datetime(2026, 1, 31, 23, 59, 59, tzinfo=timezone.utc)},
+        {"last_modified": datetime(2026, 2, 1, 1, 59, 59, tzinfo=timezone(timedelta(hours=2)))},
+        {"updated": "2026-01-31T23:59:59Z"},
+        {"modify": "20260131235959"},
+        {"modificationTime": 1769903999000},
+        {"mtime": 1769903999.0, "created": 0.0},
+        {"created": datetime(2026, 1, 31, 23, 59, 59)},
+    ],
+    ids=lambda info: next(iter(info)),
+)
+def test_every_driver_of_fsspec_has_its_times_read(info: dict[str, object]) -> None:
+    class Driver(MemoryFileSystem):
+        def info(self, path: str, **options: object) -> dict[str, object]:
+            return {"name": path, "type": "file", "size": 1} | info
+
+        def find(self, path: str, **options: object) -> dict[str, object]:
+            return {f"{path}/one": self.info(f"{path}/one")}
+
+    fsspec.register_implementation("timed", Driver, clobber=True)
+    folder = RemoteFolder.open("timed://bucket")
+    expected_ns = 1_769_903_999 * 10**9
+    one = folder.file("one")
+    assert one and one.modified_ns == expected_ns
+    assert copy.copy(folder.system.handler.fs).info("one")["size"] == 1
+
+
 def test_a_run_that_was_deleted_leaves_nothing_to_the_next_one_of_its_number(
     job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -357,6 +392,7 @@ def test_a_run_that_was_deleted_leaves_nothing_to_the_next_one_of_its_number(
     for name in s3.names(bucket):
         s3.client.delete_object(Bucket=bucket, Key=name)
     monkeypatch.setenv("RAYCNN_CACHE", caches[0])
+    (first.folder / ".claim.json").unlink()  # as in a copy that was made by hand
     second = Run.create(job(storage__path=root, optimizer__lr=0.01))
     assert second.location == first.location
     assert second.latest_checkpoint() == (None, []) and not second.rows() and not second.events()
@@ -399,6 +435,25 @@ def test_a_search_uploads_the_checkpoints_of_trials_that_have_new_ones_alone(
     shutil.copytree(trained_here.folder, second.folder)
     search.copy.upload(None, 0, lambda: None)
     assert {uri.split("/trials/")[1].split("/")[0] for uri in asked} == {"lenet-001"}
+
+
+def test_a_search_whose_uploads_have_failed_trains_no_further(
+    job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "found.tune.yaml").write_text(SEARCH)
+    changes = ["storage.path=memory://bucket/full", "train.epochs=2000"]
+    search = Search.create(load_search(tmp_path / "found.tune.yaml", changes))
+    assert search.copy
+    search.copy.sync_interval_s = 0.05
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "the bucket is full")
+
+    monkeypatch.setattr(RemoteFolder, "upload", full)
+    with pytest.raises(EnvironmentUnavailable, match="the bucket is full"):
+        dispatch.search(search.spec, lambda: search, SilentView())
+    (only,) = search.trials()
+    assert not only.ended and len(only.rows()) < 2000
 
 
 SEARCH = """\
