@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from raycnn.training.from_folder import FolderJob
 
 JobFile = Annotated[
-    Path, typer.Argument(metavar="JOB", help="A job spec: a YAML file, or a packaged job.")
+    Path,
+    typer.Argument(metavar="JOB", help="A YAML file, or a packaged job (raycnn list recipes)."),
 ]
 JobOrPictures = Annotated[
     Path,
     typer.Argument(
-        metavar="JOB", help="A job spec (a YAML file, or a packaged job), or a folder of pictures."
+        metavar="JOB",
+        help="A YAML file, a packaged job (raycnn list recipes), or a folder of pictures.",
     ),
 ]
 Changes = Annotated[
@@ -32,9 +34,10 @@ Changes = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Changes to the spec, e.g. optimizer.lr=0.1"),
 ]
 RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's folder, or job/n, or job for its latest run.")
+    str,
+    typer.Argument(metavar="RUN", help="A run's folder or URI, or job/n, or job for its latest."),
 ]
-Runs = Annotated[str, typer.Option("--runs", help="Folder that holds the runs.")]
+Runs = Annotated[str, typer.Option("--runs", help="Folder or URI that holds the runs.")]
 JobId = Annotated[
     str,
     typer.Argument(

@@ -1,7 +1,7 @@
 """The command `raycnn check`: check a job without training it."""
 
 import json
-from shlex import quote
+from shlex import join
 
 from raycnn.cli.arguments import AsJson, Changes, JobOrPictures, job_of_pictures
 from raycnn.config.load import load_job
@@ -43,4 +43,4 @@ def check(job: JobOrPictures, changes: Changes = None, as_json: AsJson = False) 
     for warning in checked.warnings:
         print(f"  warning  {warning}")
     print(f"  workers  {spec.workers.count_text} on {checked.kind}, launcher {facts['launcher']}")
-    print(f"next: raycnn train {quote(str(job))}")
+    print(f"next: {join(['raycnn', 'train', str(job), *(changes or [])])}")

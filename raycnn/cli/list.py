@@ -1,4 +1,4 @@
-"""The command `raycnn list`: list names for specs, runs and searches, or a cluster's jobs."""
+"""The command `raycnn list`: list names for specs, recipes, runs, searches, or a cluster's jobs."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ TABLES = ["datasets", "models", "optimizers", "schedules", "transforms"]
 def show(
     what: Annotated[
         str,
-        typer.Argument(metavar="WHAT", help="models, ..., runs or searches; else all names."),
+        typer.Argument(metavar="WHAT", help="models, ..., recipes, runs, searches; else names."),
     ] = "",
     runs: Runs = "runs",
     jobs: Annotated[bool, typer.Option("--jobs", help="The jobs submitted to a cluster.")] = False,
@@ -35,7 +35,9 @@ def show(
     ] = "name",
     as_json: AsJson = False,
 ) -> None:
-    """List all names that a spec can use, with options; runs and searches; or a cluster's jobs."""
+    """List all names that a spec can use, with options; recipes, that is packaged jobs; runs and
+    searches; or a cluster's jobs.
+    """
     if jobs:
         _show_jobs(address, as_json)
         return
@@ -45,8 +47,11 @@ def show(
         root = runs if is_uri(runs) else str(Path(runs).expanduser())
         _show_runs(root, sort, as_json) if what == "runs" else _show_searches(root, as_json)
         return
+    if what == "recipes":
+        _show_recipes(as_json)
+        return
     if what and what not in TABLES:
-        raise SpecError(unknown("table", what, [*TABLES, "runs", "searches"]))
+        raise SpecError(unknown("table", what, [*TABLES, "recipes", "runs", "searches"]))
     tables = {name: table for name, table in _tables().items() if what in ("", name)}
     if as_json:
         print(json.dumps({name: _entries(table) for name, table in tables.items()}, indent=1))
@@ -55,6 +60,17 @@ def show(
             print(f"{name}:")
             for entry in table.names():
                 print(f"  {entry:<20}{_options(table, entry)}".rstrip())
+
+
+def _show_recipes(as_json: bool) -> None:
+    from raycnn.config.packaged import descriptions
+
+    found = descriptions()
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        for name, text in found.items():
+            print(f"{name:<28}{text}")
 
 
 def _show_jobs(address: str | None, as_json: bool) -> None:

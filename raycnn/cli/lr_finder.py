@@ -1,7 +1,7 @@
 """The command `raycnn lr-finder`: suggest a learning rate by a range test."""
 
 from pathlib import Path
-from shlex import quote
+from shlex import join
 from typing import Annotated
 
 import typer
@@ -49,4 +49,6 @@ def lr_finder(
         raise EnvironmentUnavailable(f"cannot write {output}: {error}") from None
     print(f"suggested optimizer.lr: {result.suggestion:g}, where the loss falls most steeply")
     print(f"the job has {job_lr:g}; plot: {output}")
-    print(f"next: raycnn train {quote(str(job))} optimizer.lr={result.suggestion:g}")
+    kept = [change for change in changes or [] if not change.startswith("optimizer.lr=")]
+    words = ["raycnn", "train", str(job), *kept, f"optimizer.lr={result.suggestion:g}"]
+    print(f"next: {join(words)}")

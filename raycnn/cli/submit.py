@@ -20,7 +20,8 @@ def submit(
         Path | None,
         typer.Argument(
             metavar="JOB",
-            help="A job spec, with `tune:` a search: a YAML file; or a folder of pictures.",
+            help="A job or a search: a YAML file, or a packaged one (raycnn list recipes); or a "
+            "folder of pictures.",
         ),
     ] = None,
     changes: Changes = None,

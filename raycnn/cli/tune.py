@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from raycnn.search.folder import Search
 
 SearchFile = Annotated[
-    Path | None, typer.Argument(metavar="SEARCH", help="A job spec with `tune:`: a YAML file.")
+    Path | None,
+    typer.Argument(
+        metavar="SEARCH", help="A job with `tune:`: a YAML file, or a packaged one: NAME.tune."
+    ),
 ]
 DRY_RUN_TRIALS = 12  # trials per architecture that --dry-run lists
 

@@ -20,12 +20,15 @@ WORDS = {True: "OK  ", False: "FAIL", None: "--  "}
 
 
 def verify(
-    job: Annotated[str, typer.Argument(metavar="JOB|RUN", help="A job spec, or a run.")],
+    job: Annotated[str, typer.Argument(metavar="JOB|RUN", help="A job, or a run.")],
     changes: Changes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     runs: Runs = "runs",
 ) -> None:
-    """Train a job briefly, kill it, resume it, and compare with an uninterrupted training."""
+    """Train a job briefly, kill it, resume it, and compare with an uninterrupted training.
+
+    Of a run, the checksums of its checkpoints are verified as well.
+    """
     from raycnn.analysis.verify_resume import verify_resume
     from raycnn.runs.preflight import check_job
 

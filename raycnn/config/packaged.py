@@ -1,6 +1,8 @@
 """Job files shipped with raycnn, by name: `quickstart` is `jobs/quickstart.yaml`."""
 
+import re
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 
 import raycnn
@@ -17,7 +19,18 @@ def packaged_jobs() -> dict[str, Path]:
     package = Path(raycnn.__file__).parent
     inside = package / "jobs"
     folder = inside if inside.is_dir() else package.parent / "jobs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
+
+
+def descriptions() -> dict[str, str]:
+    """Return the first sentence of the head comment of each packaged job, by name."""
+    return {name: _first_sentence(path.read_text()) for name, path in packaged_jobs().items()}
+
+
+def _first_sentence(text: str) -> str:
+    lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    comment = " ".join(line.lstrip("# ") for line in lines)
+    return re.split(r"\.\s", f"{comment} ", maxsplit=1)[0]
 
 
 def find_job_file(path: Path) -> Path:

@@ -198,7 +198,8 @@ class Tune(Frozen):
     time_budget_s: Positive | None = None
     """Seconds after which to save and stop; `raycnn tune --resume` gets the same budget again."""
     pools: Annotated[list[Pool], Field(min_length=1)] = [Pool()]
-    """Device pools to run the trials on; each trial takes the first pool with free resources."""
+    """Device pools to run the trials on; each trial takes the first pool with free resources. By
+    default one, of `workers.device` and `workers.cpus`."""
 
     @property
     def sign(self) -> int:
@@ -349,10 +350,13 @@ def load_search(path: Path, changes: Iterable[str] = ()) -> TuneSpec:
             raise SpecError(
                 locate(where, unused, "is not used: every architecture has its own job")
             )
+    tune = sections.tune
+    if "pools" not in tune.model_fields_set:
+        workers = architectures[0].job.workers
+        pool = Pool(device=workers.device, cpus=workers.cpus or Pool().cpus)
+        tune = tune.model_copy(update={"pools": [pool]})
     try:
-        search = TuneSpec(
-            name=base.get("name", ""), tune=sections.tune, architectures=architectures
-        )
+        search = TuneSpec(name=base.get("name", ""), tune=tune, architectures=architectures)
     except ValidationError as error:
         raise _spec_error(error, where) from None
     search._where.update(where)

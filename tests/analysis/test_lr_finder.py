@@ -43,10 +43,14 @@ def test_a_sweep_that_diverges_at_once_says_so() -> None:
 
 
 def test_the_verb_writes_a_plot_and_no_run(call: Call, tmp_path: Path) -> None:
-    code, out, err = call("lr-finder", "quickstart", "--steps", "40", "train.batch_size=32")
+    code, out, err = call(
+        "lr-finder", "quickstart", "--steps", "40", "train.batch_size=32", "optimizer.lr=1"
+    )
     assert code == 0, err
     rate = float(out.split("suggested optimizer.lr: ")[1].split(",")[0])
-    assert f"optimizer.lr={rate:g}" in out.splitlines()[-1]
+    assert out.splitlines()[-1] == (
+        f"next: raycnn train quickstart train.batch_size=32 optimizer.lr={rate:g}"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["lr-finder.png"]
     assert (tmp_path / "lr-finder.png").read_bytes().startswith(b"\x89PNG")
 

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 
 import pytest
 
 from raycnn.cli.arguments import is_job
 from raycnn.cli.commands import COMMANDS
+from raycnn.config.packaged import packaged_jobs
 from raycnn.config.schema import JobSpec
 from raycnn.config.yaml_file import load_yaml, write
 from raycnn.runs.directory import Run
@@ -171,6 +173,23 @@ def test_the_printed_spec_is_the_whole_job_and_trains_as_it(call: Call, tmp_path
     (tmp_path / "printed.yaml").write_text(out)
     assert ended == 0 and not (tmp_path / "runs").exists()
     assert load_job(tmp_path / "printed.yaml").tree() == load_job(QUICK, ["seed=5"]).tree()
+
+
+def test_recipes_are_listed_with_what_they_are(call: Call) -> None:
+    _, out, _ = call("list", "recipes", "--json")
+    recipes = json.loads(out)
+    assert recipes.keys() == packaged_jobs().keys() and all(recipes.values())
+    assert recipes["lenet-mnist-modern"] == (
+        "LeNet with ReLU and max pooling on MNIST, crops, and an average of the weights"
+    )
+    _, out, _ = call("list", "recipes")
+    assert out.splitlines()[-1].split()[:2] == ["zoo.tune", "Learning"]
+
+
+def test_what_comes_after_a_check_has_its_changes(call: Call) -> None:
+    change = "model={name: lenet, pool: max}"
+    _, out, _ = call("check", "quickstart", change)
+    assert out.splitlines()[-1] == f"next: raycnn train quickstart {quote(change)}"
 
 
 def test_runs_are_listed_with_how_they_stand(call: Call, job: MakeJob) -> None:

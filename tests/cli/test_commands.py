@@ -35,9 +35,12 @@ def probe(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["list"], ["list", "runs"], ["schema"], ["train", "--help"]],
+    [
+        ["--help"], ["--version"], ["list"], ["list", "runs"], ["list", "recipes"], ["schema"],
+        ["train", "--help"],
+    ],
     ids=" ".join,
-)
+)  # fmt: skip
 def test_a_command_without_tensors_imports_neither_torch_nor_ray(
     words: list[str], tmp_path: Path
 ) -> None:

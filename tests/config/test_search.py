@@ -52,6 +52,13 @@ def test_changes_of_the_command_line_reach_job_and_search(read: Read) -> None:
     assert search.tune.trials == 5
 
 
+def test_trials_run_where_the_jobs_workers_do_unless_there_are_pools(read: Read) -> None:
+    workers = ["workers.device=cpu", "workers.cpus=2"]
+    assert read(SPACE, *workers).tune.pools == [Pool(device="cpu", cpus=2)]
+    assert read(SPACE, *workers, "tune.pools=[{cpus: 3}]").tune.pools == [Pool(cpus=3)]
+    assert read(SPACE).tune.pools == [Pool()]
+
+
 PBT = "tune: {{scheduler: {}, space: {}}}\n"
 TUNE = "tune: {{space: {{optimizer.lr: {}}}}}\n"
 
