@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from raycnn.config.schema import JobSpec, Workers
 from raycnn.errors import ClusterError, Interrupted
-from raycnn.launch.launcher import address_of, can_span_machines, launcher_of
+from raycnn.launch.launcher import address_of, can_span_machines, check_world, launcher_of
 from raycnn.runs.directory import Run
 from raycnn.training.callbacks import Callback, ConnectingToRay, StartingWorkers
 
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 def require_workers(workers: Workers) -> None:
     """Raise SpecError or ClusterError when the requested workers are unavailable."""
     if launcher_of(workers) == "local":
-        from raycnn.launch import local
-
-        local.check_world(workers)
+        check_world(workers)
     else:
         from raycnn.launch.ray import connection
 

@@ -5,6 +5,7 @@ import sys
 from typing import Any, Literal
 
 from raycnn.config.schema import Workers
+from raycnn.errors import SpecError
 from raycnn.runtime import distributed
 
 
@@ -14,6 +15,16 @@ def launcher_of(workers: Workers) -> Literal["ray", "local"]:
         return workers.launcher
     alone = workers.max_count == 1 and not address_of(workers)
     return "local" if distributed.is_launched() or alone else "ray"
+
+
+def check_world(workers: Workers) -> None:
+    """Raise SpecError unless the number of processes is the requested number of workers."""
+    started = distributed.launched_world_size()
+    if not workers.min_count <= started <= workers.max_count:
+        how = "torchrun started" if distributed.is_launched() else "this process is"
+        raise SpecError(
+            f"{workers.count_text} workers are requested, {how} {started}", "workers.count"
+        )
 
 
 def is_remote(workers: Workers) -> bool:

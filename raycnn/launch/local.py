@@ -6,7 +6,8 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from raycnn.config.schema import JobSpec, Workers
-from raycnn.errors import ClusterError, SpecError, WorkerLost, first_line
+from raycnn.errors import ClusterError, WorkerLost, first_line
+from raycnn.launch.launcher import check_world
 from raycnn.launch.signals import Stop
 from raycnn.launch.worker import train_worker
 from raycnn.runs.directory import Run
@@ -65,13 +66,3 @@ def _join_group(kind: DeviceKind, workers: Workers) -> None:
             f"{distributed.launched_world_size()} workers did not all connect within "
             f"{workers.timeout_s} s (workers.timeout_s): {first_line(error)}"
         ) from None
-
-
-def check_world(workers: Workers) -> None:
-    """Raise SpecError unless the number of processes is the requested number of workers."""
-    started = distributed.launched_world_size()
-    if not workers.min_count <= started <= workers.max_count:
-        how = "torchrun started" if distributed.is_launched() else "this process is"
-        raise SpecError(
-            f"{workers.count_text} workers are requested, {how} {started}", "workers.count"
-        )

@@ -14,8 +14,7 @@ from benchmarks import namespaces
 from benchmarks.cluster import WHY_NOT, Cluster, running
 from raycnn.config.schema import JobSpec
 from raycnn.errors import ClusterError, SpecError
-from raycnn.launch import local
-from raycnn.launch.launcher import launcher_of
+from raycnn.launch.launcher import check_world, launcher_of
 from raycnn.launch.ray import resource_watch
 from raycnn.launch.ray.resource_watch import ResourceWatch
 from raycnn.launch.ray.resources import Node, resources_per_worker
@@ -136,10 +135,10 @@ def test_without_ray_a_range_is_whatever_is_started_in_it(
     for started in "23":
         monkeypatch.setenv("WORLD_SIZE", started)
         assert launcher_of(asked) == "local"
-        local.check_world(asked)
+        check_world(asked)
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(SpecError, match="2 to 3 workers .*4"):
-        local.check_world(asked)
+        check_world(asked)
 
 
 @pytest.fixture(scope="module")
