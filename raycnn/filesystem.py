@@ -21,10 +21,9 @@ SECRET = re.compile(r"key|secret|token|password|credential|signature|^sig$", re.
 CHUNK = 8 << 20  # bytes per read
 FLUSH = 64 << 20  # maximum number of bytes that a stream buffers before it is flushed
 OBJECT_STORES = ("s3", "gcs", "abfs")  # file systems without folders and without append
-# Names of a file's time of modification, or else of creation, in the drivers of fsspec.
+# Names of a file's time of modification in the drivers of fsspec; some have that of creation alone.
 TIME_KEYS = (
     "mtime", "last_modified", "LastModified", "modified", "modify", "updated", "modificationTime",
-    "created",
 )  # fmt: skip
 PERMANENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that retrying cannot resolve
 
@@ -144,10 +143,10 @@ class _WithTimes:
 
 
 def _with_time(info: dict[str, Any]) -> dict[str, Any]:
-    for key in TIME_KEYS:
-        time = _time(key, info.get(key))
-        if time is not None:
-            return info | {"mtime": time}
+    keys = [key for key in TIME_KEYS if key in info] or ["created"]
+    times = [time for key in keys if (time := _time(key, info.get(key))) is not None]
+    if times:
+        return info | {"mtime": times[0]}
     return {key: value for key, value in info.items() if key != "mtime"}
 
 
@@ -159,12 +158,17 @@ def _time(key: str, value: Any) -> float | None:
             if is_compact:
                 value = datetime.strptime(value[:14], "%Y%m%d%H%M%S")
             else:
-                value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+                value = datetime.fromisoformat(_padded(value.replace("Z", "+00:00")))
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)).timestamp()
     if isinstance(value, int | float):
         return value / 1000 if key == "modificationTime" else value  # WebHDFS: milliseconds
     return None
+
+
+def _padded(text: str) -> str:
+    """Return a time whose fraction of a second has the six digits that Python 3.10 asks for."""
+    return re.sub(r"\.(\d+)", lambda digits: f".{digits[1][:6]:0<6}", text)
 
 
 class RemoteFolder:

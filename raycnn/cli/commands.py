@@ -11,7 +11,7 @@ from raycnn.config.renamed import renamed
 
 GROUPS = {
     "Prepare": {
-        "list": ("list:show", "List models, data sets and options; runs and searches"),
+        "list": ("list:show", "List models, data sets, options; recipes, runs and searches"),
         "check": ("check:check", "Check a job without training it"),
         "data": ("data:data", "Inspect a data set"),
         "init": ("init:init", "Write a spec for a folder of pictures"),

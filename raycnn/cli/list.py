@@ -25,7 +25,7 @@ TABLES = ["datasets", "models", "optimizers", "schedules", "transforms"]
 def show(
     what: Annotated[
         str,
-        typer.Argument(metavar="WHAT", help="models, ..., recipes, runs, searches; else names."),
+        typer.Argument(metavar="WHAT", help="A table (models, ...), recipes, runs or searches."),
     ] = "",
     runs: Runs = "runs",
     jobs: Annotated[bool, typer.Option("--jobs", help="The jobs submitted to a cluster.")] = False,
@@ -69,8 +69,7 @@ def _show_recipes(as_json: bool) -> None:
     if as_json:
         print(json.dumps(found, indent=1))
     else:
-        for name, text in found.items():
-            print(f"{name:<28}{text}")
+        _print_table([[name, text] for name, text in found.items()])
 
 
 def _show_jobs(address: str | None, as_json: bool) -> None:

@@ -92,21 +92,18 @@ def _check(spec: "JobSpec | TuneSpec") -> None:
     from raycnn.search.preflight import check_search, check_search_settings
 
     checked = map_jobs(spec, _without_weights)
-    if isinstance(checked, JobSpec):
-        check_settings(checked)
-        job = checked
-    else:
-        check_search_settings(checked)
-        job = checked.architectures[0].job
-    if is_copied(job.data):
-        path = job.data.options["path"]
-        print(f"not checked here, but on the cluster: {path} would be copied to this machine")
-        return
+    data = (checked if isinstance(checked, JobSpec) else checked.architectures[0].job).data
     try:
+        copied = is_copied(data)
         if isinstance(checked, JobSpec):
-            resolve_job(checked)
+            (check_settings if copied else resolve_job)(checked)
+        elif copied:
+            check_search_settings(checked)
         else:
             check_search(checked, remote=True)
+        if copied:
+            path = data.options["path"]
+            print(f"not checked here, but on the cluster: {path} would be copied to this machine")
     except (DataError, EnvironmentUnavailable) as error:
         print(f"not checked here, but on the cluster: {error}")
 

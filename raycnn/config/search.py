@@ -352,15 +352,28 @@ def load_search(path: Path, changes: Iterable[str] = ()) -> TuneSpec:
             )
     tune = sections.tune
     if "pools" not in tune.model_fields_set:
-        workers = architectures[0].job.workers
-        pool = Pool(device=workers.device, cpus=workers.cpus or Pool().cpus)
-        tune = tune.model_copy(update={"pools": [pool]})
+        tune = tune.model_copy(update={"pools": [_default_pool(architectures, where)]})
     try:
         search = TuneSpec(name=base.get("name", ""), tune=tune, architectures=architectures)
     except ValidationError as error:
         raise _spec_error(error, where) from None
     search._where.update(where)
     return search
+
+
+def _default_pool(architectures: list[Architecture], where: Where) -> Pool:
+    """Return a pool of the device and CPUs of `workers`. Raises SpecError where they differ."""
+    pools = []
+    for architecture in architectures:
+        workers = architecture.job.workers
+        pools.append(Pool(device=workers.device, cpus=workers.cpus or Pool().cpus))
+        if pools[-1] != pools[0]:
+            message = (
+                f"{architecture.name} has other workers.device or workers.cpus than "
+                f"{architectures[0].name}: tune.pools says where all trials run"
+            )
+            raise SpecError(locate(where, "architectures", message))
+    return pools[0]
 
 
 def search_json_schema() -> dict[str, Any]:

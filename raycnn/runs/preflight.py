@@ -5,6 +5,7 @@ Checks that need no images come first, so that errors in the spec are reported a
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from raycnn import models
 from raycnn.config.components import DATASETS, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS
-from raycnn.config.schema import JobSpec
+from raycnn.config.schema import JobSpec, OptimizerConfig
 from raycnn.data.sources.base import File, Source, files_of, multi_label
 from raycnn.data.splits import check_single_label, check_source, input_shape, source_of
 from raycnn.errors import EnvironmentUnavailable, SpecError
@@ -125,8 +126,9 @@ def resolve_job(job: JobSpec, *, initial_weights: bool = True) -> ResolvedJob:
         shape = input_shape(job.data, source)
         with torch.device("meta"):
             model = models.build_model(job.model, shape, len(source.classes))
-            optimizer = build_optimizer(job.optimizer, model.named_parameters())
-            _check_stages(job, model)
+            optimizer = _build_optimizers(
+                job, lambda choice: build_optimizer(choice, model.named_parameters())
+            )
         if initial_weights:
             pretrained.check_weights(model, job.model)
         class_weights(job.train.class_weights, np.ones(len(source.classes), np.int64))
@@ -134,7 +136,7 @@ def resolve_job(job: JobSpec, *, initial_weights: bool = True) -> ResolvedJob:
 
 
 def check_settings(job: JobSpec) -> None:
-    """Check what needs neither data nor a network: names, options, and what settings ask of others.
+    """Check what needs neither data nor a network: names, options, stages, schedule, patience.
 
     Raises SpecError with the file and line of the key at fault.
     """
@@ -143,18 +145,23 @@ def check_settings(job: JobSpec) -> None:
         for choice in job.data.transforms:
             TRANSFORMS.options(choice)
         MODELS.options(job.model)
-        OPTIMIZERS.options(job.optimizer)
+        _build_optimizers(
+            job, lambda choice: OPTIMIZERS.build(choice, [("weight", nn.Parameter(torch.zeros(1)))])
+        )
         SCHEDULES.build(job.schedule, job.train.epochs)
         if job.train.patience and not (job.data.val or job.data.fold):
             raise SpecError("needs images that are held out: data.val is 0", "train.patience")
 
 
-def _check_stages(job: JobSpec, model: nn.Module) -> None:
+def _build_optimizers(job: JobSpec, build: Callable[[OptimizerConfig], Optimizer]) -> Optimizer:
+    """Return the optimizer of a job; those of its stages are built to check them."""
+    optimizer = build(job.optimizer)
     for index, stage in enumerate(job.stages):
         try:
-            build_optimizer(job.after(stage.epoch).optimizer, model.named_parameters())
+            build(job.after(stage.epoch).optimizer)
         except SpecError as error:
             raise SpecError(str(error), f"stages.{index}.changes") from None
+    return optimizer
 
 
 def check_disk_space(folder: Path, resolved: ResolvedJob) -> None:

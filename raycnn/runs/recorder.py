@@ -41,7 +41,7 @@ from raycnn.training.callbacks import (
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.distillation import Teacher
 
-UPLOAD_POLL_S = 1.0  # seconds between messages that an upload still takes
+UPLOAD_POLL_S = 1.0  # seconds that the other ranks wait at once for an upload of rank 0
 
 log = logging.getLogger("raycnn")
 
@@ -96,6 +96,7 @@ class Recorder:
 
     def save(self, state: TrainingState) -> None:
         """Save a checkpoint, on rank 0. Raises EnvironmentUnavailable if writing fails."""
+        self.wait_for_upload()  # of the previous one, for which `flush` would have the others wait
         if not distributed.is_rank_zero():
             return
         try:
@@ -126,7 +127,8 @@ class Recorder:
     def wait_for_upload(self) -> None:
         """Wait until workers on other machines can download every checkpoint."""
         if distributed.world_size() > 1:
-            # In parts, since workers.timeout_s limits how long one rank waits for another.
+            # In parts, since workers.timeout_s limits how long one rank waits for another; the
+            # upload itself ends after storage.timeout_s without a connection.
             wait = partial(self.run.wait_flushed, UPLOAD_POLL_S)
             while not distributed.broadcast_from_rank_zero(wait):
                 pass

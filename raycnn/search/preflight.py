@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 from raycnn.config import schema
@@ -30,7 +31,7 @@ NOT_SEARCHABLE = (
     "name", "seed", "workers", "storage", "failure", "data.name", "data.val", "data.limit",
     "data.fold",
 )  # fmt: skip
-PATHS = {"model.weights", "train.distillation.teacher"}  # keys whose values `pin_paths` changes
+PATHS = ("model.weights", "train.distillation.teacher")  # keys whose values `pin_paths` changes
 
 
 def check_search(search: TuneSpec, *, remote: bool = False) -> TuneSpec:
@@ -46,28 +47,42 @@ def check_search(search: TuneSpec, *, remote: bool = False) -> TuneSpec:
         _check_values(search, architecture, resolve_job)
     if remote:
         return search
-    for one in resolved:
+    pinned = []
+    for one, architecture in zip(resolved, search.architectures, strict=True):
         files_of(one.source)
         check_teacher(one.job, one.classes, one.shape)
+        pinned.append(_pin_values(search, architecture, one))
     path = search.architectures[0].job.storage.path
     if is_uri(path):
         check_reachable(path)
     else:
         check_writable(Path(path).absolute())
-    return _pin_values(search).map_jobs(pin_paths)
+    return search.model_copy(update={"architectures": pinned}).map_jobs(pin_paths)
 
 
-def _pin_values(search: TuneSpec) -> TuneSpec:
-    """Return the search with what `pin_paths` makes of the weights and teachers in its space."""
-    architectures = []
-    for architecture in search.architectures:
-        space = dict(architecture.space)
-        for key in PATHS & space.keys():
-            jobs = [pin_paths(_changed(architecture, {key: value})) for value in space[key].ends]
-            pinned = [reduce(getattr, key.split("."), job) for job in jobs]
-            space[key] = space[key].model_copy(update={space[key].kind: pinned})
-        architectures.append(architecture.model_copy(update={"space": space}))
-    return search.model_copy(update={"architectures": architectures})
+def _pin_values(
+    search: TuneSpec, architecture: Architecture, resolved: ResolvedJob
+) -> Architecture:
+    """Return the architecture with what `pin_paths` makes of the weights and teachers in its space.
+
+    Raises SpecError or DataError for a teacher that cannot be used.
+    """
+    space = dict(architecture.space)
+    for key, domain in space.items():
+        if not any(f"{path}.".startswith(f"{key}.") for path in PATHS):
+            continue
+        values = []
+        for value in domain.ends:
+            job = _changed(architecture, {key: value})
+            try:
+                check_teacher(job, resolved.classes, resolved.shape)
+                pinned = pin_paths(job)
+            except SpecError as error:
+                raise search.error(f"tune.space.{key}", f"{value!r}: {error}") from None
+            changed = pinned.tree() != job.tree()
+            values.append(reduce(getitem, key.split("."), pinned.tree()) if changed else value)
+        space[key] = domain.model_copy(update={domain.kind: values})
+    return architecture.model_copy(update={"space": space})
 
 
 def _changed(architecture: Architecture, changes: Tree) -> JobSpec:

@@ -27,8 +27,6 @@ NotNegative = Annotated[float, Field(ge=0)]
 Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 NamedParameters = Iterable[tuple[str, Parameter]]
 
-STATE_KEYS = ("momentum", "mean", "square", "steps")  # of the state of any optimizer
-
 
 class ParameterGroup(NamedTuple):
     """Parameters that share their hyperparameters."""
@@ -141,17 +139,11 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load tensors returned by `state_dict`, from any device.
-
-        The tensors of options that the optimizer lacks are kept for the stage that has set them.
-        """
-        for key in STATE_KEYS:
-            saved = [state.get(f"{key}/{name}") for name in self.parameters]
-            if key in self.state or any(tensor is not None for tensor in saved):
-                self.state[key] = [
-                    None if tensor is None else self._like(tensor, parameter)
-                    for tensor, parameter in zip(saved, self.parameters.values(), strict=True)
-                ]
+        """Load tensors returned by `state_dict`, from any device."""
+        for key, tensors in self.state.items():
+            for index, (name, parameter) in enumerate(self.parameters.items()):
+                saved = state.get(f"{key}/{name}")
+                tensors[index] = None if saved is None else self._like(saved, parameter)
 
     def _like(self, saved: Tensor, parameter: Tensor) -> Tensor:
         """Return a saved tensor on the device and in the memory format of its parameter.

@@ -57,6 +57,12 @@ def test_trials_run_where_the_jobs_workers_do_unless_there_are_pools(read: Read)
     assert read(SPACE, *workers).tune.pools == [Pool(device="cpu", cpus=2)]
     assert read(SPACE, *workers, "tune.pools=[{cpus: 3}]").tune.pools == [Pool(cpus=3)]
     assert read(SPACE).tune.pools == [Pool()]
+    two = "architectures: [lenet, {name: b, model: lenet, workers.device: cuda}]\n"
+    with pytest.raises(
+        SpecError, match=":7: architectures: b has other workers.device .*tune.pools"
+    ):
+        read(two + SPACE)
+    assert read(two + SPACE, "tune.pools=[{cpus: 3}]").tune.pools == [Pool(cpus=3)]
 
 
 PBT = "tune: {{scheduler: {}, space: {}}}\n"
@@ -167,6 +173,21 @@ def test_paths_in_the_space_do_not_depend_on_the_working_folder(
     space = checked.architectures[0].space
     assert space["model.weights"].ends == [None, str(weights)]
     assert space["train.distillation.teacher"].ends == [str(run.folder)] * 2
+    checked = check_search(
+        read(
+            f"tune: {{space: {{model: {{choice: [lenet, {{name: lenet, weights: {relative}}}]}}, "
+            "train.distillation: {grid: [null, {teacher: tiny}]}}}\n"
+        )
+    )
+    space = checked.architectures[0].space
+    alone, initialized = space["model"].ends
+    assert alone == "lenet" and initialized["weights"] == str(weights)
+    without, taught = space["train.distillation"].ends
+    assert without is None and taught["teacher"] == str(run.folder)
+    with pytest.raises(SpecError, match="tiny.tune.yaml:7: tune.space.train.distillation: .*tinny"):
+        check_search(
+            read("tune: {space: {train.distillation: {grid: [null, {teacher: tinny}]}}}\n")
+        )
 
 
 def test_what_nobody_would_read_is_refused(read: Read, tmp_path: Path) -> None:

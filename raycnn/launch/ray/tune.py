@@ -82,7 +82,7 @@ def run(search: Search, nodes: list[Node], view: SearchView, serve: bool) -> Non
     With `serve` the nodes may be other machines, to which the search folder is served.
 
     Raises Interrupted on a request to stop, and ClusterError when no node has room for trials; in
-    both cases all trials are saved.
+    both cases, and when uploads have failed, all trials are saved.
     """
     executor = _Executor(search, view, serve)
     with executor.stop.listening():

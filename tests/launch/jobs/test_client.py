@@ -244,6 +244,8 @@ def test_a_bad_spec_is_said_before_a_cluster_is_asked(
         ("schedule={name: step, every: 0}", "schedule.every"),
         ("data.transforms=[{name: resize, size: 12, sice: 12}]", "did you mean 'size'?"),
         ("train={epochs: 3, patience: 2}", "needs images that are held out"),
+        ("stages=[{epoch: 1, changes: {optimizer.momentun: 0.5}}]", "stages.0.changes"),
+        ("optimizer={name: sgd, lr: 0.1, momentum: 0, nesterov: true}", "nesterov needs a momentum"),
         ("tune={space: {optimizer.momentun: {grid: [0.9, 0.8]}}}", "did you mean 'momentum'?"),
         ("tune={scheduler: ashaa, space: {optimizer.lr: {grid: [0.1, 0.2]}}}", "did you mean 'asha'"),
     ],

@@ -79,11 +79,11 @@ def test_a_full_disk_of_the_driver_leaves_the_checkpoint_before(
     node.run.copy.pull()
     with pytest.raises(EnvironmentUnavailable, match="No space left"), node.run.syncing(0, 60):
         train(job(train__epochs=1), node.run)
-        node.run.wait_flushed(60)
+        assert node.run.wait_flushed(60)
         before = weights(home)
         node.full = True
         train(job(train__epochs=2), node.run)
-        node.run.wait_flushed(60)
+        assert node.run.wait_flushed(60)
     path, faults = home.latest_checkpoint()
     assert path and path.name == "00001-00000000" and same(weights(home), before)
 

@@ -32,7 +32,7 @@ from raycnn.search.folder import Search
 from raycnn.training import checkpoint_folder
 from raycnn.training.callbacks import Event, StorageReached, StorageUnreachable, Warned
 from tests.support.images import png
-from tests.support.processes import Call
+from tests.support.processes import Call, ended, workers
 from tests.support.runs import happened, numbers, same, train, weights
 from tests.support.s3 import Server
 from tests.support.searches import SilentView
@@ -151,6 +151,34 @@ def test_a_run_killed_in_mid_upload_goes_on_to_the_unbroken_one(
     assert kept == set(checkpoint_folder.read_index(again.checkpoints).values())
 
 
+SLOW = """
+import time
+from raycnn import filesystem
+from raycnn.cli import main
+upload = filesystem.RemoteFolder.upload
+
+def wait_and_upload(self, source, name):
+    if name.startswith("checkpoints/00001-") and name.endswith("model.safetensors"):
+        time.sleep(13)
+    return upload(self, source, name)
+
+filesystem.RemoteFolder.upload = wait_and_upload
+main()
+"""
+
+
+@pytest.mark.slow
+def test_workers_wait_for_an_upload_that_takes_longer_than_they_wait_for_one_another(
+    job: MakeJob, s3: Server, bucket: str, tmp_path: Path
+) -> None:
+    run = Run.create(job(storage__path=s3.uri(bucket), workers={"count": 2, "timeout_s": 10}))
+    both = workers(2, run.location, cwd=tmp_path, verb="resume", program=("-c", SLOW))
+    codes, said = ended(both)
+    assert codes == {0}, said
+    done = Run.open(run.location)
+    assert done.state() == "done" and len(done.rows()) == 3
+
+
 def test_a_damaged_checkpoint_there_leaves_the_one_before(
     job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None]
 ) -> None:
@@ -175,7 +203,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
 
     with run.syncing(0, 60):
         train(job(train__epochs=1), run)
-        run.wait_flushed(60)
+        assert run.wait_flushed(60)
         outage = threading.Thread(target=break_off)
         outage.start()
         train(job(), run)
@@ -226,7 +254,7 @@ def test_a_store_that_stays_away_ends_the_job_resumable(
     run = Run.create(spec)
     with pytest.raises(EnvironmentUnavailable) as ended, run.syncing(0, 1):
         train(spec.change({"train.epochs": 1}), run)
-        run.wait_flushed(60)
+        assert run.wait_flushed(60)
         with s3.proxy.away():
             train(spec, run)
             run.wait_flushed(60)
@@ -355,6 +383,7 @@ def test_any_file_system_of_fsspec_keeps_runs(
         {"LastModified": datetime(2026, 1, 31, 23, 59, 59, tzinfo=timezone.utc)},
         {"last_modified": datetime(2026, 2, 1, 1, 59, 59, tzinfo=timezone(timedelta(hours=2)))},
         {"updated": "2026-01-31T23:59:59Z"},
+        {"updated": "2026-01-31T23:59:59.0Z", "created": "2020-01-01T00:00:00Z"},
         {"modify": "20260131235959"},
         {"modificationTime": 1769903999000},
         {"mtime": 1769903999.0, "created": 0.0},
@@ -365,7 +394,8 @@ def test_any_file_system_of_fsspec_keeps_runs(
 def test_every_driver_of_fsspec_has_its_times_read(info: dict[str, object]) -> None:
     class Driver(MemoryFileSystem):
         def info(self, path: str, **options: object) -> dict[str, object]:
-            return {"name": path, "type": "file", "size": 1} | info
+            kind = "file" if path.endswith("/one") else "directory"
+            return {"name": path, "type": kind, "size": 1} | info
 
         def find(self, path: str, **options: object) -> dict[str, object]:
             return {f"{path}/one": self.info(f"{path}/one")}
@@ -375,6 +405,7 @@ def test_every_driver_of_fsspec_has_its_times_read(info: dict[str, object]) -> N
     expected_ns = 1_769_903_999 * 10**9
     one = folder.file("one")
     assert one and one.modified_ns == expected_ns
+    assert [file.modified_ns for file in folder.files()] == [expected_ns]
     assert copy.copy(folder.system.handler.fs).info("one")["size"] == 1
 
 
