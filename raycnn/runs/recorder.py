@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from raycnn import io
+from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.data.splits import Splits
 from raycnn.errors import DataError, EnvironmentUnavailable
@@ -40,6 +41,7 @@ from raycnn.training.callbacks import (
 )
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.distillation import Teacher
+from raycnn.training.optim import build_optimizer
 
 UPLOAD_POLL_S = 1.0  # seconds that the other ranks wait at once for an upload of rank 0
 
@@ -88,6 +90,9 @@ class Recorder:
         check_same_teacher(saved, state.metadata.get("teacher"))
         for difference in version_differences(saved, state.metadata["versions"]):
             self.callbacks.on_event(difference)
+        # The stage that the checkpoint is in may have switched on what needs more state.
+        job = job_from_tree(state.metadata["spec"]).after(saved["epoch"])
+        state.optimizer = build_optimizer(job.optimizer, state.model.named_parameters())
         checkpoint.restore(state, path)
         if distributed.is_rank_zero():
             if checkpoint_folder.read_index(path.parent).get("last") != path.name:

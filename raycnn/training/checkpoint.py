@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raycnn import io
-from raycnn.config.load import job_from_tree
 from raycnn.errors import DataError
 from raycnn.training.checkpoint_folder import (
     MODEL,
@@ -31,7 +30,7 @@ from raycnn.training.ema import EMA, copy_tensors
 from raycnn.training.loss_scale import LossScale
 from raycnn.training.main_metric import val_metric
 from raycnn.training.metrics import EpochMetrics
-from raycnn.training.optim import Optimizer, build_optimizer
+from raycnn.training.optim import Optimizer
 
 RAW = "raw/"  # prefix of the raw weights, if the model file holds their EMA
 
@@ -145,9 +144,6 @@ def restore(state: TrainingState, checkpoint: Path) -> None:
     saved = read_state(checkpoint)
     load_weights(state.model, checkpoint)
     training = read_tensors(checkpoint / OPTIMIZER)
-    # The stage that the checkpoint is in may have switched on what needs more state.
-    job = job_from_tree(state.metadata["spec"]).after(saved["epoch"])
-    state.optimizer = build_optimizer(job.optimizer, state.model.named_parameters())
     state.optimizer.load_state_dict(training)
     if state.scale:
         state.scale.load_state_dict(training)
