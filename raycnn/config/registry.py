@@ -8,7 +8,7 @@ can be listed without torch. Other packages add names through entry points (`ray
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
@@ -93,7 +93,7 @@ class Registry(Generic[T]):
 
     def schema(self, name: str) -> type[BaseModel]:
         """Return a pydantic model that validates the options of an entry."""
-        return _model(name, option_types(self.builder(name)))
+        return _schema(name, self.builder(name))
 
     def described(self, name: str) -> type[BaseModel]:
         """Return the options of an entry for display, without importing the builder."""
@@ -151,6 +151,12 @@ def option_types(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
                 hint = eval(hint, function.__globals__)
             options[option.name] = (hint, ... if option.default is option.empty else option.default)
     return options
+
+
+@cache
+def _schema(name: str, builder: Callable[..., Any]) -> type[BaseModel]:
+    """Return the model of a builder's options; creating one takes pydantic 8 ms."""
+    return _model(name, option_types(builder))
 
 
 def _model(name: str, options: dict[str, tuple[Any, Any]]) -> type[BaseModel]:
