@@ -101,12 +101,15 @@ class Recorder:
 
     def save(self, state: TrainingState) -> None:
         """Save a checkpoint, on rank 0. Raises EnvironmentUnavailable if writing fails."""
-        self.wait_for_upload()  # of the previous one, for which `flush` would have the others wait
-        if not distributed.is_rank_zero():
-            return
+        distributed.broadcast_from_rank_zero(lambda: self._write_checkpoint(state))
+        # Of the previous checkpoint: it may take long, or have failed, once this one is safe here.
+        self.wait_for_upload()
+        if distributed.is_rank_zero():
+            self.run.flush()
+
+    def _write_checkpoint(self, state: TrainingState) -> None:
         try:
             checkpoint.save_checkpoint(state, self.run.checkpoints)
-            self.run.flush()
         except OSError as error:
             raise EnvironmentUnavailable(
                 f"cannot save a checkpoint: {error}; the previous one is intact, and "

@@ -179,6 +179,34 @@ def test_workers_wait_for_an_upload_that_takes_longer_than_they_wait_for_one_ano
     assert done.state() == "done" and len(done.rows()) == 3
 
 
+FULL = """
+import errno
+from raycnn import filesystem
+from raycnn.cli import main
+upload = filesystem.RemoteFolder.upload
+
+def fail(self, source, name):
+    if name.startswith("checkpoints/00002-"):
+        raise OSError(errno.ENOSPC, "the bucket is full")
+    return upload(self, source, name)
+
+filesystem.RemoteFolder.upload = fail
+main()
+"""
+
+
+@pytest.mark.slow
+def test_workers_whose_upload_has_failed_save_here_before_they_end(
+    job: MakeJob, s3: Server, bucket: str, tmp_path: Path
+) -> None:
+    run = Run.create(job(storage__path=s3.uri(bucket), workers__count=2))
+    both = workers(2, run.location, cwd=tmp_path, verb="resume", program=("-c", FULL))
+    codes, said = ended(both)
+    assert codes == {3} and "the bucket is full" in said, said
+    last = checkpoint_folder.read_index(run.checkpoints)["last"]
+    assert last and last > "00002-00000000", "what came after the checkpoint that was not uploaded"
+
+
 def test_a_damaged_checkpoint_there_leaves_the_one_before(
     job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None]
 ) -> None:
