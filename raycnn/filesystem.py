@@ -143,19 +143,18 @@ class _WithTimes:
 
 
 def _with_time(info: dict[str, Any]) -> dict[str, Any]:
-    keys = [key for key in TIME_KEYS if key in info] or ["created"]
-    times = [time for key in keys if (time := _time(key, info.get(key))) is not None]
-    if times:
-        return info | {"mtime": times[0]}
+    for key in [key for key in TIME_KEYS if key in info] or ["created"]:
+        time = _time(key, info.get(key))
+        if time is not None:
+            return info | {"mtime": time}
     return {key: value for key, value in info.items() if key != "mtime"}
 
 
 def _time(key: str, value: Any) -> float | None:
     """Return a time in seconds since 1970; None for what is no time."""
     if isinstance(value, str):
-        is_compact = key == "modify" and len(value) >= 14  # FTP: 20260131235959
         with suppress(ValueError):
-            if is_compact:
+            if key == "modify" and len(value) >= 14:  # FTP: 20260131235959
                 value = datetime.strptime(value[:14], "%Y%m%d%H%M%S")
             else:
                 value = datetime.fromisoformat(_padded(value.replace("Z", "+00:00")))

@@ -238,15 +238,13 @@ class WorkingCopy:
             self._uploader.push()
             return
         with translate_errors(self.uri):
-            self._push_new_checkpoints()
+            if not self._is_in_use():  # a worker on this machine uploads its own, and replaces them
+                self._push_new_checkpoints()
             self.push_files()
 
     def _push_new_checkpoints(self) -> None:
-        """Upload the checkpoints if the index has changed here, and on no other machine.
-
-        A worker on this machine uploads its own, and replaces them meanwhile.
-        """
-        if self._is_in_use() or not self._has_new_checkpoints():
+        """Upload the checkpoints if the index has changed here, and on no other machine."""
+        if not self._has_new_checkpoints():
             return
         index_file = self.remote.file(INDEX_PATH)
         if index_file is None or self.manifest.is_unchanged(index_file):
@@ -456,8 +454,6 @@ class SearchCopy(WorkingCopy):
                 trial.push_checkpoints(checkpoint_folder.read_index(trial.checkpoints), check_lease)
 
     def _push_new_checkpoints(self) -> None:
-        if self._is_in_use():
-            return
         for trial in self._trials():
             trial._push_new_checkpoints()
 
