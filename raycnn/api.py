@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from raycnn.training.from_folder import FolderJob
 
 Job = str | PathLike[str] | Mapping[str, Any] | JobSpec
-"""A spec file, a folder of images, the name of a packaged job, or the spec itself."""
+"""A spec file, a folder of images, the name of a recipe, or the spec itself."""
 
 
 def load(job: Job, **changes: Any) -> JobSpec:
-    """Return the validated job of a YAML file, a folder of images, a packaged job or a mapping.
+    """Return the validated job of a YAML file, a folder of images, a recipe or a mapping.
 
     Raises SpecError, with the key and the line, if it is invalid.
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from raycnn.config import schema
 from raycnn.config.changes import parse_changes
 from raycnn.config.messages import describe_error
-from raycnn.config.packaged import SUFFIXES, packaged_jobs
+from raycnn.config.recipes import SUFFIXES, recipe_files
 from raycnn.errors import SpecError
 from raycnn.runtime.device import DEVICE_KINDS
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 JobFile = Annotated[
     Path,
-    typer.Argument(metavar="JOB", help="A YAML file, or a packaged job (raycnn list recipes)."),
+    typer.Argument(metavar="JOB", help="A YAML file, or a recipe (raycnn list recipes)."),
 ]
 JobOrPictures = Annotated[
     Path,
     typer.Argument(
         metavar="JOB",
-        help="A YAML file, a packaged job (raycnn list recipes), or a folder of pictures.",
+        help="A YAML file, a recipe (raycnn list recipes), or a folder of pictures.",
     ),
 ]
 Changes = Annotated[
@@ -82,8 +82,8 @@ def is_job_file(word: str) -> bool:
 
 
 def is_job(word: str) -> bool:
-    """Return whether an argument names a job, also a packaged one, not a registry entry."""
-    return is_job_file(word) or word in packaged_jobs()
+    """Return whether an argument names a job, also a recipe, not a registry entry."""
+    return is_job_file(word) or word in recipe_files()
 
 
 def chosen(kind: type[Entry], section: str, name: str, options: Iterable[str] | None) -> Entry:

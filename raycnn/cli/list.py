@@ -35,8 +35,8 @@ def show(
     ] = "name",
     as_json: AsJson = False,
 ) -> None:
-    """List all names that a spec can use, with options; recipes, that is packaged jobs; runs and
-    searches; or a cluster's jobs.
+    """List all names that a spec can use, with options; recipes; runs; searches; or a cluster's
+    jobs.
     """
     if jobs:
         _show_jobs(address, as_json)
@@ -63,7 +63,7 @@ def show(
 
 
 def _show_recipes(as_json: bool) -> None:
-    from raycnn.config.packaged import descriptions
+    from raycnn.config.recipes import descriptions
 
     found = descriptions()
     if as_json:

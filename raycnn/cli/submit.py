@@ -20,7 +20,7 @@ def submit(
         Path | None,
         typer.Argument(
             metavar="JOB",
-            help="A job or a search: a YAML file, or a packaged one (raycnn list recipes); or a "
+            help="A job or a search: a YAML file, or a recipe (raycnn list recipes); or a "
             "folder of pictures.",
         ),
     ] = None,
@@ -87,29 +87,22 @@ def _load(file: Path, changes: list[str]) -> "JobSpec | TuneSpec":
 def _check(spec: "JobSpec | TuneSpec") -> None:
     """Check a spec, as far as that is possible without the cluster's files."""
     from raycnn.data.splits import is_copied
-    from raycnn.launch.jobs.client import map_jobs
-    from raycnn.runs.preflight import check_settings, resolve_job
+    from raycnn.runs.preflight import check_settings, resolve_remote_job
     from raycnn.search.preflight import check_search, check_search_settings
 
-    checked = map_jobs(spec, _without_weights)
-    data = (checked if isinstance(checked, JobSpec) else checked.architectures[0].job).data
+    search = None if isinstance(spec, JobSpec) else spec
+    job = spec if isinstance(spec, JobSpec) else spec.architectures[0].job
     try:
-        copied = is_copied(data)
-        if isinstance(checked, JobSpec):
-            (check_settings if copied else resolve_job)(checked)
-        elif copied:
-            check_search_settings(checked)
-        else:
-            check_search(checked, remote=True)
-        if copied:
-            path = data.options["path"]
+        check_search_settings(search) if search else check_settings(job)
+        if is_copied(job.data):
+            path = job.data.options["path"]
             print(f"not checked here, but on the cluster: {path} would be copied to this machine")
+        elif search:
+            check_search(search, remote=True)
+        else:
+            resolve_remote_job(job)
     except (DataError, EnvironmentUnavailable) as error:
         print(f"not checked here, but on the cluster: {error}")
-
-
-def _without_weights(job: JobSpec) -> JobSpec:
-    return job if job.model.weights == "imagenet" else job.change({"model.weights": None})
 
 
 def _submit_locally(spec: "JobSpec | TuneSpec", code: bool) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SearchFile = Annotated[
     Path | None,
     typer.Argument(
-        metavar="SEARCH", help="A job with `tune:`: a YAML file, or a packaged one: NAME.tune."
+        metavar="SEARCH", help="A job with `tune:`: a YAML file, or a recipe: NAME.tune."
     ),
 ]
 DRY_RUN_TRIALS = 12  # trials per architecture that --dry-run lists

@@ -42,7 +42,7 @@ def verify(
 
 
 def _find_run(name: str, root: str) -> "Run | None":
-    """Return the run of a name, None for a job: a file, or a packaged job that has no run."""
+    """Return the run of a name, None for a job: a file, or a recipe that has no run."""
     from raycnn.runs.directory import Run
 
     if is_job_file(name):

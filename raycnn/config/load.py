@@ -7,7 +7,7 @@ from shlex import quote
 from raycnn.config import yaml_file
 from raycnn.config.changes import apply_changes, merge, parse_changes
 from raycnn.config.messages import validate
-from raycnn.config.packaged import find_job_file, no_packaged_job, packaged_jobs
+from raycnn.config.recipes import find_job_file, no_recipe, recipe_files
 from raycnn.config.schema import JobSpec
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
@@ -69,12 +69,12 @@ def _read(path: Path, shown: Path, depth: int) -> tuple[Tree, Where]:
     folder = path.resolve().parent
     target, name = (folder / base).resolve(), shown.parent / base
     if not target.is_relative_to(folder) or not target.is_file():
-        packaged = packaged_jobs()
-        if base not in packaged:
+        recipes = recipe_files()
+        if base not in recipes:
             raise SpecError(
                 f"{location}: extends: there is no {base} beside this file, or below it, nor "
-                f"{no_packaged_job(base)}"
+                f"{no_recipe(base)}"
             )
-        target = name = packaged[base]
+        target = name = recipes[base]
     below, below_where = _read(target, name, depth + 1)
     return merge(below, tree), below_where | where

@@ -83,6 +83,7 @@ class Registry(Generic[T]):
         try:
             builder = point.load()
             option_types(builder)
+            hash(builder)  # its options are cached by it
         except Exception as error:  # importing another package may raise anything
             package = point.dist.name if point.dist else point.value
             raise EnvironmentUnavailable(

@@ -413,7 +413,7 @@ def json_schema() -> dict[str, Any]:
         section.pop("required", None)
     schema["properties"]["extends"] = {
         "type": "string",
-        "description": "A spec beside this one or below it, or a packaged job, to be changed.",
+        "description": "A spec beside this one or below it, or a recipe, to be changed.",
     }
     required = schema.pop("required")
     schema["anyOf"] = [{"required": required}, {"required": ["extends"]}]

@@ -23,7 +23,7 @@ from typing_extensions import Self
 from raycnn.config.changes import apply_changes
 from raycnn.config.load import job_from_tree, read_spec, with_former_defaults
 from raycnn.config.messages import describe_error, locate, validate
-from raycnn.config.packaged import find_job_file
+from raycnn.config.recipes import find_job_file
 from raycnn.config.schema import (
     ComponentConfig,
     DeviceName,

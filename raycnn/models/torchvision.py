@@ -7,7 +7,7 @@ ConvNeXt, Swin) is not replaced: it draws the same values on every worker.
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from raycnn.shape import Shape
 AUXILIARY = {"googlenet", "inception_v3"}  # networks with auxiliary heads, used only in training
 
 
+@cache  # the same builder each time: options are cached by their builder
 def builder_of(name: str) -> Callable[..., nn.Module]:
     """Return the builder of a torchvision network. Raises SpecError for an unknown name."""
     from torchvision import models  # slow to import

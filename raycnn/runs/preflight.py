@@ -135,6 +135,11 @@ def resolve_job(job: JobSpec, *, initial_weights: bool = True) -> ResolvedJob:
     return ResolvedJob(job, source, shape, model, optimizer)
 
 
+def resolve_remote_job(job: JobSpec) -> ResolvedJob:
+    """Resolve a job for another machine, which has the files of its initial weights."""
+    return resolve_job(job, initial_weights=job.model.weights == IMAGENET)
+
+
 def check_settings(job: JobSpec) -> None:
     """Check what needs neither data nor a network: names, options, stages, schedule, patience.
 

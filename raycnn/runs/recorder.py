@@ -100,9 +100,12 @@ class Recorder:
         return True
 
     def save(self, state: TrainingState) -> None:
-        """Save a checkpoint, on rank 0. Raises EnvironmentUnavailable if writing fails."""
+        """Save a checkpoint, on rank 0.
+
+        Raises EnvironmentUnavailable if writing fails, or the previous upload has failed.
+        """
         distributed.broadcast_from_rank_zero(lambda: self._write_checkpoint(state))
-        # Of the previous checkpoint: it may take long, or have failed, once this one is safe here.
+        # Only now, so that this checkpoint is safe here if the upload of the previous one failed.
         self.wait_for_upload()
         if distributed.is_rank_zero():
             self.run.flush()

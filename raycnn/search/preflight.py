@@ -4,12 +4,16 @@ from collections.abc import Callable
 from functools import reduce
 from operator import getitem
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from raycnn.config import schema
 from raycnn.config.changes import apply_changes
 from raycnn.config.load import job_from_tree
+from raycnn.config.messages import describe_error
 from raycnn.config.schema import JobSpec
-from raycnn.config.search import Architecture, TuneSpec
+from raycnn.config.search import Architecture, Domain, TuneSpec
 from raycnn.config.yaml_file import Tree
 from raycnn.data.sources.base import files_of, multi_label
 from raycnn.errors import SpecError
@@ -21,6 +25,7 @@ from raycnn.runs.preflight import (
     check_writable,
     pin_paths,
     resolve_job,
+    resolve_remote_job,
 )
 from raycnn.runs.remote.storage import check_reachable
 from raycnn.runs.teacher import check_teacher
@@ -31,20 +36,21 @@ NOT_SEARCHABLE = (
     "name", "seed", "workers", "storage", "failure", "data.name", "data.val", "data.limit",
     "data.fold",
 )  # fmt: skip
-PATHS = ("model.weights", "train.distillation.teacher")  # keys whose values `pin_paths` changes
+PINNED = ("model.weights", "train.distillation.teacher")  # keys whose values `pin_paths` changes
 
 
 def check_search(search: TuneSpec, *, remote: bool = False) -> TuneSpec:
     """Check a search, and return it with the paths of its teachers and weights.
 
-    With `remote`, data, storage and teachers are on another machine, and are not checked. Raises
-    SpecError, DataError or EnvironmentUnavailable for the first problem.
+    With `remote`, data, storage, teachers and files of weights are on another machine, and are not
+    checked. Raises SpecError, DataError or EnvironmentUnavailable for the first problem.
     """
     check_search_settings(search)
+    resolve = resolve_remote_job if remote else resolve_job
     resolved = []
     for architecture in search.architectures:
-        resolved.append(_resolve(search, architecture))
-        _check_values(search, architecture, resolve_job)
+        resolved.append(_resolve(search, architecture, resolve))
+        _check_values(search, architecture, resolve)
     if remote:
         return search
     pinned = []
@@ -65,24 +71,38 @@ def _pin_values(
 ) -> Architecture:
     """Return the architecture with what `pin_paths` makes of the weights and teachers in its space.
 
-    Raises SpecError or DataError for a teacher that cannot be used.
+    Raises SpecError or DataError for a teacher that cannot be used, or a file that is listed twice.
     """
     space = dict(architecture.space)
     for key, domain in space.items():
-        if not any(f"{path}.".startswith(f"{key}.") for path in PATHS):
+        path = next((path for path in PINNED if f"{path}.".startswith(f"{key}.")), None)
+        if not path:
             continue
         values = []
         for value in domain.ends:
             job = _changed(architecture, {key: value})
             try:
                 check_teacher(job, resolved.classes, resolved.shape)
-                pinned = pin_paths(job)
+                pinned = pin_paths(job).tree()
             except SpecError as error:
                 raise search.error(f"tune.space.{key}", f"{value!r}: {error}") from None
-            changed = pinned.tree() != job.tree()
-            values.append(reduce(getitem, key.split("."), pinned.tree()) if changed else value)
-        space[key] = domain.model_copy(update={domain.kind: values})
+            values.append(_pin(value, pinned, key.split("."), path.split(".")))
+        try:
+            space[key] = Domain.model_validate({domain.kind: values})
+        except ValidationError as error:
+            message = describe_error(error.errors()[0])
+            raise search.error(f"tune.space.{key}", message) from None
     return architecture.model_copy(update={"space": space})
+
+
+def _pin(value: Any, pinned: Tree, key: list[str], path: list[str]) -> Any:
+    """Return the value of a key with what the pinned job has at a path in it, if it has that."""
+    if key == path:
+        return reduce(getitem, path, pinned)
+    inner = path[len(key)]
+    if not (isinstance(value, dict) and inner in value):
+        return value
+    return value | {inner: _pin(value[inner], pinned, [*key, inner], path)}
 
 
 def _changed(architecture: Architecture, changes: Tree) -> JobSpec:
@@ -138,9 +158,11 @@ def _check_job(search: TuneSpec, architecture: Architecture) -> None:
         raise search.error("data.val", f"0 leaves no images for tune.metric {search.tune.metric}")
 
 
-def _resolve(search: TuneSpec, architecture: Architecture) -> ResolvedJob:
+def _resolve(
+    search: TuneSpec, architecture: Architecture, resolve: Callable[[JobSpec], ResolvedJob]
+) -> ResolvedJob:
     job = architecture.job
-    resolved = resolve_job(job.change(_fold(search)))
+    resolved = resolve(job.change(_fold(search)))
     known = MULTI_LABEL if multi_label(resolved.source) else SINGLE_LABEL
     if search.tune.metric not in known:
         raise search.error(

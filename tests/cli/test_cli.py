@@ -12,7 +12,7 @@ import pytest
 
 from raycnn.cli.arguments import is_job
 from raycnn.cli.commands import COMMANDS
-from raycnn.config.packaged import packaged_jobs
+from raycnn.config.recipes import recipe_files
 from raycnn.config.schema import JobSpec
 from raycnn.config.yaml_file import load_yaml, write
 from raycnn.runs.directory import Run
@@ -70,7 +70,7 @@ def test_a_job_that_cannot_work_is_refused_before_it_starts(
     assert not (tmp_path / "runs").exists(), "nothing is half-begun"
 
 
-def test_a_packaged_job_is_inspected_by_its_name(call: Call) -> None:
+def test_a_recipe_is_inspected_by_its_name(call: Call) -> None:
     for verb, key in (("summary", "layers"), ("data", "counts")):
         ended, out, err = call(verb, "quickstart", "--json")
         assert ended == 0 and json.loads(out)[key], err
@@ -178,7 +178,7 @@ def test_the_printed_spec_is_the_whole_job_and_trains_as_it(call: Call, tmp_path
 def test_recipes_are_listed_with_what_they_are(call: Call) -> None:
     _, out, _ = call("list", "recipes", "--json")
     recipes = json.loads(out)
-    assert recipes.keys() == packaged_jobs().keys() and all(recipes.values())
+    assert recipes.keys() == recipe_files().keys() and all(recipes.values())
     assert recipes["lenet-mnist-modern"] == (
         "LeNet with ReLU and max pooling on MNIST, crops, and an average of the weights"
     )
@@ -312,6 +312,12 @@ finally:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (code, "kept\n")
     assert done.stderr.endswith(said) and bool(done.stderr) == bool(said)
+
+
+def test_weights_of_a_search_may_be_files_of_the_cluster(call: Call) -> None:
+    space = "tune={space: {model.weights: {choice: [null, /cluster/w.safetensors]}}}"
+    code, _, err = call("submit", QUICK, space, "--address", "http://127.0.0.1:1")
+    assert code == 5, err
 
 
 def test_data_at_a_uri_is_not_copied_to_be_submitted(call: Call, tmp_path: Path) -> None:

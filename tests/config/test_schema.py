@@ -184,7 +184,7 @@ def test_a_job_extends_nothing_outside_its_folder(tmp_path: Path, target: str) -
     assert "extends: " in refusal(tmp_path / "jobs", f"extends: {target}\n")
 
 
-def test_a_job_extends_a_packaged_one_by_name(tmp_path: Path) -> None:
+def test_a_job_extends_a_recipe_by_name(tmp_path: Path) -> None:
     job = load_job(write(tmp_path, "extends: quickstart\nname: mine\n"))
     assert (job.name, job.model.name) == ("mine", load_job(Path("quickstart")).model.name)
     assert "did you mean 'quickstart'" in refusal(tmp_path, "extends: quickstrat\n")

@@ -166,13 +166,13 @@ def test_paths_in_the_space_do_not_depend_on_the_working_folder(
     checked = check_search(
         read(
             f"tune: {{space: {{model.weights: {{choice: [null, {relative}]}}, "
-            "train.distillation.teacher: {grid: ['1', tiny]}}}\n",
+            "train.distillation.teacher: {grid: [tiny]}}}\n",
             "train.distillation={teacher: tiny}",
         )
     )
     space = checked.architectures[0].space
     assert space["model.weights"].ends == [None, str(weights)]
-    assert space["train.distillation.teacher"].ends == [str(run.folder)] * 2
+    assert space["train.distillation.teacher"].ends == [str(run.folder)]
     checked = check_search(
         read(
             f"tune: {{space: {{model: {{choice: [lenet, {{name: lenet, weights: {relative}}}]}}, "
@@ -188,6 +188,33 @@ def test_paths_in_the_space_do_not_depend_on_the_working_folder(
         check_search(
             read("tune: {space: {train.distillation: {grid: [null, {teacher: tinny}]}}}\n")
         )
+
+
+def test_two_names_of_one_file_in_the_space_are_refused(
+    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(read().architectures[0].job.change({"train.epochs": 1}))
+    monkeypatch.chdir(run.weights("last"))
+    names = "[model.safetensors, ./model.safetensors]"
+    with pytest.raises(SpecError, match=r":7: tune.space.model.weights: .*is listed twice"):
+        check_search(read(f"tune: {{space: {{model.weights: {{choice: {names}}}}}}}\n"))
+
+
+def test_a_value_of_the_space_is_completed_by_the_other_values_and_not_by_the_job(
+    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(read().architectures[0].job.change({"train.epochs": 1}))
+    monkeypatch.chdir(run.weights("last"))
+    checked = check_search(
+        read(
+            "tune: {space: {train.epochs: {grid: [1, 2]}, "
+            "train: {grid: [{ema: 0.9}, {ema: 0.99}]}}}\n",
+            "model.weights=model.safetensors",
+        )
+    )
+    (architecture,) = checked.architectures
+    assert architecture.job.model.weights == str(Path("model.safetensors").absolute())
+    assert architecture.space["train"].ends == [{"ema": 0.9}, {"ema": 0.99}]
 
 
 def test_what_nobody_would_read_is_refused(read: Read, tmp_path: Path) -> None:

@@ -70,11 +70,6 @@ def server_of(address: str | None) -> str | None:
     return url.rstrip("/")
 
 
-def map_jobs(spec: JobSpec | TuneSpec, change: Callable[[JobSpec], JobSpec]) -> JobSpec | TuneSpec:
-    """Return the job, or the search with each of its jobs, changed by `change`."""
-    return change(spec) if isinstance(spec, JobSpec) else spec.map_jobs(change)
-
-
 class JobDetails(BaseModel):
     """A job as the server describes it; fields that other Ray versions add are ignored."""
 
@@ -161,8 +156,7 @@ class Cluster:
         for workers in _workers(spec):
             resources_per_worker(workers, kind_of(workers, nodes), nodes)
         with TemporaryDirectory() as sent:
-            without_address = map_jobs(spec, lambda job: job.change({"workers.address": None}))
-            verb = _write(without_address, Path(sent))
+            verb = _write(_without_address(spec), Path(sent))
             return self._start(spec.name, [verb, "job.yaml"], Path(sent), folder, code)
 
     def resume(self, name: str, changes: list[str], *, code: bool = False) -> str:
@@ -325,6 +319,14 @@ def _workers(spec: JobSpec | TuneSpec) -> list[Workers]:
     if isinstance(spec, TuneSpec):
         return [pool.worker_config for pool in spec.tune.pools]
     return [spec.workers] if spec.workers.launcher != "local" else []
+
+
+def _without_address(spec: JobSpec | TuneSpec) -> JobSpec | TuneSpec:
+    """Return the spec for the cluster itself, whose address may be another one there."""
+    change = {"workers.address": None}
+    if isinstance(spec, JobSpec):
+        return spec.change(change)
+    return spec.map_jobs(lambda job: job.change(change))
 
 
 def _write(spec: JobSpec | TuneSpec, folder: Path) -> str:

@@ -299,7 +299,12 @@ class WorkingCopy:
     def upload(self, index: Index | None, rank: int, check_lease: Callable[[], None]) -> None:
         """Upload the checkpoints of an index, if given, and the other files of a worker."""
         if index:
-            self.push_checkpoints(index, check_lease)
+            try:
+                self.push_checkpoints(index, check_lease)
+            except FileNotFoundError:
+                # A newer checkpoint may have replaced one of them: its index is queued next.
+                if checkpoint_folder.read_index(self.checkpoints) == index:
+                    raise
         log_file = f"logs/rank-{rank}.log"
         self.push_files(
             lambda name: name == log_file or not (rank or name.startswith("logs/rank-"))

@@ -241,6 +241,7 @@ def test_a_bad_spec_is_said_before_a_cluster_is_asked(
     ("change", "said"),
     [
         ("optimizer.momentun=0.9", "did you mean 'momentum'?"),
+        ("data.pth=pictures", "command line: data.pth: unknown folder option 'pth'"),
         ("schedule={name: step, every: 0}", "schedule.every"),
         ("data.transforms=[{name: resize, size: 12, sice: 12}]", "did you mean 'size'?"),
         ("train={epochs: 3, patience: 2}", "needs images that are held out"),

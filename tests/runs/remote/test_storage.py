@@ -151,6 +151,32 @@ def test_a_run_killed_in_mid_upload_goes_on_to_the_unbroken_one(
     assert kept == set(checkpoint_folder.read_index(again.checkpoints).values())
 
 
+def test_a_checkpoint_that_training_replaces_during_its_upload_ends_no_job(
+    job: MakeJob, s3: Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was saved here by a job whose upload failed, so that the next upload begins with it."""
+    spec = job(schedule="constant", train__epochs=5, storage__path=s3.uri(bucket))
+    run = Run.create(spec)
+    upload = RemoteFolder.upload
+
+    def full(remote: RemoteFolder, source: Path, name: str) -> object:
+        raise OSError(errno.ENOSPC, "the bucket is full")
+
+    def slow(remote: RemoteFolder, source: Path, name: str) -> object:
+        time.sleep(1.0 if name.startswith("checkpoints/") else 0.0)
+        return upload(remote, source, name)
+
+    monkeypatch.setattr(RemoteFolder, "upload", full)
+    with pytest.raises(EnvironmentUnavailable, match="the bucket is full"):
+        trained(spec.change({"train.epochs": 1}), run)
+    monkeypatch.setattr(RemoteFolder, "upload", slow)
+    with run.syncing(0, 6):
+        train(spec, run)
+    assert not happened(run, StorageUnreachable)
+    index = json.loads(s3.read(bucket, "runs/tiny/1/checkpoints/index.json"))
+    assert index == checkpoint_folder.read_index(run.checkpoints)
+
+
 SLOW = """
 import time
 from raycnn import filesystem

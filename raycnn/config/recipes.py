@@ -1,4 +1,4 @@
-"""Job files shipped with raycnn, by name: `quickstart` is `jobs/quickstart.yaml`."""
+"""Recipes: the jobs and searches that come with raycnn. `quickstart` is `jobs/quickstart.yaml`."""
 
 import re
 from difflib import get_close_matches
@@ -11,8 +11,8 @@ from raycnn.errors import SpecError, did_you_mean
 SUFFIXES = (".yaml", ".yml")
 
 
-def packaged_jobs() -> dict[str, Path]:
-    """Return the packaged job files by name.
+def recipe_files() -> dict[str, Path]:
+    """Return the files of all recipes by name.
 
     They are inside the package in a wheel, and next to it in a source checkout.
     """
@@ -23,8 +23,8 @@ def packaged_jobs() -> dict[str, Path]:
 
 
 def descriptions() -> dict[str, str]:
-    """Return the first sentence of the head comment of each packaged job, by name."""
-    return {name: _first_sentence(path.read_text()) for name, path in packaged_jobs().items()}
+    """Return the first sentence of the head comment of each recipe, by name."""
+    return {name: _first_sentence(path.read_text()) for name, path in recipe_files().items()}
 
 
 def _first_sentence(text: str) -> str:
@@ -34,25 +34,25 @@ def _first_sentence(text: str) -> str:
 
 
 def find_job_file(path: Path) -> Path:
-    """Return `path` if it exists, else the packaged job of that name.
+    """Return `path` if it exists, else the file of the recipe of that name.
 
     Raises SpecError, suggesting the nearest name, if there is neither.
     """
     if path.exists():
         return path
-    packaged = packaged_jobs()
-    if str(path) in packaged:
-        return packaged[str(path)]
+    recipes = recipe_files()
+    if str(path) in recipes:
+        return recipes[str(path)]
     if path.suffix in SUFFIXES or len(path.parts) > 1:
         siblings = [file.name for file in path.parent.glob("*.y*ml") if file.is_file()]
         hint = _hint(path.stem, {name.rpartition(".")[0]: name for name in siblings})
         raise SpecError(f"cannot read {path}: there is no such file{hint}")
-    raise SpecError(f"cannot read {path}: there is no such file, nor {no_packaged_job(path.name)}")
+    raise SpecError(f"cannot read {path}: there is no such file, nor {no_recipe(path.name)}")
 
 
-def no_packaged_job(name: str) -> str:
-    """Return the end of a message that no packaged job has this name, with the nearest one."""
-    return f"a packaged job of this name{_hint(name, {job: job for job in packaged_jobs()})}"
+def no_recipe(name: str) -> str:
+    """Return the end of a message that no recipe has this name, with the nearest one."""
+    return f"a recipe of this name{_hint(name, {recipe: recipe for recipe in recipe_files()})}"
 
 
 def _hint(stem: str, names: dict[str, str]) -> str:
