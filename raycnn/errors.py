@@ -108,7 +108,8 @@ def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     valid = ", ".join(names[:NAMES_SHOWN]) or "none"
     if len(names) > NAMES_SHOWN:
         valid += f" and {len(names) - NAMES_SHOWN:,} more"
-    return f"unknown {kind} {shortened(name)}{did_you_mean(name, names)} ({kind}s: {valid})"
+    kinds = f"{kind}es" if kind.endswith("ch") else f"{kind}s"
+    return f"unknown {kind} {shortened(name)}{did_you_mean(name, names)} ({kinds}: {valid})"
 
 
 def shortened(value: object, length: int = 80) -> str:

@@ -60,6 +60,8 @@ def test_a_run_shows_what_it_came_to(trained: raycnn.Run) -> None:
     page = trained._repr_html_()
     assert "tiny/1" in page and "357" in page
     assert trained.evaluate("test")["test"]["acc1"] == trained.result["test"]["acc1"]
+    with pytest.raises(SpecError, match="unknown split 'dev'"):
+        trained.evaluate("dev")
     tested = trained.predictions.query("split == 'test'")
     hits = (tested["label"] == tested["predicted"]).sum()
     assert (

@@ -12,7 +12,7 @@ from raycnn.analysis.predictions_file import Predictions, from_training
 from raycnn.config.schema import JobSpec
 from raycnn.data.images.fingerprint import may_be_same
 from raycnn.data.splits import Splits, open_splits
-from raycnn.errors import DataError, EnvironmentUnavailable, SpecError
+from raycnn.errors import DataError, EnvironmentUnavailable, SpecError, unknown
 from raycnn.runs.directory import Run
 from raycnn.runtime.device import find
 from raycnn.training import checkpoint, checkpoint_folder, metrics
@@ -23,6 +23,7 @@ from raycnn.training.multi_label import multi_label_scores, named_rows
 from raycnn.training.predictions import SplitPredictions
 from raycnn.training.uncertainty import confidence_interval
 
+SPLITS = ("train", "val", "test")
 BINS = 15  # number of bins of a reliability diagram, as in Guo et al.
 CHUNK = 2**22  # probabilities processed at once
 MAX_POINTS = 200  # points of a curve
@@ -38,9 +39,11 @@ def evaluate_run(
 
     They are computed from the run's stored predictions, or if it has none for these weights and
     this split, from new ones, which are stored for the best weights. A given `device` or `root`
-    always causes new predictions. Multi-label data has no confusion matrix. Raises DataError if
-    the data differ from the run's.
+    always causes new predictions. Multi-label data has no confusion matrix. Raises SpecError for an
+    unknown split, DataError if the data differ from the run's.
     """
+    if split not in SPLITS:
+        raise SpecError(unknown("split", split, SPLITS), "split")
     best = weights == "best"
     stored = stored_predictions(run) if best else None
     if not stored or split not in stored.splits or device or root:

@@ -74,6 +74,8 @@ def compare_hits(
 def expected_hits(run: Run, weights: str, root: str | None) -> int:
     """Return the number of correct answers on the test images by the run's result."""
     result = run.result()
+    if run.state() == "running":
+        raise DataError(f"{run.name} is being trained, and has no result yet")
     if not result:
         raise DataError(f"{run.name} has no result yet; finish it with `{run.command('resume')}`")
     index = checkpoint_folder.read_index(run.checkpoints)

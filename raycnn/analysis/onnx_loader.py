@@ -42,7 +42,11 @@ def pixels(path):  # -> (1, C, HEIGHT, WIDTH) uint8
 if __name__ == "__main__":
     session = onnxruntime.InferenceSession(HERE / "model.onnx")
     for path in sys.argv[1:]:
-        probabilities = session.run(["probabilities"], {"images": pixels(path)})[0][0]
+        try:
+            images = pixels(path)
+        except OSError as error:
+            sys.exit(f"{path} cannot be read: {error}")
+        probabilities = session.run(["probabilities"], {"images": images})[0][0]
         best = [probabilities.argmax()]
         if ABOUT["multi_label"]:  # any number of classes
             best = np.flatnonzero(probabilities >= 0.5)

@@ -221,11 +221,17 @@ def _named_images(image: ImageInput) -> list[NamedImage]:
         )
     try:
         arrays = array if array.ndim == 4 else [array]
-        return [("", _encode(Image.fromarray(one.squeeze()))) for one in arrays]
+        return [("", _encode(Image.fromarray(_without_gray_axis(one)))) for one in arrays]
     except (TypeError, ValueError):
         raise DataError(
-            f"an array of shape {array.shape} is not a picture: C must be 1 or 3"
+            f"an array of shape {array.shape} is not a picture: the last axis of (H, W, C) or "
+            "(B, H, W, C) must be 1 or 3"
         ) from None
+
+
+def _without_gray_axis(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return (H, W) for gray pixels (H, W, 1), as Pillow takes them, and others unchanged."""
+    return pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
 
 
 def _encode(image: Image.Image) -> bytes:

@@ -34,9 +34,9 @@ def check(job: JobOrPictures, changes: Changes = None, as_json: AsJson = False) 
         print(json.dumps(facts, indent=1))
         return
     print(f"{job}: job {spec.name}")
-    print(
-        f"  data     {spec.data.name}: {len(checked.classes)} classes, {len(checked.files)} files"
-    )
+    files = len(checked.files)
+    counts = f"{len(checked.classes)} classes, {files:,} file{'s' * (files != 1)}"
+    print(f"  data     {spec.data.name}: {counts}")
     print(
         f"  model    {spec.model.name}: {checked.shape} images, {checked.parameters:,} parameters"
     )

@@ -92,17 +92,21 @@ def _show_seeds_and_pairs(console: "Console", comparison: "Comparison") -> None:
         if group.deviation is not None:
             seeds = ", ".join(map(str, group.seeds))
             console.print(
-                f"seeds {seeds}: test {group.mean:.2%} ± {group.deviation:.2%} (mean ± deviation)"
+                f"seeds {seeds}: test {group.mean:.2%} ± {group.deviation:.2%} (mean ± deviation)",
+                soft_wrap=True,
             )
     for pair in comparison.paired:
         two = f"{pair.one} and {pair.other}"
         if pair.p_value is None:
-            console.print(f"{two}: tests not compared, {pair.refused}", markup=False)
+            console.print(
+                f"{two}: tests not compared, {pair.refused}", soft_wrap=True, markup=False
+            )
             continue
         how = "exact" if pair.exact else "chi-squared"
         console.print(
             f"{two}: {pair.difference:+.2%}; only one right: {pair.only_one:,} and "
             f"{pair.only_other:,} of {pair.count:,}; McNemar p = {pair.p_value:.2g} ({how})",
+            soft_wrap=True,
             markup=False,
         )
 

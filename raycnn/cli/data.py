@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn.cli.arguments import Changes, chosen, is_job
+from raycnn.cli.arguments import Changes, chosen, is_job, job_of_pictures
 from raycnn.config import schema
 from raycnn.config.load import load_job
 from raycnn.errors import SpecError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from raycnn.data.inspect.duplicates import SplitIndices
     from raycnn.data.inspect.survey import Duplicates, Survey
 
+SPLITS = ("train", "val", "test")  # in the order of the columns
 MAX_LINES = 20  # of unreadable images, and of each kind of duplicates
 NO_LIMIT = 2**31  # of unreadable images, which this command lists
 
@@ -25,7 +26,9 @@ NO_LIMIT = 2**31  # of unreadable images, which this command lists
 def data(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE|JOB", help="A name of `raycnn list datasets`, or a job."),
+        typer.Argument(
+            metavar="SOURCE|JOB", help="A name of `raycnn list datasets`, a folder, or a job."
+        ),
     ],
     changes: Changes = None,
     root: Annotated[
@@ -66,19 +69,25 @@ def _open(
     from raycnn.data.images.cache import open_cache
     from raycnn.data.splits import open_splits, source_of
 
-    if is_job(source):
-        job = load_job(Path(source), changes).change({"data.max_bad": NO_LIMIT})
+    known = source in DATASETS.names()
+    pictures = None if known else job_of_pictures(Path(source), changes)
+    if pictures or is_job(source):
+        job = pictures.job if pictures else load_job(Path(source), changes)
+        job = job.change({"data.max_bad": NO_LIMIT} | ({"data.root": root} if root else {}))
         with job.located():
-            splits = open_splits(job.change({"data.root": root}) if root else job)
-        return splits.cache, splits.members
-    data = chosen(schema.Data, "data", source, changes)
+            splits = open_splits(job)
+        return splits.cache, {
+            name: splits.members[name] for name in SPLITS if name in splits.members
+        }
+    options = [change.removeprefix("data.") for change in changes]
+    data = chosen(schema.Data, "data", source, options)
     if unused := sorted({"limit", "normalize", "transforms", "val"} & data.model_fields_set):
         raise SpecError("applies only to a job: a source keeps its own splits", unused[0])
     data = data.model_copy(update={"max_bad": NO_LIMIT} | ({"root": root} if root else {}))
     cache = open_cache(
         data.name, source_of(data), DATASETS.options(data), mode=data.cache, max_bad=data.max_bad
     )
-    names = [name for name in ("train", "val", "test") if name in cache.splits]
+    names = [name for name in SPLITS if name in cache.splits]
     return cache, {name: (name, np.arange(len(cache.splits[name].labels))) for name in names}
 
 

@@ -6,10 +6,7 @@ from typing import Annotated
 import typer
 
 from raycnn.cli.arguments import RunName, Runs, WhichWeights
-from raycnn.errors import SpecError, unknown
 from raycnn.runtime.device import DEVICE_KINDS
-
-SPLITS = ["test", "val", "train"]
 
 
 def evaluate(
@@ -30,8 +27,6 @@ def evaluate(
 
     Reads the run's stored predictions, and computes missing ones.
     """
-    if split not in SPLITS:
-        raise SpecError(unknown("split", split, SPLITS))
     from raycnn.analysis.evaluate import evaluate_run
     from raycnn.runs.directory import Run
 

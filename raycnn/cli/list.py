@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +17,12 @@ from raycnn.filesystem import is_uri
 if TYPE_CHECKING:
     from raycnn.config.registry import Registry
     from raycnn.runs.listing import RunSummary
+    from raycnn.search.listing import SearchSummary
 
 HEADER = ["run", "state", "epochs", "val", "test", "model", "seconds", "start", "changed"]
+SEARCH_HEADER = ["search", "state", "trials", "best"]
 SORTS = ["name", "state", "val", "test", "seconds", "start"]
+BEST_FIRST = ("val", "test")
 TABLES = ["datasets", "models", "optimizers", "schedules", "transforms"]
 
 
@@ -31,7 +35,10 @@ def show(
     jobs: Annotated[bool, typer.Option("--jobs", help="The jobs submitted to a cluster.")] = False,
     address: Address = None,
     sort: Annotated[
-        str, typer.Option("--sort", help="Runs by name, state, val, test, seconds or start.")
+        str,
+        typer.Option(
+            "--sort", help="Runs by name, state, val or test (best first), seconds or start."
+        ),
     ] = "name",
     as_json: AsJson = False,
 ) -> None:
@@ -114,7 +121,9 @@ def _show_runs(root: str, sort: str, as_json: bool) -> None:
 
     runs = summarize_runs(Run.all(root))
     if sort != "name":
-        runs.sort(key=lambda run: (getattr(run, sort) is None, getattr(run, sort)))
+        known = [run for run in runs if getattr(run, sort) is not None]
+        known.sort(key=attrgetter(sort), reverse=sort in BEST_FIRST)
+        runs = [*known, *(run for run in runs if getattr(run, sort) is None)]
     if as_json:
         print(json.dumps([asdict(run) for run in runs], indent=1))
         return
@@ -150,14 +159,15 @@ def _print_table(rows: list[list[str]]) -> None:
 def _show_searches(root: str, as_json: bool = False) -> None:
     from raycnn.search.listing import summarize_searches
 
-    searches = summarize_searches(root)
+    searches = list(summarize_searches(root))
     if as_json:
         print(json.dumps([asdict(search) for search in searches], indent=1))
         return
-    for one in searches:
-        if one.error:
-            print(f"{one.name:<28}{one.state:<9}{one.error}")
-            continue
-        best = f"{one.metric} {one.best:.4g}, {one.winner}" if one.winner else ""
-        trials = f"{one.ended:>4} of {one.trials} trials"
-        print(f"{one.name:<28}{one.state:<9}{trials}  {best}".rstrip())
+    if searches:
+        _print_table([SEARCH_HEADER, *map(_search_row, searches)])
+
+
+def _search_row(search: "SearchSummary") -> list[str]:
+    best = f"{search.metric} {search.best:.4g}, {search.winner}" if search.winner else ""
+    trials = "" if search.error else f"{search.ended} of {search.trials}"
+    return [search.name, search.state, trials, search.error or best]

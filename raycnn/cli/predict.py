@@ -52,7 +52,7 @@ def predict(
             text = "  ".join(f"{name} {share:.2%}" for name, share in best.items())
             print(f"{path}  {text or 'none'}")
     if errors:
-        raise DataError("\n".join([f"{len(errors)} pictures could not be read:", *errors]))
+        raise DataError("\n".join([f"pictures that could not be read: {len(errors)}", *errors]))
 
 
 def _classifier(run: str, weights: str, device: str, runs: str) -> "Classifier":

@@ -148,12 +148,12 @@ def show_result(console: Console, run: Run) -> None:
     """Print the test result of a finished run, its location, and the next commands."""
     result = run.result()
     assert result, "a launcher returns when the run is done"
-    console.print(_chosen(result), highlight=False)
-    console.print(tested(result["test"]), style="bold", highlight=False)
+    console.print(_chosen(result), soft_wrap=True, highlight=False)
+    console.print(tested(result["test"]), style="bold", soft_wrap=True, highlight=False)
     for title, (work, durations) in zip(
         ("per image:", ""), times_per_image(result).items(), strict=False
     ):
-        console.print(f"{title:<10} {work} {durations}", highlight=False)
+        console.print(f"{title:<10} {work} {durations}", soft_wrap=True, highlight=False)
     console.print(f"{run.location}", soft_wrap=True, highlight=False, markup=False)
     report = run.folder / "report.html"
     if report.is_file():

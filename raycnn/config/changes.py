@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -10,6 +12,7 @@ from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
 from raycnn.filesystem import is_uri
 
+COMMAND_LINE = "command line"  # the source location of keys that no file sets
 PATHS = ("data.root", "model.weights", "storage.path", "train.distillation.teacher")
 
 
@@ -39,13 +42,14 @@ def _expand(key: str, value: Any) -> Any:
 def apply_changes(tree: Tree, where: Where, pairs: Tree) -> tuple[Tree, Where]:
     """Return the tree with dotted keys set, and the updated source location of each key."""
     for path, value in pairs.items():
-        *parents, leaf = path.split(".")
-        change: Tree = {leaf: value}
-        for key in reversed(parents):
-            change = {key: change}
+        keys = path.split(".")
+        change: Tree = reduce(lambda inner, key: {key: inner}, reversed(keys), value)
         tree = merge(tree, change)
-        added = {".".join([*parents, leaf][:depth]) for depth in range(1, len(parents) + 1)}
-        where = dict.fromkeys(added, "command line") | where | {path: "command line"}
+        parents = [".".join(keys[:depth]) for depth in range(1, len(keys))]
+        if reduce(getitem, keys, tree) == value:  # nothing of the old value is left
+            where = {key: place for key, place in where.items() if not key.startswith(f"{path}.")}
+        given = [path, *(flatten(value, f"{path}.") if isinstance(value, dict) else ())]
+        where = dict.fromkeys(parents, COMMAND_LINE) | where | dict.fromkeys(given, COMMAND_LINE)
     return tree, where
 
 

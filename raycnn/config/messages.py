@@ -47,6 +47,8 @@ def _explain(kind: type[Any], detail: ErrorDetails, where: Where) -> str:
         message = unknown("key", str(leaf), names)
         if elsewhere:
             message = f"unknown key {leaf!r}; did you mean {elsewhere[0]!r}?"
+        elif leaf in names:
+            message = "can only be set in a file"
     return locate(where, key, message)
 
 
@@ -68,6 +70,8 @@ def describe_error(detail: ErrorDetails) -> str:
     """Return a pydantic error as one sentence."""
     if detail["type"] == "missing":
         return "is missing"
+    if detail["type"] == "string_pattern_mismatch":  # of a name, the only pattern
+        return f"must be a word of a-z, 0-9, '.', '_' and '-', not {shortened(detail['input'])}"
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
     message = re.sub(
         r"a valid dictionary or instance of (ComponentConfig|Data|Model|OptimizerConfig)",
@@ -76,7 +80,9 @@ def describe_error(detail: ErrorDetails) -> str:
     )
     message = re.sub(r"a valid dictionary or instance of \w+", "a mapping", message)
     value = detail["input"]
-    return message if isinstance(value, dict) else f"{message}, not {shortened(value)}"
+    if isinstance(value, dict):
+        return f"{message}, not a mapping" if detail["type"].endswith("_type") else message
+    return f"{message}, not {shortened(value)}"
 
 
 def locate(where: Where, key: str, message: str) -> str:

@@ -47,7 +47,9 @@ def find_job_file(path: Path) -> Path:
         siblings = [file.name for file in path.parent.glob("*.y*ml") if file.is_file()]
         hint = _hint(path.stem, {name.rpartition(".")[0]: name for name in siblings})
         raise SpecError(f"cannot read {path}: there is no such file{hint}")
-    raise SpecError(f"cannot read {path}: there is no such file, nor {no_recipe(path.name)}")
+    raise SpecError(
+        f"cannot read {path}: there is no such file or folder, nor {no_recipe(path.name)}"
+    )
 
 
 def no_recipe(name: str) -> str:

@@ -14,12 +14,14 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError, create_model
+from pydantic_core import ErrorDetails
 
 from raycnn.config import renamed, signature
 from raycnn.config.messages import describe_error
 from raycnn.config.schema import ComponentConfig, Frozen
 from raycnn.errors import EnvironmentUnavailable, RaycnnError, SpecError, first_line, unknown
 
+UNKNOWN = "extra_forbidden"  # pydantic's type of the error for an unknown key
 T = TypeVar("T")
 
 
@@ -109,28 +111,44 @@ class Registry(Generic[T]):
 
         Raises SpecError for an unknown or invalid option.
         """
+        if problems := self.problems(choice):
+            raise problems[0]
         model = self.schema(choice.name)
-        try:
-            valid = model.model_validate(choice.options)
-        except ValidationError as error:
-            raise SpecError(*self._explain(error, choice.name, model)) from None
+        valid = model.model_validate(choice.options)
         return {name: getattr(valid, name) for name in model.model_fields}
+
+    def problems(self, choice: ComponentConfig, place: str = "") -> list[SpecError]:
+        """Return what is wrong with a choice: its name, or its options, unknown ones first.
+
+        `place` is the key of the choice; by default the section.
+        """
+        place = place or self.section
+        try:
+            model = self.schema(choice.name)
+        except SpecError as error:
+            return [SpecError(error.message, f"{place}.name")]
+        try:
+            model.model_validate(choice.options)
+        except ValidationError as error:
+            details = sorted(error.errors(), key=lambda detail: detail["type"] != UNKNOWN)
+            return [self._explain(detail, choice, model, place) for detail in details]
+        return []
 
     def build(self, choice: ComponentConfig, *args: Any) -> T:
         """Build an entry from positional arguments and the options of a choice."""
         return self.builder(choice.name)(*args, **self.options(choice))
 
     def _explain(
-        self, error: ValidationError, name: str, model: type[BaseModel]
-    ) -> tuple[str, str]:
-        detail = error.errors()[0]
+        self, detail: ErrorDetails, choice: ComponentConfig, model: type[BaseModel], place: str
+    ) -> SpecError:
         option = str(detail["loc"][0])
         message = describe_error(detail)
-        if detail["type"] == "extra_forbidden":
+        if detail["type"] == UNKNOWN:
+            names = {*model.model_fields, *type(choice).model_fields} - {"name"}
             message = renamed.renamed(renamed.OPTIONS, self.section, option) or unknown(
-                f"{name} option", option, model.model_fields
+                f"{choice.name} option", option, names
             )
-        return message, f"{self.section}.{option}"
+        return SpecError(message, f"{place}.{option}")
 
 
 def _import_target(target: Any) -> Any:

@@ -399,7 +399,12 @@ class JobSpec(Frozen):
         try:
             yield
         except SpecError as error:
-            raise SpecError(locate(self._where, error.key, error.message)) from None
+            raise self.error([error]) from None
+
+    def error(self, problems: Iterable[SpecError]) -> SpecError:
+        """Return errors as one, each on a line with the file and line of its key."""
+        lines = [locate(self._where, error.key, error.message) for error in problems]
+        return SpecError("\n".join(lines))
 
 
 def json_schema() -> dict[str, Any]:

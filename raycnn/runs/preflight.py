@@ -143,13 +143,22 @@ def resolve_remote_job(job: JobSpec) -> ResolvedJob:
 def check_settings(job: JobSpec) -> None:
     """Check what needs neither data nor a network: names, options, stages, schedule, patience.
 
-    Raises SpecError with the file and line of the key at fault.
+    Raises SpecError with the file and line of each key at fault.
     """
+    problems = [
+        *DATASETS.problems(job.data),
+        *(
+            problem
+            for index, choice in enumerate(job.data.transforms)
+            for problem in TRANSFORMS.problems(choice, f"data.transforms.{index}")
+        ),
+        *MODELS.problems(job.model),
+        *OPTIMIZERS.problems(job.optimizer),
+        *SCHEDULES.problems(job.schedule),
+    ]
+    if problems:
+        raise job.error(problems)
     with job.located():
-        DATASETS.options(job.data)
-        for choice in job.data.transforms:
-            TRANSFORMS.options(choice)
-        MODELS.options(job.model)
         _build_optimizers(
             job, lambda choice: OPTIMIZERS.build(choice, [("weight", nn.Parameter(torch.zeros(1)))])
         )

@@ -389,7 +389,7 @@ class StoppedOnRequest(Event):
 
     @property
     def message(self) -> str:
-        return f"stopped on request, and saved, after {self.epoch} epochs and {self.step} steps"
+        return f"stopped on request, and saved, at epoch {self.epoch}, step {self.step}"
 
 
 @dataclass(frozen=True, kw_only=True)

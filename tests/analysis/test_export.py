@@ -135,6 +135,16 @@ def test_the_loader_beside_it_needs_no_raycnn(
         assert float(share[:-1]) == pytest.approx(100 * own.probability, abs=0.1)
 
 
+def test_the_loader_names_a_file_that_is_no_picture(
+    onnx_export: exporting.Export, tmp_path: Path
+) -> None:
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    command = [sys.executable, onnx_export.folder / "predict.py", tmp_path / "torn.png"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(f"{tmp_path}/torn.png cannot be read: ")
+    assert "Traceback" not in done.stderr
+
+
 def test_the_loader_scales_pictures_of_more_than_8_bits_as_the_run_does(
     onnx_export: exporting.Export, network: Network, tmp_path: Path
 ) -> None:

@@ -122,6 +122,15 @@ def test_a_picture_is_the_same_as_a_file_an_image_and_an_array(run: Run, tmp_pat
 
 def test_what_is_no_picture_is_refused_as_data(run: Run) -> None:
     network = predicting.load_network(run.weights("best"), torch.device("cpu"))
-    for wrong in (np.zeros((8, 8)), np.zeros((8, 8, 7), np.uint8), "nowhere.png"):
+    first_axis = np.zeros((3, 8, 8), np.uint8)
+    for wrong in (np.zeros((8, 8)), np.zeros((8, 8, 7), np.uint8), first_axis, "nowhere.png"):
         with pytest.raises(DataError):
             network.predict(wrong)
+
+
+def test_a_color_picture_of_one_row_of_pixels_stays_in_color(run: Run, tmp_path: Path) -> None:
+    network = predicting.load_network(run.weights("best"), torch.device("cpu"))
+    row = np.random.default_rng(0).integers(0, 256, (1, 60, 3)).astype(np.uint8)
+    Image.fromarray(row).save(tmp_path / "row.png")
+    of_file, of_array = network.predict(str(tmp_path / "row.png")), network.predict(row)
+    assert of_file[0].probabilities == of_array[0].probabilities

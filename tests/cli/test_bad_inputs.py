@@ -88,6 +88,11 @@ def test_a_file_of_any_editor_is_read(call: Call, tmp_path: Path, content: bytes
         ("optimizer=5", "optimizer: must be a name, or a mapping, not 5"),
         ("schedule=[1]", "schedule: must be a name, or a mapping, not [1]"),
         ("data.transforms=[4]", "data.transforms.0: must be a name, or a mapping, not 4"),
+        ("data.transforms={a: {}}", "data.transforms: must be a valid list, not a mapping"),
+        ("optimizer=adm", "command line: optimizer.name: unknown optimizer 'adm'"),
+        ("optimizer=sgd", "command line: optimizer.lr: is missing"),
+        ("optimizer={momentun: 0.9}", "command line: optimizer.momentun: unknown sgd option"),
+        ("extends=other.yaml", "command line: extends: can only be set in a file"),
         ("optimizer.lr=1e400", "optimizer.lr: must be a finite number"),
         ("failure.rollback_lr=1", "failure.rollback_lr: must be less than 1"),
         ("failure.rollbacks=-1", "failure.rollbacks: must be greater than or equal to 0"),
@@ -97,6 +102,37 @@ def test_a_file_of_any_editor_is_read(call: Call, tmp_path: Path, content: bytes
 def test_a_change_that_makes_no_sense_is_refused(call: Call, change: str, said: str) -> None:
     ended, _, err = call("check", ROOT / "jobs" / "quickstart.yaml", change)
     assert ended == 2 and said in err and "Traceback" not in err
+
+
+def test_every_mistake_in_the_components_is_said_at_once_with_its_line(
+    call: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.yaml").write_text(
+        "name: bad\n"
+        "data:\n"
+        "  name: digits\n"
+        "  tranforms: []\n"
+        "  transforms:\n"
+        "    - horizontal_flp\n"
+        "    - {name: random_crop, paddin: 4}\n"
+        "model: {name: lenet, wieghts: a}\n"
+        "optimizer: {name: sdg, lr: 0.1}\n"
+        "schedule: one_cycel\n"
+        "train: {epochs: 3, batch_size: 8}\n"
+    )
+    ended, out, err = call("check", "bad.yaml")
+    said = [line.removeprefix("raycnn: ").partition(" (")[0] for line in err.splitlines()]
+    assert ended == 2 and not out and said == [
+        "bad.yaml:4: data.tranforms: unknown digits option 'tranforms'; did you mean 'transforms'?",
+        "bad.yaml:6: data.transforms.0.name: unknown transform 'horizontal_flp'; "
+        "did you mean 'horizontal_flip'?",
+        "bad.yaml:7: data.transforms.1.paddin: unknown random_crop option 'paddin'; "
+        "did you mean 'padding'?",
+        "bad.yaml:7: data.transforms.1.padding: is missing",
+        "bad.yaml:8: model.wieghts: unknown lenet option 'wieghts'; did you mean 'weights'?",
+        "bad.yaml:9: optimizer.name: unknown optimizer 'sdg'; did you mean 'sgd'?",
+        "bad.yaml:10: schedule.name: unknown schedule 'one_cycel'; did you mean 'one_cycle'?",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["check", "compare-devices", "lr-finder"])
@@ -257,9 +293,8 @@ def test_a_search_that_cannot_be_read_hides_no_other(call: Call, tmp_path: Path)
         (tmp_path / f"runs/s/{number}/search.yaml").write_bytes(content)
     ended, out, err = call("list", "runs")
     assert ended == 0 and err == ""
-    assert [line.split()[:2] for line in out.splitlines()] == [
-        [f"s/{number}", "damaged"] for number in (1, 2, 3)
-    ]
+    _, *rows = out.splitlines()
+    assert [row.split()[:2] for row in rows] == [[f"s/{number}", "damaged"] for number in (1, 2, 3)]
 
 
 def test_a_run_passes_over_a_truncated_checkpoint_says_so_and_ends_the_same(job: MakeJob) -> None:

@@ -206,6 +206,10 @@ def test_runs_are_listed_with_how_they_stand(call: Call, job: MakeJob) -> None:
     listed = json.loads(out)
     assert listed[0]["test"] == (Run.find("tiny/1").result() or {})["test"]["acc1"]
     assert [run["state"] for run in listed] == ["done", "stopped", "stopped"]
+    train(job(train__epochs=1))
+    _, out, _ = call("list", "runs", "--sort", "test", "--json")
+    tests = [run["test"] for run in json.loads(out)]
+    assert tests[0] > tests[1] and tests[2:] == [None, None], "the best first"
     assert call("list", "runs", "--sort", "tset")[0] == 2
 
 

@@ -176,7 +176,7 @@ def test_a_list_of_runs_tells_of_searches_too(
 ) -> None:
     code, out, _ = call("list", "runs", "--runs", tmp_path / "runs")
     (line,) = (line for line in out.splitlines() if line.startswith("tiny/1"))
-    assert code == 0 and "stopped     2 of 3 trials  val/acc1 0." in line
+    assert code == 0 and line.startswith("tiny/1  stopped  2 of 3  val/acc1 0.")
     assert line.endswith(", lenet-000")
     code, out, _ = call("list", "searches", "--runs", tmp_path / "runs", "--json")
     (summary,) = json.loads(out)

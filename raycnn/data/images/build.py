@@ -96,7 +96,7 @@ def check_unreadable_limit(unreadable: list[str], max_bad: int) -> None:
     """Raise DataError, naming the first images, if more than `max_bad` are unreadable."""
     if len(unreadable) > max_bad:
         raise DataError(
-            f"{len(unreadable)} images cannot be read; data.max_bad allows only {max_bad}:\n"
+            f"images that cannot be read: {len(unreadable)}; data.max_bad allows {max_bad}:\n"
             + "\n".join(f"  {error}" for error in unreadable[:MAX_ERRORS_SHOWN])
             + ("\n  ..." if len(unreadable) > MAX_ERRORS_SHOWN else "")
         )

@@ -135,6 +135,8 @@ def unreadable(error: Exception) -> DataError:
     """Return the error of a data set for one of the file system, or of pyarrow."""
     if isinstance(error, NotADirectoryError):
         return DataError(f"{error.filename} is a file: name the folder that holds the images")
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return DataError(f"cannot read the data: there is no {error.filename}")
     return DataError(f"cannot read the data: {error}")
 
 

@@ -163,6 +163,6 @@ def test_images_that_fit_with_the_partial_build_that_holds_some_are_stored(
 
 def test_a_build_that_fails_starts_anew(own_cache: Path, pictures: Path) -> None:
     kill_a_build(pictures, "store", 40)
-    with pytest.raises(DataError, match="4 images cannot be read"):
+    with pytest.raises(DataError, match="images that cannot be read: 4;"):
         open_cache("folder", pictures_of(pictures), {}, mode="store")
     assert not files(own_cache)

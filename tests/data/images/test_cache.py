@@ -163,7 +163,7 @@ def test_more_bad_images_than_may_be_are_counted_and_the_first_ten_named(
     with pytest.raises(DataError) as caught:
         open_cache("spoilt", source, {}, max_bad=11)
     message = str(caught.value)
-    assert "12 images cannot be read; data.max_bad allows only 11" in message
+    assert "images that cannot be read: 12; data.max_bad allows 11" in message
     assert (
         message.count("is bad") == 10 and "image 5 is bad" in message and "image 25" not in message
     )

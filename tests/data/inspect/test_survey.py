@@ -48,6 +48,14 @@ def test_images_are_counted_and_measured(call: Call, pictures: Path) -> None:
     assert found["duplicates"] == found["near_duplicates"] == found["unreadable"] == []
 
 
+def test_a_folder_is_inspected_as_it_would_be_trained_on(call: Call, pictures: Path) -> None:
+    found = surveyed(call, pictures)
+    assert list(found["counts"]) == ["train", "val", "test"]
+    assert found["counts"]["test"] == [3, 3] and sum(found["counts"]["train"]) == 8
+    of_source = surveyed(call, "folder", f"data.path={pictures.name}", "--root", pictures.parent)
+    assert of_source["counts"] == {"train": [5, 5], "test": [3, 3]}
+
+
 def test_the_same_image_in_two_classes_and_in_two_splits_is_named(
     call: Call, pictures: Path
 ) -> None:
@@ -120,6 +128,7 @@ def test_the_sheet_has_a_row_for_each_class(call: Call, tmp_path: Path) -> None:
         (["folder", "sise=8"], 2, "data.sise: unknown folder option 'sise'; did you mean 'size'?"),
         (["folder", "download=maybe"], 2, "data.download: must be a valid boolean, not 'maybe'"),
         (["mnist", "--root", "nowhere"], 4, "mnist is not in"),
+        (["folder", "data.path=nowhere"], 4, "cannot read the data: there is no "),
         (["nowhere.yaml"], 2, "cannot read nowhere.yaml"),
     ],
 )
