@@ -62,6 +62,8 @@ def test_a_run_shows_what_it_came_to(trained: raycnn.Run) -> None:
     assert trained.evaluate("test")["test"]["acc1"] == trained.result["test"]["acc1"]
     with pytest.raises(SpecError, match="unknown split 'dev'"):
         trained.evaluate("dev")
+    with pytest.raises(SpecError, match="train.class_weights: must be `balanced`, or a list"):
+        raycnn.load(trained.job, train__class_weights=np.ones(10))
     tested = trained.predictions.query("split == 'test'")
     hits = (tested["label"] == tested["predicted"]).sum()
     assert (

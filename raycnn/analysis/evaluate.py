@@ -11,6 +11,7 @@ from raycnn.analysis import predictions_file
 from raycnn.analysis.predictions_file import Predictions, from_training
 from raycnn.config.schema import JobSpec
 from raycnn.data.images.fingerprint import may_be_same
+from raycnn.data.sources.base import SPLITS
 from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import DataError, EnvironmentUnavailable, SpecError, unknown
 from raycnn.runs.directory import Run
@@ -23,7 +24,6 @@ from raycnn.training.multi_label import multi_label_scores, named_rows
 from raycnn.training.predictions import SplitPredictions
 from raycnn.training.uncertainty import confidence_interval
 
-SPLITS = ("train", "val", "test")
 BINS = 15  # number of bins of a reliability diagram, as in Guo et al.
 CHUNK = 2**22  # probabilities processed at once
 MAX_POINTS = 200  # points of a curve

@@ -18,6 +18,11 @@ from raycnn.runtime.device import DEVICE_KINDS
 if TYPE_CHECKING:
     from raycnn.training.from_folder import FolderJob
 
+
+def _absolute(path: str | None) -> str | None:
+    return path and os.path.abspath(Path(path).expanduser())
+
+
 JobFile = Annotated[
     Path,
     typer.Argument(metavar="JOB", help="A YAML file, or a recipe (raycnn list recipes)."),
@@ -53,6 +58,10 @@ Address = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help=f"auto, {', '.join(DEVICE_KINDS)}.")]
 WhichWeights = Annotated[str, typer.Option("--checkpoint", help="best or last.")]
+DataRoot = Annotated[
+    str | None,
+    typer.Option("--root", help="Folder that holds the data, elsewhere.", callback=_absolute),
+]
 
 Entry = TypeVar("Entry", bound=schema.ComponentConfig)
 
@@ -88,8 +97,11 @@ def is_job(word: str) -> bool:
 
 def chosen(kind: type[Entry], section: str, name: str, options: Iterable[str] | None) -> Entry:
     """Return a registry entry by its name, with options as key=value. Raises SpecError."""
+    prefix = f"{section}."
+    pairs = parse_changes(prefix + option.removeprefix(prefix) for option in options or [])
+    given = {key.removeprefix(prefix): value for key, value in pairs.items()}
     try:
-        return kind.model_validate({**parse_changes(options or []), "name": name})
+        return kind.model_validate({**given, "name": name})
     except ValidationError as error:
         detail = error.errors()[0]
         raise SpecError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raycnn.cli.arguments import Runs
+from raycnn.cli.arguments import AsJson, Runs
 from raycnn.errors import EnvironmentUnavailable
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def compare(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with curves, too.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
+    as_json: AsJson = False,
     root: Runs = "runs",
 ) -> None:
     """Compare runs: their specs, test predictions image by image, seeds and classes."""

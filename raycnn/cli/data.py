@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn.cli.arguments import Changes, chosen, is_job, job_of_pictures
+from raycnn.cli.arguments import AsJson, Changes, DataRoot, chosen, is_job, job_of_pictures
 from raycnn.config import schema
 from raycnn.config.load import load_job
 from raycnn.errors import SpecError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from raycnn.data.inspect.duplicates import SplitIndices
     from raycnn.data.inspect.survey import Duplicates, Survey
 
-SPLITS = ("train", "val", "test")  # in the order of the columns
 MAX_LINES = 20  # of unreadable images, and of each kind of duplicates
 NO_LIMIT = 2**31  # of unreadable images, which this command lists
 
@@ -27,21 +26,21 @@ def data(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE|JOB", help="A name of `raycnn list datasets`, a folder, or a job."
+            metavar="SOURCE|JOB",
+            help="A name of `raycnn list datasets`; a job, or a folder of images.",
         ),
     ],
     changes: Changes = None,
-    root: Annotated[
-        str | None, typer.Option("--root", help="Folder that holds the data; else as for a job.")
-    ] = None,
+    root: DataRoot = None,
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="A PNG to write: some images of each class.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Inspect data: counts, channel statistics, unreadable images, duplicates.
 
-    A JOB is shown with the splits it trains on; a SOURCE, with options as key=value, with its own.
+    A JOB, or a folder of images, is shown with the splits it trains on; a SOURCE, with options as
+    key=value, with its own.
     Near-duplicates are images re-encoded or rescaled.
     """
     cache, members = _open(source, changes or [], root)
@@ -67,21 +66,27 @@ def _open(
 
     from raycnn.config.components import DATASETS
     from raycnn.data.images.cache import open_cache
+    from raycnn.data.sources.base import SPLITS
     from raycnn.data.splits import open_splits, source_of
+    from raycnn.runs.preflight import check_settings
 
     known = source in DATASETS.names()
     pictures = None if known else job_of_pictures(Path(source), changes)
     if pictures or is_job(source):
         job = pictures.job if pictures else load_job(Path(source), changes)
+        if pictures and root:
+            raise SpecError(f"{source} is a folder of images itself", "--root")
         job = job.change({"data.max_bad": NO_LIMIT} | ({"data.root": root} if root else {}))
+        check_settings(job)
         with job.located():
             splits = open_splits(job)
         return splits.cache, {
             name: splits.members[name] for name in SPLITS if name in splits.members
         }
-    options = [change.removeprefix("data.") for change in changes]
-    data = chosen(schema.Data, "data", source, options)
-    if unused := sorted({"limit", "normalize", "transforms", "val"} & data.model_fields_set):
+    data = chosen(schema.Data, "data", source, changes)
+    if unused := sorted(
+        {"fold", "limit", "normalize", "transforms", "val"} & data.model_fields_set
+    ):
         raise SpecError("applies only to a job: a source keeps its own splits", unused[0])
     data = data.model_copy(update={"max_bad": NO_LIMIT} | ({"root": root} if root else {}))
     cache = open_cache(

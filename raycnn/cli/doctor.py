@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn.cli.arguments import Runs
+from raycnn.cli.arguments import AsJson, Runs
 
 if TYPE_CHECKING:
     from raycnn.analysis.doctor import DoctorReport
@@ -24,7 +24,7 @@ def doctor(
         str | None, typer.Option("--address", help="HOST:PORT of a Ray head: look at its nodes.")
     ] = None,
     runs: Runs = "runs",
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show installed versions and devices, and report what is missing or incompatible."""
     from raycnn.analysis.doctor import check_environment

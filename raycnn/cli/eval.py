@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from raycnn.cli.arguments import RunName, Runs, WhichWeights
+from raycnn.cli.arguments import AsJson, DataRoot, RunName, Runs, WhichWeights
 from raycnn.runtime.device import DEVICE_KINDS
 
 
@@ -17,10 +17,8 @@ def evaluate(
         str | None,
         typer.Option("--device", help=f"Predict anew on it: auto, {', '.join(DEVICE_KINDS)}."),
     ] = None,
-    root: Annotated[
-        str | None, typer.Option("--root", help="Folder that holds the data, if it has moved.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
+    root: DataRoot = None,
+    as_json: AsJson = False,
     runs: Runs = "runs",
 ) -> None:
     """Evaluate a run's weights on every image of a split once, with metrics of each class.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from raycnn.cli.arguments import RunName, Runs, WhichWeights
+from raycnn.cli.arguments import DataRoot, RunName, Runs, WhichWeights
 
 
 def export(
@@ -19,9 +19,7 @@ def export(
         typer.Option("--output", "-o", metavar="FOLDER", help="Else export/FORMAT in the run."),
     ] = None,
     weights: WhichWeights = "best",
-    root: Annotated[
-        str | None, typer.Option("--root", help="Folder that holds the data, if it has moved.")
-    ] = None,
+    root: DataRoot = None,
     runs: Runs = "runs",
 ) -> None:
     """Export a run's network, after verifying that it equals the run on the test images."""

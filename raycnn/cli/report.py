@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn.cli.arguments import Device, Runs
+from raycnn.cli.arguments import DataRoot, Device, Runs
 from raycnn.errors import EnvironmentUnavailable, SpecError
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ def report(
         typer.Argument(metavar="RUN|SEARCH", help="A folder, or name/n, or name for its latest."),
     ],
     device: Device = "cpu",
-    root: Annotated[
-        str | None, typer.Option("--root", help="Folder that holds the data, if it has moved.")
-    ] = None,
+    root: DataRoot = None,
     runs: Runs = "runs",
 ) -> None:
     """Write report.html and its pictures into the folder of a run or a search.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raycnn.cli.arguments import Changes, chosen, is_job
+from raycnn.cli.arguments import AsJson, Changes, chosen, is_job
 from raycnn.config import schema
 from raycnn.config.load import load_job
 from raycnn.errors import SpecError
@@ -31,7 +31,7 @@ def summary(
     classes: Annotated[
         int | None, typer.Option("--classes", min=2, help="1000 if not given.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a network layer by layer: shapes, parameters, multiply-adds, receptive fields.
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Mapping
 from functools import reduce
-from operator import getitem
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -39,17 +38,25 @@ def _expand(key: str, value: Any) -> Any:
     return os.path.abspath(path) if needs_expansion else value
 
 
-def apply_changes(tree: Tree, where: Where, pairs: Tree) -> tuple[Tree, Where]:
-    """Return the tree with dotted keys set, and the updated source location of each key."""
+def apply_changes(
+    tree: Tree, where: Where, pairs: Tree, source: str = COMMAND_LINE
+) -> tuple[Tree, Where]:
+    """Return the tree with dotted keys set, and the updated source location of each key.
+
+    `source` is the location of what is set.
+    """
     for path, value in pairs.items():
         keys = path.split(".")
         change: Tree = reduce(lambda inner, key: {key: inner}, reversed(keys), value)
         tree = merge(tree, change)
         parents = [".".join(keys[:depth]) for depth in range(1, len(keys))]
-        if reduce(getitem, keys, tree) == value:  # nothing of the old value is left
-            where = {key: place for key, place in where.items() if not key.startswith(f"{path}.")}
-        given = [path, *(flatten(value, f"{path}.") if isinstance(value, dict) else ())]
-        where = dict.fromkeys(parents, COMMAND_LINE) | where | dict.fromkeys(given, COMMAND_LINE)
+        leaves = flatten({path: value})
+        replaced = tuple(f"{leaf}." for leaf in leaves)
+        kept = {key: place for key, place in where.items() if not key.startswith(replaced)}
+        # Another name replaces the whole component: what it lacks is missing in the source.
+        named = [leaf.removesuffix(".name") for leaf in leaves if leaf.endswith(".name")]
+        given = [path, *leaves, *named]
+        where = dict.fromkeys(parents, source) | kept | dict.fromkeys(given, source)
     return tree, where
 
 

@@ -77,4 +77,5 @@ def _read(path: Path, shown: Path, depth: int) -> tuple[Tree, Where]:
             )
         target = name = recipes[base]
     below, below_where = _read(target, name, depth + 1)
-    return merge(below, tree), below_where | where
+    whole = merge(below, tree)
+    return whole, yaml_file.existing(below_where | where, whole)

@@ -8,7 +8,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from raycnn.config.yaml_file import Tree, Where
+from raycnn.config.yaml_file import Tree, Where, existing
 from raycnn.errors import SYNONYMS, SpecError, did_you_mean, shortened, unknown
 
 MAX_ERRORS = 10  # reported for one file
@@ -25,6 +25,7 @@ OPTIONS = [
 
 def validate(kind: type[Any], tree: Tree, where: Where) -> Any:
     """Return a tree as a validated spec of this kind. Raises SpecError, one line per error."""
+    where = existing(where, tree)
     try:
         spec = kind.model_validate(tree)
     except ValidationError as error:
@@ -48,7 +49,7 @@ def _explain(kind: type[Any], detail: ErrorDetails, where: Where) -> str:
         if elsewhere:
             message = f"unknown key {leaf!r}; did you mean {elsewhere[0]!r}?"
         elif leaf in names:
-            message = "can only be set in a file"
+            message = "can only be set at the top of a file"
     return locate(where, key, message)
 
 
@@ -70,8 +71,12 @@ def describe_error(detail: ErrorDetails) -> str:
     """Return a pydantic error as one sentence."""
     if detail["type"] == "missing":
         return "is missing"
-    if detail["type"] == "string_pattern_mismatch":  # of a name, the only pattern
-        return f"must be a word of a-z, 0-9, '.', '_' and '-', not {shortened(detail['input'])}"
+    if detail["type"] == "string_pattern_mismatch":  # of a name: all patterns are alike
+        longest = int(detail["ctx"]["pattern"].partition("{0,")[2].partition("}")[0]) + 1
+        return (
+            f"must be at most {longest} of a-z, 0-9, '.', '_' and '-', and begin with a-z or 0-9, "
+            f"not {shortened(detail['input'])}"
+        )
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
     message = re.sub(
         r"a valid dictionary or instance of (ComponentConfig|Data|Model|OptimizerConfig)",

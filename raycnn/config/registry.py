@@ -14,14 +14,12 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError, create_model
-from pydantic_core import ErrorDetails
 
 from raycnn.config import renamed, signature
 from raycnn.config.messages import describe_error
 from raycnn.config.schema import ComponentConfig, Frozen
 from raycnn.errors import EnvironmentUnavailable, RaycnnError, SpecError, first_line, unknown
 
-UNKNOWN = "extra_forbidden"  # pydantic's type of the error for an unknown key
 T = TypeVar("T")
 
 
@@ -111,27 +109,26 @@ class Registry(Generic[T]):
 
         Raises SpecError for an unknown or invalid option.
         """
-        if problems := self.problems(choice):
-            raise problems[0]
         model = self.schema(choice.name)
-        valid = model.model_validate(choice.options)
+        try:
+            valid = model.model_validate(choice.options)
+        except ValidationError as error:
+            raise self._explain(error, choice, model, self.section)[0] from None
         return {name: getattr(valid, name) for name in model.model_fields}
 
-    def problems(self, choice: ComponentConfig, place: str = "") -> list[SpecError]:
+    def problems(self, choice: ComponentConfig, key: str = "") -> list[SpecError]:
         """Return what is wrong with a choice: its name, or its options, unknown ones first.
 
-        `place` is the key of the choice; by default the section.
+        `key` is the dotted key of the choice; by default the section.
         """
-        place = place or self.section
+        key = key or self.section
         try:
             model = self.schema(choice.name)
-        except SpecError as error:
-            return [SpecError(error.message, f"{place}.name")]
-        try:
             model.model_validate(choice.options)
+        except SpecError as error:
+            return [SpecError(error.message, f"{key}.name")]
         except ValidationError as error:
-            details = sorted(error.errors(), key=lambda detail: detail["type"] != UNKNOWN)
-            return [self._explain(detail, choice, model, place) for detail in details]
+            return self._explain(error, choice, model, key)
         return []
 
     def build(self, choice: ComponentConfig, *args: Any) -> T:
@@ -139,16 +136,22 @@ class Registry(Generic[T]):
         return self.builder(choice.name)(*args, **self.options(choice))
 
     def _explain(
-        self, detail: ErrorDetails, choice: ComponentConfig, model: type[BaseModel], place: str
-    ) -> SpecError:
-        option = str(detail["loc"][0])
-        message = describe_error(detail)
-        if detail["type"] == UNKNOWN:
-            names = {*model.model_fields, *type(choice).model_fields} - {"name"}
-            message = renamed.renamed(renamed.OPTIONS, self.section, option) or unknown(
-                f"{choice.name} option", option, names
-            )
-        return SpecError(message, f"{place}.{option}")
+        self, error: ValidationError, choice: ComponentConfig, model: type[BaseModel], key: str
+    ) -> list[SpecError]:
+        """Return one error for each wrong option; of a union pydantic reports every part."""
+        names = {*model.model_fields, *type(choice).model_fields} - {"name"}
+        unknowns: list[SpecError] = []
+        others: dict[str, SpecError] = {}
+        for detail in error.errors():
+            option = str(detail["loc"][0])
+            if detail["type"] == "extra_forbidden":
+                message = renamed.renamed(renamed.OPTIONS, self.section, option) or unknown(
+                    f"{choice.name} option", option, names
+                )
+                unknowns.append(SpecError(message, f"{key}.{option}"))
+            else:
+                others.setdefault(option, SpecError(describe_error(detail), f"{key}.{option}"))
+        return [*unknowns, *others.values()]
 
 
 def _import_target(target: Any) -> Any:

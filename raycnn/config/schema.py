@@ -399,9 +399,9 @@ class JobSpec(Frozen):
         try:
             yield
         except SpecError as error:
-            raise self.error([error]) from None
+            raise self.located_error([error]) from None
 
-    def error(self, problems: Iterable[SpecError]) -> SpecError:
+    def located_error(self, problems: Iterable[SpecError]) -> SpecError:
         """Return errors as one, each on a line with the file and line of its key."""
         lines = [locate(self._where, error.key, error.message) for error in problems]
         return SpecError("\n".join(lines))

@@ -384,6 +384,7 @@ def search_json_schema() -> dict[str, Any]:
     schema["$defs"] |= sections["$defs"]
     entry = schema["$defs"]["_Entry"]
     entry["properties"] = schema["properties"] | entry["properties"]
+    del entry["properties"]["extends"]
     schema["properties"] = schema["properties"] | sections["properties"]
     schema["properties"]["architectures"] = {
         "type": "array",
@@ -413,7 +414,7 @@ def _architecture(
     entry: _Entry, dotted: str, path: Path, base: tuple[Tree, Where], tune: Tune
 ) -> Architecture:
     tree, where = base
-    changes = dict(entry.model_extra or {})
+    changes, place = dict(entry.model_extra or {}), where.get(dotted, where["architectures"])
     lines = {
         key.removeprefix(f"{dotted}."): line
         for key, line in where.items()
@@ -422,10 +423,11 @@ def _architecture(
     if entry.job is not None:
         tree, below = read_spec(_job_file(path, entry.job, where, f"{dotted}.job"))
     else:
-        below = where | {"": where[dotted]}
+        below = where | {"": place}
         if "model" not in changes and entry.name:
             changes["model"] = entry.name
-    job = validate(JobSpec, apply_changes(tree, {}, changes)[0], below | lines)
+    tree, located = apply_changes(tree, below, changes, place)
+    job = validate(JobSpec, tree, located | lines)
     name = entry.name or (job.name if entry.job else job.model.name)
     return _make_architecture(name, job, tune.space | entry.space, where, f"{dotted}.name")
 

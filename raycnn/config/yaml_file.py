@@ -5,6 +5,7 @@ In YAML 1.2 `1e-3` is a number and `on` is a string; a duplicate key is an error
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -47,6 +48,24 @@ def load_yaml(path: Path, name: str) -> tuple[Tree, Where]:
     where: Where = {"": name}
     _record_lines(root, "", name, where)
     return value, where
+
+
+def existing(where: Where, tree: Tree) -> Where:
+    """Return the source locations of the keys that a tree has, and of its file.
+
+    Where a spec replaces a part of another, keys of the old part may be left in `where`.
+    """
+    keys = {"", *_dotted_keys(tree)}
+    return {key: location for key, location in where.items() if key in keys}
+
+
+def _dotted_keys(value: Any, path: str = "") -> Iterator[str]:
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            dotted = f"{path}.{key}" if path else str(key)
+            yield dotted
+            yield from _dotted_keys(inner, dotted)
 
 
 def parse_value(text: str) -> Any:

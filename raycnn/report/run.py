@@ -20,6 +20,7 @@ from raycnn.analysis.predictions_file import Predictions, from_training
 from raycnn.config.changes import flatten
 from raycnn.config.schema import JobSpec
 from raycnn.data.label_arrays import class_counts, label_name
+from raycnn.data.sources.base import SPLITS
 from raycnn.errors import DataError, RaycnnError
 from raycnn.io import read_json
 from raycnn.models import count_parameters
@@ -52,7 +53,6 @@ MAX_PAIRS = 15  # most confused pairs of classes
 MAX_TABLE_CLASSES = 300  # the classes of the lowest recall
 MAX_WARNINGS, MAX_EVENTS = 20, 40
 MAX_MARKS = 8  # epochs with events that are marked on a curve
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

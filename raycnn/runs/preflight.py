@@ -157,7 +157,7 @@ def check_settings(job: JobSpec) -> None:
         *SCHEDULES.problems(job.schedule),
     ]
     if problems:
-        raise job.error(problems)
+        raise job.located_error(problems)
     with job.located():
         _build_optimizers(
             job, lambda choice: OPTIMIZERS.build(choice, [("weight", nn.Parameter(torch.zeros(1)))])

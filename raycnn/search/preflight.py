@@ -16,7 +16,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.config.search import Architecture, Domain, TuneSpec
 from raycnn.config.yaml_file import Tree
 from raycnn.data.sources.base import files_of, multi_label
-from raycnn.errors import SpecError
+from raycnn.errors import SpecError, first_line
 from raycnn.filesystem import is_uri
 from raycnn.runs.metrics_file import MULTI_LABEL, SINGLE_LABEL
 from raycnn.runs.preflight import (
@@ -212,5 +212,6 @@ def _check_values(
             try:
                 check(_changed(architecture, _fold(search) | {key: value}))
             except SpecError as error:
-                message = f"{value!r} gives an invalid job of {architecture.name}: {error}"
+                why = first_line(error)  # a place in the file is known for the value alone
+                message = f"{value!r} gives an invalid job of {architecture.name}: {why}"
                 raise search.error(place, message) from None

@@ -389,7 +389,9 @@ class StoppedOnRequest(Event):
 
     @property
     def message(self) -> str:
-        return f"stopped on request, and saved, at epoch {self.epoch}, step {self.step}"
+        epochs = f"{self.epoch} epoch{'s' * (self.epoch != 1)}"
+        steps = f"{self.step} step{'s' * (self.step != 1)}"
+        return f"stopped on request, and saved, after {epochs} and {steps}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from raycnn.config.components import SCHEDULES
 from raycnn.config.schema import JobSpec, Train
 from raycnn.data.label_arrays import class_counts, is_multi_label
 from raycnn.data.loader import Loader
+from raycnn.data.sources.base import SPLITS
 from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import Diverged, Interrupted, SpecError
 from raycnn.models.flops import count_flops
@@ -170,10 +171,7 @@ def _fit(
 
 def _loaders(job: JobSpec, splits: Splits, device: torch.device) -> dict[str, Loader]:
     """Return the loader of each split; only that of train shuffles and augments."""
-    return {
-        split: splits.loader(split, job, device, training=split == "train")
-        for split in ("train", "val", "test")
-    }
+    return {split: splits.loader(split, job, device, training=split == "train") for split in SPLITS}
 
 
 def _rollback_event(error: Diverged, lr_backoffs: list[float], job: JobSpec) -> RolledBack:
@@ -193,7 +191,7 @@ def _started_event(
     return TrainingStarted(
         model=job.model.name,
         parameters=models.count_parameters(state.model),
-        images={split: len(splits.labels(split)) for split in ("train", "val", "test")},
+        images={split: len(splits.labels(split)) for split in SPLITS},
         device=names[device.index or 0] if names else device.type,
         workers=distributed.world_size(),
         flops=count_flops(state.model, splits.shape),

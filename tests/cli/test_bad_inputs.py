@@ -91,8 +91,16 @@ def test_a_file_of_any_editor_is_read(call: Call, tmp_path: Path, content: bytes
         ("data.transforms={a: {}}", "data.transforms: must be a valid list, not a mapping"),
         ("optimizer=adm", "command line: optimizer.name: unknown optimizer 'adm'"),
         ("optimizer=sgd", "command line: optimizer.lr: is missing"),
+        ("optimizer.name=adam2", "command line: optimizer.name: unknown optimizer"),
+        ("optimizer.name=adamw", "command line: optimizer.lr: is missing"),
+        ("data={transforms: [random_crop]}", "command line: data.transforms.0.padding: is missing"),
+        (
+            "data.transforms=[{name: center_crop, size: 99}]",
+            "data.transforms.0.size: 99 x 99 is not",
+        ),
+        ("name=_a", "name: must be at most 64 of a-z, 0-9, '.', '_' and '-', and begin with a-z"),
         ("optimizer={momentun: 0.9}", "command line: optimizer.momentun: unknown sgd option"),
-        ("extends=other.yaml", "command line: extends: can only be set in a file"),
+        ("extends=other.yaml", "command line: extends: can only be set at the top of a file"),
         ("optimizer.lr=1e400", "optimizer.lr: must be a finite number"),
         ("failure.rollback_lr=1", "failure.rollback_lr: must be less than 1"),
         ("failure.rollbacks=-1", "failure.rollbacks: must be greater than or equal to 0"),
@@ -133,6 +141,32 @@ def test_every_mistake_in_the_components_is_said_at_once_with_its_line(
         "bad.yaml:9: optimizer.name: unknown optimizer 'sdg'; did you mean 'sgd'?",
         "bad.yaml:10: schedule.name: unknown schedule 'one_cycel'; did you mean 'one_cycle'?",
     ]  # fmt: skip
+
+
+def test_a_mistake_is_said_once_whatever_else_the_option_could_be(call: Call) -> None:
+    ended, _, err = call("check", "quickstart", "data.transforms=[{name: resize, size: -4}]")
+    assert ended == 2 and len(err.splitlines()) == 1, err
+
+
+def test_what_a_spec_changes_of_another_is_blamed_on_it(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "name: base\ndata:\n  name: digits\n  transforms:\n    - name: random_crop\n"
+        "      padding: 2\nmodel: lenet\noptimizer:\n  name: adamw\n  lr: 0.1\n"
+        "train: {epochs: 2}\n"
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "extends: base.yaml\noptimizer: sgd\ndata:\n  transforms: [random_crop]\n"
+    )
+    ended, _, err = call("check", "mine.yaml")
+    assert ended == 2 and err.splitlines() == [
+        "raycnn: mine.yaml:4: data.transforms.0.padding: is missing",
+        "mine.yaml:2: optimizer.lr: is missing",
+    ]
+    (tmp_path / "s.yaml").write_text(
+        "extends: base.yaml\ntune: {}\narchitectures:\n  - {name: two, model: lenet, optimizer: sgd}\n"
+    )
+    ended, _, err = call("tune", "s.yaml", "--dry-run")
+    assert ended == 2 and "s.yaml:4: optimizer.lr: is missing" in err, err
 
 
 @pytest.mark.parametrize("command", ["check", "compare-devices", "lr-finder"])

@@ -217,6 +217,16 @@ def test_a_value_of_the_space_is_completed_by_the_other_values_and_not_by_the_jo
     assert architecture.space["train"].ends == [{"ema": 0.9}, {"ema": 0.99}]
 
 
+def test_architectures_of_the_command_line_replace_those_of_the_file(read: Read) -> None:
+    both = "architectures: [lenet, {name: deep, model: alexnet}]\n" + SPACE
+    (only,) = read(both, "architectures=[lenet]").architectures
+    assert only.name == "lenet"
+    with pytest.raises(SpecError, match="command line: model.name: unknown model 'lenett'"):
+        check_search(read(both, "architectures=[lenett]"))
+    with pytest.raises(SpecError, match=":7: extends: can only be set at the top of a file"):
+        read("architectures: [{name: two, extends: quickstart}]\n" + SPACE)
+
+
 def test_what_nobody_would_read_is_refused(read: Read, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text(BASE)
     with pytest.raises(SpecError, match="data: "):

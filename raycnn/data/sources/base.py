@@ -19,6 +19,7 @@ from raycnn.errors import DataError
 from raycnn.filesystem import is_uri, open_filesystem
 from raycnn.shape import Shape
 
+SPLITS = ("train", "val", "test")
 TEST_SEED = 0
 MAX_NAMES_SHOWN = 10  # in a message
 Share = Annotated[float, Field(gt=0, lt=1)]

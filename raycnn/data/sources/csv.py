@@ -37,7 +37,7 @@ from raycnn.data.sources.base import (
     unreadable,
     with_test,
 )
-from raycnn.data.sources.folder import SPLITS, walk_pictures
+from raycnn.data.sources.folder import SPLIT_WORDS, walk_pictures
 from raycnn.data.sources.labels import Column, Labels, encode_label_sets, encode_labels
 from raycnn.data.sources.pictures import PictureOptions, PictureSource
 from raycnn.errors import DataError, unknown
@@ -156,7 +156,7 @@ class Csv(PictureSource):
 
     @cached_property
     def tables(self) -> dict[str, CsvTable]:
-        paths = {split: self._find(split) for split in SPLITS}
+        paths = {split: self._find(split) for split in SPLIT_WORDS}
         return {split: CsvTable(path) for split, path in paths.items() if path}
 
     @cached_property
@@ -228,7 +228,7 @@ class Csv(PictureSource):
                 message = unknown("file", name, [path.name for path in tables.values()])
                 raise DataError(f"{self.root}: data.{split}_labels: {message}")
             return self.root / name
-        words = [*SPLITS[split], *(["labels"] if split == "train" else [])]
+        words = [*SPLIT_WORDS[split], *(["labels"] if split == "train" else [])]
         matches = [tables[f"{word}.csv"] for word in words if f"{word}.csv" in tables]
         if matches or split != "train":
             return matches[0] if matches else None

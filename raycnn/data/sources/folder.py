@@ -43,7 +43,7 @@ from raycnn.data.sources.base import (
 from raycnn.data.sources.pictures import PictureOptions, PictureSource
 from raycnn.errors import DataError
 
-SPLITS = {
+SPLIT_WORDS = {
     "train": ("train", "training", "trn"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "tst", "eval", "evaluation"),
@@ -170,7 +170,7 @@ def _named_splits(root: Path, folders: Sequence[str]) -> dict[str, str]:
 
 
 def _split_of(name: str) -> str | None:
-    return next((split for split, names in SPLITS.items() if name in names), None)
+    return next((split for split, names in SPLIT_WORDS.items() if name in names), None)
 
 
 def _choose_splits(root: Path, named: dict[str, str], warnings: list[str]) -> dict[str, Path]:
@@ -188,7 +188,7 @@ def _choose_splits(root: Path, named: dict[str, str], warnings: list[str]) -> di
     stray = sum(1 for entry in os.scandir(root) if not entry.is_dir())
     if stray:
         warnings.append(f"{root}: files beside the splits, ignored: {stray:,}")
-    return {split: splits[split] for split in SPLITS if split in splits}
+    return {split: splits[split] for split in SPLIT_WORDS if split in splits}
 
 
 def _folders(root: Path) -> list[str]:

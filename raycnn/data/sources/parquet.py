@@ -36,6 +36,7 @@ from raycnn.data.images.decode import (
     TargetSize,
 )
 from raycnn.data.sources.base import (
+    SPLITS,
     Share,
     Source,
     Split,
@@ -336,7 +337,7 @@ class Parquet(PictureSource):
 
     @cached_property
     def tables(self) -> dict[str, Table]:
-        splits = {name: self._matching(name) for name in ("train", "val", "test")}
+        splits = {name: self._matching(name) for name in SPLITS}
         return {name: Table(files, *self.columns) for name, files in splits.items() if files}
 
     @cached_property

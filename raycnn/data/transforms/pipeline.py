@@ -88,13 +88,17 @@ def shape_after(choices: Sequence[ComponentConfig], shape: Shape) -> Shape:
     Raises SpecError if a transform does not fit the shape, or another follows a mix.
     """
     last = ""
-    for choice in choices:
-        transform = TRANSFORMS.build(choice)
-        if last and not isinstance(transform, Mix):
-            raise SpecError(
-                f"{choice.name} follows {last}: transforms that mix images come last",
-                "data.transforms",
-            )
+    for index, choice in enumerate(choices):
+        try:
+            transform = TRANSFORMS.build(choice)
+            if last and not isinstance(transform, Mix):
+                raise SpecError(
+                    f"{choice.name} follows {last}: transforms that mix images come last",
+                    "data.transforms",
+                )
+            shape = transform.shape(shape)
+        except SpecError as error:
+            option = error.key.removeprefix("data.transforms")
+            raise SpecError(error.message, f"data.transforms.{index}{option}") from None
         last = choice.name if isinstance(transform, Mix) else ""
-        shape = transform.shape(shape)
     return shape

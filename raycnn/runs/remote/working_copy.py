@@ -328,8 +328,14 @@ class WorkingCopy:
         for name in sorted({name for name in index.values() if name}):
             # One that is not listed may be incomplete; one that is listed, another machine's.
             is_listed = name in old_index.values()
-            if not (is_listed and self._is_uploaded(name)):
+            if is_listed and self._is_uploaded(name):
+                continue
+            try:
                 self._push_checkpoint(name)
+            except FileNotFoundError:  # training has replaced it
+                if not is_listed:
+                    self.remote.delete_folder(f"{CHECKPOINTS}/{name}")
+                raise
         check_lease()
         with self._sync_lock():
             if index_file is None or old_index != index:

@@ -52,6 +52,8 @@ def test_a_folder_is_inspected_as_it_would_be_trained_on(call: Call, pictures: P
     found = surveyed(call, pictures)
     assert list(found["counts"]) == ["train", "val", "test"]
     assert found["counts"]["test"] == [3, 3] and sum(found["counts"]["train"]) == 8
+    ended, _, err = call(pictures, "--root", pictures)
+    assert ended == 2 and "--root: " in err and "is a folder of images itself" in err
     of_source = surveyed(call, "folder", f"data.path={pictures.name}", "--root", pictures.parent)
     assert of_source["counts"] == {"train": [5, 5], "test": [3, 3]}
 
@@ -129,6 +131,7 @@ def test_the_sheet_has_a_row_for_each_class(call: Call, tmp_path: Path) -> None:
         (["folder", "download=maybe"], 2, "data.download: must be a valid boolean, not 'maybe'"),
         (["mnist", "--root", "nowhere"], 4, "mnist is not in"),
         (["folder", "data.path=nowhere"], 4, "cannot read the data: there is no "),
+        (["digits", "fold=[0, 2]"], 2, "fold: applies only to a job"),
         (["nowhere.yaml"], 2, "cannot read nowhere.yaml"),
     ],
 )

@@ -97,7 +97,7 @@ def test_all_real_flowers_are_listed(real_data: Path) -> None:
 
 
 def test_faulty_folders_are_refused(tmp_path: Path) -> None:
-    assert "No such file" in refusal("folder", tmp_path / "absent")
+    assert f"there is no {tmp_path}/absent" in refusal("folder", tmp_path / "absent")
     (tmp_path / "file").touch()
     assert "is a file" in refusal("folder", tmp_path, path="file")
     assert "no class folders" in refusal("folder", tmp_path)

@@ -175,6 +175,8 @@ def test_a_checkpoint_that_training_replaces_during_its_upload_ends_no_job(
     assert not happened(run, StorageUnreachable)
     index = json.loads(s3.read(bucket, "runs/tiny/1/checkpoints/index.json"))
     assert index == checkpoint_folder.read_index(run.checkpoints)
+    kept = {name.split("/")[4] for name in s3.names(bucket) if "/checkpoints/0" in name}
+    assert kept == set(index.values()), "nothing is left of the one that was replaced"
 
 
 SLOW = """
@@ -565,7 +567,7 @@ def test_a_search_at_a_uri_is_resumed_elsewhere(
 
     other_machine()
     code, out, _ = call("list", "runs", "--runs", root)
-    assert code == 0 and out.split()[:2] == ["found/1", "done"]
+    assert code == 0 and out.splitlines()[1].split()[:2] == ["found/1", "done"]
     found = Search.find("found", root)
     with found.lock():
         other_machine()
