@@ -82,13 +82,12 @@ class Registry(Generic[T]):
     def _load(self, point: EntryPoint) -> Callable[..., T]:
         try:
             builder = point.load()
-            option_types(builder)
-            hash(builder)  # its options are cached by it
+            _schema(point.name, builder)
         except Exception as error:  # importing another package may raise anything
             package = point.dist.name if point.dist else point.value
             raise EnvironmentUnavailable(
-                f"{self.kind} {point.name!r} is in the package {package}, which cannot be "
-                f"imported: {type(error).__name__}: {first_line(error)}"
+                f"{self.kind} {point.name!r} of the package {package} cannot be used: "
+                f"{type(error).__name__}: {first_line(error)}"
             ) from None
         return cast(Callable[..., T], builder)
 
@@ -169,6 +168,8 @@ def option_types(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     for option in inspect.signature(builder).parameters.values():
         if option.kind is option.KEYWORD_ONLY:
             hint = option.annotation
+            if hint is option.empty:
+                raise TypeError(f"the option {option.name} has no type")
             if isinstance(hint, str):
                 hint = eval(hint, function.__globals__)
             options[option.name] = (hint, ... if option.default is option.empty else option.default)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveInt,
@@ -326,6 +327,17 @@ class Failure(Frozen):
     """Factor on the learning rate after each rollback."""
 
 
+def _over(default: Tree) -> BeforeValidator:
+    """Validate a component without a name as changes to the default one."""
+    return BeforeValidator(
+        lambda value: default | value if isinstance(value, dict) and "name" not in value else value
+    )
+
+
+DEFAULT_OPTIMIZER: Tree = {"name": "adamw", "lr": 1e-3}
+DEFAULT_SCHEDULE: Tree = {"name": "constant"}
+
+
 class JobSpec(Frozen):
     """The complete spec of one training job. Unknown keys are refused."""
 
@@ -335,9 +347,13 @@ class JobSpec(Frozen):
     """Seed of the initial weights, sample order, augmentation, dropout and validation split."""
     data: Data
     model: Model
-    optimizer: OptimizerConfig = OptimizerConfig.model_validate({"name": "adamw", "lr": 1e-3})
+    optimizer: Annotated[OptimizerConfig, _over(DEFAULT_OPTIMIZER)] = (
+        OptimizerConfig.model_validate(DEFAULT_OPTIMIZER)
+    )
     """An optimizer from `raycnn list optimizers`."""
-    schedule: ComponentConfig = ComponentConfig(name="constant")
+    schedule: Annotated[ComponentConfig, _over(DEFAULT_SCHEDULE)] = ComponentConfig.model_validate(
+        DEFAULT_SCHEDULE
+    )
     """A learning-rate schedule from `raycnn list schedules`."""
     train: Train
     stages: list[Stage] = []

@@ -307,8 +307,11 @@ class _Entry(Frozen, extra="allow"):
     """An entry of `architectures` as written; its other keys are changes to the base job."""
 
     name: str | None = None
+    """Name of the architecture; by default that of its model, or of its job."""
     job: str | None = None
+    """File of a complete job, beside this one or below it, instead of the base job."""
     space: Space = {}
+    """Keys to search for this architecture, in addition to those of `tune.space`."""
 
     @model_validator(mode="before")
     @classmethod

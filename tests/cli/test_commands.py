@@ -80,6 +80,9 @@ def test_options_read_from_source_are_those_of_the_builders(table: Registry[obje
     }
 
 
+NOWHERE = "nowhere_to_be_found"
+
+
 @pytest.fixture
 def broken_package(tmp_path: Path) -> Path:
     """A package with an entry point for networks, which cannot be imported."""
@@ -87,10 +90,11 @@ def broken_package(tmp_path: Path) -> Path:
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: their-nets\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text(
-        "[raycnn.models]\nbroken_net = their_nets:broken_net\n"
+        "[raycnn.models]\nbroken_net = their_nets:broken_net\nuntyped = untyped:untyped\n"
         "[raycnn.datasets]\nbroken_set = their_nets:broken_set\n"
     )
-    (tmp_path / "site" / "their_nets.py").write_text("import nowhere_to_be_found\n")
+    (tmp_path / "site" / "their_nets.py").write_text(f"import {NOWHERE}\n")
+    (tmp_path / "site" / "untyped.py").write_text("def untyped(shape, classes, *, width=8): ...\n")
     return tmp_path / "site"
 
 
@@ -102,6 +106,7 @@ def broken_package(tmp_path: Path) -> Path:
         (["train", "quickstart", "--print"], 0),
         (["check", "quickstart", "model=broken_net"], 3),
         (["check", "quickstart", "data=broken_set"], 3),
+        (["check", "quickstart", "model=untyped"], 3),
     ],
 )
 def test_a_package_that_cannot_be_imported_is_named_and_the_rest_works(
@@ -117,7 +122,8 @@ def test_a_package_that_cannot_be_imported_is_named_and_the_rest_works(
     said = done.stdout + done.stderr
     assert done.returncode == code and "Traceback" not in said, said
     if "schema" not in words and "--print" not in words:
-        assert "their-nets" in said and "nowhere_to_be_found" in said
+        assert "their-nets" in said
+        assert ("the option width has no type" if "model=untyped" in words else NOWHERE) in said
 
 
 def test_an_old_command_is_answered_with_the_new_one() -> None:

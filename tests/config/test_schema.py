@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from raycnn.config.load import job_from_tree, load_job
 from raycnn.config.schema import json_schema
 from raycnn.errors import SpecError
+from tests.support.jobs import TINY
 
 GOOD = """\
 name: good
@@ -182,6 +183,15 @@ def test_a_job_extends_nothing_outside_its_folder(tmp_path: Path, target: str) -
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "link.yaml").symlink_to(tmp_path / "secret.yaml")
     assert "extends: " in refusal(tmp_path / "jobs", f"extends: {target}\n")
+
+
+def test_changes_of_a_component_that_is_left_out_are_changes_of_the_default_one() -> None:
+    tree = {key: TINY[key] for key in ("name", "data", "model", "train")}
+    job = job_from_tree(tree)
+    assert job.optimizer.name == "adamw" and job.schedule.name == "constant"
+    changed = job_from_tree(tree | {"optimizer": {"lr": 0.1}, "schedule": {"warmup": 0.1}})
+    assert changed.tree() == job.change({"optimizer.lr": 0.1, "schedule.warmup": 0.1}).tree()
+    assert changed.optimizer.options == {"lr": 0.1}
 
 
 def test_a_job_extends_a_recipe_by_name(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def _launch(folder: str, log: Path, token: str, port: int) -> "subprocess.Popen[
             [
                 Path(sys.executable).with_name("ray"), "start", "--head", "--block",
                 "--port=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
-                "--dashboard-agent-listen-port=0", f"--temp-dir={folder}",
+                # With 0 the job server of Ray 2.51 finds no logs.
+                f"--dashboard-agent-listen-port={_free_port()}", f"--temp-dir={folder}",
                 # Ray Client's server would end the head if its default port were taken.
                 f"--ray-client-server-port={_free_port()}",
                 f"--num-cpus={DEVICE_KINDS['cpu'].count()}",
