@@ -94,7 +94,7 @@ NAMES_SHOWN = 40
 SYNONYMS = {
     "arch": "model", "architecture": "model", "network": "model", "dataset": "data",
     "lr_scheduler": "schedule", "scheduler": "schedule",
-    "learning_rate": "lr", "wd": "weight_decay",
+    "type": "name", "learning_rate": "lr", "wd": "weight_decay",
     "bs": "batch_size", "batch": "batch_size", "max_epochs": "epochs", "num_epochs": "epochs",
     "grad_clip": "clip_norm", "early_stopping": "patience", "amp": "precision",
     "num_workers": "count", "gpus": "count", "accelerator": "device", "image_size": "size",

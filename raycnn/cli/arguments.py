@@ -13,6 +13,7 @@ from raycnn.config.changes import parse_changes
 from raycnn.config.messages import describe_error
 from raycnn.config.recipes import SUFFIXES, recipe_files
 from raycnn.errors import SpecError
+from raycnn.filesystem import is_uri
 from raycnn.runtime.device import DEVICE_KINDS
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 
 def _absolute(path: str | None) -> str | None:
+    if path and is_uri(path):
+        raise SpecError("is a URI: only a local or a shared path can be used", "--root")
     return path and os.path.abspath(Path(path).expanduser())
 
 
@@ -98,6 +101,7 @@ def is_job(word: str) -> bool:
 def chosen(kind: type[Entry], section: str, name: str, options: Iterable[str] | None) -> Entry:
     """Return a registry entry by its name, with options as key=value. Raises SpecError."""
     prefix = f"{section}."
+    parse_changes(options or [])  # raises errors of what was written, without the section
     pairs = parse_changes(prefix + option.removeprefix(prefix) for option in options or [])
     given = {key.removeprefix(prefix): value for key, value in pairs.items()}
     try:

@@ -68,7 +68,7 @@ def _open(
     from raycnn.data.images.cache import open_cache
     from raycnn.data.sources.base import SPLITS
     from raycnn.data.splits import open_splits, source_of
-    from raycnn.runs.preflight import check_settings
+    from raycnn.runs.preflight import check_data_settings
 
     known = source in DATASETS.names()
     pictures = None if known else job_of_pictures(Path(source), changes)
@@ -77,7 +77,7 @@ def _open(
         if pictures and root:
             raise SpecError(f"{source} is a folder of images itself", "--root")
         job = job.change({"data.max_bad": NO_LIMIT} | ({"data.root": root} if root else {}))
-        check_settings(job)
+        check_data_settings(job)
         with job.located():
             splits = open_splits(job)
         return splits.cache, {

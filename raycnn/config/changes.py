@@ -11,6 +11,11 @@ from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
 from raycnn.filesystem import is_uri
 
+DEFAULTS: dict[str, Tree] = {
+    "optimizer": {"name": "adamw", "lr": 1e-3},
+    "schedule": {"name": "constant"},
+}
+"""The components that a spec has if it does not name others."""
 COMMAND_LINE = "command line"  # the source location of keys that no file sets
 PATHS = ("data.root", "model.weights", "storage.path", "train.distillation.teacher")
 
@@ -51,27 +56,37 @@ def apply_changes(
         tree = merge(tree, change)
         parents = [".".join(keys[:depth]) for depth in range(1, len(keys))]
         leaves = flatten({path: value})
-        replaced = tuple(f"{leaf}." for leaf in leaves)
+        replaced = tuple(f"{leaf}." for leaf, new in leaves.items() if new != {})
         kept = {key: place for key, place in where.items() if not key.startswith(replaced)}
         # Another name replaces the whole component: what it lacks is missing in the source.
         named = [leaf.removesuffix(".name") for leaf in leaves if leaf.endswith(".name")]
-        given = [path, *leaves, *named]
+        given = [path, *yaml_file.dotted_keys(value, path), *named]
         where = dict.fromkeys(parents, source) | kept | dict.fromkeys(given, source)
     return tree, where
 
 
 def merge(below: Tree, above: Tree) -> Tree:
-    """Return `below` overridden by `above`, recursively.
+    """Return the spec `below` overridden by `above`, recursively.
 
     A component whose `name` changes is replaced as a whole: its old options are dropped.
     """
+    named = {key: over_default(key, below[key]) for key in DEFAULTS if key in below}
+    return _merge(below | named, above)
+
+
+def over_default(key: str, value: Any) -> Any:
+    """Return the value of `optimizer` or `schedule`: without a name as changes of the default."""
+    return DEFAULTS[key] | value if isinstance(value, dict) and "name" not in value else value
+
+
+def _merge(below: Tree, above: Tree) -> Tree:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
         if isinstance(value, dict) and isinstance(old, str):
             old = {"name": old}
         if isinstance(old, dict) and isinstance(value, dict) and _same_entry(old, value):
-            merged[key] = merge(old, value)
+            merged[key] = _merge(old, value)
         else:
             merged[key] = value
     return merged

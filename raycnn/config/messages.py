@@ -11,6 +11,8 @@ from pydantic_core import ErrorDetails
 from raycnn.config.yaml_file import Tree, Where, existing
 from raycnn.errors import SYNONYMS, SpecError, did_you_mean, shortened, unknown
 
+# The patterns of names in a spec, which differ in length alone.
+NAME_PATTERN = re.compile(re.escape("^[a-z0-9][a-z0-9._-]{0,") + r"(\d+)" + re.escape("}$"))
 MAX_ERRORS = 10  # reported for one file
 MAX_KEY_LENGTH = 200  # characters of a key that are printed
 OPTIONS = [
@@ -71,12 +73,12 @@ def describe_error(detail: ErrorDetails) -> str:
     """Return a pydantic error as one sentence."""
     if detail["type"] == "missing":
         return "is missing"
-    if detail["type"] == "string_pattern_mismatch":  # of a name: all patterns are alike
-        longest = int(detail["ctx"]["pattern"].partition("{0,")[2].partition("}")[0]) + 1
-        return (
-            f"must be at most {longest} of a-z, 0-9, '.', '_' and '-', and begin with a-z or 0-9, "
-            f"not {shortened(detail['input'])}"
-        )
+    if detail["type"] == "string_pattern_mismatch":
+        if name := NAME_PATTERN.fullmatch(detail["ctx"]["pattern"]):
+            return (
+                f"must be at most {int(name[1]) + 1} of a-z, 0-9, '.', '_' and '-', and begin with "
+                f"a-z or 0-9, not {shortened(detail['input'])}"
+            )
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
     message = re.sub(
         r"a valid dictionary or instance of (ComponentConfig|Data|Model|OptimizerConfig)",

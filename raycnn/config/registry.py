@@ -138,7 +138,7 @@ class Registry(Generic[T]):
         self, error: ValidationError, choice: ComponentConfig, model: type[BaseModel], key: str
     ) -> list[SpecError]:
         """Return one error for each wrong option; of a union pydantic reports every part."""
-        names = {*model.model_fields, *type(choice).model_fields} - {"name"}
+        names = {*model.model_fields, *type(choice).model_fields}
         unknowns: list[SpecError] = []
         others: dict[str, SpecError] = {}
         for detail in error.errors():

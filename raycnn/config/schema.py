@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -19,7 +20,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from raycnn.config.changes import apply_changes, parse_changes
+from raycnn.config.changes import DEFAULTS, apply_changes, over_default, parse_changes
 from raycnn.config.messages import locate, validate
 from raycnn.config.yaml_file import Tree, Where
 from raycnn.errors import SpecError
@@ -327,17 +328,6 @@ class Failure(Frozen):
     """Factor on the learning rate after each rollback."""
 
 
-def _over(default: Tree) -> BeforeValidator:
-    """Validate a component without a name as changes to the default one."""
-    return BeforeValidator(
-        lambda value: default | value if isinstance(value, dict) and "name" not in value else value
-    )
-
-
-DEFAULT_OPTIMIZER: Tree = {"name": "adamw", "lr": 1e-3}
-DEFAULT_SCHEDULE: Tree = {"name": "constant"}
-
-
 class JobSpec(Frozen):
     """The complete spec of one training job. Unknown keys are refused."""
 
@@ -347,12 +337,12 @@ class JobSpec(Frozen):
     """Seed of the initial weights, sample order, augmentation, dropout and validation split."""
     data: Data
     model: Model
-    optimizer: Annotated[OptimizerConfig, _over(DEFAULT_OPTIMIZER)] = (
-        OptimizerConfig.model_validate(DEFAULT_OPTIMIZER)
+    optimizer: Annotated[OptimizerConfig, BeforeValidator(partial(over_default, "optimizer"))] = (
+        OptimizerConfig.model_validate(DEFAULTS["optimizer"])
     )
     """An optimizer from `raycnn list optimizers`."""
-    schedule: Annotated[ComponentConfig, _over(DEFAULT_SCHEDULE)] = ComponentConfig.model_validate(
-        DEFAULT_SCHEDULE
+    schedule: Annotated[ComponentConfig, BeforeValidator(partial(over_default, "schedule"))] = (
+        ComponentConfig.model_validate(DEFAULTS["schedule"])
     )
     """A learning-rate schedule from `raycnn list schedules`."""
     train: Train

@@ -298,6 +298,12 @@ class TuneSpec(Frozen):
         """Return the search as plain values, with all defaults filled in."""
         return self.model_dump(mode="json")
 
+    def space_key(self, architecture: Architecture, key: str) -> str:
+        """Return the dotted key under which the file has a key of an architecture's space."""
+        index = self.architectures.index(architecture)
+        own = f"architectures.{index}.space.{key}"
+        return own if own in self._where else f"tune.space.{key}"
+
     def error(self, key: str, message: str) -> SpecError:
         """Return a SpecError with the file and line of a key."""
         return SpecError(locate(self._where, key, message))
@@ -421,7 +427,7 @@ def _architecture(
     lines = {
         key.removeprefix(f"{dotted}."): line
         for key, line in where.items()
-        if key.startswith(f"{dotted}.")
+        if key.startswith(f"{dotted}.") and key.split(".")[2] not in _Entry.model_fields
     }
     if entry.job is not None:
         tree, below = read_spec(_job_file(path, entry.job, where, f"{dotted}.job"))

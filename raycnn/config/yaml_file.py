@@ -55,17 +55,18 @@ def existing(where: Where, tree: Tree) -> Where:
 
     Where a spec replaces a part of another, keys of the old part may be left in `where`.
     """
-    keys = {"", *_dotted_keys(tree)}
+    keys = {"", *dotted_keys(tree)}
     return {key: location for key, location in where.items() if key in keys}
 
 
-def _dotted_keys(value: Any, path: str = "") -> Iterator[str]:
+def dotted_keys(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all that is inside a value, also in lists: `data.transforms.0`."""
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in items:
             dotted = f"{path}.{key}" if path else str(key)
             yield dotted
-            yield from _dotted_keys(inner, dotted)
+            yield from dotted_keys(inner, dotted)
 
 
 def parse_value(text: str) -> Any:

@@ -146,12 +146,7 @@ def check_settings(job: JobSpec) -> None:
     Raises SpecError with the file and line of each key at fault.
     """
     problems = [
-        *DATASETS.problems(job.data),
-        *(
-            problem
-            for index, choice in enumerate(job.data.transforms)
-            for problem in TRANSFORMS.problems(choice, f"data.transforms.{index}")
-        ),
+        *_data_problems(job),
         *MODELS.problems(job.model),
         *OPTIMIZERS.problems(job.optimizer),
         *SCHEDULES.problems(job.schedule),
@@ -165,6 +160,19 @@ def check_settings(job: JobSpec) -> None:
         SCHEDULES.build(job.schedule, job.train.epochs)
         if job.train.patience and not (job.data.val or job.data.fold):
             raise SpecError("needs images that are held out: data.val is 0", "train.patience")
+
+
+def check_data_settings(job: JobSpec) -> None:
+    """Check the names and options of the data set and the transforms, as `check_settings` does."""
+    if problems := _data_problems(job):
+        raise job.located_error(problems)
+
+
+def _data_problems(job: JobSpec) -> list[SpecError]:
+    problems = DATASETS.problems(job.data)
+    for index, choice in enumerate(job.data.transforms):
+        problems += TRANSFORMS.problems(choice, f"data.transforms.{index}")
+    return problems
 
 
 def _build_optimizers(job: JobSpec, build: Callable[[OptimizerConfig], Optimizer]) -> Optimizer:

@@ -78,20 +78,20 @@ def _pin_values(
         path = next((path for path in PINNED if f"{path}.".startswith(f"{key}.")), None)
         if not path:
             continue
-        values = []
+        place, values = search.space_key(architecture, key), []
         for value in domain.ends:
             job = _changed(architecture, {key: value})
             try:
                 check_teacher(job, resolved.classes, resolved.shape)
                 pinned = pin_paths(job).tree()
             except SpecError as error:
-                raise search.error(f"tune.space.{key}", f"{value!r}: {error}") from None
+                raise search.error(place, f"{value!r}: {error}") from None
             values.append(_pin(value, pinned, key.split("."), path.split(".")))
         try:
             space[key] = Domain.model_validate({domain.kind: values})
         except ValidationError as error:
             message = describe_error(error.errors()[0])
-            raise search.error(f"tune.space.{key}", message) from None
+            raise search.error(place, message) from None
     return architecture.model_copy(update={"space": space})
 
 
@@ -190,7 +190,8 @@ def _check_population(search: TuneSpec, architecture: Architecture, pbt: Pbt) ->
     for key in architecture.space:
         if not schema.can_change(key):
             raise search.error(
-                f"tune.space.{key}", f"pbt changes settings during a run: {schema.CHANGEABLE} can"
+                search.space_key(architecture, key),
+                f"pbt changes settings during a run: {schema.CHANGEABLE} can",
             )
     if architecture.trials(search.tune.trials) < 2:
         raise search.error("tune.trials", f"pbt needs 2 or more trials of {name}")
@@ -205,7 +206,7 @@ def _check_values(
 ) -> None:
     """Check the job of each value, or end of a range, in the search space."""
     for key, domain in architecture.space.items():
-        place = f"tune.space.{key}"
+        place = search.space_key(architecture, key)
         if key == "data" or any(f"{key}.".startswith(f"{fixed}.") for fixed in NOT_SEARCHABLE):
             raise search.error(place, "trials that differ in it cannot be compared")
         for value in domain.ends:

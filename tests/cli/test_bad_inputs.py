@@ -100,6 +100,7 @@ def test_a_file_of_any_editor_is_read(call: Call, tmp_path: Path, content: bytes
         ),
         ("name=_a", "name: must be at most 64 of a-z, 0-9, '.', '_' and '-', and begin with a-z"),
         ("optimizer={momentun: 0.9}", "command line: optimizer.momentun: unknown sgd option"),
+        ("optimizer={type: sgd}", "unknown sgd option 'type'; did you mean 'name'?"),
         ("extends=other.yaml", "command line: extends: can only be set at the top of a file"),
         ("optimizer.lr=1e400", "optimizer.lr: must be a finite number"),
         ("failure.rollback_lr=1", "failure.rollback_lr: must be less than 1"),

@@ -10,7 +10,11 @@ from raycnn.errors import SpecError
 
 
 def tower(
-    base: int, *, height: Annotated[float, Field(gt=0)] = 2.0, roof: Literal["a", "b"]
+    base: int,
+    *,
+    height: Annotated[float, Field(gt=0)] = 2.0,
+    roof: Literal["a", "b"],
+    form: Annotated[str, Field(pattern="^[a-z]+$")] = "round",
 ) -> Any:
     return base, height, roof
 
@@ -40,6 +44,10 @@ def test_keyword_only_parameters_are_the_options() -> None:
         ({"name": "tower", "roof": "a", "height": float("nan")}, "tower.height: must be"),
         ({"name": "tower", "roof": "a", "base": 1}, "tower.base: unknown tower option 'base'"),
         ({"name": "tower", "roof": "a", "heigth": 1}, "did you mean 'height'?"),
+        (
+            {"name": "tower", "roof": "a", "form": "ROUND"},
+            "tower.form: String should match pattern",
+        ),
     ],
 )
 def test_a_wrong_choice_is_refused_with_the_nearest_name(choice: dict[str, Any], said: str) -> None:

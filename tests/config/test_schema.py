@@ -192,6 +192,21 @@ def test_changes_of_a_component_that_is_left_out_are_changes_of_the_default_one(
     changed = job_from_tree(tree | {"optimizer": {"lr": 0.1}, "schedule": {"warmup": 0.1}})
     assert changed.tree() == job.change({"optimizer.lr": 0.1, "schedule.warmup": 0.1}).tree()
     assert changed.optimizer.options == {"lr": 0.1}
+    decayed = job_from_tree(tree | {"optimizer": {"weight_decay": 0.3}})
+    again = decayed.change({"optimizer": {"name": "adamw", "lr": 0.01}})
+    assert again.optimizer.options == {"lr": 0.01, "weight_decay": 0.3}
+
+
+def test_a_spec_extends_one_that_leaves_the_name_of_the_optimizer_out(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "name: base\ndata: digits\nmodel: lenet\noptimizer: {weight_decay: 0.3}\n"
+        "train: {epochs: 1}\n"
+    )
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\noptimizer: {name: adamw, lr: 0.01}\n")
+    options = load_job(tmp_path / "mine.yaml").optimizer.options
+    assert options == {"lr": 0.01, "weight_decay": 0.3}
+    options = load_job(tmp_path / "base.yaml", ["optimizer.name=adamw"]).optimizer.options
+    assert options == {"lr": 1e-3, "weight_decay": 0.3}
 
 
 def test_a_job_extends_a_recipe_by_name(tmp_path: Path) -> None:

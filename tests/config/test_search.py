@@ -227,6 +227,17 @@ def test_architectures_of_the_command_line_replace_those_of_the_file(read: Read)
         read("architectures: [{name: two, extends: quickstart}]\n" + SPACE)
 
 
+def test_a_bad_value_of_an_architectures_own_space_is_found_there(read: Read) -> None:
+    own = (
+        "architectures:\n"
+        "  - name: lenet\n"
+        "    space: {optimizer.momentum: {choice: [0.9, 2]}}\n" + SPACE
+    )
+    said = ":9: architectures.0.space.optimizer.momentum: 2 gives an invalid job of lenet"
+    with pytest.raises(SpecError, match=said):
+        check_search(read(own))
+
+
 def test_what_nobody_would_read_is_refused(read: Read, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text(BASE)
     with pytest.raises(SpecError, match="data: "):

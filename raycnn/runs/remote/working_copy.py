@@ -325,17 +325,7 @@ class WorkingCopy:
             old_index = self._read_remote_index() if index_file else {}
         except DamagedIndex:  # it was written wrong, and is written again below
             old_index, index_file = self.remote_index, None
-        for name in sorted({name for name in index.values() if name}):
-            # One that is not listed may be incomplete; one that is listed, another machine's.
-            is_listed = name in old_index.values()
-            if is_listed and self._is_uploaded(name):
-                continue
-            try:
-                self._push_checkpoint(name)
-            except FileNotFoundError:  # training has replaced it
-                if not is_listed:
-                    self.remote.delete_folder(f"{CHECKPOINTS}/{name}")
-                raise
+        self._push_missing(index, old_index, check_lease)
         check_lease()
         with self._sync_lock():
             if index_file is None or old_index != index:
@@ -348,6 +338,28 @@ class WorkingCopy:
             self.manifest.update({INDEX_PATH: SyncRecord.of(index_file, local_mtime_ns)})
         for name in filter(None, {*old_index.values()} - {*index.values()}):
             self.remote.delete_folder(f"{CHECKPOINTS}/{name}")
+
+    def _push_missing(
+        self, index: Index, old_index: Index, check_lease: Callable[[], None]
+    ) -> None:
+        """Upload the checkpoints of an index that `old_index`, the remote one, does not have.
+
+        Raises FileNotFoundError if training has replaced one of them, and leaves none of those
+        that no index will name.
+        """
+        pushed = []
+        try:
+            for name in sorted({name for name in index.values() if name}):
+                # One that is not listed may be incomplete; one that is listed, another machine's.
+                if not (name in old_index.values() and self._is_uploaded(name)):
+                    pushed.append(name)
+                    self._push_checkpoint(name)
+        except FileNotFoundError:
+            check_lease()
+            kept = {*old_index.values(), *checkpoint_folder.read_index(self.checkpoints).values()}
+            for name in {*pushed} - kept:
+                self.remote.delete_folder(f"{CHECKPOINTS}/{name}")
+            raise
 
     def _is_uploaded(self, name: str) -> bool:
         try:

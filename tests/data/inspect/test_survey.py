@@ -131,6 +131,8 @@ def test_the_sheet_has_a_row_for_each_class(call: Call, tmp_path: Path) -> None:
         (["folder", "download=maybe"], 2, "data.download: must be a valid boolean, not 'maybe'"),
         (["mnist", "--root", "nowhere"], 4, "mnist is not in"),
         (["folder", "data.path=nowhere"], 4, "cannot read the data: there is no "),
+        (["mnist", "--root", "s3://bucket/data"], 2, "--root: is a URI"),
+        (["digits", "size"], 2, "'size' is not a change"),
         (["digits", "fold=[0, 2]"], 2, "fold: applies only to a job"),
         (["nowhere.yaml"], 2, "cannot read nowhere.yaml"),
     ],
