@@ -55,8 +55,8 @@ def apply_changes(
         change: Tree = reduce(lambda inner, key: {key: inner}, reversed(keys), value)
         tree = merge(tree, change)
         parents = [".".join(keys[:depth]) for depth in range(1, len(keys))]
-        leaves = flatten({path: value})
-        replaced = tuple(f"{leaf}." for leaf, new in leaves.items() if new != {})
+        leaves = flatten({path: value})  # an empty mapping among them replaces nothing
+        replaced = tuple(f"{leaf}." for leaf, new in leaves.items() if not isinstance(new, dict))
         kept = {key: place for key, place in where.items() if not key.startswith(replaced)}
         # Another name replaces the whole component: what it lacks is missing in the source.
         named = [leaf.removesuffix(".name") for leaf in leaves if leaf.endswith(".name")]
