@@ -112,6 +112,11 @@ def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     return f"unknown {kind} {shortened(name)}{did_you_mean(name, names)} ({kinds}: {valid})"
 
 
+def plural(noun: str, count: int) -> str:
+    """Return a noun as it is after a count: with an `s` unless that is 1."""
+    return noun if count == 1 else f"{noun}s"
+
+
 def shortened(value: object, length: int = 80) -> str:
     """Return the repr of a value, truncated to `length` characters."""
     text = repr(value)

@@ -74,9 +74,9 @@ def compare_hits(
 def expected_hits(run: Run, weights: str, root: str | None) -> int:
     """Return the number of correct answers on the test images by the run's result."""
     result = run.result()
-    if run.state() == "running":
-        raise DataError(f"{run.name} is being trained, and has no result yet")
     if not result:
+        if run.state() == "running":
+            raise DataError(f"{run.name} is being trained, and has no result yet")
         raise DataError(f"{run.name} has no result yet; finish it with `{run.command('resume')}`")
     index = checkpoint_folder.read_index(run.checkpoints)
     if index.get(weights) != index.get("best"):

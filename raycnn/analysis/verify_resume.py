@@ -19,7 +19,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raycnn.config.schema import JobSpec
-from raycnn.errors import JobFailed, SpecError
+from raycnn.errors import JobFailed, SpecError, plural
 from raycnn.runs.directory import Run
 from raycnn.runs.environment import environment
 from raycnn.runs.preflight import resolve_job
@@ -250,4 +250,4 @@ def _max_diff(one: Any, other: Any) -> float:
 
 
 def _workers(count: int) -> str:
-    return f"{count} worker{'s' * (count > 1)}"
+    return f"{count} {plural('worker', count)}"

@@ -100,10 +100,8 @@ def is_job(word: str) -> bool:
 
 def chosen(kind: type[Entry], section: str, name: str, options: Iterable[str] | None) -> Entry:
     """Return a registry entry by its name, with options as key=value. Raises SpecError."""
-    prefix = f"{section}."
-    parse_changes(options or [])  # raises errors of what was written, without the section
-    pairs = parse_changes(prefix + option.removeprefix(prefix) for option in options or [])
-    given = {key.removeprefix(prefix): value for key, value in pairs.items()}
+    pairs = parse_changes(options or [], section)
+    given = {key.removeprefix(f"{section}."): value for key, value in pairs.items()}
     try:
         return kind.model_validate({**given, "name": name})
     except ValidationError as error:

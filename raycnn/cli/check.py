@@ -5,6 +5,7 @@ from shlex import join
 
 from raycnn.cli.arguments import AsJson, Changes, JobOrPictures, job_of_pictures
 from raycnn.config.load import load_job
+from raycnn.errors import plural
 
 
 def check(job: JobOrPictures, changes: Changes = None, as_json: AsJson = False) -> None:
@@ -35,7 +36,7 @@ def check(job: JobOrPictures, changes: Changes = None, as_json: AsJson = False) 
         return
     print(f"{job}: job {spec.name}")
     files = len(checked.files)
-    counts = f"{len(checked.classes)} classes, {files:,} file{'s' * (files != 1)}"
+    counts = f"{len(checked.classes)} classes, {files:,} {plural('file', files)}"
     print(f"  data     {spec.data.name}: {counts}")
     print(
         f"  model    {spec.model.name}: {checked.shape} images, {checked.parameters:,} parameters"

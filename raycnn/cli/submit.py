@@ -93,8 +93,8 @@ def _check(spec: "JobSpec | TuneSpec") -> None:
     search = None if isinstance(spec, JobSpec) else spec
     job = spec if isinstance(spec, JobSpec) else spec.architectures[0].job
     try:
-        check_search_settings(search) if search else check_settings(job)
         if is_copied(job.data):
+            check_search_settings(search) if search else check_settings(job)
             path = job.data.options["path"]
             print(f"not checked here, but on the cluster: {path} would be copied to this machine")
         elif search:

@@ -20,17 +20,19 @@ COMMAND_LINE = "command line"  # the source location of keys that no file sets
 PATHS = ("data.root", "model.weights", "storage.path", "train.distillation.teacher")
 
 
-def parse_changes(changes: Iterable[str]) -> Tree:
+def parse_changes(changes: Iterable[str], section: str = "") -> Tree:
     """Return the dotted keys and values of `key=value` strings.
 
-    Raises SpecError for a string without a key or an equals sign.
+    Of a `section`, keys may be given without it. Raises SpecError for a string without a key or an
+    equals sign.
     """
-    pairs = {}
+    pairs, prefix = {}, section and f"{section}."
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals or not key.strip():
             raise SpecError(f"{change!r} is not a change: write key=value, e.g. train.epochs=3")
-        pairs[key.strip()] = _expand(key.strip(), yaml_file.parse_value(text))
+        dotted = prefix + key.strip().removeprefix(prefix)
+        pairs[dotted] = _expand(dotted, yaml_file.parse_value(text))
     return pairs
 
 

@@ -87,7 +87,7 @@ def source_of(data: Data) -> Source:
 
 def is_copied(data: Data) -> bool:
     """Return whether the files of a job are at a URI, and are copied before they are read."""
-    return data.name in LOCAL_SOURCES and is_uri(DATASETS.options(data).get("path") or "")
+    return data.name in LOCAL_SOURCES and is_uri(str(data.options.get("path", "")))
 
 
 def _build(data: Data) -> Source:

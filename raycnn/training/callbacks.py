@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol
 
+from raycnn.errors import plural
 from raycnn.training.main_metric import LABELS, main_metric
 
 log = logging.getLogger("raycnn")
@@ -389,8 +390,8 @@ class StoppedOnRequest(Event):
 
     @property
     def message(self) -> str:
-        epochs = f"{self.epoch} epoch{'s' * (self.epoch != 1)}"
-        steps = f"{self.step} step{'s' * (self.step != 1)}"
+        epochs = f"{self.epoch} {plural('epoch', self.epoch)}"
+        steps = f"{self.step} {plural('step', self.step)}"
         return f"stopped on request, and saved, after {epochs} and {steps}"
 
 
@@ -496,7 +497,7 @@ class WorldResized(Event):
 
     @property
     def message(self) -> str:
-        return f"now {self.workers} worker{'s' * (self.workers > 1)}, of {self.wanted}"
+        return f"now {self.workers} {plural('worker', self.workers)}, of {self.wanted}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from raycnn.config.schema import Workers
-from raycnn.errors import ClusterError
+from raycnn.errors import ClusterError, plural
 from raycnn.runtime.device import DEVICE_KINDS, DeviceKind
 
 RESOURCES = [*dict.fromkeys(kind.resource for kind in DEVICE_KINDS.values())]
@@ -74,7 +74,7 @@ def total(nodes: list[Node]) -> str:
     """Return the devices and CPUs of all nodes, for display."""
     sums = {name: sum(node.total.get(name, 0) for node in nodes) for name in RESOURCES}
     available = {name: amount for name, amount in sums.items() if amount}
-    return f"{format_resources(available)} on {len(nodes)} node{'s' * (len(nodes) > 1)}"
+    return f"{format_resources(available)} on {len(nodes)} {plural('node', len(nodes))}"
 
 
 def format_resources(resources: dict[str, float]) -> str:

@@ -299,12 +299,7 @@ class WorkingCopy:
     def upload(self, index: Index | None, rank: int, check_lease: Callable[[], None]) -> None:
         """Upload the checkpoints of an index, if given, and the other files of a worker."""
         if index:
-            try:
-                self.push_checkpoints(index, check_lease)
-            except FileNotFoundError:
-                # A newer checkpoint may have replaced one of them: its index is queued next.
-                if checkpoint_folder.read_index(self.checkpoints) == index:
-                    raise
+            self.push_checkpoints(index, check_lease)
         log_file = f"logs/rank-{rank}.log"
         self.push_files(
             lambda name: name == log_file or not (rank or name.startswith("logs/rank-"))
@@ -325,7 +320,16 @@ class WorkingCopy:
             old_index = self._read_remote_index() if index_file else {}
         except DamagedIndex:  # it was written wrong, and is written again below
             old_index, index_file = self.remote_index, None
-        self._push_missing(index, old_index, check_lease)
+        try:
+            self._push_missing(index, old_index)
+        except FileNotFoundError:
+            newest = checkpoint_folder.read_index(self.checkpoints)
+            if newest == index:
+                raise
+            # Training has replaced one of them, and queues the newest next.
+            check_lease()
+            self._delete({*index.values()} - {*old_index.values()} - {*newest.values()})
+            return
         check_lease()
         with self._sync_lock():
             if index_file is None or old_index != index:
@@ -336,30 +340,18 @@ class WorkingCopy:
             if checkpoint_folder.read_index(self.checkpoints) != index:
                 local_mtime_ns = 0
             self.manifest.update({INDEX_PATH: SyncRecord.of(index_file, local_mtime_ns)})
-        for name in filter(None, {*old_index.values()} - {*index.values()}):
+        self._delete({*old_index.values()} - {*index.values()})
+
+    def _push_missing(self, index: Index, old_index: Index) -> None:
+        """Upload the checkpoints of an index that `old_index`, the remote one, does not have."""
+        for name in sorted({name for name in index.values() if name}):
+            # One that is not listed may be incomplete; one that is listed, another machine's.
+            if not (name in old_index.values() and self._is_uploaded(name)):
+                self._push_checkpoint(name)
+
+    def _delete(self, names: set[str | None]) -> None:
+        for name in filter(None, names):
             self.remote.delete_folder(f"{CHECKPOINTS}/{name}")
-
-    def _push_missing(
-        self, index: Index, old_index: Index, check_lease: Callable[[], None]
-    ) -> None:
-        """Upload the checkpoints of an index that `old_index`, the remote one, does not have.
-
-        Raises FileNotFoundError if training has replaced one of them, and leaves none of those
-        that no index will name.
-        """
-        pushed = []
-        try:
-            for name in sorted({name for name in index.values() if name}):
-                # One that is not listed may be incomplete; one that is listed, another machine's.
-                if not (name in old_index.values() and self._is_uploaded(name)):
-                    pushed.append(name)
-                    self._push_checkpoint(name)
-        except FileNotFoundError:
-            check_lease()
-            kept = {*old_index.values(), *checkpoint_folder.read_index(self.checkpoints).values()}
-            for name in {*pushed} - kept:
-                self.remote.delete_folder(f"{CHECKPOINTS}/{name}")
-            raise
 
     def _is_uploaded(self, name: str) -> bool:
         try:
@@ -473,7 +465,7 @@ class SearchCopy(WorkingCopy):
         for trial in self._trials():
             if not trial._has_new_checkpoints():
                 continue
-            with suppress(FileNotFoundError):  # a newer checkpoint has replaced it
+            with suppress(FileNotFoundError):  # the trial is being replaced by a copy of another
                 trial.push_checkpoints(checkpoint_folder.read_index(trial.checkpoints), check_lease)
 
     def _push_new_checkpoints(self) -> None:

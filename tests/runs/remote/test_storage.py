@@ -73,6 +73,11 @@ def trained(job: JobSpec, run: Run | None = None) -> Run:
     return local.train_locally(job, lambda: run or Run.create(job), Silent())
 
 
+def checkpoints_there(s3: Server, bucket: str) -> set[str]:
+    """Return the names of all checkpoints in a bucket."""
+    return {name.split("/")[4] for name in s3.names(bucket) if "/checkpoints/0" in name}
+
+
 def test_a_run_at_a_uri_is_the_run_of_a_folder(
     job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None]
 ) -> None:
@@ -147,7 +152,7 @@ def test_a_run_killed_in_mid_upload_goes_on_to_the_unbroken_one(
     assert path and path.name == "00001-00000000" and not faults
     trained(again.job(), again)
     assert same(weights(again), weights(unbroken)) and numbers(again) == numbers(unbroken)
-    kept = {name.split("/")[4] for name in s3.names(bucket) if "/checkpoints/0" in name}
+    kept = checkpoints_there(s3, bucket)
     assert kept == set(checkpoint_folder.read_index(again.checkpoints).values())
 
 
@@ -175,24 +180,29 @@ def test_a_checkpoint_that_training_replaces_during_its_upload_ends_no_job(
     assert not happened(run, StorageUnreachable)
     index = json.loads(s3.read(bucket, "runs/tiny/1/checkpoints/index.json"))
     assert index == checkpoint_folder.read_index(run.checkpoints)
-    kept = {name.split("/")[4] for name in s3.names(bucket) if "/checkpoints/0" in name}
+    kept = checkpoints_there(s3, bucket)
     assert kept == set(index.values()), "nothing is left of the one that was replaced"
 
 
-SLOW = """
-import time
+PATCHED = """
+import errno, time
 from raycnn import filesystem
 from raycnn.cli import main
 upload = filesystem.RemoteFolder.upload
 
-def wait_and_upload(self, source, name):
-    if name.startswith("checkpoints/00001-") and name.endswith("model.safetensors"):
-        time.sleep(13)
+def patched(self, source, name):
+    {before}
     return upload(self, source, name)
 
-filesystem.RemoteFolder.upload = wait_and_upload
+filesystem.RemoteFolder.upload = patched
 main()
 """
+
+
+def resumed_by_two(run: Run, cwd: Path, before: str) -> tuple[set[int], str]:
+    """Resume a run with two workers that execute `before` each upload; return how they ended."""
+    program = ("-c", PATCHED.format(before=before))
+    return ended(workers(2, run.location, cwd=cwd, verb="resume", program=program))
 
 
 @pytest.mark.slow
@@ -200,27 +210,11 @@ def test_workers_wait_for_an_upload_that_takes_longer_than_they_wait_for_one_ano
     job: MakeJob, s3: Server, bucket: str, tmp_path: Path
 ) -> None:
     run = Run.create(job(storage__path=s3.uri(bucket), workers={"count": 2, "timeout_s": 10}))
-    both = workers(2, run.location, cwd=tmp_path, verb="resume", program=("-c", SLOW))
-    codes, said = ended(both)
+    slow = 'time.sleep(13 * (name.startswith("checkpoints/00001-") and "model." in name))'
+    codes, said = resumed_by_two(run, tmp_path, slow)
     assert codes == {0}, said
     done = Run.open(run.location)
     assert done.state() == "done" and len(done.rows()) == 3
-
-
-FULL = """
-import errno
-from raycnn import filesystem
-from raycnn.cli import main
-upload = filesystem.RemoteFolder.upload
-
-def fail(self, source, name):
-    if name.startswith("checkpoints/00002-"):
-        raise OSError(errno.ENOSPC, "the bucket is full")
-    return upload(self, source, name)
-
-filesystem.RemoteFolder.upload = fail
-main()
-"""
 
 
 @pytest.mark.slow
@@ -228,8 +222,8 @@ def test_workers_whose_upload_has_failed_save_here_before_they_end(
     job: MakeJob, s3: Server, bucket: str, tmp_path: Path
 ) -> None:
     run = Run.create(job(storage__path=s3.uri(bucket), workers__count=2))
-    both = workers(2, run.location, cwd=tmp_path, verb="resume", program=("-c", FULL))
-    codes, said = ended(both)
+    full = 'if name.startswith("checkpoints/00002-"): raise OSError(errno.ENOSPC, "the bucket is full")'
+    codes, said = resumed_by_two(run, tmp_path, full)
     assert codes == {3} and "the bucket is full" in said, said
     last = checkpoint_folder.read_index(run.checkpoints)["last"]
     assert last and last > "00002-00000000", "what came after the checkpoint that was not uploaded"
