@@ -30,6 +30,7 @@ from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
 from raycnn.runs.directory import Run
 from raycnn.training import checkpoint_folder
 from raycnn.training.predictions import probabilities_of
+from raycnn.training.tta import with_tta
 
 LOADER = Path(__file__).with_name("onnx_loader.py")  # copied beside an ONNX file as predict.py
 REQUIRED_PACKAGES = {"onnx": ["onnx", "onnxruntime", "onnxscript"]}
@@ -59,7 +60,8 @@ class Deployed(nn.Module):
 
     def __init__(self, network: Network):
         super().__init__()
-        self.network, self.transforms = network.module, network.pipeline.image_transforms
+        self.network = with_tta(network.module, network.tta)
+        self.transforms = network.pipeline.image_transforms
         self.multi_label = network.multi_label
         scales = torch.tensor([network.pipeline.mean, network.pipeline.std]).mul(255)
         mean, std = scales.view(2, 1, -1, 1, 1).unbind()

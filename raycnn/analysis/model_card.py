@@ -80,7 +80,7 @@ def card(description: dict[str, Any], config: dict[str, Any]) -> str:
 {_usage(timm_model)}
 ```
 
-Images: {_images(description["preprocessing"])}.
+Images: {_images(description["preprocessing"])}.{_tta(spec["train"], timm_model)}
 
 ## Classes
 
@@ -128,6 +128,14 @@ def _usage(timm_model: str | None) -> str:
             'import timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True).eval()'
         )
     return 'import raycnn\n\nraycnn.open_network("FOLDER").predict("picture.jpg")'
+
+
+def _tta(settings: dict[str, Any], timm_model: str | None) -> str:
+    """Return a sentence on the test-time augmentation of a run, if it has any."""
+    if not settings.get("tta"):
+        return ""
+    apart = ", which timm does not do" if timm_model else ""
+    return f" The logits are the mean over the image and its mirror image{apart}."
 
 
 def _images(preprocessing: dict[str, Any]) -> str:

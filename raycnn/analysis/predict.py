@@ -31,6 +31,7 @@ from raycnn.shape import Shape
 from raycnn.training import checkpoint, checkpoint_folder
 from raycnn.training.predictions import probabilities_of
 from raycnn.training.step import autocast
+from raycnn.training.tta import with_tta
 
 BATCH_SIZE = 64
 MODES = {3: "rgb", 1: "gray"}  # the names of modes in export.json, by channels
@@ -92,6 +93,8 @@ class Network:
     precision: str
     multi_label: bool = False
     """Whether each class has a probability of its own."""
+    tta: str | None = None
+    """The test-time augmentation of predictions."""
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -110,7 +113,7 @@ class Network:
         """Return probabilities and logits, each (B, K), of (B, C, H, W) uint8 images."""
         numbers = torch.zeros(len(images), 0, device=self.device)
         with autocast(self.precision, self.device):
-            logits = self.module(self.pipeline(images.to(self.device), numbers))
+            logits = with_tta(self.module, self.tta)(self.pipeline(images.to(self.device), numbers))
         logits = logits.float().cpu()
         return probabilities_of(logits, self.multi_label), logits
 
@@ -140,9 +143,10 @@ def build(metadata: dict[str, Any], device: torch.device) -> Network:
     pipeline = Pipeline(transforms, metadata["mean"], metadata["std"]).evaluation()
     fit = job.data.options.get("fit", FIT)
     image_format = ImageFormat(Shape(*metadata["source_shape"]), fit, metadata.get("max_value"))
-    multi_label = metadata.get("multi_label", False)
-    precision = job.train.precision
-    return Network(module, classes, image_format, pipeline, device, precision, multi_label)
+    return Network(
+        module, classes, image_format, pipeline, device, job.train.precision,
+        metadata.get("multi_label", False), job.train.tta,
+    )  # fmt: skip
 
 
 def describe_format(image_format: ImageFormat) -> dict[str, Any]:

@@ -193,6 +193,9 @@ class Train(Frozen):
     """Knowledge distillation from a run, the teacher; none by default."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the exponential moving average of the weights, which is validated and tested."""
+    tta: Literal["horizontal_flip"] | None = None
+    """Test-time augmentation: the logits of an image are averaged over it and its mirror image,
+    wherever the network is used after training, and in validation. Takes twice the time there."""
     patience: PositiveInt | None = None
     """Stop early after this many epochs without improvement on the validation images."""
     sync_batch_norm: bool = False

@@ -21,6 +21,7 @@ IMMUTABLE_ON_RESUME = [
     "optimizer.name",
     "train.batch_size",
     "train.balanced",
+    "train.tta",
 ]
 READING_KEYS = {"root", "download", "cache", "max_bad"}
 """Keys of `data` that change how the images are read, but not the images."""

@@ -62,6 +62,7 @@ from raycnn.training.step import (
     positive_weights,
     split_micro_batches,
 )
+from raycnn.training.tta import with_tta
 from raycnn.training.uncertainty import small_validation_warning
 
 PROGRESS_INTERVAL_S = 0.25  # seconds between progress events
@@ -523,10 +524,11 @@ def evaluate(
 
     The loss is the plain cross-entropy: with the label smoothing of training it could not be
     compared between the stages of a job, or between jobs. A forward pass has at most `micro_batch`
-    images. All logits are added to `predictions`.
+    images. The test-time augmentation of the settings applies. All logits are added to
+    `predictions`.
     """
     settings = settings.model_copy(update={"label_smoothing": 0.0})
-    model.eval()
+    model = with_tta(model.eval(), settings.tta)
     start_time = time.perf_counter()
     multi_label = is_multi_label(loader.labels)
     accumulator = build_metric_accumulator(classes, multi_label, evaluating=True)

@@ -1,0 +1,69 @@
+"""Predictions that are averaged over an image and its mirror image."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from raycnn.analysis.evaluate import evaluate_run, stored_predictions
+from raycnn.analysis.export import export
+from raycnn.analysis.exported_network import open_exported
+from raycnn.analysis.predict import load_network
+from raycnn.config.schema import JobSpec
+from raycnn.data.splits import open_splits
+from raycnn.errors import SpecError
+from raycnn.runs.compatibility import validate_resume
+from raycnn.runs.directory import Run
+from tests.support.runs import same, train, weights
+
+MakeJob = Callable[..., JobSpec]
+TTA: dict[str, Any] = {"train__tta": "horizontal_flip", "train__epochs": 1}
+
+
+def logits_of(run: Run, images: Tensor) -> Tensor:
+    return load_network(run.weights("best"), torch.device("cpu"))(images)[1]
+
+
+def test_the_logits_are_those_of_an_image_and_its_mirror_image(job: MakeJob) -> None:
+    plain, averaged = train(job(train__epochs=1)), train(job(**TTA))
+    assert same(weights(plain), weights(averaged)), "training is the same"
+    splits = open_splits(averaged.job())
+    images = torch.from_numpy(splits.cache.splits["test"].images[:].copy()).permute(0, 3, 1, 2)
+    network = load_network(plain.weights("best"), torch.device("cpu"))
+    inputs = network.pipeline(images, torch.zeros(len(images), 0))
+    with torch.inference_mode():
+        expected = (network.module(inputs) + network.module(inputs.flip(3))) / 2
+    assert (expected - logits_of(plain, images)).abs().max() > 1e-2
+    assert (expected - logits_of(averaged, images)).abs().max() < 1e-5
+
+    stored = stored_predictions(averaged)
+    assert stored and np.allclose(
+        stored.splits["test"].probabilities, expected.softmax(1), atol=1e-5
+    )
+    right = expected.argmax(1).numpy() == splits.labels("test")
+    assert averaged.result()["test"]["acc1"] == right.mean()  # type: ignore[index]
+    assert evaluate_run(averaged, "test", device="cpu")["test"]["acc1"] == right.mean()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "safetensors", "torch"])
+def test_an_exported_network_averages_too(job: MakeJob, kind: str) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime", reason="pip install 'raycnn[onnx]'")
+    run = train(job(**TTA))
+    exported_to = export(run, kind).folder
+    exported = open_exported(exported_to)
+    pixels = torch.randint(256, (3, *exported.image_format.shape), dtype=torch.uint8)
+    both = exported(pixels)[1], exported(pixels.flip(3))[1]
+    assert (both[0] - both[1]).abs().max() < 1e-4
+    assert (both[0] - logits_of(run, pixels)).abs().max() < 1e-4
+    if kind == "safetensors":
+        assert "mirror image" in (exported_to / "README.md").read_text()
+
+
+def test_a_run_keeps_its_averaging(job: MakeJob) -> None:
+    run = train(job(train__epochs=1))
+    with pytest.raises(SpecError, match="train.tta: cannot change once the run has started"):
+        validate_resume(run, job(**TTA | {"train__epochs": 2}))
