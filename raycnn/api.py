@@ -248,7 +248,8 @@ class Run:
         """Return the network with its `best` or `last` weights.
 
         `module` maps normalized images (B, C, H, W) to logits (B, K), `classes` has the K class
-        names, `preprocessing` describes the input pipeline, and `predict` runs all of it.
+        names, `preprocessing` describes the input pipeline, and `predict` runs all of it, with the
+        test-time augmentation of `train.tta`.
         """
         from raycnn.analysis.predict import load_network
         from raycnn.runtime import device as devices

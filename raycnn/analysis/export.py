@@ -132,6 +132,7 @@ def describe_export(run: Run, network: Network, path: Path) -> Description:
         "input": {"name": "images", "dtype": "uint8", "shape": ["batch", channels, height, width]},
         "outputs": ["probabilities", "logits"],
         "preprocessing": network.preprocessing,
+        "tta": network.tta,
         "result": {
             "test": (run.result() or {})["test"],
             "per_class": (run.per_class() or {}).get("per_class", []),

@@ -64,6 +64,8 @@ def card(description: dict[str, Any], config: dict[str, Any]) -> str:
     images = ", ".join(f"{count:,} {split}" for split, count in metadata["images"].items())
     model, version = spec["model"]["name"], metadata["versions"]["raycnn"]
     classes, epoch = len(description["classes"]), description["epoch"]
+    chosen = "which was best on held-out images" if metadata["images"].get("val") else "the last"
+    augmented = ", with test-time augmentation" if spec["train"]["tta"] else ""
     return f"""---
 {_yaml(_front_matter(name, data, LABELS[metric], test[metric], timm_model))}---
 
@@ -71,8 +73,8 @@ def card(description: dict[str, Any], config: dict[str, Any]) -> str:
 
 {model}, trained by raycnn {version} on {data}, {classes} classes: {images} images.
 
-**Test {LABELS[metric]} {test[metric]:.2%}**{interval}, each of
-{test["count"]:,} images once, after epoch {epoch}, which was best on held-out images.
+**Test {LABELS[metric]} {test[metric]:.2%}**{interval}{augmented}, each of
+{test["count"]:,} images once, after epoch {epoch}, {chosen}.
 
 ## Use
 
@@ -132,7 +134,7 @@ def _usage(timm_model: str | None) -> str:
 
 def _tta(settings: dict[str, Any], timm_model: str | None) -> str:
     """Return a sentence on the test-time augmentation of a run, if it has any."""
-    if not settings.get("tta"):
+    if not settings["tta"]:
         return ""
     apart = ", which timm does not do" if timm_model else ""
     return f" The logits are the mean over the image and its mirror image{apart}."

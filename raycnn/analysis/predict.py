@@ -84,7 +84,7 @@ class Network:
     """A run's network with its preprocessing, as used in validation and test."""
 
     module: nn.Module
-    """Maps (B, C, H, W) normalized float32 images to (B, K) logits."""
+    """Maps (B, C, H, W) normalized float32 images to (B, K) logits, without `tta`."""
     classes: tuple[str, ...]
     image_format: ImageFormat
     """The format of the training images, before their transforms."""
@@ -94,7 +94,7 @@ class Network:
     multi_label: bool = False
     """Whether each class has a probability of its own."""
     tta: str | None = None
-    """The test-time augmentation of predictions."""
+    """`train.tta` of the run: the test-time augmentation of predictions."""
 
     @property
     def preprocessing(self) -> dict[str, Any]:

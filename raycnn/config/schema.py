@@ -194,8 +194,9 @@ class Train(Frozen):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the exponential moving average of the weights, which is validated and tested."""
     tta: Literal["horizontal_flip"] | None = None
-    """Test-time augmentation: the logits of an image are averaged over it and its mirror image,
-    wherever the network is used after training, and in validation. Takes twice the time there."""
+    """Test-time augmentation: average the logits of each image and its mirror image in validation,
+    test, predictions and exported networks, which take twice the time. Training is the same; a
+    teacher's outputs are not averaged."""
     patience: PositiveInt | None = None
     """Stop early after this many epochs without improvement on the validation images."""
     sync_batch_norm: bool = False

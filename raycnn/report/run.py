@@ -163,7 +163,7 @@ def _values(
     return {
         "name": run.name, "state": run.state(), "result": result, "best": best, "rows": rows,
         "facts": _facts(run, rows, result, best, report_input),
-        "notes": _notes(rows, report_input, result) + _leak_notes(duplicate_section),
+        "notes": _notes(job, rows, report_input, result) + _leak_notes(duplicate_section),
         "missing": missing,
         "events": history[-MAX_EVENTS:],
         "curves": _curves(rows, best, history, plots),
@@ -179,7 +179,7 @@ def _values(
         "duplicates": duplicate_section,
         "batch": _batch(report_input, plots.folder),
         "augmented": bool(report_input and report_input.splits.pipeline.numbers),
-        "distilled": bool(job.train.distillation),
+        "distilled": bool(job.train.distillation), "tta": bool(job.train.tta),
         "changed": [(key, page.plain(value)) for key, value in spec.items() if key in changed],
         "defaults": [(key, page.plain(value)) for key, value in spec.items() if key not in changed],
         "environment": _environment(run), "commands": _commands(run, result),
@@ -236,6 +236,7 @@ def _facts(
 
 
 def _notes(
+    job: JobSpec,
     rows: Sequence[dict[str, float]],
     report_input: ReportInput | None,
     result: dict[str, Any] | None,
@@ -254,6 +255,11 @@ def _notes(
                 f"Only {val} validation images choose the best epoch: its {percent(best, 1)} could "
                 f"be anything from {low} to {high}. Raise data.val."
             )
+    if result and job.train.tta:
+        notes.append(
+            "Validated and tested with test-time augmentation: the logits are the mean over the "
+            "image and its mirror image, in two passes of the network."
+        )
     if result and result["test"]["count"] < FEW_IMAGES:
         interval = ": see its interval" if "interval95" in result["test"] else ""
         notes.append(f"The test has only {result['test']['count']} images{interval}.")

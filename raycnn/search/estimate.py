@@ -13,6 +13,7 @@ from raycnn.data.splits import open_splits
 from raycnn.runs.teacher import load_job_teacher
 from raycnn.training.loop import new_training_state
 from raycnn.training.step import TrainStep, forward, unlabeled_batch
+from raycnn.training.tta import with_tta
 
 SAMPLE = 32  # images of the timed step
 
@@ -39,7 +40,7 @@ def _epoch_s(job: JobSpec, device: torch.device) -> float:
 
     def validate() -> Tensor:
         with torch.inference_mode():
-            return forward(state.model, batch, job.train)[1]
+            return forward(with_tta(state.model, job.train.tta), batch, job.train)[1]
 
     train_s = _seconds(train)
     state.model.eval()

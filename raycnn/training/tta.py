@@ -1,4 +1,7 @@
-"""Test-time augmentation: the logits of an image averaged over it and its mirror image."""
+"""Test-time augmentation: the logits of an image averaged over it and its mirror image.
+
+B images, C channels, H rows, W columns, K classes.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,9 @@ class MirrorAverage(nn.Module):
         return (self.network(x).float() + mirrored.float()) / 2
 
 
+AUGMENTATIONS = {"horizontal_flip": MirrorAverage}
+
+
 def with_tta(network: nn.Module, tta: str | None) -> nn.Module:
     """Return the network as it is evaluated: with the test-time augmentation of `train.tta`."""
-    return MirrorAverage(network) if tta == "horizontal_flip" else network
+    return AUGMENTATIONS[tta](network) if tta else network

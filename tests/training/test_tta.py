@@ -15,9 +15,12 @@ from raycnn.analysis.predict import load_network
 from raycnn.config.schema import JobSpec
 from raycnn.data.splits import open_splits
 from raycnn.errors import SpecError
+from raycnn.models.lenet import LeNet
 from raycnn.runs.compatibility import validate_resume
 from raycnn.runs.directory import Run
+from raycnn.search.estimate import epoch_s
 from tests.support.runs import same, train, weights
+from tests.support.searches import SPACE, Read
 
 MakeJob = Callable[..., JobSpec]
 TTA: dict[str, Any] = {"train__tta": "horizontal_flip", "train__epochs": 1}
@@ -43,9 +46,16 @@ def test_the_logits_are_those_of_an_image_and_its_mirror_image(job: MakeJob) -> 
     assert stored and np.allclose(
         stored.splits["test"].probabilities, expected.softmax(1), atol=1e-5
     )
-    right = expected.argmax(1).numpy() == splits.labels("test")
-    assert averaged.result()["test"]["acc1"] == right.mean()  # type: ignore[index]
-    assert evaluate_run(averaged, "test", device="cpu")["test"]["acc1"] == right.mean()
+    evaluate_run(averaged, "test", device="cpu")
+    again = stored_predictions(averaged)
+    assert again and np.allclose(again.splits["test"].probabilities, expected.softmax(1), atol=1e-5)
+    hits = (expected.argmax(1).numpy() == splits.labels("test")).mean()
+    assert averaged.result()["test"]["acc1"] == hits  # type: ignore[index]
+
+    val = stored.splits["val"]
+    loss = -np.log(val.probabilities[np.arange(len(val)), val.labels]).mean()
+    losses = [run.rows()[0]["val/loss"] for run in (averaged, plain)]
+    assert float(losses[0]) == pytest.approx(loss, abs=1e-5) and losses[0] != losses[1]
 
 
 @pytest.mark.parametrize("kind", ["onnx", "safetensors", "torch"])
@@ -60,10 +70,31 @@ def test_an_exported_network_averages_too(job: MakeJob, kind: str) -> None:
     assert (both[0] - both[1]).abs().max() < 1e-4
     assert (both[0] - logits_of(run, pixels)).abs().max() < 1e-4
     if kind == "safetensors":
-        assert "mirror image" in (exported_to / "README.md").read_text()
+        card = (exported_to / "README.md").read_text()
+        assert "with test-time augmentation" in card and "mirror image." in card
 
 
-def test_a_run_keeps_its_averaging(job: MakeJob) -> None:
-    run = train(job(train__epochs=1))
+@pytest.mark.parametrize("tta", [None, "horizontal_flip"])
+def test_a_run_keeps_its_averaging(job: MakeJob, tta: str | None) -> None:
+    run = train(job(train__epochs=1, train__tta=tta))
+    assert validate_resume(run, job(train__epochs=2, train__tta=tta)) == 1
+    other = None if tta else "horizontal_flip"
     with pytest.raises(SpecError, match="train.tta: cannot change once the run has started"):
-        validate_resume(run, job(**TTA | {"train__epochs": 2}))
+        validate_resume(run, job(train__epochs=2, train__tta=other))
+
+
+def test_the_estimate_of_a_search_counts_both_passes(
+    read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[torch.Size] = []
+    forward = LeNet.forward
+
+    def count(network: LeNet, images: Tensor) -> Tensor:
+        passes.append(images.shape)
+        return forward(network, images)
+
+    monkeypatch.setattr(LeNet, "forward", count)
+    epoch_s(read(), torch.device("cpu"))
+    once = len(passes)
+    epoch_s(read(SPACE, "train.tta=horizontal_flip"), torch.device("cpu"))
+    assert (once, len(passes) - once) == (4, 6), "training and validation are each run twice"
