@@ -1,6 +1,7 @@
-"""Decode all pictures in equal shares, and do nothing else: the ceiling."""
+"""Decode all pictures in random order and equal shares, and do nothing else: the ceiling."""
 
 import multiprocessing
+import random
 import time
 
 from common import mark
@@ -11,6 +12,7 @@ from raycnn.shape import Shape
 
 args = arguments()
 pictures = [(path.name, str(path)) for path in sorted(args.data.rglob("*.jpg"))]
+random.Random(0).shuffle(pictures)
 image_format = ImageFormat(Shape(3, args.size, args.size), "crop")
 
 

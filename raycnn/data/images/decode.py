@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from raycnn.errors import DataError
 from raycnn.runtime import device
 from raycnn.shape import Shape
 
+T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.int64]
 NamedImage = tuple[str, Path | str | bytes | None]
@@ -210,7 +211,10 @@ def decode(picture: NamedImage, image_format: ImageFormat) -> Decoded:
                 opened.draft(None, (2 * max(height, width),) * 2)
             conversions = _conversions(opened, channels)
             ImageOps.exif_transpose(opened, in_place=True)
-            image = _eight_bits(opened, image_format.max_value).convert(MODES[channels])
+            image = _eight_bits(opened, image_format.max_value)
+            image.load()
+            if image.mode != MODES[channels]:  # `convert` copies an image of the same mode
+                image = image.convert(MODES[channels])
     except Exception as error:  # on corrupt bytes Pillow may raise anything
         raise _bad(name, error) from None
     if image.size != (width, height):
@@ -248,15 +252,24 @@ def decode_all(
 
     An image that cannot be read is returned as its BadImage error.
     """
+    shares = _map_shares(_decode_each, pictures, image_format)
+    return [image for share in shares for image in share]
+
+
+def _map_shares(
+    function: Callable[[Sequence[NamedImage], ImageFormat], T],
+    pictures: Sequence[NamedImage],
+    image_format: ImageFormat,
+) -> list[T]:
+    """Return what a function returns for each share of images, on all CPUs of this worker."""
     processes = device.cpu_threads()
     size = max(1, min(MAX_SHARE, len(pictures) // (2 * processes)))
     # The processes may have been started in another folder.
     located = [(name, _absolute(origin)) for name, origin in pictures]
     shares = [located[start : start + size] for start in range(0, len(pictures), size)]
-    decoded = _decoders(os.getpid(), processes).map(
-        _decode_each, [(share, image_format) for share in shares]
+    return _decoders(os.getpid(), processes).map(
+        function, [(share, image_format) for share in shares]
     )
-    return [image for share in decoded for image in share]
 
 
 @cache
@@ -287,15 +300,17 @@ class Pictures:
     def __getitem__(self, rows: Rows) -> Pixels:
         """Return (B, H, W, C) uint8. Raises BadImage for the first image that cannot be read."""
         channels, height, width = self.image_format.shape
-        images = np.empty((len(rows), height, width, channels), np.uint8)
-        for index, image in enumerate(self.decode(rows)):
-            if isinstance(image, BadImage):
-                raise image
-            images[index] = image.pixels
-        return images
+        none = np.empty((0, height, width, channels), np.uint8)
+        shares = _map_shares(_decode_together, self.find(rows), self.image_format)
+        return np.concatenate([none, *shares])
 
     def decode(self, rows: Rows) -> list[Decoded | BadImage]:
         return decode_all(self.find(rows), self.image_format)
+
+
+def _decode_together(pictures: Sequence[NamedImage], image_format: ImageFormat) -> Pixels:
+    """Return the images in one array (B, H, W, C), which costs less to send than one for each."""
+    return np.stack([decode(picture, image_format).pixels for picture in pictures])
 
 
 def _decode_each(

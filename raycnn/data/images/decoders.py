@@ -6,6 +6,7 @@ with the process that started it.
 """
 
 import atexit
+import fcntl
 import os
 import pickle
 import select
@@ -14,8 +15,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from queue import LifoQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from raycnn.errors import EnvironmentUnavailable, RaycnnError
 
@@ -23,6 +25,7 @@ T = TypeVar("T")
 
 START_S = 0.5  # seconds of work that are done without processes: they take as long to start
 IDLE_S = 60
+PIPE_BYTES = 2**20  # the most that Linux gives a user by default
 # A Ctrl-C in the terminal is for the process that started this one.
 PROGRAM = """
 import signal, sys
@@ -105,10 +108,18 @@ class Decoder:
             # numpy would start as many threads as there are CPUs, in each process.
             environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)
+            assert self.process.stdout
+            _enlarge(self.process.stdout)
         assert self.process.stdin and self.process.stdout
         pickle.dump(call, self.process.stdin, pickle.HIGHEST_PROTOCOL)
         self.process.stdin.flush()
         return pickle.load(self.process.stdout)
+
+
+def _enlarge(pipe: IO[bytes]) -> None:
+    """Let a pipe hold a whole result where the system can, so that the process need not wait."""
+    with suppress(AttributeError, OSError):  # not Linux, or more than a user's pipes may hold
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def serve() -> None:
