@@ -65,7 +65,7 @@ def card(description: dict[str, Any], config: dict[str, Any]) -> str:
     model, version = spec["model"]["name"], metadata["versions"]["raycnn"]
     classes, epoch = len(description["classes"]), description["epoch"]
     chosen = "which was best on held-out images" if metadata["images"].get("val") else "the last"
-    augmented = ", with test-time augmentation" if spec["train"]["tta"] else ""
+    augmented = ", with test-time augmentation" if description["tta"] else ""
     return f"""---
 {_yaml(_front_matter(name, data, LABELS[metric], test[metric], timm_model))}---
 
@@ -82,7 +82,7 @@ def card(description: dict[str, Any], config: dict[str, Any]) -> str:
 {_usage(timm_model)}
 ```
 
-Images: {_images(description["preprocessing"])}.{_tta(spec["train"], timm_model)}
+Images: {_images(description["preprocessing"])}.{_tta(description["tta"], timm_model)}
 
 ## Classes
 
@@ -132,9 +132,9 @@ def _usage(timm_model: str | None) -> str:
     return 'import raycnn\n\nraycnn.open_network("FOLDER").predict("picture.jpg")'
 
 
-def _tta(settings: dict[str, Any], timm_model: str | None) -> str:
+def _tta(tta: str | None, timm_model: str | None) -> str:
     """Return a sentence on the test-time augmentation of a run, if it has any."""
-    if not settings["tta"]:
+    if not tta:
         return ""
     apart = ", which timm does not do" if timm_model else ""
     return f" The logits are the mean over the image and its mirror image{apart}."

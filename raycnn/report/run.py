@@ -162,7 +162,7 @@ def _values(
     spec, changed = flatten(job.tree()), flatten(job.model_dump(mode="json", exclude_defaults=True))
     return {
         "name": run.name, "state": run.state(), "result": result, "best": best, "rows": rows,
-        "facts": _facts(run, rows, result, best, report_input),
+        "facts": _facts(run, job, rows, result, best, report_input),
         "notes": _notes(job, rows, report_input, result) + _leak_notes(duplicate_section),
         "missing": missing,
         "events": history[-MAX_EVENTS:],
@@ -202,12 +202,13 @@ def _best_epoch(run: Run) -> int | None:
 
 def _facts(
     run: Run,
+    job: JobSpec,
     rows: Sequence[dict[str, float]],
     result: dict[str, Any] | None,
     best: int | None,
     report_input: ReportInput | None,
 ) -> list[tuple[str, str]]:
-    job, environment = run.job(), read_json(run.folder / "environment.json") or {}
+    environment = read_json(run.folder / "environment.json") or {}
     facts = [("Best epoch", f"{best} of {len(rows)}" if best else "none yet")]
     row = rows[min(best, len(rows)) - 1] if best and rows else {}
     if metric := val_metric(row):

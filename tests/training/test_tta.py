@@ -43,15 +43,15 @@ def test_the_logits_are_those_of_an_image_and_its_mirror_image(job: MakeJob) -> 
     assert (expected - logits_of(averaged, images)).abs().max() < 1e-5
 
     stored = stored_predictions(averaged)
-    assert stored and np.allclose(
-        stored.splits["test"].probabilities, expected.softmax(1), atol=1e-5
-    )
     evaluate_run(averaged, "test", device="cpu")
-    again = stored_predictions(averaged)
-    assert again and np.allclose(again.splits["test"].probabilities, expected.softmax(1), atol=1e-5)
+    for predictions in (stored, stored_predictions(averaged)):
+        assert predictions
+        probabilities = predictions.splits["test"].probabilities
+        assert np.allclose(probabilities, expected.softmax(1), atol=1e-5)
     hits = (expected.argmax(1).numpy() == splits.labels("test")).mean()
     assert averaged.result()["test"]["acc1"] == hits  # type: ignore[index]
 
+    assert stored
     val = stored.splits["val"]
     loss = -np.log(val.probabilities[np.arange(len(val)), val.labels]).mean()
     losses = [run.rows()[0]["val/loss"] for run in (averaged, plain)]

@@ -212,8 +212,9 @@ def decode(picture: NamedImage, image_format: ImageFormat) -> Decoded:
             conversions = _conversions(opened, channels)
             ImageOps.exif_transpose(opened, in_place=True)
             image = _eight_bits(opened, image_format.max_value)
-            image.load()
-            if image.mode != MODES[channels]:  # `convert` copies an image of the same mode
+            if image.mode == MODES[channels]:
+                image.load()  # `convert` would copy it
+            else:
                 image = image.convert(MODES[channels])
     except Exception as error:  # on corrupt bytes Pillow may raise anything
         raise _bad(name, error) from None
