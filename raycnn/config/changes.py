@@ -53,7 +53,7 @@ def apply_changes(
     `source` is the location of what is set.
     """
     for path, value in pairs.items():
-        keys = path.split(".")
+        keys = _split(path)
         change: Tree = reduce(lambda inner, key: {key: inner}, reversed(keys), value)
         tree = merge(tree, change)
         parents = [".".join(keys[:depth]) for depth in range(1, len(keys))]
@@ -67,10 +67,17 @@ def apply_changes(
     return tree, where
 
 
+def _split(path: str) -> list[str]:
+    """Split a dotted key into its levels; a searched key, dotted itself, is one level."""
+    before, space, searched = path.partition("tune.space.")
+    return ["tune", "space", searched] if space and not before else path.split(".")
+
+
 def merge(below: Tree, above: Tree) -> Tree:
     """Return the spec `below` overridden by `above`, recursively.
 
-    A component whose `name` changes is replaced as a whole: its old options are dropped.
+    A component whose `name` changes is replaced as a whole: its old options are dropped. So is the
+    domain of a searched key.
     """
     named = {key: over_default(key, below[key]) for key in DEFAULTS if key in below}
     return _merge(below | named, above)
@@ -88,7 +95,8 @@ def _merge(below: Tree, above: Tree) -> Tree:
         if isinstance(value, dict) and isinstance(old, str):
             old = {"name": old}
         if isinstance(old, dict) and isinstance(value, dict) and _same_entry(old, value):
-            merged[key] = _merge(old, value)
+            # A searched key has one domain: another kind of range has no use for the old bounds.
+            merged[key] = old | value if key == "space" else _merge(old, value)
         else:
             merged[key] = value
     return merged

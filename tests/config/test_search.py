@@ -52,6 +52,19 @@ def test_changes_of_the_command_line_reach_job_and_search(read: Read) -> None:
     assert search.tune.trials == 5
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["tune.space={optimizer.lr: {uniform: [2, 3]}}", "tune.space.optimizer.lr={uniform: [2, 3]}"],
+)
+def test_a_change_gives_a_searched_key_another_kind_of_domain(read: Read, change: str) -> None:
+    space = "  space: {optimizer.lr: {loguniform: [0.1, 1]}, train.epochs: {choice: [1, 2]}}\n"
+    found = read(f"tune:\n{space}", change).tune.space
+    assert {key: (domain.kind, domain.ends) for key, domain in found.items()} == {
+        "optimizer.lr": ("uniform", [2, 3]),
+        "train.epochs": ("choice", [1, 2]),
+    }
+
+
 def test_trials_run_where_the_jobs_workers_do_unless_there_are_pools(read: Read) -> None:
     workers = ["workers.device=cpu", "workers.cpus=2"]
     assert read(SPACE, *workers).tune.pools == [Pool(device="cpu", cpus=2)]
