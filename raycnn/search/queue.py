@@ -1,7 +1,5 @@
 """The queue of a search: the next trial, and its changes."""
 
-from collections import Counter
-
 from raycnn.config.search import Pool, TrialKey
 from raycnn.config.yaml_file import Tree
 from raycnn.search.folder import Search, Trial
@@ -23,10 +21,7 @@ class TrialQueue:
         for trial in search.trials():
             info = trial.info
             self.changes[info["architecture"], info["number"]] = info["changes"]
-        started = Counter(name for name, _ in self.changes)
-        self.samplers = {
-            a.name: make_sampler(search.spec, a, started[a.name]) for a in search.spec.architectures
-        }
+        self.samplers = {a.name: make_sampler(search.spec, a) for a in search.spec.architectures}
         for name, number in self.changes:
             self._tell(name, number)
         self.running: dict[str, TrialKey] = {}

@@ -34,10 +34,10 @@ class Sampler(Protocol):
         """Record the result of a trial, higher being better; None if it failed."""
 
 
-def make_sampler(search: TuneSpec, architecture: Architecture, sampled: int = 0) -> Sampler:
-    """Return the sampler of an architecture of which `sampled` trials were sampled before."""
+def make_sampler(search: TuneSpec, architecture: Architecture) -> Sampler:
+    """Return the sampler of an architecture."""
     if search.tune.searcher == "optuna" and architecture.space:
-        return OptunaSampler(search.tune.seed, architecture, sampled)
+        return OptunaSampler(search.tune.seed, architecture)
     return RandomSampler(search.tune.seed, architecture)
 
 
@@ -94,14 +94,12 @@ def _distinct_points(space: Space, seed: int) -> Iterator[Tree]:
 class OptunaSampler:
     """Optuna's TPE: tree-structured Parzen estimators (Bergstra et al., NIPS 2011)."""
 
-    def __init__(self, seed: int, architecture: Architecture, sampled: int):
+    def __init__(self, seed: int, architecture: Architecture):
         import optuna  # slow to import
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(
-            seed=rng.number(seed, _digest(architecture.name), sampled) % 2**32
-        )
-        self.study = optuna.create_study(direction="maximize", sampler=sampler)
+        self.study = optuna.create_study(direction="maximize")
+        self.seed, self.name = seed, architecture.name
         self.space = architecture.space
         self.distributions = {key: _distribution(domain) for key, domain in self.space.items()}
         self.running: dict[str, Any] = {}
@@ -109,8 +107,13 @@ class OptunaSampler:
         self.others = _distinct_points(self.space, rng.number(seed, _digest(architecture.name)))
 
     def changes(self, number: int) -> Tree:
+        from optuna.samplers import TPESampler
         from optuna.trial import TrialState
 
+        # One for each trial, so that a resumed search samples what an unbroken one does.
+        self.study.sampler = TPESampler(
+            seed=rng.number(self.seed, _digest(self.name), number) % 2**32
+        )
         for _ in range(ATTEMPTS):
             trial = self.study.ask(self.distributions)
             changes = {key: _value(domain, trial.params[key]) for key, domain in self.space.items()}

@@ -140,8 +140,16 @@ def test_optuna_draws_where_earlier_trials_did_well_also_when_told_of_them_anew(
     assert {str(anew.changes(60)["schedule"])} <= {"cosine", "{'name': 'step', 'gamma': 0.5}"}
 
 
-def test_a_resumed_search_does_not_draw_again_what_it_had_drawn(read: Read) -> None:
+def test_a_resumed_search_draws_what_an_unbroken_one_does(read: Read) -> None:
     search = read(OPTUNA)
     (architecture,) = search.architectures
-    before = make_sampler(search, architecture).changes(0)
-    assert make_sampler(search, architecture, sampled=1).changes(1) != before
+    unbroken, drawn = make_sampler(search, architecture), []
+    for number in range(30):
+        drawn.append(unbroken.changes(number))
+        unbroken.tell(drawn[-1], None if number == 3 else -off(drawn[-1]))
+    for before in (1, 15):
+        resumed = make_sampler(search, architecture)
+        for number, changes in enumerate(drawn):
+            if number >= before:
+                assert resumed.changes(number) == changes
+            resumed.tell(changes, None if number == 3 else -off(changes))
