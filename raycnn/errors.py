@@ -7,6 +7,7 @@ RaycnnError
 │       └── OutOfMemory   its device ran out of memory: retried with a smaller micro-batch
 ├── SpecError      2  bad usage or a bad spec
 ├── EnvironmentUnavailable          3  a device, disk space or package is missing
+│   └── StorageUnavailable            what is saved cannot be written
 ├── DataError      4  the data or a checkpoint is damaged or unsuitable
 ├── ClusterError   5  the cluster is unreachable or too small
 └── Interrupted  130  stopped on request, with its state saved
@@ -65,6 +66,10 @@ class EnvironmentUnavailable(RaycnnError):
     """A device, a package, disk space or a file system that the job needs is not available."""
 
     exit_code = 3
+
+
+class StorageUnavailable(EnvironmentUnavailable):
+    """What a job saves cannot be written: the disk is full, or a file system is unreachable."""
 
 
 class DataError(RaycnnError):

@@ -71,11 +71,15 @@ def tune(
 
 
 def _continue(search: "Search", dry_run: bool, retrain: bool, as_json: bool) -> None:
+    from raycnn.launch import dispatch
+
     if dry_run:
         _print_unfinished(search)
         return
     if search.unfinished():
         _run(search.spec, lambda: search, as_json)
+    else:
+        dispatch.complete(search, lambda text: print(text, file=sys.stderr))
     _finish(search, retrain, as_json)
 
 

@@ -1,11 +1,16 @@
 """Dispatch jobs and searches to the launcher that the spec names: local or Ray."""
 
 from collections.abc import Callable
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from raycnn.config.schema import JobSpec, Workers
-from raycnn.errors import ClusterError, Interrupted
+from raycnn.errors import (
+    ClusterError,
+    EnvironmentUnavailable,
+    Interrupted,
+    StorageUnavailable,
+)
+from raycnn.filesystem import PERMANENT_ERRORS
 from raycnn.launch.launcher import address_of, can_span_machines, check_world, launcher_of
 from raycnn.runs.directory import Run
 from raycnn.training.callbacks import Callback, ConnectingToRay, StartingWorkers
@@ -85,21 +90,55 @@ def search(spec: "TuneSpec", open_search: "Callable[[], Search]", view: "SearchV
 def _search(
     open_search: "Callable[[], Search]", view: "SearchView", train: "Callable[[Search], None]"
 ) -> "Search":
-    from raycnn.report.search import write_search_report_or_warn
-    from raycnn.search.leaderboard import write_leaderboard
-
     opened = open_search()
-    again = f"`raycnn tune --resume {quote(str(opened.location))}`"
+    again = f"`{opened.resume_command}`"
     with opened.lock():
         try:
             train(opened)
         except Interrupted as error:
             raise Interrupted(f"{error}, and saved: {again}") from None
-        except ClusterError as error:
-            raise ClusterError(f"{error}: {again} continues") from None
+        except (ClusterError, EnvironmentUnavailable) as error:
+            if again in str(error):
+                raise
+            raise type(error)(f"{error}: {again} continues") from None
+        except OSError as error:
+            if error.errno not in PERMANENT_ERRORS:
+                raise
+            text = f"cannot write to {opened.location}: {error}: {again} continues"
+            raise StorageUnavailable(text) from None
         finally:
-            write_search_report_or_warn(opened, write_leaderboard(opened), view.log)
+            _write_results_or_warn(opened, view.log)
     return opened
+
+
+def complete(search: "Search", warn: Callable[[str], None]) -> None:
+    """Write the leaderboard of a search whose trials have all ended, unless it was written.
+
+    It was not if the process was killed after the last trial; what was not uploaded is uploaded.
+    """
+    from raycnn.search.leaderboard import is_written
+
+    try:
+        if is_written(search):
+            search.flush()
+            return
+        with search.lock():
+            _write_results_or_warn(search, warn)
+    except EnvironmentUnavailable as error:  # the folder may be another user's
+        warn(f"the leaderboard is not written: {error}")
+
+
+def _write_results_or_warn(search: "Search", warn: Callable[[str], None]) -> None:
+    """Write the leaderboard and the report; an error is only a warning."""
+    from raycnn.report.search import write_search_report_or_warn
+    from raycnn.search.leaderboard import write_leaderboard
+
+    try:
+        board = write_leaderboard(search)
+    except OSError as error:
+        warn(f"the leaderboard is not written: {error}; `{search.resume_command}` tries again")
+        return
+    write_search_report_or_warn(search, board, warn)
 
 
 def _worker_configs(spec: "TuneSpec") -> list[Workers]:

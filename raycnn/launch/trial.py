@@ -5,19 +5,29 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from raycnn.config.schema import JobSpec
-from raycnn.errors import ClusterError, Interrupted, RaycnnError
+from raycnn.errors import (
+    ClusterError,
+    EnvironmentUnavailable,
+    Interrupted,
+    RaycnnError,
+    StorageUnavailable,
+)
+from raycnn.filesystem import PERMANENT_ERRORS
 from raycnn.launch.signals import Stop
 from raycnn.models import count_parameters
+from raycnn.runs.compatibility import has_same_lineage
 from raycnn.runs.heartbeat_channel import Channel, FolderChannel
 from raycnn.runs.recorder import Recorder
 from raycnn.runtime import device, distributed
 from raycnn.search.folder import Search, SearchView, Trial
 from raycnn.search.queue import TrialQueue
+from raycnn.search.schedulers import Pbt
 from raycnn.training import checkpoint_folder
 from raycnn.training.callbacks import Failed, TrialStopped
 from raycnn.training.checkpoint import TrainingState
@@ -40,6 +50,29 @@ class TrialRecorder(Recorder):
         super().__init__(trial.run, channel)
         self.search, self.trial = search, trial
         self.pause_epoch = search.pause_epoch(trial)
+
+    @property
+    def resume_command(self) -> str:
+        """The command that continues the search."""
+        return self.search.resume_command
+
+    def _latest_checkpoint(self, state: TrainingState) -> tuple[Path | None, list[str]]:
+        """Return the newest valid checkpoint; of a population, only one that fits the job.
+
+        After a kill, or an interrupted upload, a member may have the copy's job but not all of its
+        checkpoints. The job repeats the whole lineage, so it is trained from the start then.
+        """
+        if not isinstance(self.search.scheduler, Pbt):
+            return super()._latest_checkpoint(state)
+        checkpoints = self.run.all_checkpoints()
+        for path in reversed(checkpoints):
+            is_valid = not checkpoint_folder.verify_checkpoint(path)
+            spec = state.metadata["spec"]
+            if is_valid and has_same_lineage(checkpoint_folder.read_state(path), spec):
+                return path, []
+        if checkpoints and distributed.is_rank_zero():
+            checkpoint_folder.delete_all(self.run.checkpoints)
+        return None, []
 
     def begin_epoch(self, state: TrainingState) -> None:
         """Raise _Stopped or Interrupted, on every worker, when a trial must not continue."""
@@ -64,23 +97,23 @@ def run_trial(trial: Trial, work: Callable[[], TrialOutcome]) -> str | None:
     """Train a trial from its last checkpoint by calling `work`, and record how it ended.
 
     An error of the trial is recorded as the reason of its failure and never ends the search. An
-    error of the cluster is returned as text, and the trial has not ended.
+    error of the cluster, or of the disk, is returned as text, and the trial has not ended. Raises
+    EnvironmentUnavailable if another process trains it.
     """
     began, before = time.time(), trial.info.get("wall_s", 0.0)
     outcome: TrialOutcome = {}
-    try:
-        with trial.lock():
-            outcome = work()
-    except Interrupted:
-        pass
-    except ClusterError as error:
-        return str(error)
-    except RaycnnError as error:
-        outcome = {"state": "failed", "reason": str(error)}
-    except Exception as error:
-        outcome = {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
-    finally:
-        trial.update(**outcome, wall_s=before + time.time() - began)
+    with trial.lock():
+        try:
+            try:
+                outcome = _outcome(work)
+            finally:
+                trial.update(**outcome, wall_s=before + time.time() - began)
+        except (ClusterError, StorageUnavailable) as error:
+            return str(error)
+        except OSError as error:
+            if error.errno not in PERMANENT_ERRORS:
+                raise
+            return f"cannot write to {trial.run.folder}: {error}"
     if outcome:
         with suppress(OSError):
             checkpoint_folder.prune(trial.run.checkpoints)
@@ -91,6 +124,25 @@ def run_trial(trial: Trial, work: Callable[[], TrialOutcome]) -> str | None:
             event = Failed(error=reason, kind="Trial") if failed else TrialStopped(reason=reason)
             trial.run.add_event(event)
     return None
+
+
+def _outcome(work: Callable[[], TrialOutcome]) -> TrialOutcome:
+    """Train a trial and return how it ended, or that it failed.
+
+    Raises ClusterError, StorageUnavailable, or the OSError of a full disk.
+    """
+    try:
+        return work()
+    except Interrupted:
+        return {}
+    except (ClusterError, StorageUnavailable):
+        raise
+    except RaycnnError as error:
+        return {"state": "failed", "reason": str(error)}
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in PERMANENT_ERRORS:
+            raise
+        return {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
 
 
 def fit_trial_alone(
@@ -150,7 +202,7 @@ def run_here(search: Search, view: SearchView) -> None:
     """Train all trials in this process, one after another, without Ray.
 
     Stops on a signal, past the time budget, or when uploads have failed, with unfinished trials
-    saved. Raises Interrupted for a signal.
+    saved. Raises Interrupted for a signal, and EnvironmentUnavailable if the disk is full.
     """
     budget, (pool, *_) = search.spec.tune.time_budget_s, search.spec.tune.pools
     kind = device.find(pool.device)
@@ -166,7 +218,9 @@ def run_here(search: Search, view: SearchView) -> None:
         while queue.waiting and not should_stop() and not is_past(deadline):
             trial = queue.take(pool)
             view.show(search, [trial.id])
-            run_trial(trial, partial(fit_trial_alone, search, trial, chosen, deadline, should_stop))
+            work = partial(fit_trial_alone, search, trial, chosen, deadline, should_stop)
+            if error := run_trial(trial, work):
+                raise EnvironmentUnavailable(error)
             queue.complete(trial)
             view.show(search, [])
     if stop.requested:

@@ -68,6 +68,17 @@ def check_same_job(saved: dict[str, Any], spec: dict[str, Any]) -> None:
             raise SpecError("cannot change once the run has started: train it as a new job", path)
 
 
+def has_same_lineage(saved: dict[str, Any], spec: dict[str, Any]) -> bool:
+    """Return whether training a spec from the start leads to a checkpoint's saved state.
+
+    Compared is what stages may change; `check_same_job` compares the rest.
+    """
+    saved_spec = saved_job_from_tree(saved["about"]["spec"]).tree()
+    started = _epochs_started(saved)
+    paths = ("stages", "optimizer", "train.label_smoothing", "train.clip_norm")
+    return all(_fixed_part(saved_spec, p, started) == _fixed_part(spec, p, started) for p in paths)
+
+
 def check_same_data(saved: dict[str, Any], fingerprint: str) -> None:
     """Raise DataError if the data differs from what the checkpoint was trained on."""
     if not may_be_same(saved["about"]["data"], fingerprint):

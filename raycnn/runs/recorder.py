@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from raycnn import io
 from raycnn.config.load import job_from_tree
 from raycnn.config.schema import JobSpec
 from raycnn.data.splits import Splits
-from raycnn.errors import DataError, EnvironmentUnavailable
+from raycnn.errors import DataError, EnvironmentUnavailable, StorageUnavailable
 from raycnn.runs.compatibility import (
     check_same_data,
     check_same_job,
@@ -79,7 +80,7 @@ class Recorder:
         Raises SpecError or DataError if job or data differ from the checkpoint's.
         """
         self.wait_for_upload()
-        path, problems = self.run.latest_checkpoint()
+        path, problems = self._latest_checkpoint(state)
         if not path:
             return False
         for problem in problems:
@@ -99,10 +100,19 @@ class Recorder:
                 checkpoint_folder.set_last(path, state.is_best)
         return True
 
+    @property
+    def resume_command(self) -> str:
+        """The command that continues the training."""
+        return self.run.command("resume")
+
+    def _latest_checkpoint(self, state: TrainingState) -> tuple[Path | None, list[str]]:
+        """Return the checkpoint to continue from, or None, and what is wrong with newer ones."""
+        return self.run.latest_checkpoint()
+
     def save(self, state: TrainingState) -> None:
         """Save a checkpoint, on rank 0.
 
-        Raises EnvironmentUnavailable if writing fails, or the previous upload has failed.
+        Raises StorageUnavailable if writing fails, or the previous upload has failed.
         """
         distributed.broadcast_from_rank_zero(lambda: self._write_checkpoint(state))
         # Only now, so that this checkpoint is safe here if the upload of the previous one failed.
@@ -114,9 +124,9 @@ class Recorder:
         try:
             checkpoint.save_checkpoint(state, self.run.checkpoints)
         except OSError as error:
-            raise EnvironmentUnavailable(
+            raise StorageUnavailable(
                 f"cannot save a checkpoint: {error}; the previous one is intact, and "
-                f"`{self.run.command('resume')}` continues from there"
+                f"`{self.resume_command}` continues from there"
             ) from None
 
     def restore_best(self, state: TrainingState) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any, Protocol
 
 from raycnn.config import search, yaml_file
@@ -158,6 +159,11 @@ class Search:
         return [cls(folder) for folder in list_folders(root, "search.yaml")]
 
     @property
+    def resume_command(self) -> str:
+        """The command that continues the search, quoted for a shell."""
+        return f"raycnn tune --resume {quote(str(self.location))}"
+
+    @property
     def name(self) -> str:
         return f"{self.folder.parent.name}/{self.folder.name}"
 
@@ -244,6 +250,10 @@ class Search:
             timeout_s = self.spec.architectures[0].job.storage.timeout_s
             with self.copy.hold_lease(), self.copy.syncing(0, timeout_s, _log_event):
                 yield
+
+    def changing(self) -> AbstractContextManager[Any]:
+        """Upload no trial's files, for a search at a URI, until all have been changed."""
+        return self.copy.changing if self.copy else nullcontext()
 
     def flush(self) -> None:
         """Upload what was written to the folder, for a search at a URI.

@@ -1,12 +1,13 @@
 """The leaderboard: the results of all trials, best first, and the jobs of the winners."""
 
 import csv
+import json
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 from raycnn.config.yaml_file import Tree
-from raycnn.io import atomic_path, write_json
+from raycnn.io import atomic_path, read_json, write_json
 from raycnn.search.folder import ENDED, Search, Trial
 from raycnn.training.uncertainty import confidence_interval
 
@@ -178,6 +179,12 @@ def write_leaderboard(search: Search) -> list[LeaderboardEntry]:
         # With `tune.folds` the fold is the search's; else it is the job's own.
         search.write_best(name, job.change({"data.fold": None}) if search.spec.tune.folds else job)
     return board
+
+
+def is_written(search: Search) -> bool:
+    """Return whether leaderboard.json has the state of all trials."""
+    current = json.loads(json.dumps(to_tree(search, leaderboard(search))))
+    return read_json(search.folder / "leaderboard.json") == current
 
 
 def _write_csv(search: Search, board: list[LeaderboardEntry]) -> None:

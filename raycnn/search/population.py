@@ -32,7 +32,8 @@ def next_trials(search: Search, running: Collection[str] = ()) -> list[TrialKey]
             members = [search.trial(key) for key in unfinished if key.architecture is architecture]
             # A member may still be writing its last records.
             if not any(member.id in running for member in members):
-                _Population(search, search.scheduler, architecture, members).advance()
+                with search.changing():
+                    _Population(search, search.scheduler, architecture, members).advance()
     waiting = (key for key in unfinished if key.id not in running)
     return [key for key in waiting if not _paused(search, search.trial(key))]
 

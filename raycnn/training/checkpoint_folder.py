@@ -104,6 +104,12 @@ def delete_except(folder: Path, names: Collection[str | None]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def delete_all(folder: Path) -> None:
+    """Delete all checkpoints, and their index first."""
+    (folder / INDEX).unlink(missing_ok=True)
+    delete_except(folder, [])
+
+
 def prune(folder: Path) -> None:
     """Delete all but the last and the best checkpoint, once training has ended."""
     if index := read_index(folder):

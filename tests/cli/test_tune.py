@@ -25,11 +25,11 @@ from raycnn.config.load import load_job
 from raycnn.config.search import Pool, TrialKey
 from raycnn.launch import trial
 from raycnn.search.folder import Search
-from raycnn.search.leaderboard import leaderboard, write_leaderboard
+from raycnn.search.leaderboard import leaderboard, to_tree, write_leaderboard
 from tests.support.images import write_pictures
 from tests.support.jobs import ROOT, SEARCHES
 from tests.support.processes import Call
-from tests.support.searches import BASE, Read
+from tests.support.searches import BASE, Read, go
 
 QUICK = ROOT / "jobs" / "quickstart.tune.yaml"
 
@@ -110,6 +110,21 @@ def test_the_json_of_a_search_is_its_leaderboard_alone(call: Call, search: Searc
     assert found["overall"] == "lenet-000" and len(found["trials"]) == 3
     code, _, err = call("tune", QUICK, "--json", "--retrain")
     assert code == 2 and "--retrain" in err
+
+
+def test_a_search_killed_before_its_leaderboard_writes_it_when_resumed(
+    call: Call, search: Search
+) -> None:
+    write_leaderboard(search)  # as it was before the last trial
+    go(search, search.trials()[2])
+    board = search.folder / "leaderboard.json"
+    code, _, err = call("tune", "--resume", search.folder)
+    assert code == 0 and err == ""
+    assert json.loads(board.read_text()) == to_tree(search, leaderboard(search))
+    assert (search.folder / "report.html").is_file()
+    written = board.stat().st_mtime_ns
+    assert call("tune", "--resume", search.folder)[0] == 0
+    assert board.stat().st_mtime_ns == written, "only once"
 
 
 def test_in_a_log_each_trial_that_ends_is_a_line(search: Search) -> None:

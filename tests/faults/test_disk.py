@@ -7,15 +7,24 @@ import pytest
 import torch
 
 from raycnn.config.schema import JobSpec
+from raycnn.config.search import load_search
 from raycnn.errors import EnvironmentUnavailable
+from raycnn.launch import dispatch
 from raycnn.launch.worker import train_worker
 from raycnn.runs.directory import Run
 from raycnn.runs.heartbeat_channel import FolderChannel
 from raycnn.runs.preflight import check_job
+from raycnn.search import leaderboard
+from raycnn.search.folder import Search
 from tests.support.faults import mounted
 from tests.support.runs import numbers, same, train, weights
+from tests.support.searches import BASE, SilentView
 
 MakeJob = Callable[..., JobSpec]
+LOCAL = """\
+workers: {launcher: local, device: cpu}
+tune: {space: {optimizer.lr: {grid: [0.01, 0.1, 1.0]}}}
+"""
 
 
 @pytest.fixture
@@ -107,3 +116,27 @@ def test_a_full_disk_for_logs_alone_does_not_stop_training(
     assert run.result() and len(run.rows()) == 3
     assert capfd.readouterr().err == ""
     assert run.state() == "done"
+
+
+def test_a_disk_that_runs_full_fails_no_trial_of_a_search_which_goes_on(disk: Path) -> None:
+    class View(SilentView):
+        def show(self, search: Search, running: list[str]) -> None:
+            if running == ["lenet-001"]:
+                fill(disk)
+
+    def run(folder: Path, view: SilentView) -> Search:
+        file = folder / "tiny.tune.yaml"
+        file.write_text(BASE.replace("path: STORAGE", f"path: {folder}, report: false") + LOCAL)
+        spec = load_search(file)
+        return dispatch.search(spec, lambda: Search.create(spec), view)
+
+    with pytest.raises(EnvironmentUnavailable, match="No space left on device") as full:
+        run(disk, View())
+    (search,) = Search.all(str(disk))
+    assert f"`raycnn tune --resume {search.folder}` continues" in str(full.value)
+    assert "raycnn resume" not in str(full.value)
+    assert [one.info.get("state") for one in search.trials()] == ["done", None]
+    (disk / "filler").unlink()
+    dispatch.search(search.spec, lambda: search, SilentView())
+    assert [one.info["state"] for one in search.trials()] == ["done"] * 3
+    assert leaderboard.is_written(search)

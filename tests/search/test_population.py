@@ -1,6 +1,10 @@
 """Population based training, without Ray: trials trained one after another in this process."""
 
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import torch
 from raycnn.config.load import load_job
 from raycnn.config.search import Domain, load_search
 from raycnn.launch import trial
+from raycnn.runs.remote import lease
 from raycnn.search import leaderboard
 from raycnn.search.folder import Search, Trial
 from raycnn.search.queue import TrialQueue
@@ -126,6 +131,75 @@ def test_killed_anywhere_it_resumes_to_the_same(
         run_all(search)
         pytest.fail("it was never called so often")
     assert said(run_all(Search(search.folder))) == said(done)
+
+
+KILLED = """
+import os, sys
+from raycnn.cli import main
+from raycnn.filesystem import RemoteFolder
+from raycnn.runs.remote.working_copy import SearchCopy
+from raycnn.search import queue
+
+where, *sys.argv[1:] = sys.argv[1:]
+next_trials, upload, push_files = queue.next_trials, RemoteFolder.upload, SearchCopy.push_files
+copied = False
+
+def uploaded(search):
+    search.flush()
+    assert search.copy.wait(60)
+
+def kill_after_copies(search, *running):
+    global copied
+    uploaded(search)
+    found = next_trials(search, *running)
+    copied = any(trial.run.job().stages for trial in search.trials())
+    if copied:
+        uploaded(search) if where != "upload" else os.kill(os.getpid(), 9)
+    return found
+
+def kill_after_files(self, *included):
+    push_files(self, *included)
+    if copied and where == "checkpoints":
+        os.kill(os.getpid(), 9)
+
+def kill_in_a_checkpoint(self, source, name):
+    file = upload(self, source, name)
+    if copied and name.endswith("model.safetensors"):
+        os.kill(os.getpid(), 9)
+    return file
+
+queue.next_trials, RemoteFolder.upload = kill_after_copies, kill_in_a_checkpoint
+SearchCopy.push_files = kill_after_files
+main()
+"""
+
+
+@pytest.mark.parametrize("where", ["upload", "checkpoints", "middle"])
+def test_killed_before_copies_are_uploaded_it_resumes_to_the_same_on_any_machine(
+    done: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Killed before the upload, before that of the checkpoints, and in the middle of it."""
+    monkeypatch.setenv("RAYCNN_CACHE", str(tmp_path / "cache"))
+    storage, file = f"local://{tmp_path}/far", tmp_path / "tiny.tune.yaml"
+    workers = "workers: {launcher: local, device: cpu}\n"
+    file.write_text(BASE.replace("STORAGE", storage) + workers + TEXT)
+    tune = ["tune", str(file), "data.val=0.3"]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, where, *tune], cwd=tmp_path, capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+
+    monkeypatch.setattr(lease, "LEASE_S", 1.0)  # what was killed holds it until it runs out
+    shutil.move(tmp_path / "far", tmp_path / "killed")
+    for machine in ("cache", "another"):
+        monkeypatch.setenv("RAYCNN_CACHE", str(tmp_path / machine))
+        shutil.copytree(tmp_path / "killed", tmp_path / "far")
+        time.sleep(1)
+        search = Search.find(f"{storage}/tiny/1")
+        with search.lock():
+            run_all(search)
+        assert said(search) == said(done)
+        shutil.rmtree(tmp_path / "far")
 
 
 def test_a_member_that_fails_leaves_the_population(tmp_path: Path) -> None:

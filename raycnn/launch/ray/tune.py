@@ -172,6 +172,7 @@ class _Executor:
             raise
         except RayError:
             self.actors.remove(actor)
+            ray.kill(actor.handle)  # one that is only unreachable might go on training
             self.nodes_at = 0.0  # look for room for another actor now
             self._put_back(trial) if trial else self._count_failed_start()
             return
@@ -187,6 +188,9 @@ class _Executor:
 
     def _put_back(self, trial: Trial) -> None:
         """Put back a trial whose actor was lost, or fail it after `failure.retries` losses."""
+        if trial.ended:  # lost between the last record and the answer
+            self.queue.complete(trial)
+            return
         self.retries[trial.id] += 1
         retry, retries = self.retries[trial.id], trial.run.job().failure.retries
         if retry <= retries:

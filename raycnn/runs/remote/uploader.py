@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from raycnn.errors import EnvironmentUnavailable, first_line
+from raycnn.errors import EnvironmentUnavailable, StorageUnavailable, first_line
 from raycnn.filesystem import PERMANENT_ERRORS, filesystem_errors
 from raycnn.runs.remote.manifest import STOP
 from raycnn.training import checkpoint_folder
@@ -112,7 +112,7 @@ class Uploader:
     def call_until_reachable(self, action: str, work: Callable[[], None]) -> None:
         """Call `work`, retrying while storage fails; `action` names it in messages.
 
-        Raises EnvironmentUnavailable after `timeout_s` seconds, or at once on a full disk.
+        Raises StorageUnavailable after `timeout_s` seconds, or at once on a full disk.
         """
         start, pause, last_error = time.monotonic(), 1.0, ""
         while True:
@@ -121,7 +121,7 @@ class Uploader:
                 break
             except filesystem_errors() as error:
                 if getattr(error, "errno", None) in PERMANENT_ERRORS:
-                    raise EnvironmentUnavailable(self._failure_message(action, error)) from None
+                    raise StorageUnavailable(self._failure_message(action, error)) from None
                 if not last_error:
                     event = StorageUnreachable(
                         uri=self.copy.uri, error=first_line(error), timeout_s=self.timeout_s
@@ -130,7 +130,7 @@ class Uploader:
                 last_error = first_line(error)
             if time.monotonic() - start > self.timeout_s:
                 reason = f"not reached for {self.timeout_s:g} s (storage.timeout_s): {last_error}"
-                raise EnvironmentUnavailable(self._failure_message(action, reason))
+                raise StorageUnavailable(self._failure_message(action, reason))
             time.sleep(pause)
             pause = min(2 * pause, MAX_PAUSE_S)
         if last_error:

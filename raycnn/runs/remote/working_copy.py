@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from shlex import quote
+from threading import Lock
 
 from raycnn.errors import EnvironmentUnavailable, Interrupted, RaycnnError
 from raycnn.filesystem import RemoteFile, RemoteFolder, filesystem_errors
@@ -130,7 +131,9 @@ class WorkingCopy:
             else:
                 index = self._read_remote_index()
             for name in dict.fromkeys(filter(None, map(index.get, names))):
-                self._pull_checkpoint(name, self.checkpoints / name)
+                # A local one of the same name may be newer: a population's are copied from others.
+                if not (local_is_current and (self.checkpoints / name).is_dir()):
+                    self._pull_checkpoint(name, self.checkpoints / name)
             # The index comes last, so that a download that was interrupted is begun again.
             if index_file and not local_is_current:
                 checkpoint_folder.write_index(index, self.checkpoints)
@@ -321,7 +324,7 @@ class WorkingCopy:
         except DamagedIndex:  # it was written wrong, and is written again below
             old_index, index_file = self.remote_index, None
         try:
-            self._push_missing(index, old_index)
+            uploaded = self._push_missing(index, old_index)
         except FileNotFoundError:
             newest = checkpoint_folder.read_index(self.checkpoints)
             if newest == index:
@@ -332,7 +335,8 @@ class WorkingCopy:
             return
         check_lease()
         with self._sync_lock():
-            if index_file is None or old_index != index:
+            # Also an equal index tells other machines of a new checkpoint of an old name.
+            if index_file is None or old_index != index or uploaded:
                 index_file = self.remote.write(INDEX_PATH, json.dumps(index).encode())
             self.remote_index = index
             # If training has saved again since `index` was read, a time of 0 marks the index as
@@ -342,12 +346,17 @@ class WorkingCopy:
             self.manifest.update({INDEX_PATH: SyncRecord.of(index_file, local_mtime_ns)})
         self._delete({*old_index.values()} - {*index.values()})
 
-    def _push_missing(self, index: Index, old_index: Index) -> None:
-        """Upload the checkpoints of an index that `old_index`, the remote one, does not have."""
-        for name in sorted({name for name in index.values() if name}):
-            # One that is not listed may be incomplete; one that is listed, another machine's.
-            if not (name in old_index.values() and self._is_uploaded(name)):
-                self._push_checkpoint(name)
+    def _push_missing(self, index: Index, old_index: Index) -> list[str]:
+        """Upload the checkpoints of an index that `old_index`, the remote one, does not have.
+
+        Return their names.
+        """
+        # One that is not listed may be incomplete; one that is listed, another machine's.
+        names = sorted({name for name in index.values() if name})
+        missing = [n for n in names if not (n in old_index.values() and self._is_uploaded(n))]
+        for name in missing:
+            self._push_checkpoint(name)
+        return missing
 
     def _delete(self, names: set[str | None]) -> None:
         for name in filter(None, names):
@@ -437,6 +446,13 @@ class WorkingCopy:
 class SearchCopy(WorkingCopy):
     """The working copy of a search, which contains its trials, each like a run."""
 
+    def __init__(
+        self, remote: RemoteFolder, folder: Path, sync_interval_s: float = SYNC_INTERVAL_S
+    ):
+        super().__init__(remote, folder, sync_interval_s)
+        self.changing = Lock()
+        """Held while several files of trials change together, which are not uploaded meanwhile."""
+
     @classmethod
     def of(cls, copy: WorkingCopy) -> "SearchCopy":
         """Return the copy of a search for a working copy."""
@@ -453,15 +469,30 @@ class SearchCopy(WorkingCopy):
             self.pull([f for f in self.remote.files() if Path(f.name).name in TRIAL_FILES])
 
     def pull_all(self) -> None:
-        """Download all files, including the checkpoints of all trials."""
+        """Download all files and checkpoints, unless the search runs on this machine."""
         self.pull()
+        if not is_locked(self.folder / ".lock"):
+            self._pull_trials()
+
+    @contextmanager
+    def hold_lease(self) -> Iterator[None]:
+        """Hold the lease for training, and download the checkpoints of all trials.
+
+        Raises EnvironmentUnavailable if another machine has it.
+        """
+        with super().hold_lease():
+            self._pull_trials()
+            yield
+
+    def _pull_trials(self) -> None:
         for trial in self._trials():
             trial.pull_checkpoints()
 
     def upload(self, index: Index | None, rank: int, check_lease: Callable[[], None]) -> None:
         """Upload the changed files, and the checkpoints of the trials that have new ones."""
         check_lease()
-        self.push_files()
+        with self.changing:
+            self.push_files()
         for trial in self._trials():
             if not trial._has_new_checkpoints():
                 continue
