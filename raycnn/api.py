@@ -17,7 +17,7 @@ an unpacked mapping (`**{"train.epochs": 3}`). All errors are subclasses of
 import html
 import json
 from collections.abc import Callable, Mapping
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,8 @@ Job = str | PathLike[str] | Mapping[str, Any] | JobSpec
 def load(job: Job, **changes: Any) -> JobSpec:
     """Return the validated job of a YAML file, a folder of images, a recipe or a mapping.
 
-    Raises SpecError, with the key and the line, if it is invalid.
+    Raises SpecError, with the key and the line, if it is invalid. The options of a network, an
+    optimizer or a data set are checked when it is trained.
 
     >>> job = {"name": "x", "data": "digits", "model": "lenet", "train": {"epochs": 2}}
     >>> load(job, train__epochs=3).train.epochs
@@ -127,7 +128,7 @@ def runs(root: str | PathLike[str] = "runs") -> "list[Run]":
     """Return all runs in a folder, sorted by job and number."""
     from raycnn.runs.directory import Run as Directory
 
-    return [Run(run.location) for run in Directory.all(str(root))]
+    return [Run(run.location) for run in Directory.all(fspath(root))]
 
 
 def open_network(
@@ -158,7 +159,7 @@ class Run:
     def __init__(self, run: str | PathLike[str], root: str | PathLike[str] = "runs"):
         from raycnn.runs.directory import Run as Directory
 
-        self._run = Directory.find(str(run), str(root))
+        self._run = Directory.find(fspath(run), fspath(root))
 
     def __repr__(self) -> str:
         return f"Run({str(self.location)!r})"
@@ -329,7 +330,7 @@ class Search:
     def __init__(self, search: str | PathLike[str], root: str | PathLike[str] = "runs"):
         from raycnn.search.folder import Search as Folder
 
-        self._search = Folder.find(str(search), str(root))
+        self._search = Folder.find(fspath(search), fspath(root))
 
     def __repr__(self) -> str:
         return f"Search({str(self.location)!r})"
@@ -424,7 +425,7 @@ def _require_winner(search: "searches.Search") -> None:
 def _find(run: "str | PathLike[str] | Run") -> "directory.Run":
     from raycnn.runs.directory import Run as Directory
 
-    return run._run if isinstance(run, Run) else Directory.find(str(run))
+    return run._run if isinstance(run, Run) else Directory.find(fspath(run))
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:

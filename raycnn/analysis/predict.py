@@ -22,8 +22,9 @@ from raycnn.data.images.decode import (
     ImageFormat,
     NamedImage,
     decode_batch,
-    picture_endings,
 )
+from raycnn.data.sources.base import unreadable
+from raycnn.data.sources.folder import walk_pictures
 from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.errors import DataError
 from raycnn.runtime.device import layout
@@ -35,6 +36,13 @@ from raycnn.training.tta import with_tta
 
 BATCH_SIZE = 64
 MODES = {3: "rgb", 1: "gray"}  # the names of modes in export.json, by channels
+
+PNG_MODES = {
+    **dict.fromkeys(("CMYK", "YCbCr", "LAB", "HSV", "RGBX"), "RGB"),
+    **dict.fromkeys(("RGBa", "PA"), "RGBA"),
+    "La": "LA",
+}
+"""The mode to convert an image to, by its own, where PNG has none."""
 
 ImageInput = str | Path | Image.Image | NDArray[np.uint8]
 """An image file, a folder, a PIL image, or a uint8 array (H, W), (H, W, C) or (B, H, W, C)."""
@@ -168,9 +176,13 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise DataError(f"{path} does not exist")
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        visible = (p for p in inside if p.is_file() and not p.name.startswith("."))
-        pictures += [p for p in visible if p == path or p.suffix.lower() in picture_endings()]
+        if not path.is_dir():
+            pictures.append(path)
+            continue
+        try:
+            pictures += [path / name for name in walk_pictures(path).pictures]
+        except OSError as error:
+            raise unreadable(error) from None
     if not pictures:
         raise DataError(f"no pictures in {', '.join(map(str, paths))}")
     return pictures
@@ -192,6 +204,8 @@ def predict(
 
 def classify(classifier: Classifier, images: ImageInput | Sequence[ImageInput]) -> list[Prediction]:
     """Return a prediction for each image. Raises DataError for one that cannot be read."""
+    if isinstance(images, Tensor):
+        images = np.asarray(images)
     if isinstance(images, str | Path | Image.Image | np.ndarray):
         images = [images]
     pictures = [picture for image in images for picture in _named_images(image)]
@@ -239,9 +253,16 @@ def _without_gray_axis(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _encode(image: Image.Image) -> bytes:
-    """Return an image as an uncompressed PNG, so that all images pass through the same decoder."""
+    """Return an image as an uncompressed PNG, so that all images pass through the same decoder.
+
+    Raises DataError if it cannot be read.
+    """
     buffer = io.BytesIO()
-    upright = ImageOps.exif_transpose(image)
-    plain = upright.convert("RGB") if upright.mode in ("CMYK", "YCbCr", "LAB", "HSV") else upright
-    plain.save(buffer, "PNG", compress_level=0)
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in PNG_MODES:
+            upright = upright.convert(PNG_MODES[upright.mode])
+        upright.save(buffer, "PNG", compress_level=0)
+    except (OSError, ValueError) as error:  # of a damaged or closed file, or a mode without a PNG
+        raise DataError(f"an image cannot be read: {error}") from None
     return buffer.getvalue()

@@ -1,13 +1,21 @@
 """The command line: one thin file per command, imported when the command is called."""
 
+import errno
 import os
 import sys
 
 from raycnn.cli.commands import app
 from raycnn.cli.worker_exit import without_finalizing
-from raycnn.errors import RaycnnError
+from raycnn.errors import DataError, RaycnnError, SpecError
 
 __all__ = ["app", "main"]
+
+REFUSED = {
+    errno.EACCES: DataError.exit_code,
+    errno.EPERM: DataError.exit_code,
+    errno.ENAMETOOLONG: SpecError.exit_code,
+}
+"""The exit codes of errors of the file system that only a path of the user can have caused."""
 
 
 def main() -> None:
@@ -27,3 +35,8 @@ def main() -> None:
         except BrokenPipeError:  # `raycnn list | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            print(f"raycnn: {error}", file=sys.stderr)
+            sys.exit(REFUSED[error.errno])

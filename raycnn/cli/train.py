@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +18,7 @@ from raycnn.cli.arguments import (
 from raycnn.config import yaml_file
 from raycnn.config.load import load_job
 from raycnn.config.schema import JobSpec
-from raycnn.errors import Interrupted
+from raycnn.errors import DataError, EnvironmentUnavailable, Interrupted, SpecError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,7 +99,29 @@ def train_further(earlier: "Run", job: JobSpec, console: "Console") -> "Run":
     if is_printing():  # under torchrun the others would only wait for this one
         with earlier.lock():  # fail early if another process trains it
             pass
-    return _launch(job, earlier, reopen, console)
+    before, resumed = earlier.job(), _times_resumed(earlier)
+    try:
+        return _launch(job, earlier, reopen, console)
+    except (SpecError, DataError, EnvironmentUnavailable):
+        if is_printing() and earlier.job() != before:
+            _cancel_unless_resumed(earlier, before, resumed)
+        raise
+
+
+def _cancel_unless_resumed(earlier: "Run", before: JobSpec, resumed: int) -> None:
+    """Put back the job and the result of a run that was not trained further."""
+    from raycnn.runs.directory import Run
+
+    with suppress(EnvironmentUnavailable):  # the reason why it was not is reported instead
+        run = Run.open(earlier.location)  # with what workers on other machines have written
+        if _times_resumed(run) == resumed:
+            run.cancel_reopening(before)
+
+
+def _times_resumed(run: "Run") -> int:
+    from raycnn.training.callbacks import Resumed
+
+    return sum(isinstance(event, Resumed) for event in run.events())
 
 
 def _launch(job: JobSpec, earlier: "Run | None", open_run: "OpenRun", console: "Console") -> "Run":

@@ -16,7 +16,7 @@ from raycnn.data.inspect.duplicates import SplitIndices, duplicates
 from raycnn.data.label_arrays import LabelArray, class_counts, is_multi_label, strata
 from raycnn.data.loader import Loader
 from raycnn.data.sampling import stratified_fold, stratified_sample
-from raycnn.data.sources.base import Source, listed
+from raycnn.data.sources.base import Source, empty_split, listed
 from raycnn.data.sources.remote import RemoteSource
 from raycnn.data.transforms.pipeline import Pipeline, shape_after
 from raycnn.errors import DataError, SpecError
@@ -132,7 +132,7 @@ def check_source(source: Source) -> list[str]:
     warnings = [text for split in splits.values() for text in split.warnings]
     for name, split in splits.items():
         if not len(split.labels):
-            raise DataError(f"the {name} split is empty")
+            raise empty_split(name)
     warnings += _single_image_warning(splits["train"].labels, source.classes)
     return list(dict.fromkeys(warnings))
 

@@ -142,19 +142,50 @@ class Run:
     def reopen(self, job: JobSpec) -> list[SettingChanged]:
         """Prepare the run for more training with `job`; return the changed settings.
 
-        The old result is removed. Raises EnvironmentUnavailable if the folder is not writable.
+        The old result is put aside, for `cancel_reopening`. Raises EnvironmentUnavailable if the
+        folder is not writable.
         """
-        changes = _changes(self.job().tree(), job.tree())
         try:
-            self.write_job(job)
-            for name in (RESULT, PER_CLASS):
-                (self.folder / name).unlink(missing_ok=True)
+            for result, aside in self._results():
+                result.replace(aside) if result.exists() else aside.unlink(missing_ok=True)
+            return self._change_job(job)
         except OSError as error:
             raise EnvironmentUnavailable(f"cannot write to {self.folder}: {error}") from None
+
+    def cancel_reopening(self, job: JobSpec) -> None:
+        """Put back the old job and its result, because the new one was refused.
+
+        Raises EnvironmentUnavailable if the folder is not writable.
+        """
+        try:
+            self._change_job(job)
+            for result, aside in self._results():
+                if aside.exists():
+                    aside.replace(result)
+        except OSError as error:
+            raise EnvironmentUnavailable(f"cannot write to {self.folder}: {error}") from None
+        self.flush()
+
+    def _results(self) -> list[tuple[Path, Path]]:
+        """Return the files of a result, each with the one to which it is put aside."""
+        return [(self.folder / name, self.folder / f".{name}") for name in (RESULT, PER_CLASS)]
+
+    def _change_job(self, job: JobSpec) -> list[SettingChanged]:
+        changes = _changes(self.job().tree(), job.tree())
+        self.write_job(job)
         for change in changes:
             with suppress(OSError):  # the event is lost on a full disk
                 self.add_event(change)
         return changes
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write result.json and per_class.json, and delete those put aside. Raises OSError."""
+        large = {key: result[key] for key in ("per_class", "confusion")}
+        small = {key: value for key, value in result.items() if key not in large}
+        io.write_json(self.folder / PER_CLASS, large)
+        io.write_json(self.folder / RESULT, small)
+        for _, aside in self._results():
+            aside.unlink(missing_ok=True)
 
     def result(self) -> dict[str, Any] | None:
         """Return result.json of a completed run, else None."""
@@ -310,7 +341,7 @@ def create_numbered(parent: Path) -> Path:
     """Create a folder in `parent` named by the next free number, and return it."""
     parent.mkdir(parents=True, exist_ok=True)
     while True:
-        taken = [int(path.name) for path in parent.iterdir() if path.name.isdigit()]
+        taken = [int(path.name) for path in parent.iterdir() if path.name.isdecimal()]
         folder = parent / str(max(taken, default=0) + 1)
         try:
             folder.mkdir()
@@ -361,7 +392,7 @@ def _resolve_uri(kind: str, text: str, root: str, spec_name: str, preferred_file
 def list_folders(root: str, spec_name: str) -> list[Path]:
     """Return the numbered folders that contain the file `spec_name`, by name and number."""
     folders = [path.parent.absolute() for path in Path(root).glob(f"*/*/{spec_name}")]
-    numbered = [path for path in folders if path.name.isdigit()]
+    numbered = [path for path in folders if path.name.isdecimal()]
     return sorted(numbered, key=lambda path: (path.parent, int(path.name)))
 
 

@@ -54,7 +54,7 @@ def summarize_runs(runs: Iterable[Run]) -> list[RunSummary]:
     summaries = []
     for run in runs:
         keys = spec_keys(run.folder / "job.yaml")
-        base = first_keys.setdefault(run.folder.parent.name, keys)
+        base = first_keys.setdefault(run.folder.parent.name, keys) if keys else {}
         summaries.append(_summary(run, keys, base))
     return summaries
 
@@ -68,11 +68,16 @@ def _summary(run: Run, keys: dict[str, str], base: dict[str, str]) -> RunSummary
         model=keys.get("model.name", ""),
         epochs=len(rows),
         val=max(values, default=None),
-        test=result["test"][main_metric(result["test"])] if result else None,
+        test=_test_metric(result) if result else None,
         seconds=float(rows[-1].get("time_s") or 0) if rows else 0.0,
         start=_start(run.folder / "environment.json"),
         changed=_changes(keys, base),
     )
+
+
+def _test_metric(result: dict[str, Any]) -> float | None:
+    test = result.get("test") or {}
+    return test.get(main_metric(test))
 
 
 def _changes(keys: dict[str, str], base: dict[str, str]) -> dict[str, str]:

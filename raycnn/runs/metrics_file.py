@@ -40,6 +40,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     """Return the rows of a metrics.csv; none if it is missing or damaged."""
     try:
         with path.open(newline="") as file:
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
     except (FileNotFoundError, UnicodeDecodeError, csv.Error):  # resuming rewrites a damaged file
         return []
+    return [row for row in rows if row.get("epoch") and None not in row.values()]

@@ -20,7 +20,7 @@ from raycnn.runs.compatibility import (
     check_same_teacher,
     version_differences,
 )
-from raycnn.runs.directory import PER_CLASS, RESULT, Run
+from raycnn.runs.directory import Run
 from raycnn.runs.heartbeat_channel import Channel, HeartbeatSender
 from raycnn.runs.metrics_file import MetricsWriter
 from raycnn.runs.rank_log import RankLog
@@ -164,11 +164,8 @@ class Recorder:
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result of the run. Raises EnvironmentUnavailable if writing fails."""
         if distributed.is_rank_zero():
-            large = {key: result[key] for key in ("per_class", "confusion")}
-            small = {key: value for key, value in result.items() if key not in large}
             try:
-                io.write_json(self.run.folder / PER_CLASS, large)
-                io.write_json(self.run.folder / RESULT, small)
+                self.run.write_result(result)
                 self.run.flush()
             except OSError as error:
                 raise EnvironmentUnavailable(

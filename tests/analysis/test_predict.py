@@ -120,8 +120,35 @@ def test_a_picture_is_the_same_as_a_file_an_image_and_an_array(run: Run, tmp_pat
     )
 
 
+def test_a_folder_has_the_pictures_that_training_finds(run: Run, tmp_path: Path) -> None:
+    network = predicting.load_network(run.weights("best"), torch.device("cpu"))
+    pictures = write_pictures(tmp_path / "pictures", ["a", ".thumbs"], 2)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "b").symlink_to(pictures / "a")
+    for folder, found in ((pictures, "a"), (tmp_path / "linked", "b")):
+        names = [prediction.source for prediction in network.predict(folder)]
+        assert names == [str(folder / found / f"{number}.png") for number in range(2)]
+
+
+def test_pictures_of_every_mode_are_taken_from_memory(run: Run) -> None:
+    network = predicting.load_network(run.weights("best"), torch.device("cpu"))
+    gray = Image.fromarray(Digits().read()["test"].images[0, ..., 0])
+    (expected,) = network.predict(gray)
+    for mode in ("RGB", "RGBA", "RGBX", "LA", "P", "PA", "YCbCr"):
+        (prediction,) = network.predict(gray.convert("RGB").convert(mode))
+        assert prediction.label == expected.label, mode
+    pixels = torch.from_numpy(np.asarray(gray.convert("RGB")).copy())
+    assert network.predict(pixels)[0].probabilities == expected.probabilities
+
+
 def test_what_is_no_picture_is_refused_as_data(run: Run) -> None:
     network = predicting.load_network(run.weights("best"), torch.device("cpu"))
+    closed = Image.new("L", (8, 8))
+    closed.close()
+    with pytest.raises(DataError, match="cannot be read"):
+        network.predict(closed)
+    with pytest.raises(DataError, match="mode F"):
+        network.predict(Image.new("F", (8, 8)))
     first_axis = np.zeros((3, 8, 8), np.uint8)
     for wrong in (np.zeros((8, 8)), np.zeros((8, 8, 7), np.uint8), first_axis, "nowhere.png"):
         with pytest.raises(DataError):

@@ -16,6 +16,7 @@ from raycnn.config.recipes import recipe_files
 from raycnn.config.schema import JobSpec
 from raycnn.config.yaml_file import load_yaml, write
 from raycnn.runs.directory import Run
+from tests.support.images import write_pictures
 from tests.support.jobs import JOBS, ROOT
 from tests.support.processes import Call
 from tests.support.runs import train
@@ -137,6 +138,28 @@ def test_what_cannot_change_on_resume_is_refused_and_the_run_kept(call: Call) ->
     ended, _, err = call("resume", "quickstart", "train.epochs=2", "name=other")
     assert ended == 2 and "name: cannot change" in err
     assert Run.find("quickstart").job().tree() == before and Run.find("quickstart").result()
+
+
+def test_a_resume_on_other_images_is_refused_and_the_run_and_its_result_kept(
+    call: Call, tmp_path: Path
+) -> None:
+    pictures, other = (write_pictures(tmp_path / name, ["a", "b"], 10) for name in ("one", "two"))
+    small = ("model=lenet", "data.size=28", "train.batch_size=8")
+    assert call("train", pictures, *small, *HERE)[0] == 0
+    run = Run.find("one")
+    before, result, details = run.job(), run.result(), run.per_class()
+    ended, _, err = call("resume", "one", "train.epochs=2", f"data.root={other}")
+    assert ended == 4 and "not the ones the run was started with" in err
+    assert run.job() == before and result == run.result() and details == run.per_class()
+    ended, out, _ = call("resume", "one", "train.epochs=2")
+    assert ended == 0 and "resuming from epoch 1" in out and run.result() != result
+    assert not list(run.folder.glob(".*.json"))
+
+
+def test_a_name_that_no_file_can_have_is_refused(call: Call) -> None:
+    for words in (("train", "x" * 300), ("predict", "x" * 300, "."), ("data", "x" * 300)):
+        ended, _, err = call(*words)
+        assert ended == 2 and "xxx" in err and "Traceback" not in err
 
 
 def test_damaged_weights_are_bad_data(call: Call) -> None:

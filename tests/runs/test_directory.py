@@ -9,6 +9,7 @@ from raycnn.config.load import load_job
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable, SpecError
 from raycnn.runs.directory import Run
+from raycnn.runs.listing import summarize_runs
 from raycnn.runs.metrics_file import COLUMNS
 from raycnn.training.callbacks import EpochEnded, Evaluated, Warned
 from tests.support.processes import Call, raycnn
@@ -117,3 +118,20 @@ def test_a_run_resumes_where_it_is_and_not_where_it_was_created(
     moved = run.folder.rename(tmp_path / "moved")
     code, _, err = call("resume", moved, "train.epochs=2")
     assert code == 0 and len(Run(moved).rows()) == 2, err
+
+
+def test_a_damaged_run_is_listed_without_inventions_and_beside_the_others(
+    job: MakeJob, tmp_path: Path
+) -> None:
+    run = train(job(train__epochs=1))
+    damaged, odd = run.folder.with_name("2"), run.folder.with_name("²")  # a digit, but no number
+    shutil.copytree(run.folder, damaged)
+    shutil.copytree(run.folder, odd)
+    (damaged / "job.yaml").write_text("")
+    (damaged / "result.json").write_text('{"test": {}}')
+    text = (damaged / "metrics.csv").read_text()
+    (damaged / "metrics.csv").write_text(text + "2,12,2.9")
+    first, second = summarize_runs(Run.all(str(run.folder.parents[1])))
+    assert (first.name, second.name) == ("tiny/1", "tiny/2")
+    assert first.test is not None and second.test is None
+    assert second.changed == {} and second.epochs == 1

@@ -15,7 +15,7 @@ from raycnn.background import prefetch
 from raycnn.data.images.decode import BadImage
 from raycnn.data.images.fingerprint import fingerprint_of
 from raycnn.data.images.partial import GrowingArray, PartialBuild, RowFormat
-from raycnn.data.sources.base import Images, Source, Split, decode_rows
+from raycnn.data.sources.base import Images, Source, Split, decode_rows, empty_split
 from raycnn.errors import DataError
 from raycnn.runtime import memory
 from raycnn.shape import Shape
@@ -83,7 +83,7 @@ def build_cache(
             _decode_split(partial, name, split, source.shape, with_images, progress)
             # If too many images are unreadable, the check below gives the better error.
             if not record.readable[name] and len(record.unreadable) <= max_bad:
-                raise DataError(f"the {name} split is empty")
+                raise empty_split(name)
         check_unreadable_limit(record.unreadable, max_bad)
         _write_index(partial, source, splits)
         partial.complete()

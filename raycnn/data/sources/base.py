@@ -141,6 +141,16 @@ def unreadable(error: Exception) -> DataError:
     return DataError(f"cannot read the data: {error}")
 
 
+def empty_split(name: str) -> DataError:
+    """Return the error of a split without images."""
+    if name != "test":
+        return DataError(f"the {name} split is empty")
+    return DataError(
+        "the test split is empty: a data set without one needs more images, for data.test of them "
+        "are held out, and each class keeps one for training"
+    )
+
+
 def _stat(name: str) -> File:
     if is_uri(name):
         system, path = open_filesystem(name)

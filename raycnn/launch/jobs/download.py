@@ -53,7 +53,7 @@ def _free(folder: Path) -> Path:
     """Return the folder, or if it exists, one with the next free number."""
     if not os.path.lexists(folder):
         return folder
-    taken = [int(path.name) for path in folder.parent.iterdir() if path.name.isdigit()]
+    taken = [int(path.name) for path in folder.parent.iterdir() if path.name.isdecimal()]
     return folder.with_name(str(max(taken, default=0) + 1))
 
 

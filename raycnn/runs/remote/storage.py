@@ -49,7 +49,7 @@ def claim_numbered(root: str, name: str) -> WorkingCopy:
         parent_folder = RemoteFolder.open(join(root, name))
         token = secrets.token_hex(16)
         while True:
-            taken = [int(folder) for folder in parent_folder.folders() if folder.isdigit()]
+            taken = [int(folder) for folder in parent_folder.folders() if folder.isdecimal()]
             number = str(max(taken, default=0) + 1)
             claim = f"{number}/{CLAIM}/{token}"
             parent_folder.write(claim, b"")
@@ -72,7 +72,7 @@ def list_copies(root: str, spec_name: str) -> list[WorkingCopy]:
         for file in RemoteFolder.open(root).files():
             name, _, rest = file.name.partition("/")
             number, _, path = rest.partition("/")
-            if number.isdigit() and path.startswith(LISTED):
+            if number.isdecimal() and path.startswith(LISTED):
                 files_of.setdefault((name, number), []).append(file._replace(name=path))
     copies = []
     for (name, number), files in sorted(
