@@ -16,7 +16,9 @@ from raycnn.errors import SpecError
 from raycnn.models.dropout import Dropout
 from raycnn.runs.teacher import load_job_teacher
 from raycnn.runtime import device
+from raycnn.training.callbacks import CallbackList
 from raycnn.training.loop import load_initial_weights, loss_weights, new_training_state
+from raycnn.training.micro_batch import micro_batch_size, with_fitting_micro_batch
 from raycnn.training.schedules import Schedule
 from raycnn.training.step import TrainStep
 
@@ -79,6 +81,8 @@ def compare_steps(job: JobSpec, names: Sequence[str], steps: int) -> Iterator[St
     schedule = SCHEDULES.build(job.schedule, job.train.epochs * len(loader))
     devices = [kind.select(0, job.workers.cpus) for kind in kinds]
     traced = [_traced_step(job, splits, schedule, chosen) for chosen in devices]
+    size = min(step.micro_batch for step in traced)  # with batch norm, all need the same
+    traced = [replace(step, micro_batch=size) for step in traced]
     batches = chain.from_iterable(map(loader.epoch, count()))
     for k, batch in enumerate(islice(batches, steps)):
         losses = [_take(step, batch, k) for step in traced]
@@ -93,19 +97,21 @@ def _traced_step(
     state = new_training_state(job, splits, chosen)
     if job.model.weights:
         load_initial_weights(state, job)
-    models.begin_training(state.model)
-    for module in state.model.modules():
-        if isinstance(module, Dropout):
-            module.eval()
-    return _TracedStep(
+    step = _TracedStep(
         replica=state.model,
         state=state,
         schedule=schedule,
         job=job,
-        micro_batch=job.train.micro_batch or job.train.batch_size,
+        micro_batch=micro_batch_size(job.train),
         class_weights=loss_weights(job, splits, chosen),
         teacher=load_job_teacher(job, splits, chosen),
     )
+    step = with_fitting_micro_batch(step, splits.shape, CallbackList())
+    models.begin_training(state.model)
+    for module in state.model.modules():
+        if isinstance(module, Dropout):
+            module.eval()
+    return step
 
 
 def _take(step: _TracedStep, batch: Batch, k: int) -> float:

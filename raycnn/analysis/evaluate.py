@@ -17,9 +17,11 @@ from raycnn.errors import DataError, EnvironmentUnavailable, SpecError, unknown
 from raycnn.runs.directory import Run
 from raycnn.runtime.device import find
 from raycnn.training import checkpoint, checkpoint_folder, metrics
+from raycnn.training.callbacks import CallbackList
 from raycnn.training.loop import new_training_state, predict_split
 from raycnn.training.map_interval import map_interval
 from raycnn.training.metrics import TOP, Confusion
+from raycnn.training.micro_batch import find_micro_batch_size, micro_batch_size
 from raycnn.training.multi_label import multi_label_scores, named_rows
 from raycnn.training.predictions import SplitPredictions
 from raycnn.training.uncertainty import confidence_interval
@@ -98,10 +100,16 @@ def predict_run(run: Run, split: str, weights: str, device: str, root: str | Non
     state = new_training_state(job, splits, chosen)
     checkpoint.load_weights(state.model, path)
     loader = splits.loader(split, job, chosen, training=False)
-    micro_batch = job.train.micro_batch or job.train.batch_size
-    _, predictions = predict_split(state.model, loader, job.train, len(splits.classes), micro_batch)
-    assert predictions, "one process is rank 0"
-    return from_training(splits, saved["epoch"], {split: predictions})
+    found: SplitPredictions | None = None
+
+    def predict(size: int) -> None:
+        nonlocal found
+        _, found = predict_split(state.model, loader, job.train, len(splits.classes), size)
+
+    # The batch of the job may have been divided among many devices.
+    find_micro_batch_size(predict, micro_batch_size(job.train), CallbackList())
+    assert found, "one process is rank 0"
+    return from_training(splits, saved["epoch"], {split: found})
 
 
 def _store(run: Run, new: Predictions, stored: Predictions | None) -> Predictions:

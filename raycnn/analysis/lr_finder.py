@@ -17,8 +17,9 @@ from raycnn.config.schema import JobSpec
 from raycnn.data.splits import open_splits
 from raycnn.errors import JobFailed
 from raycnn.runs.teacher import load_job_teacher
+from raycnn.training.callbacks import CallbackList
 from raycnn.training.loop import load_initial_weights, loss_weights, new_training_state
-from raycnn.training.micro_batch import micro_batch_size
+from raycnn.training.micro_batch import micro_batch_size, with_fitting_micro_batch
 from raycnn.training.schedules import Rates
 from raycnn.training.step import TrainStep
 
@@ -73,6 +74,7 @@ def find_lr(
         class_weights=loss_weights(job, splits, device),
         teacher=load_job_teacher(job, splits, device),
     )  # fmt: skip
+    step = with_fitting_micro_batch(step, splits.shape, CallbackList())
     models.begin_training(state.model)
     loader = splits.loader("train", job, device, training=True)
     batches = chain.from_iterable(loader.epoch(epoch) for epoch in count())

@@ -7,6 +7,7 @@ only the names.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
+
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "unable to find an engine")
+"""What messages of errors for a lack of memory contain; the last is cuDNN's (PyTorch #108645)."""
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +71,7 @@ class DeviceKind:
     channels_last: bool
     """Whether convolutions are faster on images and weights in the channels-last memory format."""
     pins_memory: bool = True
-    """Whether copies from pinned host memory run beside the computation."""
+    """Whether the host need not wait for copies from pinned memory."""
     automatic: bool = True
     """Whether `auto` chooses it where it is available."""
     numbered: bool = True
@@ -282,6 +286,28 @@ def layout(device: torch.device, channels_last: bool | str | None) -> torch.memo
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def supports_bf16(kind: str) -> bool:
+    """Return whether a kind of device computes in bf16 itself, and does not emulate it."""
+    import torch
+
+    supported = getattr(torch.get_device_module(kind), "is_bf16_supported", None)
+    if not supported:
+        return True
+    emulates = "including_emulation" in inspect.signature(supported).parameters
+    return bool(supported(including_emulation=False) if emulates else supported())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device has too little memory.
+
+    Not all are torch.OutOfMemoryError: cuDNN, cuBLAS and Apple's GPUs have messages of their own.
+    """
+    import torch
+
+    is_named = any(text in str(error) for text in OUT_OF_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError) or isinstance(error, RuntimeError) and is_named
+
+
 def check_training(settings: Train, kind: str) -> None:
     """Raise SpecError if this device kind does not support these training settings."""
     with_sync = [name for name, row in DEVICE_KINDS.items() if row.sync_batch_norm]
@@ -291,9 +317,6 @@ def check_training(settings: Train, kind: str) -> None:
         )
     if settings.precision != "bf16" or kind in ("cpu", "auto") or not DEVICE_KINDS[kind].count():
         return
-    import torch
-
-    module = torch.get_device_module(kind)
-    if not getattr(module, "is_bf16_supported", lambda: True)():
+    if not supports_bf16(kind):
         names = ", ".join(DEVICE_KINDS[kind].names())
         raise SpecError(f"bf16 is not for {names}: use fp32", "train.precision")

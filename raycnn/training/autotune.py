@@ -27,7 +27,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable, first_line
 from raycnn.paths import cache_folder
 from raycnn.runtime import distributed
-from raycnn.runtime.device import DEVICE_KINDS, layout
+from raycnn.runtime.device import DEVICE_KINDS, layout, supports_bf16
 from raycnn.training.callbacks import Autotuned, Callback
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.compilation import compile_in_place
@@ -165,8 +165,7 @@ def _candidates(job: JobSpec, device: torch.device) -> Iterator[Candidate]:
 
 def _low_precision_dtype(device: torch.device) -> str:
     """Return the 16-bit precision that suits the device."""
-    supported = getattr(torch.get_device_module(device), "is_bf16_supported", lambda: True)
-    return "bf16" if supported() else "fp16"
+    return "bf16" if supports_bf16(device.type) else "fp16"
 
 
 def _measure(
@@ -181,8 +180,9 @@ def _measure(
     job = job.change(candidate.changes() | {"train.sync_batch_norm": False})
     try:
         first_s, step_s = _time_steps(job, shape, device, new_state, teacher)
-    except Exception as error:  # without a compiler or memory torch raises many types
-        if not candidate.compile and not isinstance(error, torch.OutOfMemoryError):
+    except Exception as error:  # without a compiler torch raises many types
+        # A device may lack memory, or a kernel. If it does for all candidates, training says so.
+        if not candidate.compile and not isinstance(error, RuntimeError):
             raise
         log.warning(f"{candidate.name} cannot be used: {first_line(error)}")
         first_s = step_s = math.inf

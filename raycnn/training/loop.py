@@ -22,7 +22,7 @@ from raycnn.errors import Diverged, Interrupted, SpecError
 from raycnn.models.flops import count_flops
 from raycnn.runtime import distributed
 from raycnn.runtime.deterministic import deterministic
-from raycnn.runtime.device import DEVICE_KINDS, layout, peak_mib
+from raycnn.runtime.device import DEVICE_KINDS, is_out_of_memory, layout, peak_mib
 from raycnn.runtime.timer import PassTimer
 from raycnn.training import pretrained
 from raycnn.training.autotune import autotune
@@ -47,10 +47,9 @@ from raycnn.training.ema import EMA, copy_tensors
 from raycnn.training.loss_scale import LossScale
 from raycnn.training.metrics import EpochMetrics, LossReader, build_metric_accumulator
 from raycnn.training.micro_batch import (
-    find_micro_batch_size,
     halve_micro_batch,
     micro_batch_size,
-    try_step,
+    with_fitting_micro_batch,
 )
 from raycnn.training.optim import build_optimizer
 from raycnn.training.predictions import PredictionAccumulator, SplitPredictions
@@ -137,7 +136,11 @@ def _fit(
 
     splits = distributed.raise_on_any_rank(lambda: open_splits(job, report_decoding, warn))
     if job.train.patience and not len(splits.labels("val")):
-        raise SpecError("needs images that are held out: data.val is 0", "train.patience")
+        share, count = job.data.val, len(splits.labels("train"))
+        raise SpecError(
+            f"needs images that are held out: data.val {share} of {count} images holds out none",
+            "train.patience",
+        )
     total_steps = job.train.epochs * math.ceil(len(splits.labels("train")) / job.train.batch_size)
     new_state = partial(new_training_state, splits=splits, device=device)
     teacher = None
@@ -165,8 +168,10 @@ def _fit(
             if len(lr_backoffs) > job.failure.rollbacks:
                 raise
             callbacks.on_event(_rollback_event(error, lr_backoffs, job))
-        except torch.OutOfMemoryError:
-            job = halve_micro_batch(job, train_step.micro_batch, callbacks)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            job = halve_micro_batch(job, train_step.micro_batch, error, callbacks)
         del train_step, state  # free their memory for the next attempt
 
 
@@ -353,10 +358,7 @@ def prepare(
         micro_batch=micro_batch_size(job.train),
         class_weights=loss_weights(job, splits, device), teacher=teacher,
     )  # fmt: skip
-    if device.type != "cpu":  # there a lack of memory ends the process, or swaps: no error tells
-        attempt = partial(try_step, train_step, splits.shape)
-        size = find_micro_batch_size(attempt, train_step.micro_batch, callbacks)
-        train_step = replace(train_step, micro_batch=size)
+    train_step = with_fitting_micro_batch(train_step, splits.shape, callbacks)
     if job.train.compile:  # only now: attempts would compile the network in a mode of their own
         compile_in_place(state.model)
     return train_step

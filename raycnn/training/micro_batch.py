@@ -3,16 +3,23 @@
 It is tried before training begins, and halved again if a device runs out of memory later.
 """
 
+import gc
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 
 from raycnn.config.schema import JobSpec, Train
-from raycnn.errors import EnvironmentUnavailable, OutOfMemory
+from raycnn.errors import EnvironmentUnavailable, OutOfMemory, first_line
 from raycnn.runtime import distributed
+from raycnn.runtime.device import is_out_of_memory, peak_mib
 from raycnn.training.callbacks import Callback, MicroBatchHalved
 from raycnn.training.step import TrainStep, unlabeled_batch
+
+Step = TypeVar("Step", bound=TrainStep)
 
 
 def micro_batch_size(settings: Train) -> int:
@@ -27,25 +34,42 @@ def find_micro_batch_size(attempt: Callable[[int], None], size: int, callbacks: 
     Raises EnvironmentUnavailable if a single image does not fit.
     """
     while True:
-        out_of_memory = False
+        error: RuntimeError | None = None
         try:
             attempt(size)
-        except torch.OutOfMemoryError:
-            out_of_memory = True
-        failures = torch.tensor([out_of_memory], dtype=torch.int32)
+        except RuntimeError as raised:
+            if not is_out_of_memory(raised):
+                raise
+            error = raised.with_traceback(None)  # which would keep tensors of the attempt
+        failures = torch.tensor([error is not None], dtype=torch.int32)
         if not distributed.all_reduce_sum(failures).item():
             return size
-        size = _halve(size, callbacks)
+        size = _halve(size, callbacks, error)
+
+
+def with_fitting_micro_batch(train_step: Step, shape: tuple[int, ...], callbacks: Callback) -> Step:
+    """Return the step with its micro-batch halved until images of `shape` fit into the device.
+
+    Raises EnvironmentUnavailable if a single image does not fit.
+    """
+    device = next(train_step.state.model.parameters()).device
+    if device.type == "cpu":  # there a lack of memory ends the process, or swaps: no error tells
+        return train_step
+    attempt = partial(try_step, train_step, shape)
+    size = find_micro_batch_size(attempt, train_step.micro_batch, callbacks)
+    peak_mib(device)  # from here on, the peak is that of training
+    return replace(train_step, micro_batch=size)
 
 
 def try_step(train_step: TrainStep, shape: tuple[int, ...], size: int) -> None:
     """Run a forward and a backward pass over `size` images without changing any state.
 
     Memory for the optimizer state, which a step allocates later, is reserved meanwhile. Raises
-    torch.OutOfMemoryError if it does not fit.
+    the error of torch if it does not fit.
     """
     optimizer = train_step.state.optimizer
     device = next(train_step.state.model.parameters()).device
+    gc.collect()  # a compiled network of an earlier attempt is a cycle of references
     torch.get_device_module(device).empty_cache()
     reserved = [torch.empty_like(p) for p in optimizer.parameters.values() for _ in optimizer.state]
     batch = unlabeled_batch(torch.zeros(size, *shape, device=device), size)
@@ -56,20 +80,22 @@ def try_step(train_step: TrainStep, shape: tuple[int, ...], size: int) -> None:
     del reserved
 
 
-def halve_micro_batch(job: JobSpec, micro_batch: int, callbacks: Callback) -> JobSpec:
+def halve_micro_batch(
+    job: JobSpec, micro_batch: int, error: RuntimeError, callbacks: Callback
+) -> JobSpec:
     """Return the job with half the micro-batch, to be trained again from the last checkpoint.
 
     Raises EnvironmentUnavailable if a single image does not fit, and OutOfMemory if there are
     several workers: the others wait in the middle of a step, so all processes must restart.
     """
-    size = _halve(micro_batch, callbacks)
+    size = _halve(micro_batch, callbacks, error)
     if distributed.world_size() > 1:
         text = f"rank {distributed.rank()} was out of memory on its device"
         raise OutOfMemory(text, size) from None
     return job.change({"train.micro_batch": size})
 
 
-def _halve(size: int, callbacks: Callback) -> int:
+def _halve(size: int, callbacks: Callback, error: RuntimeError | None) -> int:
     """Return half the micro-batch size, rounded up, and send the event.
 
     Raises EnvironmentUnavailable if the size is 1: a single image does not fit.
@@ -77,6 +103,7 @@ def _halve(size: int, callbacks: Callback) -> int:
     if size == 1:
         raise EnvironmentUnavailable(
             "one image is too much for the memory of the device: take a smaller network"
+            + (f" ({first_line(error)})" if error else "")
         )
     size = (size + 1) // 2
     callbacks.on_event(MicroBatchHalved(size=size))

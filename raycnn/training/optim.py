@@ -152,7 +152,8 @@ class Optimizer:
         """
         if saved.shape == parameter.shape:
             return torch.empty_like(parameter).copy_(saved)
-        return saved.to(parameter.device) if DEVICE_KINDS[parameter.device.type].fused else saved
+        fused = self.has_fused and DEVICE_KINDS[parameter.device.type].fused
+        return saved.to(parameter.device) if fused else saved
 
 
 class Sgd(Optimizer):

@@ -1,7 +1,9 @@
 """The training step: one optimizer update on one global batch, shared among the workers."""
 
+import math
 from collections.abc import Sized
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,7 +65,7 @@ class TrainStep:
     def _gradients(self, batch: Batch, dropout_seed: int) -> tuple[Tensor, Tensor]:
         """Accumulate the gradients of the share, one micro-batch at a time."""
         logits, losses = [], []
-        parts = split_micro_batches(batch, self.micro_batch)
+        parts = self._micro_batches(batch)
         for part in parts:
             dropout.seed_step(dropout_seed, part.first, part.total, part.images.device)
             with distributed.no_sync(self.replica, enabled=part is not parts[-1]):
@@ -74,6 +76,11 @@ class TrainStep:
             logits.append(part_logits.detach())
             losses.append(loss.detach())
         return torch.cat(logits), torch.stack(losses).sum()
+
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
+        if self.job.train.sync_batch_norm:
+            return split_alike(batch, self.micro_batch, distributed.world_size())
+        return split_micro_batches(batch, self.micro_batch)
 
     def loss(self, part: Batch) -> tuple[Tensor, Tensor]:
         """Return the logits (B, K) of a micro-batch, and its summed loss ()."""
@@ -97,14 +104,30 @@ def unlabeled_batch(images: Tensor, total: int) -> Batch:
 
 def split_micro_batches(batch: Batch, size: int) -> list[Batch]:
     """Split a worker's share of a batch into micro-batches of at most `size` images."""
+    count = len(batch.images)
+    return _cut(batch, [*range(0, count, size), count])
+
+
+def split_alike(batch: Batch, size: int, workers: int) -> list[Batch]:
+    """Split a worker's share into as many micro-batches as every other worker, none of them empty.
+
+    Batch norm that is synchronized exchanges its statistics in every forward pass, so all workers
+    need the same number of passes. They are of `size` images at most, or of 2 if `size` is 1.
+    """
+    smallest, rest = divmod(batch.total, workers)  # shares differ by one at most
+    parts = max(1, min(math.ceil((smallest + bool(rest)) / size), smallest))
+    return _cut(batch, [len(batch.images) * part // parts for part in range(parts + 1)])
+
+
+def _cut(batch: Batch, bounds: list[int]) -> list[Batch]:
     keys = [
         key
         for key in ("images", "labels", "mixed_labels", "mix_weights")
         if getattr(batch, key) is not None
     ]
     parts = []
-    for start in range(0, len(batch.images), size):
-        tensors = {key: getattr(batch, key)[start : start + size] for key in keys}
+    for start, end in pairwise(bounds):
+        tensors = {key: getattr(batch, key)[start:end] for key in keys}
         count = len(tensors["labels"]) if batch.count else 0
         parts.append(replace(batch, first=batch.first + start, count=count, **tensors))
     return parts

@@ -4,7 +4,9 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,3 +165,22 @@ def test_a_worker_decodes_with_its_share_of_the_cpus(monkeypatch: pytest.MonkeyP
     assert device.cpu_threads() == torch.get_num_threads() == 3
     cpu.select(0)
     torch.set_num_threads(torch_threads)
+
+
+def test_bf16_that_a_gpu_only_emulates_is_refused_and_not_chosen(
+    job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module is a fake of what torch.cuda says of a GPU before Ampere."""
+
+    def is_bf16_supported(including_emulation: bool = True) -> bool:
+        return including_emulation
+
+    old = SimpleNamespace(is_bf16_supported=is_bf16_supported)
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: old)
+    monkeypatch.setitem(
+        device.DEVICE_KINDS, "cuda", replace(device.DEVICE_KINDS["cuda"], count=lambda: 1)
+    )
+    monkeypatch.setattr(device.DeviceKind, "names", lambda kind: ["Tesla T4"])
+    with pytest.raises(SpecError, match="bf16 is not for Tesla T4"):
+        device.check_training(job(train__precision="bf16").train, "cuda")
+    assert not device.supports_bf16("cuda")  # precision: auto measures fp16 then

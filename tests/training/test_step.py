@@ -1,5 +1,6 @@
 """What a step of training can do besides: parts, averages, weights, narrow floats."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from raycnn.training.ema import EMA
 from raycnn.training.loss_scale import LossScale
 from raycnn.training.optim import sgd
 from raycnn.training.schedules import Rates
-from raycnn.training.step import class_weights, forward
+from raycnn.training.step import class_weights, forward, split_alike
 from tests.support.processes import ended, workers
 from tests.support.runs import distance, happened, numbers, same, train, weights
 
@@ -44,6 +45,21 @@ def test_micro_batches_equal_the_whole_batch(job: MakeJob) -> None:
     spec = with_dropout(job(train__epochs=1, data__limit=32))
     whole, parts = train(spec), train(spec.change({"train.micro_batch": 5}))
     assert distance(weights(whole), weights(parts)) < 1e-5
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_with_synchronized_batch_norm_all_workers_have_as_many_micro_batches(workers: int) -> None:
+    for total, size in itertools.product(range(1, 40), range(1, 12)):
+        splits = []
+        for share in map(len, np.array_split(np.arange(total), workers)):
+            images = torch.arange(max(share, 1))  # one without a share has an image all the same
+            batch = Batch(images, images, None, None, first=5, total=total, count=share)
+            parts = split_alike(batch, size, workers)
+            assert torch.equal(torch.cat([part.images for part in parts]), images)
+            assert [part.first for part in parts] == [5 + int(p.images[0]) for p in parts]
+            assert all(0 < len(part.images) <= max(size, 2) for part in parts)
+            splits.append(len(parts))
+        assert len({*splits}) == 1, (total, size)
 
 
 def test_two_workers_equal_one_with_all_of_it(job: MakeJob, tmp_path: Path) -> None:
