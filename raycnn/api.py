@@ -16,6 +16,7 @@ an unpacked mapping (`**{"train.epochs": 3}`). All errors are subclasses of
 
 import html
 import json
+import logging
 from collections.abc import Callable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
@@ -104,6 +105,7 @@ def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) 
     """
     from raycnn.config.search import load_search
     from raycnn.filesystem import is_uri
+    from raycnn.launch import dispatch
     from raycnn.search.folder import Search as Folder
     from raycnn.search.preflight import check_search
 
@@ -115,6 +117,8 @@ def tune(search: str | PathLike[str], *, progress: bool = True, **changes: Any) 
         earlier = Folder.find(str(search if is_uri(str(search)) else path))
         if earlier.unfinished():
             _search(earlier.spec, lambda: earlier, progress)
+        else:
+            dispatch.complete(earlier, logging.getLogger("raycnn").warning)
         _require_winner(earlier)
         return Search(earlier.location)
     pairs = [f"{key}={json.dumps(value)}" for key, value in _dotted(changes).items()]

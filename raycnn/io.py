@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raycnn.errors import EnvironmentUnavailable
+from raycnn.errors import EnvironmentUnavailable, StorageUnavailable
 
 NOTICE_S = 3  # seconds of waiting before `on_wait` is called
 
@@ -121,7 +121,7 @@ def lock(
     except Timeout:
         raise EnvironmentUnavailable(busy) from None
     except OSError as error:
-        raise EnvironmentUnavailable(f"cannot write to {path.parent}: {error}") from None
+        raise StorageUnavailable(f"cannot write to {path.parent}: {error}") from None
     try:
         yield
     finally:

@@ -44,8 +44,9 @@ PNG_MODES = {
 }
 """The mode to convert an image to, by its own, where PNG has none."""
 
-ImageInput = str | Path | Image.Image | NDArray[np.uint8]
-"""An image file, a folder, a PIL image, or a uint8 array (H, W), (H, W, C) or (B, H, W, C)."""
+ImageInput = str | Path | Image.Image | NDArray[np.uint8] | Tensor
+"""An image file, a folder, a PIL image, or a uint8 array or tensor (H, W), (H, W, C) or
+(B, H, W, C)."""
 
 
 class Classifier(Protocol):
@@ -204,9 +205,7 @@ def predict(
 
 def classify(classifier: Classifier, images: ImageInput | Sequence[ImageInput]) -> list[Prediction]:
     """Return a prediction for each image. Raises DataError for one that cannot be read."""
-    if isinstance(images, Tensor):
-        images = np.asarray(images)
-    if isinstance(images, str | Path | Image.Image | np.ndarray):
+    if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
         images = [images]
     pictures = [picture for image in images for picture in _named_images(image)]
     pictures = [(name or f"image {number}", data) for number, (name, data) in enumerate(pictures)]
@@ -231,7 +230,7 @@ def _named_images(image: ImageInput) -> list[NamedImage]:
         return [(str(path), path) for path in find_pictures([Path(image)])]
     if isinstance(image, Image.Image):
         return [("", _encode(image))]
-    array = np.asarray(image)
+    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
     if array.dtype != np.uint8 or array.ndim not in (2, 3, 4):
         raise DataError(
             f"an array of pixels is uint8, (H, W), (H, W, C) or (B, H, W, C), not "

@@ -15,7 +15,7 @@ REFUSED = {
     errno.EPERM: DataError.exit_code,
     errno.ENAMETOOLONG: SpecError.exit_code,
 }
-"""The exit codes of errors of the file system that only a path of the user can have caused."""
+"""The exit codes of errors of the file system that a path of the user causes."""
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except OSError as error:
-            if error.errno not in REFUSED:
+            if not error.filename or error.errno not in REFUSED:
                 raise
             print(f"raycnn: {error}", file=sys.stderr)
             sys.exit(REFUSED[error.errno])

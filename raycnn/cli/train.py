@@ -18,7 +18,7 @@ from raycnn.cli.arguments import (
 from raycnn.config import yaml_file
 from raycnn.config.load import load_job
 from raycnn.config.schema import JobSpec
-from raycnn.errors import DataError, EnvironmentUnavailable, Interrupted, SpecError
+from raycnn.errors import EnvironmentUnavailable, Interrupted, RaycnnError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,29 +99,29 @@ def train_further(earlier: "Run", job: JobSpec, console: "Console") -> "Run":
     if is_printing():  # under torchrun the others would only wait for this one
         with earlier.lock():  # fail early if another process trains it
             pass
-    before, resumed = earlier.job(), _times_resumed(earlier)
+    before, trainings = earlier.job(), _count_trainings(earlier)
     try:
         return _launch(job, earlier, reopen, console)
-    except (SpecError, DataError, EnvironmentUnavailable):
+    except RaycnnError:
         if is_printing() and earlier.job() != before:
-            _cancel_unless_resumed(earlier, before, resumed)
+            _cancel_unless_trained(earlier, before, trainings)
         raise
 
 
-def _cancel_unless_resumed(earlier: "Run", before: JobSpec, resumed: int) -> None:
-    """Put back the job and the result of a run that was not trained further."""
+def _cancel_unless_trained(earlier: "Run", before: JobSpec, trainings: int) -> None:
+    """Put back the job and the result of a run whose training did not start again."""
     from raycnn.runs.directory import Run
 
-    with suppress(EnvironmentUnavailable):  # the reason why it was not is reported instead
+    with suppress(EnvironmentUnavailable):  # the reason why it did not is reported instead
         run = Run.open(earlier.location)  # with what workers on other machines have written
-        if _times_resumed(run) == resumed:
+        if _count_trainings(run) == trainings:
             run.cancel_reopening(before)
 
 
-def _times_resumed(run: "Run") -> int:
-    from raycnn.training.callbacks import Resumed
+def _count_trainings(run: "Run") -> int:
+    from raycnn.training.callbacks import TrainingStarted
 
-    return sum(isinstance(event, Resumed) for event in run.events())
+    return sum(isinstance(event, TrainingStarted) for event in run.events())
 
 
 def _launch(job: JobSpec, earlier: "Run | None", open_run: "OpenRun", console: "Console") -> "Run":

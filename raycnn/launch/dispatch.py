@@ -65,7 +65,8 @@ def search(spec: "TuneSpec", open_search: "Callable[[], Search]", view: "SearchV
     """Train the trials of a search that have not ended, and write the leaderboard and plots.
 
     `open_search` opens the folder, and is called once there are resources to train with. Raises
-    Interrupted on a request to stop, and ClusterError when the cluster is unreachable or too small.
+    Interrupted on a request to stop, ClusterError when the cluster is unreachable or too small, and
+    EnvironmentUnavailable when the disk is full or the storage is unreachable.
     """
     if spec.architectures[0].job.workers.launcher == "local":
         from raycnn.launch import trial
@@ -125,7 +126,7 @@ def complete(search: "Search", warn: Callable[[str], None]) -> None:
         with search.lock():
             _write_results_or_warn(search, warn)
     except EnvironmentUnavailable as error:  # the folder may be another user's
-        warn(f"the leaderboard is not written: {error}")
+        warn(f"the leaderboard may not be up to date: {error}")
 
 
 def _write_results_or_warn(search: "Search", warn: Callable[[str], None]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from raycnn.config.schema import JobSpec
+from raycnn.config.yaml_file import Tree
 from raycnn.errors import (
     ClusterError,
     EnvironmentUnavailable,
@@ -29,7 +30,7 @@ from raycnn.search.folder import Search, SearchView, Trial
 from raycnn.search.queue import TrialQueue
 from raycnn.search.schedulers import Pbt
 from raycnn.training import checkpoint_folder
-from raycnn.training.callbacks import Failed, TrialStopped
+from raycnn.training.callbacks import CheckpointSkipped, Failed, TrialStopped
 from raycnn.training.checkpoint import TrainingState
 from raycnn.training.loop import fit
 
@@ -51,10 +52,7 @@ class TrialRecorder(Recorder):
         self.search, self.trial = search, trial
         self.pause_epoch = search.pause_epoch(trial)
 
-    @property
-    def resume_command(self) -> str:
-        """The command that continues the search."""
-        return self.search.resume_command
+    resume_hint = ""  # the search has one
 
     def _latest_checkpoint(self, state: TrainingState) -> tuple[Path | None, list[str]]:
         """Return the newest valid checkpoint; of a population, only one that fits the job.
@@ -64,13 +62,15 @@ class TrialRecorder(Recorder):
         """
         if not isinstance(self.search.scheduler, Pbt):
             return super()._latest_checkpoint(state)
-        checkpoints = self.run.all_checkpoints()
-        for path in reversed(checkpoints):
-            is_valid = not checkpoint_folder.verify_checkpoint(path)
-            spec = state.metadata["spec"]
-            if is_valid and has_same_lineage(checkpoint_folder.read_state(path), spec):
-                return path, []
-        if checkpoints and distributed.is_rank_zero():
+        problems = []
+        for path in reversed(self.run.all_checkpoints()):
+            if problem := _unusable(path, state.metadata["spec"]):
+                problems.append(problem)
+            else:
+                return path, problems
+        for problem in problems:
+            self.callbacks.on_event(CheckpointSkipped(fault=problem))
+        if problems and distributed.is_rank_zero():
             checkpoint_folder.delete_all(self.run.checkpoints)
         return None, []
 
@@ -91,6 +91,15 @@ class TrialRecorder(Recorder):
         curve = self.trial.curve(self.search.spec.tune)
         reason = self.search.scheduler(curve, lambda: self.search.siblings(self.trial))
         return reason and f"after {len(curve.values)} of {curve.epochs} epochs: {reason}"
+
+
+def _unusable(checkpoint: Path, spec: Tree) -> str | None:
+    """Return why a checkpoint is damaged or not of a spec's lineage; None if it can be used."""
+    if problem := checkpoint_folder.verify_checkpoint(checkpoint):
+        return problem
+    if has_same_lineage(checkpoint_folder.read_state(checkpoint), spec):
+        return None
+    return f"{checkpoint} is older than the copy that was made of another trial"
 
 
 def run_trial(trial: Trial, work: Callable[[], TrialOutcome]) -> str | None:

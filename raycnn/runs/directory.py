@@ -143,14 +143,16 @@ class Run:
         """Prepare the run for more training with `job`; return the changed settings.
 
         The old result is put aside, for `cancel_reopening`. Raises EnvironmentUnavailable if the
-        folder is not writable.
+        folder is not writable, or that at a URI is not.
         """
         try:
             for result, aside in self._results():
                 result.replace(aside) if result.exists() else aside.unlink(missing_ok=True)
-            return self._change_job(job)
+            changes = self._change_job(job)
         except OSError as error:
             raise EnvironmentUnavailable(f"cannot write to {self.folder}: {error}") from None
+        self.flush()  # else the old result would be downloaded again
+        return changes
 
     def cancel_reopening(self, job: JobSpec) -> None:
         """Put back the old job and its result, because the new one was refused.

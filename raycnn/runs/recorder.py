@@ -101,9 +101,9 @@ class Recorder:
         return True
 
     @property
-    def resume_command(self) -> str:
-        """The command that continues the training."""
-        return self.run.command("resume")
+    def resume_hint(self) -> str:
+        """How a message ends that training could not go on."""
+        return f", and `{self.run.command('resume')}` continues from there"
 
     def _latest_checkpoint(self, state: TrainingState) -> tuple[Path | None, list[str]]:
         """Return the checkpoint to continue from, or None, and what is wrong with newer ones."""
@@ -112,7 +112,8 @@ class Recorder:
     def save(self, state: TrainingState) -> None:
         """Save a checkpoint, on rank 0.
 
-        Raises StorageUnavailable if writing fails, or the previous upload has failed.
+        Raises StorageUnavailable if writing fails, or EnvironmentUnavailable if the previous upload
+        has failed.
         """
         distributed.broadcast_from_rank_zero(lambda: self._write_checkpoint(state))
         # Only now, so that this checkpoint is safe here if the upload of the previous one failed.
@@ -125,8 +126,7 @@ class Recorder:
             checkpoint.save_checkpoint(state, self.run.checkpoints)
         except OSError as error:
             raise StorageUnavailable(
-                f"cannot save a checkpoint: {error}; the previous one is intact, and "
-                f"`{self.resume_command}` continues from there"
+                f"cannot save a checkpoint: {error}; the previous one is intact{self.resume_hint}"
             ) from None
 
     def restore_best(self, state: TrainingState) -> None:

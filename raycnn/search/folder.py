@@ -255,13 +255,16 @@ class Search:
         """Upload no trial's files, for a search at a URI, until all have been changed."""
         return self.copy.changing if self.copy else nullcontext()
 
-    def flush(self) -> None:
+    def flush(self, wait: bool = False) -> None:
         """Upload what was written to the folder, for a search at a URI.
 
-        Raises EnvironmentUnavailable if that failed.
+        While the search runs this only queues it, unless it is to `wait`. Raises
+        EnvironmentUnavailable if that failed.
         """
         if self.copy:
             self.copy.push()
+            if wait:
+                self.copy.wait()
 
     @property
     def upload_failed(self) -> bool:

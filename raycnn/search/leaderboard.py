@@ -172,17 +172,18 @@ def to_tree(search: Search, board: list[LeaderboardEntry]) -> dict[str, Any]:
 def write_leaderboard(search: Search) -> list[LeaderboardEntry]:
     """Write the leaderboard and the winners' jobs into the folder; return the leaderboard."""
     board = leaderboard(search)
-    write_json(search.folder / "leaderboard.json", to_tree(search, board))
     _write_csv(search, board)
     for name, entry in winners(board).items():
         job = search.trial(_trial_ids(search, entry)[0]).run.job()
         # With `tune.folds` the fold is the search's; else it is the job's own.
         search.write_best(name, job.change({"data.fold": None}) if search.spec.tune.folds else job)
+    # Last, for `is_written`.
+    write_json(search.folder / "leaderboard.json", to_tree(search, board))
     return board
 
 
 def is_written(search: Search) -> bool:
-    """Return whether leaderboard.json has the state of all trials."""
+    """Return whether `write_leaderboard` has written the state of all trials."""
     current = json.loads(json.dumps(to_tree(search, leaderboard(search))))
     return read_json(search.folder / "leaderboard.json") == current
 

@@ -32,8 +32,7 @@ def next_trials(search: Search, running: Collection[str] = ()) -> list[TrialKey]
             members = [search.trial(key) for key in unfinished if key.architecture is architecture]
             # A member may still be writing its last records.
             if not any(member.id in running for member in members):
-                with search.changing():
-                    _Population(search, search.scheduler, architecture, members).advance()
+                _Population(search, search.scheduler, architecture, members).advance()
     waiting = (key for key in unfinished if key.id not in running)
     return [key for key in waiting if not _paused(search, search.trial(key))]
 
@@ -61,8 +60,13 @@ class _Population:
         to_change = [m for m in self.members if self._generation(m) == self.generation]
         if not all(_paused(self.search, member) for member in to_change):
             return
-        for member in to_change:
-            self._save_score(member)
+        new_scores = [self._save_score(member) for member in to_change]
+        if any(new_scores):
+            self.search.flush(wait=True)  # at a URI, too, all scores come before any copy
+        with self.search.changing():
+            self._start_generation(to_change)
+
+    def _start_generation(self, to_change: list[Trial]) -> None:
         ranked = sorted(self.members, key=lambda m: (-self._score(m), m.info["number"]))
         count = min(math.ceil(len(ranked) * self.pbt.quantile), len(ranked) // 2)
         best, worst = ranked[:count], [member.id for member in ranked[len(ranked) - count :]]
@@ -77,12 +81,16 @@ class _Population:
     def _score(self, member: Trial) -> float:
         return float(member.info["scores"][self.generation])
 
-    def _save_score(self, member: Trial) -> None:
-        """Save the metric of the latest epoch, whose weights a copy would start from."""
+    def _save_score(self, member: Trial) -> bool:
+        """Save the metric of the latest epoch, whose weights a copy would start from.
+
+        Return whether it had not been saved before.
+        """
         scores = member.info.get("scores", [])
-        if len(scores) == self.generation:
+        if is_new := len(scores) == self.generation:
             latest = member.curve(self.search.spec.tune).values[-1]
             member.update(scores=[*scores, latest])
+        return is_new
 
     def _exploit(self, member: Trial, parent: Trial) -> None:
         """Make a member a perturbed copy of its parent, which does not change.

@@ -102,7 +102,6 @@ class OptunaSampler:
         self.seed, self.name = seed, architecture.name
         self.space = architecture.space
         self.distributions = {key: _distribution(domain) for key, domain in self.space.items()}
-        self.running: dict[str, Any] = {}
         self.seen: set[str] = set()
         self.others = _distinct_points(self.space, rng.number(seed, _digest(architecture.name)))
 
@@ -116,11 +115,10 @@ class OptunaSampler:
         )
         for _ in range(ATTEMPTS):
             trial = self.study.ask(self.distributions)
+            self.study.tell(trial, state=TrialState.FAIL)  # `tell` adds it, as when resumed
             changes = {key: _value(domain, trial.params[key]) for key, domain in self.space.items()}
-            if (text := _text(changes)) not in self.seen:
-                self.running[text] = trial
+            if _text(changes) not in self.seen:
                 break
-            self.study.tell(trial, state=TrialState.FAIL)
         else:  # few values are left: take any new one
             changes = next(other for other in self.others if _text(other) not in self.seen)
         self.seen.add(_text(changes))
@@ -131,9 +129,6 @@ class OptunaSampler:
 
         state = optuna.trial.TrialState.FAIL if value is None else optuna.trial.TrialState.COMPLETE
         self.seen.add(_text(changes))
-        if trial := self.running.pop(_text(changes), None):
-            self.study.tell(trial, value, state=state)
-            return
         parameters = {key: _parameter(domain, changes[key]) for key, domain in self.space.items()}
         self.study.add_trial(
             optuna.trial.create_trial(

@@ -1,5 +1,6 @@
 """The command line, in this process: every message and exit code a person meets."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from raycnn.config.recipes import recipe_files
 from raycnn.config.schema import JobSpec
 from raycnn.config.yaml_file import load_yaml, write
 from raycnn.runs.directory import Run
+from raycnn.training import checkpoint
 from tests.support.images import write_pictures
 from tests.support.jobs import JOBS, ROOT
 from tests.support.processes import Call
@@ -154,6 +156,22 @@ def test_a_resume_on_other_images_is_refused_and_the_run_and_its_result_kept(
     ended, out, _ = call("resume", "one", "train.epochs=2")
     assert ended == 0 and "resuming from epoch 1" in out and run.result() != result
     assert not list(run.folder.glob(".*.json"))
+
+
+def test_a_resume_that_trains_keeps_its_changes_whatever_ends_it(
+    call: Call, job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a run without a checkpoint, which does not continue from one."""
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = Run.create(job(workers={"launcher": "local", "device": "cpu"}))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_checkpoint", full)
+        ended, _, err = call("resume", run.folder, "train.batch_size=30")
+    assert ended == 3 and "No space left" in err
+    assert run.job().train.batch_size == 30
 
 
 def test_a_name_that_no_file_can_have_is_refused(call: Call) -> None:

@@ -162,23 +162,24 @@ def kill_after_files(self, *included):
     if copied and where == "checkpoints":
         os.kill(os.getpid(), 9)
 
-def kill_in_a_checkpoint(self, source, name):
+def kill_in_an_upload(self, source, name):
     file = upload(self, source, name)
-    if copied and name.endswith("model.safetensors"):
+    last = "metrics.csv" if where == "metrics" else "model.safetensors"
+    if copied and name.endswith(last):
         os.kill(os.getpid(), 9)
     return file
 
-queue.next_trials, RemoteFolder.upload = kill_after_copies, kill_in_a_checkpoint
+queue.next_trials, RemoteFolder.upload = kill_after_copies, kill_in_an_upload
 SearchCopy.push_files = kill_after_files
 main()
 """
 
 
-@pytest.mark.parametrize("where", ["upload", "checkpoints", "middle"])
+@pytest.mark.parametrize("where", ["upload", "metrics", "checkpoints", "middle"])
 def test_killed_before_copies_are_uploaded_it_resumes_to_the_same_on_any_machine(
     done: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """Killed before the upload, before that of the checkpoints, and in the middle of it."""
+    """Killed before the upload, between two files of a member, before its checkpoint, and in it."""
     monkeypatch.setenv("RAYCNN_CACHE", str(tmp_path / "cache"))
     storage, file = f"local://{tmp_path}/far", tmp_path / "tiny.tune.yaml"
     workers = "workers: {launcher: local, device: cpu}\n"

@@ -26,7 +26,7 @@ from raycnn.data.images.build import INDEX, ProgressCallback, build_cache, check
 from raycnn.data.images.partial import PartialBuild
 from raycnn.data.label_arrays import LabelArray
 from raycnn.data.sources.base import File, Images, Source, Split, Subset, files_of
-from raycnn.errors import EnvironmentUnavailable
+from raycnn.errors import EnvironmentUnavailable, StorageUnavailable
 from raycnn.paths import cache_folder
 from raycnn.shape import Shape
 
@@ -158,7 +158,7 @@ def open_cache(
         return _open(folder, None if with_images else splits, max_bad)
     except OSError as error:
         hint = "" if mode == "stream" else ", or data.cache=stream to store no images"
-        raise EnvironmentUnavailable(
+        raise StorageUnavailable(
             f"cannot use the cache {cache_path}: {error}; set RAYCNN_CACHE to another folder{hint}"
         ) from None
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from raycnn import io
 from raycnn.data.sources.base import Source, Split
-from raycnn.errors import DataError, EnvironmentUnavailable, first_line
+from raycnn.errors import DataError, EnvironmentUnavailable, StorageUnavailable, first_line
 from raycnn.filesystem import RemoteFile, RemoteFolder, base_name, filesystem_errors
 from raycnn.paths import cache_folder
 from raycnn.shape import Shape
@@ -96,7 +96,7 @@ def _copy(remote: RemoteFolder, files: list[RemoteFile], folder: Path) -> None:
         parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(parent).free
     except OSError as error:
-        raise EnvironmentUnavailable(
+        raise StorageUnavailable(
             f"cannot use the cache {parent}: {error}; set RAYCNN_CACHE to another folder"
         ) from None
     if size > free:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from raycnn.errors import EnvironmentUnavailable, first_line
+from raycnn.errors import StorageUnavailable, first_line
 from raycnn.filesystem import RemoteFile, filesystem_errors
 from raycnn.io import lock, write_json
 from raycnn.training.checkpoint_folder import INDEX
@@ -93,11 +93,11 @@ def _time(line: bytes) -> float:
 
 @contextmanager
 def translate_errors(uri: str) -> Iterator[None]:
-    """Turn errors of a file system into EnvironmentUnavailable, naming setting and URI."""
+    """Turn errors of a file system into StorageUnavailable, naming setting and URI."""
     try:
         yield
     except filesystem_errors() as error:
-        raise EnvironmentUnavailable(f"storage.path: {uri}: {first_line(error)}") from None
+        raise StorageUnavailable(f"storage.path: {uri}: {first_line(error)}") from None
 
 
 def mtime_ns(path: Path) -> int:

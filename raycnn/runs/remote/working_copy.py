@@ -258,7 +258,7 @@ class WorkingCopy:
         record = self.manifest.record(INDEX_PATH)
         return mtime_ns(self.checkpoints / INDEX) != record.local_mtime_ns
 
-    def wait(self, timeout_s: float) -> bool:
+    def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until all pushed files are uploaded; return False if the time was too short.
 
         Raises the same errors as `push`.

@@ -26,6 +26,7 @@ from raycnn.config.search import load_search
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.filesystem import RemoteFolder
 from raycnn.launch import dispatch, local
+from raycnn.runs.compatibility import completed_epochs
 from raycnn.runs.directory import Run
 from raycnn.runs.remote import lease
 from raycnn.search.folder import Search
@@ -95,6 +96,19 @@ def test_a_run_at_a_uri_is_the_run_of_a_folder(
     assert len(list(again.checkpoints.glob("0*"))) == 1  # the other ones were not asked for
     log = (again.folder / "logs" / "rank-0.log").read_text()
     assert "test" in log and list((again.folder / "logs" / "tensorboard").iterdir())
+
+
+def test_a_run_at_a_uri_that_is_trained_further_is_not_done(
+    job: MakeJob, s3: Server, bucket: str
+) -> None:
+    run = trained(job(storage__path=s3.uri(bucket), train__epochs=1))
+    longer = run.job().change({"train.epochs": 2})
+    run.reopen(longer)
+    with run.lock():
+        assert not run.result() and completed_epochs(run, longer) is None
+    assert "runs/tiny/1/result.json" not in s3.names(bucket)
+    run.cancel_reopening(longer.change({"train.epochs": 1}))
+    assert run.result() and "runs/tiny/1/result.json" in s3.names(bucket)
 
 
 def test_no_two_runs_at_a_uri_get_one_number(job: MakeJob, s3: Server, bucket: str) -> None:
