@@ -54,14 +54,14 @@ class TrialRecorder(Recorder):
 
     resume_hint = ""  # the search has one
 
-    def _latest_checkpoint(self, state: TrainingState) -> tuple[Path | None, list[str]]:
+    def latest_checkpoint(self, state: TrainingState) -> tuple[Path | None, list[str]]:
         """Return the newest valid checkpoint; of a population, only one that fits the job.
 
         After a kill, or an interrupted upload, a member may have the copy's job but not all of its
         checkpoints. The job repeats the whole lineage, so it is trained from the start then.
         """
         if not isinstance(self.search.scheduler, Pbt):
-            return super()._latest_checkpoint(state)
+            return super().latest_checkpoint(state)
         problems = []
         for path in reversed(self.run.all_checkpoints()):
             if problem := _unusable(path, state.metadata["spec"]):

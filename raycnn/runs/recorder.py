@@ -80,7 +80,7 @@ class Recorder:
         Raises SpecError or DataError if job or data differ from the checkpoint's.
         """
         self.wait_for_upload()
-        path, problems = self._latest_checkpoint(state)
+        path, problems = self.latest_checkpoint(state)
         if not path:
             return False
         for problem in problems:
@@ -105,7 +105,7 @@ class Recorder:
         """How a message ends that training could not go on."""
         return f", and `{self.run.command('resume')}` continues from there"
 
-    def _latest_checkpoint(self, state: TrainingState) -> tuple[Path | None, list[str]]:
+    def latest_checkpoint(self, state: TrainingState) -> tuple[Path | None, list[str]]:
         """Return the checkpoint to continue from, or None, and what is wrong with newer ones."""
         return self.run.latest_checkpoint()
 
