@@ -8,11 +8,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+from raycnn.errors import StorageUnavailable
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -26,6 +28,17 @@ TIME_KEYS = (
     "mtime", "last_modified", "LastModified", "modified", "modify", "updated", "modificationTime",
 )  # fmt: skip
 PERMANENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that retrying cannot resolve
+
+
+@contextmanager
+def full_disk_errors(location: object) -> Iterator[None]:
+    """Turn the OSError of a full or read-only disk into StorageUnavailable, naming the location."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in PERMANENT_ERRORS:
+            raise
+        raise StorageUnavailable(f"cannot write to {location}: {error}") from None
 
 
 class RemoteFile(NamedTuple):

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from typing import NoReturn
 
 from raycnn.cli.commands import app
 from raycnn.cli.worker_exit import without_finalizing
@@ -29,14 +30,17 @@ def main() -> None:
         try:
             app(prog_name="raycnn")
         except RaycnnError as error:
-            if os.environ.get("RANK", "0") == "0":  # under torchrun only rank 0 prints it
-                print(f"raycnn: {error}", file=sys.stderr)
-            sys.exit(error.exit_code)
+            _exit(error, error.exit_code)
         except BrokenPipeError:  # `raycnn list | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except OSError as error:
             if not error.filename or error.errno not in REFUSED:
                 raise
-            print(f"raycnn: {error}", file=sys.stderr)
-            sys.exit(REFUSED[error.errno])
+            _exit(error, REFUSED[error.errno])
+
+
+def _exit(error: Exception, code: int) -> NoReturn:
+    if os.environ.get("RANK", "0") == "0":  # under torchrun only rank 0 prints it
+        print(f"raycnn: {error}", file=sys.stderr)
+    sys.exit(code)

@@ -71,11 +71,11 @@ def tune(
 
 
 def _continue(search: "Search", dry_run: bool, retrain: bool, as_json: bool) -> None:
-    from raycnn.launch import dispatch
-
     if dry_run:
         _print_unfinished(search)
         return
+    from raycnn.launch import dispatch
+
     if search.unfinished():
         _run(search.spec, lambda: search, as_json)
     else:

@@ -69,8 +69,8 @@ def apply_changes(
 
 def _split(path: str) -> list[str]:
     """Split a dotted key into its levels; a searched key, dotted itself, is one level."""
-    before, space, searched = path.partition("tune.space.")
-    return ["tune", "space", searched] if space and not before else path.split(".")
+    searched = path.removeprefix("tune.space.")
+    return path.split(".") if searched == path else ["tune", "space", searched]
 
 
 def merge(below: Tree, above: Tree) -> Tree:

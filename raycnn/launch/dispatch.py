@@ -4,13 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from raycnn.config.schema import JobSpec, Workers
-from raycnn.errors import (
-    ClusterError,
-    EnvironmentUnavailable,
-    Interrupted,
-    StorageUnavailable,
-)
-from raycnn.filesystem import PERMANENT_ERRORS
+from raycnn.errors import ClusterError, EnvironmentUnavailable, Interrupted
+from raycnn.filesystem import full_disk_errors
 from raycnn.launch.launcher import address_of, can_span_machines, check_world, launcher_of
 from raycnn.runs.directory import Run
 from raycnn.training.callbacks import Callback, ConnectingToRay, StartingWorkers
@@ -95,18 +90,14 @@ def _search(
     again = f"`{opened.resume_command}`"
     with opened.lock():
         try:
-            train(opened)
+            with full_disk_errors(opened.location):
+                train(opened)
         except Interrupted as error:
             raise Interrupted(f"{error}, and saved: {again}") from None
         except (ClusterError, EnvironmentUnavailable) as error:
             if again in str(error):
                 raise
             raise type(error)(f"{error}: {again} continues") from None
-        except OSError as error:
-            if error.errno not in PERMANENT_ERRORS:
-                raise
-            text = f"cannot write to {opened.location}: {error}: {again} continues"
-            raise StorageUnavailable(text) from None
         finally:
             _write_results_or_warn(opened, view.log)
     return opened

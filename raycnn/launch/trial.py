@@ -19,7 +19,7 @@ from raycnn.errors import (
     RaycnnError,
     StorageUnavailable,
 )
-from raycnn.filesystem import PERMANENT_ERRORS
+from raycnn.filesystem import full_disk_errors
 from raycnn.launch.signals import Stop
 from raycnn.models import count_parameters
 from raycnn.runs.compatibility import has_same_lineage
@@ -62,12 +62,10 @@ class TrialRecorder(Recorder):
         """
         if not isinstance(self.search.scheduler, Pbt):
             return super().latest_checkpoint(state)
-        problems = []
-        for path in reversed(self.run.all_checkpoints()):
-            if problem := _unusable(path, state.metadata["spec"]):
-                problems.append(problem)
-            else:
-                return path, problems
+        unusable = partial(_unusable, spec=state.metadata["spec"])
+        path, problems = checkpoint_folder.newest_usable(self.run.all_checkpoints(), unusable)
+        if path:
+            return path, problems
         for problem in problems:
             self.callbacks.on_event(CheckpointSkipped(fault=problem))
         if problems and distributed.is_rank_zero():
@@ -113,16 +111,13 @@ def run_trial(trial: Trial, work: Callable[[], TrialOutcome]) -> str | None:
     outcome: TrialOutcome = {}
     with trial.lock():
         try:
-            try:
-                outcome = _outcome(work)
-            finally:
-                trial.update(**outcome, wall_s=before + time.time() - began)
+            with full_disk_errors(trial.run.folder):
+                try:
+                    outcome = _outcome(trial, work)
+                finally:
+                    trial.update(**outcome, wall_s=before + time.time() - began)
         except (ClusterError, StorageUnavailable) as error:
             return str(error)
-        except OSError as error:
-            if error.errno not in PERMANENT_ERRORS:
-                raise
-            return f"cannot write to {trial.run.folder}: {error}"
     if outcome:
         with suppress(OSError):
             checkpoint_folder.prune(trial.run.checkpoints)
@@ -135,13 +130,14 @@ def run_trial(trial: Trial, work: Callable[[], TrialOutcome]) -> str | None:
     return None
 
 
-def _outcome(work: Callable[[], TrialOutcome]) -> TrialOutcome:
+def _outcome(trial: Trial, work: Callable[[], TrialOutcome]) -> TrialOutcome:
     """Train a trial and return how it ended, or that it failed.
 
-    Raises ClusterError, StorageUnavailable, or the OSError of a full disk.
+    Raises ClusterError, or StorageUnavailable.
     """
     try:
-        return work()
+        with full_disk_errors(trial.run.folder):
+            return work()
     except Interrupted:
         return {}
     except (ClusterError, StorageUnavailable):
@@ -149,8 +145,6 @@ def _outcome(work: Callable[[], TrialOutcome]) -> TrialOutcome:
     except RaycnnError as error:
         return {"state": "failed", "reason": str(error)}
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in PERMANENT_ERRORS:
-            raise
         return {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
 
 

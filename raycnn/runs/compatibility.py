@@ -1,5 +1,6 @@
 """Check whether a run can be resumed with a job: some settings are fixed once it has started."""
 
+from collections.abc import Iterator
 from functools import reduce
 from typing import Any
 
@@ -60,12 +61,8 @@ def completed_epochs(run: Run, job: JobSpec) -> int | None:
 
 def check_same_job(saved: dict[str, Any], spec: dict[str, Any]) -> None:
     """Raise SpecError unless a spec may resume from a checkpoint's saved state."""
-    # Validation fills in the defaults of keys that are newer than the checkpoint.
-    saved_spec = saved_job_from_tree(saved["about"]["spec"]).tree()
-    epochs_started = _epochs_started(saved)
-    for path in ("stages", *IMMUTABLE_ON_RESUME):
-        if _fixed_part(saved_spec, path, epochs_started) != _fixed_part(spec, path, epochs_started):
-            raise SpecError("cannot change once the run has started: train it as a new job", path)
+    for path in _changed(saved, spec, ["stages", *IMMUTABLE_ON_RESUME]):
+        raise SpecError("cannot change once the run has started: train it as a new job", path)
 
 
 def has_same_lineage(saved: dict[str, Any], spec: dict[str, Any]) -> bool:
@@ -73,10 +70,8 @@ def has_same_lineage(saved: dict[str, Any], spec: dict[str, Any]) -> bool:
 
     Compared is what stages may change; `check_same_job` compares the rest.
     """
-    saved_spec = saved_job_from_tree(saved["about"]["spec"]).tree()
-    started = _epochs_started(saved)
-    paths = ("stages", "optimizer", "train.label_smoothing", "train.clip_norm")
-    return all(_fixed_part(saved_spec, p, started) == _fixed_part(spec, p, started) for p in paths)
+    paths = ["stages", "optimizer", "train.label_smoothing", "train.clip_norm"]
+    return not any(_changed(saved, spec, paths))
 
 
 def check_same_data(saved: dict[str, Any], fingerprint: str) -> None:
@@ -102,6 +97,16 @@ def version_differences(saved: dict[str, Any], current: dict[str, str]) -> list[
         for name, version in saved["about"]["versions"].items()
         if version != current[name]
     ]
+
+
+def _changed(saved: dict[str, Any], spec: dict[str, Any], paths: list[str]) -> Iterator[str]:
+    """Yield the keys whose fixed part differs between a checkpoint's saved state and a spec."""
+    # Validation fills in the defaults of keys that are newer than the checkpoint.
+    saved_spec = saved_job_from_tree(saved["about"]["spec"]).tree()
+    started = _epochs_started(saved)
+    for path in paths:
+        if _fixed_part(saved_spec, path, started) != _fixed_part(spec, path, started):
+            yield path
 
 
 def _fixed_part(spec: dict[str, Any], path: str, epochs_started: int) -> Any:

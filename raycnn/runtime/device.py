@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from raycnn.errors import EnvironmentUnavailable, SpecError, unknown
 
-OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "unable to find an engine")
-"""What messages of errors for a lack of memory contain; the last is cuDNN's (PyTorch #108645)."""
-
 if TYPE_CHECKING:
     import torch
 
     from raycnn.config.schema import Train
+
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "unable to find an engine")
+"""What messages of errors for a lack of memory contain; the last is cuDNN's (PyTorch #108645)."""
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -297,7 +297,7 @@ def supports_bf16(kind: str) -> bool:
     return bool(supported(including_emulation=False) if emulates else supported())
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     """Return whether an error says that a device has too little memory.
 
     Not all are torch.OutOfMemoryError: cuDNN, cuBLAS and Apple's GPUs have messages of their own.
@@ -305,7 +305,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     is_named = any(text in str(error) for text in OUT_OF_MEMORY)
-    return isinstance(error, torch.OutOfMemoryError) or isinstance(error, RuntimeError) and is_named
+    return is_named or isinstance(error, torch.OutOfMemoryError)
 
 
 def check_training(settings: Train, kind: str) -> None:

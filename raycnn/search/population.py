@@ -58,11 +58,11 @@ class _Population:
     def advance(self) -> None:
         """Start the next generation if all members have paused, or finish starting it."""
         to_change = [m for m in self.members if self._generation(m) == self.generation]
-        if not all(_paused(self.search, member) for member in to_change):
+        if not to_change or not all(_paused(self.search, member) for member in to_change):
             return
-        new_scores = [self._save_score(member) for member in to_change]
-        if any(new_scores):
-            self.search.flush(wait=True)  # at a URI, too, all scores come before any copy
+        for member in to_change:
+            self._save_score(member)
+        self.search.flush(wait=True)  # at a URI, too, all scores come before any copy
         with self.search.changing():
             self._start_generation(to_change)
 
@@ -81,16 +81,12 @@ class _Population:
     def _score(self, member: Trial) -> float:
         return float(member.info["scores"][self.generation])
 
-    def _save_score(self, member: Trial) -> bool:
-        """Save the metric of the latest epoch, whose weights a copy would start from.
-
-        Return whether it had not been saved before.
-        """
+    def _save_score(self, member: Trial) -> None:
+        """Save the metric of the latest epoch, whose weights a copy would start from."""
         scores = member.info.get("scores", [])
-        if is_new := len(scores) == self.generation:
+        if len(scores) == self.generation:
             latest = member.curve(self.search.spec.tune).values[-1]
             member.update(scores=[*scores, latest])
-        return is_new
 
     def _exploit(self, member: Trial, parent: Trial) -> None:
         """Make a member a perturbed copy of its parent, which does not change.

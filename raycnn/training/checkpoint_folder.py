@@ -9,7 +9,7 @@ torch, which takes seconds.
 import hashlib
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +49,24 @@ def latest_valid_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
     Raises DataError if there are checkpoints but none is valid.
     """
-    names = sorted(path.name for path in folder.glob("[0-9]*-[0-9]*") if path.is_dir())
-    problems: list[str] = []
-    for name in reversed(names):
-        problem = verify_checkpoint(folder / name)
-        if not problem:
-            return folder / name, problems
-        problems.append(problem)
-    if problems:
+    checkpoints = sorted(path for path in folder.glob("[0-9]*-[0-9]*") if path.is_dir())
+    path, problems = newest_usable(checkpoints, verify_checkpoint)
+    if problems and not path:
         raise DataError("no valid checkpoint: " + "; ".join(problems))
-    return None, []
+    return path, problems
+
+
+def newest_usable(
+    checkpoints: Sequence[Path], problem_of: Callable[[Path], str | None]
+) -> tuple[Path | None, list[str]]:
+    """Return the last checkpoint without a problem, or None, and the problems of later ones."""
+    problems: list[str] = []
+    for path in reversed(checkpoints):
+        problem = problem_of(path)
+        if not problem:
+            return path, problems
+        problems.append(problem)
+    return None, problems
 
 
 def verify_checkpoint(checkpoint: Path) -> str | None:
