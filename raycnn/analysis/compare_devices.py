@@ -17,9 +17,9 @@ from raycnn.models.dropout import Dropout
 from raycnn.runs.teacher import load_job_teacher
 from raycnn.runtime import device
 from raycnn.training.callbacks import CallbackList
-from raycnn.training.loop import load_initial_weights, loss_weights, new_training_state
 from raycnn.training.micro_batch import micro_batch_size, with_fitting_micro_batch
 from raycnn.training.schedules import Schedule
+from raycnn.training.setup import load_initial_weights, loss_weights, new_training_state
 from raycnn.training.step import TrainStep
 
 

@@ -18,12 +18,13 @@ from raycnn.runs.directory import Run
 from raycnn.runtime.device import find
 from raycnn.training import checkpoint, checkpoint_folder, metrics
 from raycnn.training.callbacks import CallbackList
-from raycnn.training.loop import new_training_state, predict_split
+from raycnn.training.evaluation import predict_split
 from raycnn.training.map_interval import map_interval
 from raycnn.training.metrics import TOP, Confusion
 from raycnn.training.micro_batch import find_micro_batch_size, micro_batch_size
 from raycnn.training.multi_label import multi_label_scores, named_rows
 from raycnn.training.predictions import SplitPredictions
+from raycnn.training.setup import new_training_state
 from raycnn.training.uncertainty import confidence_interval
 
 BINS = 15  # number of bins of a reliability diagram, as in Guo et al.

@@ -18,9 +18,9 @@ from raycnn.data.splits import open_splits
 from raycnn.errors import JobFailed
 from raycnn.runs.teacher import load_job_teacher
 from raycnn.training.callbacks import CallbackList
-from raycnn.training.loop import load_initial_weights, loss_weights, new_training_state
 from raycnn.training.micro_batch import micro_batch_size, with_fitting_micro_batch
 from raycnn.training.schedules import Rates
+from raycnn.training.setup import load_initial_weights, loss_weights, new_training_state
 from raycnn.training.step import TrainStep
 
 DIVERGENCE_FACTOR = 3.0  # the test ends when the loss exceeds its minimum by this factor

@@ -35,9 +35,10 @@ from raycnn.runtime import rng
 from raycnn.runtime.device import find
 from raycnn.training import checkpoint, checkpoint_folder
 from raycnn.training.callbacks import Callback, ReportWritten, Warned, format_flops
-from raycnn.training.loop import TrainResult, new_training_state
+from raycnn.training.loop import TrainResult
 from raycnn.training.main_metric import val_metric
 from raycnn.training.predictions import SplitPredictions
+from raycnn.training.setup import new_training_state
 from raycnn.training.uncertainty import FEW_IMAGES, confidence_interval
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from raycnn.config.schema import JobSpec
 from raycnn.config.search import TuneSpec
 from raycnn.data.splits import open_splits
 from raycnn.runs.teacher import load_job_teacher
-from raycnn.training.loop import new_training_state
+from raycnn.training.setup import new_training_state
 from raycnn.training.step import TrainStep, forward, unlabeled_batch
 from raycnn.training.tta import with_tta
 

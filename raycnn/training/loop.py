@@ -6,25 +6,20 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
 
-from raycnn import __version__, models
-from raycnn.config.components import SCHEDULES
-from raycnn.config.schema import JobSpec, Train
-from raycnn.data.label_arrays import class_counts, is_multi_label
+from raycnn import models
+from raycnn.config.schema import JobSpec
 from raycnn.data.loader import Loader
 from raycnn.data.sources.base import SPLITS
 from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import Diverged, Interrupted, SpecError
-from raycnn.models.flops import count_flops
 from raycnn.runtime import distributed
 from raycnn.runtime.deterministic import deterministic
-from raycnn.runtime.device import DEVICE_KINDS, is_out_of_memory, layout, peak_mib
+from raycnn.runtime.device import is_out_of_memory, peak_mib
 from raycnn.runtime.timer import PassTimer
-from raycnn.training import pretrained
 from raycnn.training.autotune import autotune
 from raycnn.training.callbacks import (
     Callback,
@@ -36,32 +31,25 @@ from raycnn.training.callbacks import (
     RolledBack,
     StoppedEarly,
     StoppedOnRequest,
-    TrainingStarted,
     Warned,
     WeightsLoaded,
 )
 from raycnn.training.checkpoint import Row, TrainingState
-from raycnn.training.compilation import compile_in_place
 from raycnn.training.distillation import Teacher, agree_on_teacher
-from raycnn.training.ema import EMA, copy_tensors
-from raycnn.training.loss_scale import LossScale
-from raycnn.training.metrics import EpochMetrics, LossReader, build_metric_accumulator
-from raycnn.training.micro_batch import (
-    halve_micro_batch,
-    micro_batch_size,
-    with_fitting_micro_batch,
+from raycnn.training.ema import copy_tensors
+from raycnn.training.evaluation import evaluate, predict_split
+from raycnn.training.interval_metrics import IntervalAccumulator, check_finite
+from raycnn.training.metrics import EpochMetrics, LossReader
+from raycnn.training.micro_batch import halve_micro_batch
+from raycnn.training.predictions import SplitPredictions
+from raycnn.training.setup import (
+    apply_stage,
+    load_initial_weights,
+    new_training_state,
+    prepare,
+    started_event,
 )
-from raycnn.training.optim import build_optimizer
-from raycnn.training.predictions import PredictionAccumulator, SplitPredictions
-from raycnn.training.schedules import scale_lr
-from raycnn.training.step import (
-    TrainStep,
-    class_weights,
-    forward,
-    positive_weights,
-    split_micro_batches,
-)
-from raycnn.training.tta import with_tta
+from raycnn.training.step import TrainStep
 from raycnn.training.uncertainty import small_validation_warning
 
 PROGRESS_INTERVAL_S = 0.25  # seconds between progress events
@@ -158,7 +146,7 @@ def _fit(
         loaders = _loaders(job, splits, device)
         train_step = prepare(state, splits, total_steps, job, callbacks, teacher)
         if not has_rolled_back:
-            callbacks.on_event(_started_event(job, state, splits, device))
+            callbacks.on_event(started_event(job, state, splits, device))
             if text := small_validation_warning(len(splits.labels("val")), splits.multi_label):
                 callbacks.on_event(Warned(text=text))
         try:
@@ -186,21 +174,6 @@ def _rollback_event(error: Diverged, lr_backoffs: list[float], job: JobSpec) -> 
         lr_factor=math.prod(lr_backoffs),
         rollback=len(lr_backoffs),
         rollbacks=job.failure.rollbacks,
-    )
-
-
-def _started_event(
-    job: JobSpec, state: TrainingState, splits: Splits, device: torch.device
-) -> TrainingStarted:
-    """Return the event that describes the training run about to start."""
-    names = DEVICE_KINDS[device.type].names()
-    return TrainingStarted(
-        model=job.model.name,
-        parameters=models.count_parameters(state.model),
-        images={split: len(splits.labels(split)) for split in SPLITS},
-        device=names[device.index or 0] if names else device.type,
-        workers=distributed.world_size(),
-        flops=count_flops(state.model, splits.shape),
     )
 
 
@@ -249,20 +222,12 @@ def run_epochs(
 ) -> TrainResult:
     """Train, validate and save each remaining epoch, then run the test."""
     state, job = train_step.state, train_step.job
-    train, val = loaders["train"], loaders["val"]
     consensus, train_metrics = distributed.StopConsensus(), None
     while state.epoch < job.train.epochs and not out_of_patience(state, job):
         hooks.begin_epoch(state)
         train_step = apply_stage(train_step, job)
-        train_metrics = train_epoch(train_step, train, hooks, callbacks, consensus)
-        row: Row = {"epoch": state.epoch + 1, "step": (state.epoch + 1) * len(train)}
-        row |= _row("train", train_metrics.training_values)
-        row |= _validate(train_step, val)
-        rates = train_step.schedule(state.epoch * len(train))  # of the first step of the epoch
-        row |= {"lr": state.optimizer.lr * rates.factor}
-        row |= {"images_per_s": train_metrics.count / train_metrics.seconds}
-        seconds_before = state.history[-1]["time_s"] if state.history else 0.0
-        row |= peak_memory(state) | {"time_s": seconds_before + train_metrics.seconds}
+        train_metrics = train_epoch(train_step, loaders["train"], hooks, callbacks, consensus)
+        row = _epoch_row(train_step, train_metrics, loaders)
         state.close_epoch(row)
         _save(state, hooks, callbacks)
         callbacks.on_event(EpochEnded(metrics=row))
@@ -277,6 +242,21 @@ def run_epochs(
     return replace(tested, last_epoch=train_metrics)
 
 
+def _epoch_row(
+    train_step: TrainStep, train_metrics: EpochMetrics, loaders: Mapping[str, Loader]
+) -> Row:
+    """Validate, and return the row of metrics.csv for the epoch just trained."""
+    state, steps = train_step.state, len(loaders["train"])
+    row: Row = {"epoch": state.epoch + 1, "step": (state.epoch + 1) * steps}
+    row |= _row("train", train_metrics.training_values)
+    row |= _validate(train_step, loaders["val"])
+    rates = train_step.schedule(state.epoch * steps)  # of the first step of the epoch
+    row |= {"lr": state.optimizer.lr * rates.factor}
+    row |= {"images_per_s": train_metrics.count / train_metrics.seconds}
+    seconds_before = state.history[-1]["time_s"] if state.history else 0.0
+    return row | peak_memory(state) | {"time_s": seconds_before + train_metrics.seconds}
+
+
 def _validate(train_step: TrainStep, loader: Loader) -> Row:
     """Return the validation metrics of the weights or their EMA; empty without held-out images."""
     if not loader.samples:
@@ -286,7 +266,7 @@ def _validate(train_step: TrainStep, loader: Loader) -> Row:
         metrics = evaluate(
             state.model, loader, train_step.job.train, classes, train_step.micro_batch
         )
-    _check_finite(metrics.mean_loss, state)
+    check_finite(metrics.mean_loss, state)
     return _row("val", metrics.values)
 
 
@@ -314,83 +294,6 @@ def _test(
     return TrainResult(state, metrics, splits, predictions)
 
 
-def new_training_state(job: JobSpec, splits: Splits, device: torch.device) -> TrainingState:
-    """Return a newly initialized state, identical on every worker and for every launcher."""
-    torch.manual_seed(job.seed)
-    model = models.build_model(job.model, splits.shape, len(splits.classes))
-    if job.train.sync_batch_norm:
-        model = distributed.sync_batch_norm(model)
-    model.to(device).to(memory_format=layout(device, job.train.channels_last))
-    optimizer = build_optimizer(job.optimizer, model.named_parameters())
-    state = TrainingState(model, optimizer, metadata(job, splits))
-    if job.train.precision == "fp16":
-        state.scale = LossScale(device)
-    if job.train.ema:
-        state.ema = EMA(job.train.ema, optimizer.parameters)
-    return state
-
-
-def load_initial_weights(state: TrainingState, job: JobSpec) -> pretrained.Adapted:
-    """Load the weights that the job names into a new state; return which were loaded."""
-    loaded = pretrained.load_pretrained(state.model, job.model)
-    if state.ema:  # the average starts from the loaded weights, not from the random ones
-        copy_tensors(src=state.ema.parameters, dst=state.ema.tensors)
-    return loaded
-
-
-def prepare(
-    state: TrainingState,
-    splits: Splits,
-    total_steps: int,
-    job: JobSpec,
-    callbacks: Callback,
-    teacher: Teacher | None,
-) -> TrainStep:
-    """Return the training step for a run of `total_steps`, with the largest micro-batch that fits.
-
-    Raises EnvironmentUnavailable if a single image does not fit into device memory.
-    """
-    device = next(state.model.parameters()).device
-    replica = distributed.replicate(state.model, torch.zeros(1, *splits.shape, device=device))
-    train_step = TrainStep(
-        replica=replica, state=state, job=job,
-        schedule=scale_lr(SCHEDULES.build(job.schedule, total_steps), math.prod(state.lr_backoffs)),
-        micro_batch=micro_batch_size(job.train),
-        class_weights=loss_weights(job, splits, device), teacher=teacher,
-    )  # fmt: skip
-    train_step = with_fitting_micro_batch(train_step, splits.shape, callbacks)
-    if job.train.compile:  # only now: attempts would compile the network in a mode of their own
-        compile_in_place(state.model)
-    return train_step
-
-
-def loss_weights(job: JobSpec, splits: Splits, device: torch.device) -> Tensor | None:
-    """Return the weight (K,) of each class in the loss; None if all are equal."""
-    labels = splits.labels("train")
-    counts = class_counts(labels, len(splits.classes))
-    if splits.multi_label:
-        weights = positive_weights(job.train.class_weights, counts, len(labels))
-    else:
-        weights = class_weights(job.train.class_weights, counts)
-    return None if weights is None else weights.to(device)
-
-
-def apply_stage(train_step: TrainStep, job: JobSpec) -> TrainStep:
-    """Return the training step with the settings of the current epoch.
-
-    The optimizer keeps its state.
-    """
-    if not job.stages:
-        return train_step
-    state, current_job = train_step.state, job.after(train_step.state.epoch)
-    optimizer = build_optimizer(current_job.optimizer, state.model.named_parameters())
-    # A stage may need tensors that the optimizer had no use for before, such as a momentum.
-    kept = optimizer.state.keys() & state.optimizer.state.keys()
-    optimizer.state |= {key: state.optimizer.state[key] for key in kept}
-    state.optimizer = optimizer
-    return replace(train_step, job=current_job)
-
-
 def peak_memory(state: TrainingState) -> Row:
     """Return the peak memory of any worker's device since the last row; empty on CPUs."""
     device = next(state.model.parameters()).device
@@ -403,23 +306,6 @@ def out_of_patience(state: TrainingState, job: JobSpec) -> bool:
     """Return whether validation has not improved for `train.patience` epochs."""
     epochs_since_best = state.epoch - (state.best or 0)
     return job.train.patience is not None and epochs_since_best >= job.train.patience
-
-
-def metadata(job: JobSpec, splits: Splits) -> dict[str, Any]:
-    """Return a checkpoint's description of its job: all that is needed to use its weights."""
-    return {
-        "spec": job.tree(),
-        "classes": list(splits.classes),
-        "source_shape": list(splits.cache.shape),
-        "max_value": splits.cache.max_value,
-        "shape": list(splits.shape),
-        "mean": splits.pipeline.mean,
-        "std": splits.pipeline.std,
-        "multi_label": splits.multi_label,
-        "data": splits.cache.fingerprint,
-        "images": {name: len(rows) for name, (_, rows) in splits.members.items()},
-        "versions": {"raycnn": __version__, "torch": torch.__version__},
-    }
 
 
 def train_epoch(
@@ -465,93 +351,4 @@ def train_epoch(
             callbacks.on_event(stopped)
             raise Interrupted(stopped.message)
     interval.sync_metrics(state)
-    return _timed(state.epoch_metrics, timer)
-
-
-def _timed(metrics: EpochMetrics, timer: PassTimer) -> EpochMetrics:
-    return replace(
-        metrics, ms_per_image=timer.ms_per_image(), data_ms_per_image=timer.data_ms_per_image()
-    )
-
-
-class IntervalAccumulator:
-    """An accumulator of the metrics of the steps since the last synchronization of workers."""
-
-    def __init__(self, state: TrainingState):
-        self._reset(state)
-
-    def sync_metrics(self, state: TrainingState) -> None:
-        """Reduce the metrics over all workers and add them to the state.
-
-        Raises Diverged, on all workers, if a loss or a weight is not finite.
-        """
-        interval_metrics = self.metrics.all_reduce(time.perf_counter() - self.start_time)
-        if interval_metrics.bad_step is not None:
-            raise _divergence_error(state, self.first_step + interval_metrics.bad_step + 1)
-        # Batch norm has gathered statistics of each rank's own images: all go on with rank 0's.
-        distributed.broadcast_buffers(state.model)
-        # The last update may have made weights non-finite that no loss has used yet.
-        _check_finite(sum(p.detach().sum() for p in state.model.parameters()), state)
-        state.epoch_metrics = state.epoch_metrics.plus(interval_metrics)
-        self._reset(state)
-
-    def _reset(self, state: TrainingState) -> None:
-        classes, multi_label = len(state.metadata["classes"]), state.metadata["multi_label"]
-        self.metrics = build_metric_accumulator(classes, multi_label)
-        self.start_time, self.first_step = time.perf_counter(), state.step
-
-
-def _check_finite(value: float | Tensor, state: TrainingState) -> None:
-    if not math.isfinite(value):
-        raise _divergence_error(state, state.step)
-
-
-def _divergence_error(state: TrainingState, step: int) -> Diverged:
-    return Diverged(
-        f"the loss is not finite at step {step} of epoch {state.epoch + 1}: "
-        "lower optimizer.lr, set train.clip_norm, or warm up"
-    )
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    loader: Loader,
-    settings: Train,
-    classes: int,
-    micro_batch: int,
-    predictions: PredictionAccumulator | None = None,
-) -> EpochMetrics:
-    """Return the metrics over all workers, evaluating every image of the loader once.
-
-    The loss is the plain cross-entropy: with the label smoothing of training it could not be
-    compared between the stages of a job, or between jobs. A forward pass has at most `micro_batch`
-    images. The test-time augmentation of the settings applies. All logits are added to
-    `predictions`.
-    """
-    settings = settings.model_copy(update={"label_smoothing": 0.0})
-    model = with_tta(model.eval(), settings.tta)
-    start_time = time.perf_counter()
-    multi_label = is_multi_label(loader.labels)
-    accumulator = build_metric_accumulator(classes, multi_label, evaluating=True)
-    timer = PassTimer(loader.device)
-    batches = timer.waiting(loader.epoch(0))  # unshuffled: every epoch is the same
-    for batch_index, batch in enumerate(batches):
-        # A worker without a share of the batch has one image that does not count.
-        for part in split_micro_batches(batch, micro_batch) if batch.count else ():
-            with timer.timing(part.count):
-                logits, loss = forward(model, part, settings)
-            accumulator.add(loss, logits, part.labels, part.count)
-            if predictions:
-                predictions.add(batch_index * loader.batch_size + part.first, logits)
-    metrics = accumulator.all_reduce(time.perf_counter() - start_time)
-    return _timed(metrics, timer)
-
-
-def predict_split(
-    model: nn.Module, loader: Loader, settings: Train, classes: int, micro_batch: int
-) -> tuple[EpochMetrics, SplitPredictions | None]:
-    """Return the metrics of a split and, on rank 0, the prediction for each of its images."""
-    predictions = PredictionAccumulator(loader, classes)
-    metrics = evaluate(model, loader, settings, classes, micro_batch, predictions)
-    return metrics, predictions.gather(loader.device)
+    return state.epoch_metrics.with_times(timer)

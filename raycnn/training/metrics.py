@@ -8,6 +8,7 @@ from torch import Tensor
 
 from raycnn.runtime import distributed
 from raycnn.runtime.device import DEVICE_KINDS
+from raycnn.runtime.timer import PassTimer
 from raycnn.training.multi_label import THRESHOLD, MultiLabelScores, multi_label_scores
 
 TOP = 5  # acc5 counts an image as a hit if its label is among this many top predictions
@@ -60,6 +61,12 @@ class EpochMetrics:
     def acc5(self) -> float:
         """Top-5 accuracy, 0 to 1."""
         return self.top5 / max(1, self.count)
+
+    def with_times(self, timer: PassTimer) -> "EpochMetrics":
+        """Return the metrics with the times per image that a timer has measured."""
+        return replace(
+            self, ms_per_image=timer.ms_per_image(), data_ms_per_image=timer.data_ms_per_image()
+        )
 
     @property
     def training_values(self) -> dict[str, float]:

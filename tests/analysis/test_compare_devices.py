@@ -10,7 +10,7 @@ from raycnn.analysis import compare_devices
 from raycnn.analysis.compare_devices import compare_steps
 from raycnn.config.schema import JobSpec
 from raycnn.errors import EnvironmentUnavailable, SpecError
-from raycnn.training import loop
+from raycnn.training import setup
 from raycnn.training.checkpoint import TrainingState
 
 MakeJob = Callable[..., JobSpec]
@@ -42,7 +42,7 @@ def test_a_difference_is_measured_and_placed(job: MakeJob, monkeypatch: pytest.M
     begun = []
 
     def other(job: JobSpec, splits: Any, device: torch.device) -> TrainingState:
-        state = loop.new_training_state(job, splits, device)
+        state = setup.new_training_state(job, splits, device)
         if begun:
             last = [p for p in state.model.parameters() if p.shape == (10,)][-1]
             last.data[0] += 50

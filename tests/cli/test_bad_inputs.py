@@ -352,7 +352,7 @@ def test_a_run_passes_over_a_truncated_checkpoint_says_so_and_ends_the_same(job:
 
 def test_other_code_is_said_on_resume(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train(job(train__epochs=1))
-    monkeypatch.setattr("raycnn.training.loop.__version__", "0.0.9")
+    monkeypatch.setattr("raycnn.training.setup.__version__", "0.0.9")
     train(job(train__epochs=2, schedule="constant"), run)
     assert happened(run, VersionDiffers)[0].package == "raycnn"
 

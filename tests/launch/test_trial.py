@@ -45,7 +45,7 @@ def test_no_trial_looks_at_the_test_images(search: Search, monkeypatch: pytest.M
 
 
 def _counting(seen: list[int]) -> Any:
-    from raycnn.training.loop import evaluate
+    from raycnn.training.evaluation import evaluate
 
     def counted(model: Any, loader: Any, *rest: Any) -> Any:
         seen.append(loader.samples)

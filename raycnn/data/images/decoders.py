@@ -12,6 +12,7 @@ import pickle
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -108,6 +109,8 @@ class Decoder:
             # numpy would start as many threads as there are CPUs, in each process.
             environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)
+            # A process that has been idle for too long would stay a zombie until the next call.
+            threading.Thread(target=self.process.wait, daemon=True).start()
             assert self.process.stdout
             _enlarge(self.process.stdout)
         assert self.process.stdin and self.process.stdout
