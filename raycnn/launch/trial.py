@@ -14,7 +14,6 @@ from raycnn.config.schema import JobSpec
 from raycnn.config.yaml_file import Tree
 from raycnn.errors import (
     ClusterError,
-    EnvironmentUnavailable,
     Interrupted,
     RaycnnError,
     StorageUnavailable,
@@ -100,24 +99,20 @@ def _unusable(checkpoint: Path, spec: Tree) -> str | None:
     return f"{checkpoint} is older than the copy that was made of another trial"
 
 
-def run_trial(trial: Trial, work: Callable[[], TrialOutcome]) -> str | None:
+def run_trial(trial: Trial, work: Callable[[], TrialOutcome]) -> None:
     """Train a trial from its last checkpoint by calling `work`, and record how it ended.
 
-    An error of the trial is recorded as the reason of its failure and never ends the search. An
-    error of the cluster, or of the disk, is returned as text, and the trial has not ended. Raises
-    EnvironmentUnavailable if another process trains it.
+    An error of the trial is recorded as the reason of its failure and never ends the search. Raises
+    ClusterError for an error of the cluster and StorageUnavailable for a full disk, and the trial
+    has not ended then; and EnvironmentUnavailable if another process trains it.
     """
     began, before = time.time(), trial.info.get("wall_s", 0.0)
     outcome: TrialOutcome = {}
-    with trial.lock():
+    with trial.lock(), full_disk_errors(trial.run.folder):
         try:
-            with full_disk_errors(trial.run.folder):
-                try:
-                    outcome = _outcome(trial, work)
-                finally:
-                    trial.update(**outcome, wall_s=before + time.time() - began)
-        except (ClusterError, StorageUnavailable) as error:
-            return str(error)
+            outcome = _outcome(trial, work)
+        finally:
+            trial.update(**outcome, wall_s=before + time.time() - began)
     if outcome:
         with suppress(OSError):
             checkpoint_folder.prune(trial.run.checkpoints)
@@ -127,7 +122,6 @@ def run_trial(trial: Trial, work: Callable[[], TrialOutcome]) -> str | None:
             failed = outcome["state"] == "failed"
             event = Failed(error=reason, kind="Trial") if failed else TrialStopped(reason=reason)
             trial.run.add_event(event)
-    return None
 
 
 def _outcome(trial: Trial, work: Callable[[], TrialOutcome]) -> TrialOutcome:
@@ -205,7 +199,7 @@ def run_here(search: Search, view: SearchView) -> None:
     """Train all trials in this process, one after another, without Ray.
 
     Stops on a signal, past the time budget, or when uploads have failed, with unfinished trials
-    saved. Raises Interrupted for a signal, and EnvironmentUnavailable if the disk is full.
+    saved. Raises Interrupted for a signal, and StorageUnavailable if the disk is full.
     """
     budget, (pool, *_) = search.spec.tune.time_budget_s, search.spec.tune.pools
     kind = device.find(pool.device)
@@ -222,8 +216,7 @@ def run_here(search: Search, view: SearchView) -> None:
             trial = queue.take(pool)
             view.show(search, [trial.id])
             work = partial(fit_trial_alone, search, trial, chosen, deadline, should_stop)
-            if error := run_trial(trial, work):
-                raise EnvironmentUnavailable(error)
+            run_trial(trial, work)
             queue.complete(trial)
             view.show(search, [])
     if stop.requested:

@@ -120,6 +120,7 @@ def write_from_folder(run: Run, device: str = "cpu", root: str | None = None) ->
         report_input, missing = open_run(run, device, root), ""
     except RaycnnError as error:
         report_input, missing = None, str(error)
+        log.warning(f"the report has no images: {missing}")
     try:
         predictions = evaluate.stored_predictions(run)
     except DataError:  # the run has no complete epoch, or corrupt weights

@@ -208,7 +208,7 @@ def test_settings_that_are_not_default_are_told_apart(trained: Run) -> None:
 
 
 def test_a_report_without_data_says_so_and_shows_the_rest(
-    job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: MakeJob, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = train(job(train__epochs=1))
     assert not (trained.folder / run.FILE).exists(), "storage.report is false"
@@ -221,6 +221,7 @@ def test_a_report_without_data_says_so_and_shows_the_rest(
     monkeypatch.setattr(run.evaluate, "open_splits", gone)
     run.write_from_folder(trained)
     own = read(trained)
+    assert "the report has no images: the pictures are gone" in caplog.text
     assert "the pictures are gone" in own.text and "Confusion matrix" in own.text
     assert not any(tag == "img" for tag, _ in own.tags)
 

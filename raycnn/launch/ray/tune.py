@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycnn.config.search import Pool, TuneSpec
-from raycnn.errors import ClusterError, EnvironmentUnavailable, Interrupted
+from raycnn.errors import ClusterError, EnvironmentUnavailable, Interrupted, RaycnnError
 from raycnn.launch.ray.connection import alive_nodes
 from raycnn.launch.ray.resources import Node, kind_of, resources_per_worker
 from raycnn.launch.ray.shared_folder import SharedFolder, open_shared_trial, share_folder
@@ -81,8 +81,8 @@ def run(search: Search, nodes: list[Node], view: SearchView, serve: bool) -> Non
 
     With `serve` the nodes may be other machines, to which the search folder is served.
 
-    Raises Interrupted on a request to stop, and ClusterError when no node has room for trials; in
-    both cases, and when uploads have failed, all trials are saved.
+    Raises Interrupted on a request to stop, ClusterError when no node has room for trials, and
+    StorageUnavailable when a disk is full; then, and when uploads have failed, all are saved.
     """
     executor = _Executor(search, view, serve)
     with executor.stop.listening():
@@ -93,7 +93,7 @@ def run(search: Search, nodes: list[Node], view: SearchView, serve: bool) -> Non
     if executor.stop.requested:
         raise Interrupted("stopped on request")
     if executor.error:
-        raise ClusterError(executor.error)
+        raise executor.error
 
 
 class _Executor:
@@ -107,8 +107,8 @@ class _Executor:
         self.actors: list[_Actor] = []
         self.stop = Stop(busy=lambda: bool(self._training()))
         self.deadline: float | None = None
-        self.error = ""
-        """The reason why the cluster cannot train the remaining trials; empty if it can."""
+        self.error: RaycnnError | None = None
+        """The reason why the remaining trials cannot be trained; None if they can."""
         self.retries = Counter[str]()
         self.failed_starts = 0
         self.alive_at = self.nodes_at = time.monotonic()
@@ -184,7 +184,7 @@ class _Executor:
     def _count_failed_start(self) -> None:
         self.failed_starts += 1
         if self.failed_starts == MAX_FAILED_STARTS:
-            self.error = "Ray's processes are lost as soon as they start"
+            self.error = ClusterError("Ray's processes are lost as soon as they start")
 
     def _put_back(self, trial: Trial) -> None:
         """Put back a trial whose actor was lost, or fail it after `failure.retries` losses."""
@@ -215,7 +215,7 @@ class _Executor:
         waited_s = time.monotonic() - self.alive_at
         if self.queue.waiting and waited_s > self.timeout_s + START_TIMEOUT_S * bool(self.actors):
             worker = self.search.spec.tune.pools[0].worker_config
-            self.error = (
+            self.error = ClusterError(
                 f"no node had room for a trial for {waited_s:.0f} s (workers.timeout_s): "
                 f"{worker.cpus or 1} CPU each worker"
             )
@@ -277,9 +277,8 @@ def _options(slot: Slot) -> dict[str, Any]:
 class _Trainer:
     """The actor: a process that trains trials."""
 
-    def ready(self) -> str:
+    def ready(self) -> None:
         """Return once the process can train."""
-        return ""
 
     def train(
         self,
@@ -290,15 +289,16 @@ class _Trainer:
         deadline: float | None,
         root: str | None,
         paths: dict[str, str],
-    ) -> str:
-        """Train a trial; return the reason if the cluster could not, else an empty string."""
+    ) -> RaycnnError | None:
+        """Train a trial; return the error if it was not the trial's own."""
         set_data_root(root, paths)
         try:
             with open_shared_trial(shared, name, timeout_s) as (search, trial):
                 work = partial(_fit, search, trial, shared, slot, deadline, root)
-                return run_trial(trial, work) or ""
+                run_trial(trial, work)
         except (ClusterError, EnvironmentUnavailable) as error:
-            return str(error)
+            return error
+        return None
 
 
 def _fit(
