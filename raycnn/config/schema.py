@@ -115,7 +115,8 @@ class Data(ComponentConfig):
     transforms: list[ComponentConfig] = []
     """Transforms of each batch, in order, on the device; random ones only in training."""
     normalize: Normalize | None = None
-    """Mean and standard deviation; by default those of the training images."""
+    """Mean and standard deviation; by default those of the training images, or with
+    `model.weights: imagenet` those that the weights were trained with."""
 
 
 class Model(ComponentConfig):
