@@ -7,7 +7,8 @@ share. The mask depends only on (seed, step), so a resumed step draws the same m
 import torch
 from torch import Tensor, nn
 
-_first, _total = 0, 0
+_first = torch.zeros((), dtype=torch.int64)  # as a number it would have a compiled graph for each
+_total = 0
 
 
 def seed_step(seed: int, first: int, total: int, device: torch.device) -> None:
@@ -15,12 +16,13 @@ def seed_step(seed: int, first: int, total: int, device: torch.device) -> None:
 
     From then on this worker's images are rows `first` onwards of a batch of `total` images.
     """
-    global _first, _total
+    global _total
     if device.type == "cpu":  # torch.manual_seed would also seed all other devices, slowly
         torch.default_generator.manual_seed(seed)
     else:
         torch.get_device_module(device).manual_seed(seed)
-    _first, _total = first, total
+    _first.fill_(first)
+    _total = total
 
 
 class Dropout(nn.Module):
@@ -36,7 +38,8 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, ...) -> (B, ...)
         if not self.training or self.p == 0:
             return x
-        rows = max(_total, _first + len(x))
-        keep = torch.empty((rows, *x.shape[1:]), dtype=x.dtype, device=x.device)
+        keep = torch.empty((max(_total, len(x)), *x.shape[1:]), dtype=x.dtype, device=x.device)
         keep.bernoulli_(1 - self.p).div_(1 - self.p)
-        return x * keep[_first : _first + len(x)]
+        # The one image of a worker without a share, which does not count, may come after the last.
+        rows = (_first + torch.arange(len(x), device=x.device)) % len(keep)
+        return x * keep.index_select(0, rows)

@@ -18,22 +18,22 @@ NO_IMPLEMENTATION = " does not have a deterministic implementation"
 def deterministic(enabled: bool) -> Iterator[None]:
     """Use deterministic algorithms inside the block if enabled, and restore the settings after it.
 
+    If not, cuDNN measures which of its algorithms is the fastest for each shape.
+
     Raises SpecError if torch has no deterministic algorithm for an operation on its device.
     """
-    if not enabled:
-        yield
-        return
     was_enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
-    os.environ.setdefault(CUBLAS, CUBLAS_VALUE)  # never reset: cuBLAS reads it once per process
-    torch.use_deterministic_algorithms(True)
+    if enabled:
+        os.environ.setdefault(CUBLAS, CUBLAS_VALUE)  # never reset: cuBLAS reads it once per process
+        torch.use_deterministic_algorithms(True)
     # The benchmark chooses whichever algorithm happens to be faster at the time.
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     try:
         yield
     except RuntimeError as error:
-        if message := _error_message(str(error)):
+        if enabled and (message := _error_message(str(error))):
             raise SpecError(message, "train.deterministic") from None
         raise
     finally:

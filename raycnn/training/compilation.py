@@ -25,4 +25,5 @@ def compile_in_place(model: nn.Module) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             os.environ.setdefault(FOLDER_VARIABLE, str(folder))
-    model.compile()
+    # Networks meet few sizes of batches: full ones, and the last. One graph for any is slower.
+    model.compile(dynamic=False)

@@ -1,7 +1,6 @@
 """The metrics of training steps between two synchronizations, which also find a divergence."""
 
 import math
-import time
 
 from torch import Tensor
 
@@ -22,7 +21,7 @@ class IntervalAccumulator:
 
         Raises Diverged, on all workers, if a loss or a weight is not finite.
         """
-        interval_metrics = self.metrics.all_reduce(time.perf_counter() - self.start_time)
+        interval_metrics = self.metrics.all_reduce()
         if interval_metrics.bad_step is not None:
             raise _divergence_error(state, self.first_step + interval_metrics.bad_step + 1)
         # Batch norm has gathered statistics of each rank's own images: all go on with rank 0's.
@@ -35,7 +34,7 @@ class IntervalAccumulator:
     def _reset(self, state: TrainingState) -> None:
         classes, multi_label = len(state.metadata["classes"]), state.metadata["multi_label"]
         self.metrics = build_metric_accumulator(classes, multi_label)
-        self.start_time, self.first_step = time.perf_counter(), state.step
+        self.first_step = state.step
 
 
 def check_finite(value: float | Tensor, state: TrainingState) -> None:

@@ -1,5 +1,6 @@
 """Loss and accuracy: accumulated on the device, reduced over all ranks once per epoch."""
 
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,7 +36,7 @@ class EpochMetrics:
     count: int = 0
     """Number of images."""
     seconds: float = 0.0
-    """Wall-clock time."""
+    """Wall-clock time until this rank's device has done all steps."""
     ms_per_image: float | None = None
     """Median time of a step, or in evaluation a forward pass, per image on this rank's device."""
     data_ms_per_image: float | None = None
@@ -95,6 +96,7 @@ class MetricAccumulator:
 
     def __init__(self, classes: int, evaluating: bool = False):
         self.classes, self.evaluating = classes, evaluating
+        self.start_time = time.perf_counter()
         self._losses: list[Tensor] = []
         self._hits: list[Tensor] = []
         self._top5: list[Tensor] = []
@@ -122,13 +124,15 @@ class MetricAccumulator:
         total = torch.stack(self._losses[-RECENT_STEPS:]).sum()
         return total / max(1, sum(self._counts[-RECENT_STEPS:]))
 
-    def all_reduce(self, seconds: float = 0.0) -> EpochMetrics:
+    def all_reduce(self) -> EpochMetrics:
         """Return the sums over all ranks, with one host synchronization and one all-reduce."""
         losses = torch.stack(self._losses) if self._losses else torch.zeros(1)
         if self.evaluating:  # numbers of batches may differ between ranks
             losses = losses.sum()[None]
         parts = [losses, _sum(self._hits), _sum(self._top5), torch.tensor([self.count])]
-        sums = distributed.all_reduce_sum(torch.cat([part.cpu().double() for part in parts]))
+        own = torch.cat([part.cpu().double() for part in parts])
+        seconds = time.perf_counter() - self.start_time  # now that the device has done all steps
+        sums = distributed.all_reduce_sum(own)
         losses, counts = sums.split([len(losses), 3])
         hits, top5, count = counts.long().tolist()
         bad_steps = torch.nonzero(~losses.isfinite())
@@ -169,9 +173,9 @@ class MultiLabelAccumulator(MetricAccumulator):
             self._labels.append(labels)
             self._probabilities.append(probabilities)
 
-    def all_reduce(self, seconds: float = 0.0) -> EpochMetrics:
+    def all_reduce(self) -> EpochMetrics:
         """Return the sums over all ranks and, in evaluation, the metrics of all images."""
-        metrics = super().all_reduce(seconds)
+        metrics = super().all_reduce()
         scores = self._scores() if self.evaluating else None
         # The base class sums up `_top5`, in which this one counts true and predicted classes.
         return replace(metrics, top5=0, marked=metrics.top5, multi_label=scores)

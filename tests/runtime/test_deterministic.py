@@ -43,10 +43,11 @@ def test_algorithms_are_deterministic_during_a_training_and_not_after_it(
         return forward(network, images)
 
     monkeypatch.setattr(LeNet, "forward", watched)
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", wanted)
     train(job(train__epochs=1, train__deterministic=wanted))
     assert seen == {(wanted, not wanted)}
-    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark == wanted, "as it was"
 
 
 def test_an_operation_without_a_deterministic_algorithm_ends_the_job(
