@@ -57,6 +57,22 @@ def test_commands_that_need_a_cluster_have_arguments_that_exist(page: Path) -> N
         group.get_command(None, verb).make_context(verb, words)
 
 
+PYTHON = [page for page in PAGES if blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page", PYTHON, ids=named)
+def test_the_python_of_a_page_runs(
+    page: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), {"__name__": page.stem})
+
+
+def test_pages_have_python() -> None:
+    assert len(PYTHON) > 2
+
+
 SPECS = [
     pytest.param(text, id=f"{page.stem}-{number}")
     for page in PAGES

@@ -8,7 +8,8 @@ import pytest
 
 from raycnn.analysis import evaluate, predictions_file
 from raycnn.config.schema import JobSpec
-from raycnn.errors import EnvironmentUnavailable, SpecError
+from raycnn.errors import EnvironmentUnavailable, Interrupted, SpecError
+from raycnn.training import checkpoint_folder
 from raycnn.training.predictions import SplitPredictions
 from raycnn.training.uncertainty import confidence_interval
 from tests.support.processes import Call
@@ -152,10 +153,17 @@ def test_evaluation_reads_what_is_kept_and_makes_what_is_not(
         "train",
     }
 
-    train(job(schedule="constant", train__epochs=5, optimizer__lr=0.1), run)
-    if (run.result() or {})["best_epoch"] != read["epoch"]:
-        call("eval", run.folder, "--split", "train")
-        assert made_for[-1] == "train" and len(made_for) == 3, "other weights predict anew"
+
+def test_predictions_of_weights_that_are_no_longer_the_best_are_not_used(job: MakeJob) -> None:
+    run = train(job(train__epochs=1, schedule="constant", optimizer__lr=0.02))
+    assert evaluate.evaluate_run(run, "test")["epoch"] == 1
+    longer = job(train__epochs=4, schedule="constant", optimizer__lr=0.02)
+    with pytest.raises(Interrupted):
+        train(longer, run, stop_at=14)
+    best = checkpoint_folder.read_state(run.weights("best"))["epoch"]
+    assert best > 1, "the first epoch should not be the best"
+    assert predictions_file.read_predictions(run.folder / predictions_file.FILE).epoch == 1
+    assert evaluate.evaluate_run(run, "test")["epoch"] == best
 
 
 def test_a_run_that_may_only_be_read_is_evaluated_and_a_split_without_images_is_not(

@@ -1,6 +1,7 @@
 """`raycnn tune` without Ray: what it refuses, plans and shows."""
 
 import json
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,11 +25,14 @@ from raycnn.cli.search_view import (
 from raycnn.config.load import load_job
 from raycnn.config.search import Pool, TrialKey
 from raycnn.launch import trial
+from raycnn.runs.directory import Run
 from raycnn.search.folder import Search
 from raycnn.search.leaderboard import leaderboard, to_tree, write_leaderboard
+from raycnn.training.callbacks import TrainingStarted
 from tests.support.images import write_pictures
 from tests.support.jobs import ROOT, SEARCHES
 from tests.support.processes import Call
+from tests.support.runs import happened
 from tests.support.searches import BASE, Read, go
 
 QUICK = ROOT / "jobs" / "quickstart.tune.yaml"
@@ -250,6 +254,33 @@ def test_without_ray_trials_are_trained_here_and_retrained_with_a_word_on_valida
     code, out, err = call("tune", "--resume", tmp_path / "runs" / "tiny" / "1", "--retrain")
     assert code == 0, err
     assert "no validation" in out and "test " in out
+    run = Run.find("tiny-lenet", str(tmp_path / "runs"))
+    (started,) = happened(run, TrainingStarted)
+    assert started.images == {"train": 200, "val": 0, "test": 357}
+    assert run.job().train.patience is None and run.result()
+
+
+def test_past_its_time_budget_a_search_ends_well_and_a_resumed_one_has_as_long_again(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tiny.tune.yaml"
+    path.write_text(BASE.replace("STORAGE", str(tmp_path / "runs")) + LOCAL)
+    code, _, err = call("tune", path, "tune.time_budget_s=0.001", "train.epochs=1")
+    assert code == 0, err
+    search = Search(tmp_path / "runs" / "tiny" / "1")
+    assert [one.ended for one in search.trials()] == [False]
+    began, deadlines = time.time(), set()
+
+    def is_past(deadline: float) -> bool:
+        deadlines.add(deadline)
+        return False
+
+    monkeypatch.setattr(trial, "is_past", is_past)
+    code, _, err = call("tune", "--resume", search.folder)
+    assert code == 0, err
+    assert [one.ended for one in search.trials()] == [True, True]
+    (deadline,) = deadlines
+    assert deadline > began + 0.001
 
 
 LOCAL = "workers: {launcher: local, timeout_s: 700}\ntune: {space: {optimizer.lr: {grid: [0.05, 0.1]}}}\n"

@@ -86,6 +86,22 @@ def test_asha_stops_a_bad_trial_at_its_first_rung(read: Read) -> None:  # noqa: 
     assert bad.info["reason"].startswith("after 2 of 6 epochs: 1 of 1 others were better")
 
 
+def test_a_search_by_a_loss_goes_for_the_lower_one(read: Read) -> None:  # noqa: F811
+    search = Search.create(
+        read(
+            "tune: {metric: val/loss, scheduler: asha, space: {optimizer.lr: {grid: [0.05, 1e-5]}}}\n",
+            "train.epochs=6",
+        )
+    )
+    good, bad = begin(search, [0.05, 0.00001])
+    go(search, good, bad)
+    assert (good.info["state"], bad.info["state"]) == ("done", "stopped")
+    found = leaderboard.write_leaderboard(search)
+    assert [entry.trial for entry in found] == ["lenet-000", "lenet-001"]
+    assert found[0].metric == min(float(row["val/loss"]) for row in good.rows())
+    assert load_job(search.best_job_path("lenet")).optimizer.options["lr"] == 0.05
+
+
 def test_past_the_deadline_a_trial_is_saved_and_goes_on_exactly(search: Search) -> None:
     unbroken, broken = begin(search, [0.05, 0.05])
     go(search, unbroken)

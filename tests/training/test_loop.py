@@ -72,6 +72,13 @@ def test_more_epochs_go_on_from_a_finished_run(job: MakeJob) -> None:
     assert len(run.rows()) == 3
 
 
+def test_more_epochs_stretch_the_rest_of_the_schedule(job: MakeJob) -> None:
+    run, whole = train(job(train__epochs=2)), train(job(train__epochs=4))
+    train(job(train__epochs=4), run)
+    rates, expected = ([row["lr"] for row in one.rows()] for one in (run, whole))
+    assert rates[1] != expected[1] and rates[2:] == expected[2:]
+
+
 def test_saving_more_often_changes_nothing(job: MakeJob) -> None:
     seldom, often = train(job()), train(job(storage__every_steps=2))
     assert same(weights(seldom), weights(often)) and numbers(seldom) == numbers(often)
@@ -164,10 +171,20 @@ def test_a_kill_between_a_checkpoint_and_its_index_loses_neither_last_nor_best(
 
 def test_what_cannot_change_in_a_run_is_refused(job: MakeJob) -> None:
     run = train(job())
-    for change in ({"model.pool": "max"}, {"train.batch_size": 16}, {"seed": 3}, {"data.val": 0.2}):
-        section = next(iter(change)).partition(".")[0]
-        with pytest.raises(SpecError, match=f"^{section}"):
+    for key, change in {
+        "name": {"name": "other"},
+        "seed": {"seed": 3},
+        "data": {"data.val": 0.2},
+        "model": {"model.pool": "max"},
+        "optimizer.name": {"optimizer": {"name": "adam", "lr": 0.05}},
+        "train.batch_size": {"train.batch_size": 16},
+        "train.balanced": {"train.balanced": True},
+    }.items():
+        with pytest.raises(SpecError) as refused:
             train(job(train__epochs=5, **change), run)
+        assert refused.value.key == key
+    train(job(train__epochs=4, data__cache="stream", data__max_bad=3), run)
+    assert len(run.rows()) == 4
 
 
 def test_changed_images_are_noticed_on_resume(

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -55,6 +56,15 @@ def test_a_changed_file_is_decoded_anew(tmp_path: Path) -> None:
     open_cache("noise", source, {})
     source.file.write_text("more")
     open_cache("noise", source, {})
+    assert source.reads == 2
+
+
+def test_a_file_that_was_edited_without_a_change_of_size_is_decoded_anew(tmp_path: Path) -> None:
+    source = Noise(tmp_path / "file")
+    for number, text in enumerate(["one", "two"]):
+        source.file.write_text(text)
+        os.utime(source.file, (number, number))
+        open_cache("noise", source, {})
     assert source.reads == 2
 
 

@@ -336,6 +336,47 @@ def test_a_store_that_stays_away_ends_the_job_resumable(
     assert same(weights(again), weights(train(job(schedule="constant"))))
 
 
+def test_a_machine_that_trained_a_run_before_goes_on_from_what_another_has_trained(
+    job: MakeJob, s3: Server, bucket: str, other_machine: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    spec = job(schedule="constant", storage__path=s3.uri(bucket))
+    here = os.environ["RAYCNN_CACHE"]
+    uri = trained(spec.change({"train.epochs": 1})).location
+    other_machine()
+    trained(spec.change({"train.epochs": 2}), Run.open(uri))
+    monkeypatch.setenv("RAYCNN_CACHE", here)
+    path, _ = Run.open(uri).latest_checkpoint()
+    assert path and path.name == "00002-00000000"
+    run = trained(spec, Run.open(uri))
+    unbroken = train(job(schedule="constant"))
+    assert same(weights(run), weights(unbroken)) and numbers(run) == numbers(unbroken)
+
+
+def test_a_trainer_whose_run_was_taken_over_ends_and_uploads_no_index(
+    job: MakeJob, s3: Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.1)
+    spec = job(schedule="constant", storage__path=s3.uri(bucket))
+    run, folder = Run.create(spec), "runs/tiny/1"
+    with pytest.raises(EnvironmentUnavailable, match="took over"), run.lock(), run.syncing(0, 60):
+        train(spec.change({"train.epochs": 1}), run)
+        assert run.wait_flushed(60)
+        index = s3.read(bucket, f"{folder}/checkpoints/index.json")
+        (own,) = [name for name in s3.names(bucket) if f"{folder}/{lease.LEASE}/" in name]
+
+        def is_gone() -> bool:  # a renewal that had begun may write it once more
+            s3.client.delete_object(Bucket=bucket, Key=own)
+            time.sleep(0.5)
+            return own not in s3.names(bucket)
+
+        wait_until(is_gone, 20)
+        s3.client.put_object(Bucket=bucket, Key=f"{folder}/{lease.LEASE}/other", Body=b"other")
+        train(spec, run)
+        run.wait_flushed(60)
+    assert s3.read(bucket, f"{folder}/checkpoints/index.json") == index
+
+
 @pytest.mark.parametrize("verb", ["check", "train"])
 def test_what_cannot_work_is_said_before_training_starts(
     verb: str, job: MakeJob, s3: Server, bucket: str, call: Call, tmp_path: Path
