@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 
 from raycnn.config.search import Domain, TuneSpec
+from raycnn.runs.metrics_file import MetricsWriter
+from raycnn.search.folder import Search
+from raycnn.search.queue import TrialQueue
 from raycnn.search.samplers import make_sampler
-from tests.support.searches import Read
+from raycnn.training.callbacks import EpochEnded
+from tests.support.searches import CPU, Read
 
 
 def drawn(search: TuneSpec, index: int = 0, count: int = 200) -> list[dict]:
@@ -138,6 +142,26 @@ def test_optuna_draws_where_earlier_trials_did_well_also_when_told_of_them_anew(
         resumed += [off(anew.changes(number)) for number in range(40, 60)]
     assert np.mean(later) < 0.8 and np.mean(resumed) < 0.8
     assert {str(anew.changes(60)["schedule"])} <= {"cosine", "{'name': 'step', 'gamma': 0.5}"}
+
+
+def test_a_search_tells_optuna_what_became_of_each_trial_also_when_it_is_resumed(
+    read: Read,
+) -> None:
+    """The metrics are written here: nothing is trained."""
+    search = Search.create(read(OPTUNA.replace("tune:", "tune:\n  trials: 16")))
+    (architecture,) = search.spec.architectures
+    told, queue = make_sampler(search.spec, architecture), TrialQueue(search)
+    for number in range(16):
+        if number == 12:
+            queue = TrialQueue(Search(search.folder))
+        trial = queue.take(CPU)
+        assert trial.info["changes"] == told.changes(number)
+        accuracy = 1 - off(trial.info["changes"]) / 4
+        row = {"epoch": 1, "val/loss": 1.0, "val/acc1": accuracy, "images_per_s": 1.0}
+        MetricsWriter(trial.run.folder / "metrics.csv").on_event(EpochEnded(metrics=row))
+        trial.update(state="done")
+        queue.complete(trial)
+        told.tell(trial.info["changes"], accuracy)
 
 
 def test_a_resumed_search_draws_what_an_unbroken_one_does(read: Read) -> None:

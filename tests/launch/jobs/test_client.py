@@ -14,14 +14,16 @@ from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
+import typer
 from packaging.version import Version
 
 from raycnn.cli import main
 from raycnn.config import yaml_file
 from raycnn.config.load import job_from_tree
-from raycnn.errors import ClusterError, EnvironmentUnavailable, SpecError
+from raycnn.errors import ClusterError, EnvironmentUnavailable, RaycnnError, SpecError
 from raycnn.runs.directory import Run
 from tests.support.images import write_pictures
 from tests.support.jobs import ROOT, TINY
@@ -408,6 +410,38 @@ def test_without_an_address_a_ray_is_started_here_and_ended(spec: Path, tmp_path
     assert gone.returncode == 5 and f"{server}" in gone.stderr
     staying = raycnn("submit", spec, "--detach", cwd=tmp_path, **none)
     assert staying.returncode == 2 and "no cluster address" in staying.stderr
+
+
+def test_a_job_has_two_minutes_to_save_when_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's default are three seconds."""
+    from raycnn.launch.jobs import client
+
+    sent: dict[str, Any] = {}
+    monkeypatch.setattr(client, "_submit", lambda *_, **options: sent.update(options))
+    cluster = client.Cluster.__new__(client.Cluster)
+    cluster.server, cluster._headers = "http://head:8265", {}
+    cluster._start("tiny", ["train", "job.yaml"], tmp_path, "work", code=False)
+    assert sent["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "120"}
+
+
+@pytest.mark.parametrize(
+    ("status", "driver_exit_code", "code"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 4, 4), ("FAILED", -9, 1), ("FAILED", None, 1)],
+)
+def test_following_a_job_ends_with_its_exit_code_or_1_if_it_was_killed(
+    status: str, driver_exit_code: int | None, code: int
+) -> None:
+    from raycnn.cli.remote import exit_like
+    from raycnn.launch.jobs.client import JobDetails
+
+    ended = 0
+    try:
+        exit_like(JobDetails.parse({"status": status, "driver_exit_code": driver_exit_code}))
+    except (RaycnnError, typer.Exit) as error:
+        ended = error.exit_code
+    assert ended == code
 
 
 def test_with_code_everything_in_the_package_is_sent(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from raycnn.config.load import load_job
 from raycnn.config.search import TuneSpec
 from raycnn.errors import ClusterError
 from raycnn.launch.ray.resources import Node
-from raycnn.launch.ray.tune import slots
+from raycnn.launch.ray.tune import _Executor, slots
 from raycnn.search.folder import Search
+from raycnn.search.queue import TrialQueue
 from tests.support.processes import raycnn, wait_for
 from tests.support.runs import numbers, train
-from tests.support.searches import Read, run_all
+from tests.support.searches import CPU, Read, run_all
 
 TEXT = """\
 name: two
@@ -335,3 +337,18 @@ def test_a_pool_that_fits_nowhere_is_refused(read: Read) -> None:  # noqa: F811
     search = read("tune: {pools: [{device: cpu}, {device: npu, cpus: 3}]}\n")
     with pytest.raises(ClusterError, match="3 CPU and 1 NPU"):
         slots(search, [Node("here", {"CPU": 2, "NPU": 1})])
+
+
+def test_a_trial_whose_process_is_lost_again_and_again_fails_and_the_next_one_follows(
+    read: Read,  # noqa: F811
+) -> None:
+    """The losses are told: nothing is trained here."""
+    search = Search.create(read("tune: {space: {optimizer.lr: {grid: [0.05, 0.1]}}}\n"))
+    executor = _Executor.__new__(_Executor)
+    executor.queue, executor.retries = TrialQueue(search), Counter()
+    for _ in range(3):  # failure.retries is 2
+        lost = executor.queue.take(CPU)
+        assert lost.id == "lenet-000" and not lost.ended
+        executor._put_back(lost)
+    assert lost.info["state"] == "failed" and "failure.retries" in lost.info["reason"]
+    assert executor.queue.take(CPU).id == "lenet-001"
