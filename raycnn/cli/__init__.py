@@ -24,16 +24,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(
             stream, "reconfigure"
-        ):  # file names may contain characters that the terminal cannot show
+        ):  # the terminal may not show all characters of a file name
             stream.reconfigure(errors="backslashreplace")
     with without_finalizing():
         try:
             app(prog_name="raycnn")
         except RaycnnError as error:
             _exit(error, error.exit_code)
-        except BrokenPipeError:  # `raycnn list | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
         except OSError as error:
             if not error.filename or error.errno not in REFUSED:
                 raise

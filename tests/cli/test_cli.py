@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -178,6 +179,16 @@ def test_a_name_that_no_file_can_have_is_refused(call: Call) -> None:
     for words in (("train", "x" * 300), ("predict", "x" * 300, "."), ("data", "x" * 300)):
         ended, _, err = call(*words)
         assert ended == 2 and "xxx" in err and "Traceback" not in err
+
+
+def test_a_reader_of_the_output_may_close_it(tmp_path: Path) -> None:
+    """As `head` does."""
+    command = [sys.executable, "-m", "raycnn", "schema"]
+    reader, output = os.pipe()
+    os.close(reader)
+    with open(output, "wb") as closed:
+        done = subprocess.run(command, cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and not done.stderr, "as for every program of click"
 
 
 def test_damaged_weights_are_bad_data(call: Call) -> None:

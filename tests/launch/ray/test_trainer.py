@@ -21,7 +21,7 @@ from raycnn.config import yaml_file
 from raycnn.config.schema import JobSpec
 from raycnn.runs.directory import Run
 from raycnn.search.folder import Search
-from raycnn.training.callbacks import Resumed, WorkersRestarted
+from raycnn.training.callbacks import CheckpointSaved, EpochEnded, Resumed, WorkersRestarted
 from tests.support.jobs import ROOT
 from tests.support.multi_label import write_csv
 from tests.support.processes import ended, free_port, raycnn, wait_for, workers
@@ -33,6 +33,24 @@ from tests.support.searches import Read
 pytestmark = pytest.mark.ray
 
 MakeJob = Callable[..., JobSpec]
+
+
+def test_each_epoch_is_reported_to_ray_with_the_checkpoint_of_the_run(
+    job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Ray: what it would be given is recorded."""
+    from raycnn.launch.ray import entry
+
+    reports = []
+    monkeypatch.setattr(
+        entry.ray.train, "report", lambda row, saved, **_: reports.append((row["epoch"], saved))
+    )
+    run = Run.create(job())
+    reporter = entry.RayReporter(run)
+    reporter.on_event(CheckpointSaved(epoch=1, step=0, name="00001-00000000", best=True))
+    reporter.on_event(EpochEnded(metrics={"epoch": 1}))
+    ((epoch, saved),) = reports
+    assert epoch == 1 and saved.path == str(run.checkpoints / "00001-00000000")
 
 
 def test_killed_workers_and_a_stopped_driver_end_with_the_unbroken_weights(
