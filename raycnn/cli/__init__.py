@@ -22,9 +22,7 @@ REFUSED = {
 def main() -> None:
     """Run the command line; user errors give a message and an exit code, without a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(
-            stream, "reconfigure"
-        ):  # the terminal may not show all characters of a file name
+        if hasattr(stream, "reconfigure"):  # the terminal may lack characters of a file name
             stream.reconfigure(errors="backslashreplace")
     with without_finalizing():
         try:
