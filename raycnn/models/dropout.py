@@ -7,7 +7,7 @@ share. The mask depends only on (seed, step), so a resumed step draws the same m
 import torch
 from torch import Tensor, nn
 
-_first = torch.zeros((), dtype=torch.int64)  # as a number it would have a compiled graph for each
+_first = torch.zeros((), dtype=torch.int64)  # a compiled graph would be of one number alone
 _total = 0
 
 
