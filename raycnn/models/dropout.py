@@ -7,7 +7,8 @@ share. The mask depends only on (seed, step), so a resumed step draws the same m
 import torch
 from torch import Tensor, nn
 
-_first = torch.zeros((), dtype=torch.int64)  # a compiled graph would be of one number alone
+# A tensor, since torch.compile would compile a network again for each value of a number.
+_first = torch.zeros((), dtype=torch.int64, device="cpu")
 _total = 0
 
 
@@ -40,6 +41,6 @@ class Dropout(nn.Module):
             return x
         keep = torch.empty((max(_total, len(x)), *x.shape[1:]), dtype=x.dtype, device=x.device)
         keep.bernoulli_(1 - self.p).div_(1 - self.p)
-        # The one image of a worker without a share, which does not count, may come after the last.
+        # A worker without a share has an image that does not count, whose row may be past the end.
         rows = (_first + torch.arange(len(x), device=x.device)) % len(keep)
         return x * keep.index_select(0, rows)

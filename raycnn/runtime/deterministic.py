@@ -28,7 +28,7 @@ def deterministic(enabled: bool) -> Iterator[None]:
     if enabled:
         os.environ.setdefault(CUBLAS, CUBLAS_VALUE)  # never reset: cuBLAS reads it once per process
         torch.use_deterministic_algorithms(True)
-    # The benchmark chooses whichever algorithm happens to be faster at the time.
+    # Which algorithm the benchmark finds to be the fastest may differ from run to run.
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     try:
         yield

@@ -47,10 +47,10 @@ def keep_freed() -> None:
 
 
 def release_freed(interval_s: float = 60) -> None:
-    """Return freed memory to the system, unless that was done within the last `interval_s` seconds.
+    """Return freed memory to the system, at most once in `interval_s` seconds of this process.
 
-    Tensors of other sizes, as those of the last batch of an epoch, leave gaps in what `keep_freed`
-    keeps, which would grow to more than what the tensors take.
+    What `keep_freed` keeps has gaps that later tensors do not fit in: evaluation, or the last batch
+    of an epoch, has tensors of other sizes.
     """
     global _released_at
     if time.monotonic() - _released_at < interval_s:

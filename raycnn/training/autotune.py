@@ -41,7 +41,7 @@ MIN_TRAINING_S = 60  # seconds: shorter runs take the default settings without m
 MIN_COMPILED_S = 600  # seconds: shorter runs are not compiled, which takes a minute to measure
 MIN_GAIN = 0.05  # fraction by which another setting must be faster than the default
 MEASURED_S = 1.0  # seconds of steps for each combination of settings
-GRAPHS = 3  # graphs compiled in a run: for training, its last batch, and evaluation
+GRAPHS = 5  # graphs compiled in a run: full and last batches, of training, validation and test
 
 log = logging.getLogger("raycnn")
 

@@ -13,6 +13,7 @@ from raycnn.runtime.timer import PassTimer
 from raycnn.training.multi_label import THRESHOLD, MultiLabelScores, multi_label_scores
 
 TOP = 5  # acc5 counts an image as a hit if its label is among this many top predictions
+BLOCK = 1024  # values in one tensor
 RECENT_STEPS = 20  # number of last steps whose mean loss is shown during training
 Confusion = list[list[int]]
 """A sparse confusion matrix: sorted rows [label, prediction, count] of the pairs that occur.
@@ -91,15 +92,37 @@ class EpochMetrics:
         return EpochMetrics(**sums, marked=marked, bad_step=other.bad_step)
 
 
+class StepValues:
+    """A value () of each step, on the device, in few tensors.
+
+    One small tensor for each step, kept among the large ones that are freed, would leave gaps that
+    are too small for large ones: a process on a CPU would grow with every step.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[Tensor] = []
+        self._count = 0
+
+    def append(self, value: Tensor) -> None:
+        """Append a value (), without waiting for the device."""
+        index = self._count % BLOCK
+        if not index:
+            self._blocks.append(value.new_empty(BLOCK))
+        self._blocks[-1][index] = value
+        self._count += 1
+
+    def all(self) -> Tensor:
+        """Return all values (N,)."""
+        return torch.cat(self._blocks)[: self._count] if self._blocks else torch.zeros(0)
+
+
 class MetricAccumulator:
     """An accumulator of the metrics of each step, on the device, without host synchronization."""
 
     def __init__(self, classes: int, evaluating: bool = False):
         self.classes, self.evaluating = classes, evaluating
         self.start_time = time.perf_counter()
-        self._losses: list[Tensor] = []
-        self._hits: list[Tensor] = []
-        self._top5: list[Tensor] = []
+        self._losses, self._hits, self._top5 = StepValues(), StepValues(), StepValues()
         self._pairs: list[Tensor] = []
         self._counts: list[int] = []
         self.count = 0
@@ -121,19 +144,19 @@ class MetricAccumulator:
 
     def recent_loss(self) -> Tensor:
         """Return the mean loss () of the last steps of this rank, on the device."""
-        total = torch.stack(self._losses[-RECENT_STEPS:]).sum()
+        total = self._losses.all()[-RECENT_STEPS:].sum()
         return total / max(1, sum(self._counts[-RECENT_STEPS:]))
 
     def all_reduce(self) -> EpochMetrics:
         """Return the sums over all ranks, with one host synchronization and one all-reduce."""
-        losses = torch.stack(self._losses) if self._losses else torch.zeros(1)
+        losses = self._losses.all()
         if self.evaluating:  # numbers of batches may differ between ranks
-            losses = losses.sum()[None]
-        parts = [losses, _sum(self._hits), _sum(self._top5), torch.tensor([self.count])]
-        own = torch.cat([part.cpu().double() for part in parts])
+            losses = losses.sum()
+        parts = [losses, self._hits.all().sum(), self._top5.all().sum(), torch.tensor(self.count)]
+        own = torch.cat([part.cpu().double().reshape(-1) for part in parts])
         seconds = time.perf_counter() - self.start_time  # now that the device has done all steps
         sums = distributed.all_reduce_sum(own)
-        losses, counts = sums.split([len(losses), 3])
+        losses, counts = sums.split([losses.numel(), 3])
         hits, top5, count = counts.long().tolist()
         bad_steps = torch.nonzero(~losses.isfinite())
         return EpochMetrics(
@@ -226,10 +249,6 @@ class LossReader:
             self._copy_done = torch.get_device_module(self._device).Event()
             self._copy_done.record()
         return self._value
-
-
-def _sum(values: list[Tensor]) -> Tensor:
-    return torch.stack(values).sum()[None] if values else torch.zeros(1)
 
 
 def class_metrics(confusion: Confusion, classes: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What precedes the first step: the training state, its initial weights, and the training step."""
+"""Build the training state with its initial weights, and the training step of each stage."""
 
 import math
 from dataclasses import replace

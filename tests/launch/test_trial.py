@@ -11,6 +11,7 @@ from raycnn.config.load import load_job
 from raycnn.errors import EnvironmentUnavailable
 from raycnn.search import leaderboard
 from raycnn.search.folder import Search
+from raycnn.training import evaluation
 from tests.support.runs import numbers, same, train, weights
 from tests.support.searches import Read, begin, go
 
@@ -38,14 +39,15 @@ def test_the_best_job_comes_to_the_metric_of_its_trial(search: Search) -> None:
 
 def test_no_trial_looks_at_the_test_images(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("raycnn.training.loop.evaluate", _counting(seen))
+    for module in ("loop", "evaluation"):
+        monkeypatch.setattr(f"raycnn.training.{module}.evaluate", _counting(seen))
     go(search, *begin(search, [0.05]))
     assert seen == [20] * 3, "the held-out tenth of 200 images, in each of 3 epochs"
     assert search.trials()[0].run.result() is None
 
 
 def _counting(seen: list[int]) -> Any:
-    from raycnn.training.evaluation import evaluate
+    evaluate = evaluation.evaluate
 
     def counted(model: Any, loader: Any, *rest: Any) -> Any:
         seen.append(loader.samples)

@@ -51,11 +51,12 @@ def test_a_step_on_a_cpu_reuses_the_memory_of_the_one_before() -> None:
 
 
 RELEASE = """
+import resource
 import torch
 from raycnn.runtime import device, memory
 
 def resident_mb():
-    return int(memory.STATM.read_text().split()[1]) * 4096 // 10**6
+    return int(memory.STATM.read_text().split()[1]) * resource.getpagesize() // 10**6
 
 device.find("cpu").select(0)
 torch.ones(1 << 26)  # 268 MB

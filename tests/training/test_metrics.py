@@ -1,3 +1,4 @@
+import gc
 import math
 import time
 import tracemalloc
@@ -37,6 +38,19 @@ def test_the_time_of_an_epoch_ends_when_the_device_has_done_its_steps(
     accumulator.add(torch.tensor(1.0), torch.zeros(1, 2), torch.tensor([0]), 1)
     monkeypatch.setattr(torch.Tensor, "cpu", wait)
     assert accumulator.all_reduce().seconds >= 0.05
+
+
+def test_steps_leave_no_tensors_among_those_that_are_freed() -> None:
+    def tensors() -> int:
+        gc.collect()
+        return sum(type(one) is torch.Tensor for one in gc.get_objects())
+
+    accumulator, before = MetricAccumulator(2), tensors()
+    for _ in range(2000):
+        accumulator.add(torch.tensor(1.0), torch.zeros(1, 2), torch.tensor([0]), 1)
+    assert tensors() - before < 10
+    assert accumulator.recent_loss().item() == 1.0
+    assert (accumulator.all_reduce().loss, accumulator.all_reduce().hits) == (2000.0, 2000)
 
 
 def test_the_first_step_whose_loss_is_not_finite_is_known() -> None:

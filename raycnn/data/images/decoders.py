@@ -51,8 +51,11 @@ class Decoders:
         self.count, self.worked_s = count, 0.0
         self.threads = ThreadPoolExecutor(count, "decoder")
         self.idle: LifoQueue[Decoder] = LifoQueue()  # the last used first: others may end
-        for _ in range(count):
-            self.idle.put(Decoder())
+        self.decoders = [Decoder() for _ in range(count)]
+        for decoder in self.decoders:
+            self.idle.put(decoder)
+        if count > 1:
+            threading.Thread(target=self._reap, daemon=True).start()
 
     def map(self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
         """Return the result for each tuple of arguments. Raises the first error among them.
@@ -66,6 +69,14 @@ class Decoders:
             self.worked_s += time.perf_counter() - start
         rest = (Call(function, each) for each in arguments[len(results) :])
         return results + list(self.threads.map(self._call, rest))
+
+    def _reap(self) -> None:
+        """Wait for processes that have ended: one that was idle for too long would be a zombie."""
+        while True:
+            time.sleep(IDLE_S)
+            for decoder in self.decoders:
+                if process := decoder.process:
+                    process.poll()
 
     def _call(self, call: Call) -> Any:
         decoder = self.idle.get()
@@ -109,8 +120,6 @@ class Decoder:
             # numpy would start as many threads as there are CPUs, in each process.
             environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)
-            # A process that has been idle for too long would stay a zombie until the next call.
-            threading.Thread(target=self.process.wait, daemon=True).start()
             assert self.process.stdout
             _enlarge(self.process.stdout)
         assert self.process.stdin and self.process.stdout

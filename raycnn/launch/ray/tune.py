@@ -82,7 +82,8 @@ def run(search: Search, nodes: list[Node], view: SearchView, serve: bool) -> Non
     With `serve` the nodes may be other machines, to which the search folder is served.
 
     Raises Interrupted on a request to stop, ClusterError when no node has room for trials, and
-    StorageUnavailable when a disk is full; then, and when uploads have failed, all are saved.
+    EnvironmentUnavailable when a disk is full or another process trains a trial. Trials that have
+    not ended resume from their last checkpoints, also when uploads have failed.
     """
     executor = _Executor(search, view, serve)
     with executor.stop.listening():

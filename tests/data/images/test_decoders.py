@@ -18,6 +18,7 @@ from tests.support import decoding
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> Decoders:
     monkeypatch.setattr(decoders, "START_S", 0)
+    monkeypatch.setattr(decoders, "IDLE_S", 0.1)  # for this process alone
     return Decoders(2)
 
 
@@ -48,9 +49,7 @@ def test_a_call_that_ends_its_process_is_named_by_the_exit_code(two: Decoders) -
         two.map(os._exit, [(7,)])
 
 
-def test_an_idle_process_ends_and_leaves_no_zombie(
-    two: Decoders, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_idle_process_ends_and_leaves_no_zombie(two: Decoders) -> None:
     ((pid, _),) = two.map(decoding.end_when_idle, [(0.1,)])
     deadline = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists():  # neither a process nor a zombie

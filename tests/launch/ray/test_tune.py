@@ -1,5 +1,6 @@
 """A search on real Ray: what it finds, and what killing it leaves. Each start takes Ray some 20 s."""
 
+import errno
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import torch
 
 from raycnn.config.load import load_job
 from raycnn.config.search import TuneSpec
-from raycnn.errors import ClusterError
+from raycnn.errors import ClusterError, StorageUnavailable
+from raycnn.launch.ray import tune
 from raycnn.launch.ray.resources import Node
 from raycnn.launch.ray.tune import _Executor, slots
 from raycnn.search.folder import Search
@@ -352,3 +355,22 @@ def test_a_trial_whose_process_is_lost_again_and_again_fails_and_the_next_one_fo
         executor._put_back(lost)
     assert lost.info["state"] == "failed" and "failure.retries" in lost.info["reason"]
     assert executor.queue.take(CPU).id == "lenet-001"
+
+
+def test_a_full_disk_in_an_actor_ends_no_trial_and_keeps_its_exit_code(
+    read: Read,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The actor is called here, without Ray, and the disk is said to be full."""
+    search = Search.create(read())
+    one = TrialQueue(search).take(CPU)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tune, "open_shared_trial", lambda *_: nullcontext((search, one)))
+    monkeypatch.setattr(tune, "_fit", full)
+    slot, folder = tune.Slot(CPU, {"CPU": 1}), tune.share_folder(search.folder, serve=False)
+    error = tune._Trainer().train(folder, one.id, 60, slot, None, None, {})
+    assert isinstance(error, StorageUnavailable) and error.exit_code == 3
+    assert "No space left" in str(error) and not one.ended
