@@ -5,7 +5,6 @@ Available is what the machine has, limited by its container and by `ulimit`.
 
 import ctypes
 import resource
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,8 +15,6 @@ STATM = Path("/proc/self/statm")
 CGROUP = Path("/sys/fs/cgroup")
 UNKNOWN = 2**62  # bytes: stands for a limit that the system does not report
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, from malloc.h
-
-_released_at = time.monotonic()
 
 
 def available() -> int:
@@ -44,20 +41,6 @@ def keep_freed() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def release_freed(interval_s: float = 60) -> None:
-    """Return freed memory to the system, at most once in `interval_s` seconds of this process.
-
-    What `keep_freed` keeps has gaps that later tensors do not fit in: evaluation, or the last batch
-    of an epoch, has tensors of other sizes.
-    """
-    global _released_at
-    if time.monotonic() - _released_at < interval_s:
-        return
-    _released_at = time.monotonic()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _machine() -> int:

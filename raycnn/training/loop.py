@@ -16,7 +16,7 @@ from raycnn.data.loader import Loader
 from raycnn.data.sources.base import SPLITS
 from raycnn.data.splits import Splits, open_splits
 from raycnn.errors import Diverged, Interrupted, SpecError
-from raycnn.runtime import distributed, memory
+from raycnn.runtime import distributed
 from raycnn.runtime.deterministic import deterministic
 from raycnn.runtime.device import is_out_of_memory, peak_mib
 from raycnn.runtime.timer import PassTimer
@@ -231,7 +231,6 @@ def run_epochs(
         state.close_epoch(row)
         _save(state, hooks, callbacks)
         callbacks.on_event(EpochEnded(metrics=row))
-        memory.release_freed()
 
     if state.epoch < job.train.epochs and job.train.patience:
         callbacks.on_event(StoppedEarly(patience=job.train.patience))

@@ -48,28 +48,3 @@ def test_a_step_on_a_cpu_reuses_the_memory_of_the_one_before() -> None:
 
     assert faults("selected") < 1_000
     assert faults("default") > 100_000
-
-
-RELEASE = """
-import resource
-import torch
-from raycnn.runtime import device, memory
-
-def resident_mb():
-    return int(memory.STATM.read_text().split()[1]) * resource.getpagesize() // 10**6
-
-device.find("cpu").select(0)
-torch.ones(1 << 26)  # 268 MB
-kept = resident_mb()
-memory.release_freed()
-too_soon = resident_mb()
-memory.release_freed(interval_s=0)
-print(too_soon - kept, kept - resident_mb())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
-def test_what_is_kept_goes_back_to_the_system_now_and_then() -> None:
-    said = subprocess.check_output([sys.executable, "-c", RELEASE], text=True)
-    at_once, later = map(int, said.split())
-    assert abs(at_once) < 50 and later > 200

@@ -74,9 +74,8 @@ def test_a_short_run_is_not_measured(job: MakeJob) -> None:
 def test_what_cannot_be_compiled_is_trained_without(
     job: MakeJob, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        "torch.nn.Module.compile", lambda model, **_: 1 / 0
-    )  # as without a compiler
+    # As without a compiler.
+    monkeypatch.setattr("torch.nn.Module.compile", lambda model, **_: 1 / 0)
     run = train(job(train__compile="auto"))
     assert run.job().train.compile is False
     assert len(happened(run, Autotuned)[0].seconds) == 1

@@ -16,7 +16,6 @@ from raycnn.config.schema import JobSpec
 from raycnn.data.transforms.pipeline import Pipeline
 from raycnn.errors import DataError, Diverged, Interrupted, SpecError
 from raycnn.runs.directory import Run
-from raycnn.runtime import memory
 from tests.support.runs import numbers, same, train, weights
 
 MakeJob = Callable[..., JobSpec]
@@ -78,15 +77,6 @@ def test_more_epochs_stretch_the_rest_of_the_schedule(job: MakeJob) -> None:
     train(job(train__epochs=4), run)
     rates, expected = ([row["lr"] for row in one.rows()] for one in (run, whole))
     assert rates[1] != expected[1] and rates[2:] == expected[2:]
-
-
-def test_freed_memory_may_be_returned_after_each_epoch(
-    job: MakeJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    epochs: list[int] = []
-    monkeypatch.setattr(memory, "release_freed", lambda: epochs.append(1))
-    train(job())
-    assert len(epochs) == 3
 
 
 def test_saving_more_often_changes_nothing(job: MakeJob) -> None:

@@ -21,7 +21,7 @@ from raycnn.config.search import TuneSpec
 from raycnn.errors import ClusterError, StorageUnavailable
 from raycnn.launch.ray import tune
 from raycnn.launch.ray.resources import Node
-from raycnn.launch.ray.tune import _Executor, slots
+from raycnn.launch.ray.tune import slots
 from raycnn.search.folder import Search
 from raycnn.search.queue import TrialQueue
 from tests.support.processes import raycnn, wait_for
@@ -347,7 +347,7 @@ def test_a_trial_whose_process_is_lost_again_and_again_fails_and_the_next_one_fo
 ) -> None:
     """The losses are told: nothing is trained here."""
     search = Search.create(read("tune: {space: {optimizer.lr: {grid: [0.05, 0.1]}}}\n"))
-    executor = _Executor.__new__(_Executor)
+    executor = tune._Executor.__new__(tune._Executor)
     executor.queue, executor.retries = TrialQueue(search), Counter()
     for _ in range(3):  # failure.retries is 2
         lost = executor.queue.take(CPU)
