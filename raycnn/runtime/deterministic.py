@@ -37,7 +37,8 @@ def deterministic(enabled: bool) -> Iterator[None]:
             raise SpecError(message, "train.deterministic") from None
         raise
     finally:
-        torch.use_deterministic_algorithms(was_enabled, warn_only=warn_only)
+        if enabled:  # a call imports torch's compiler, which takes longer than a short training
+            torch.use_deterministic_algorithms(was_enabled, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
 
 
